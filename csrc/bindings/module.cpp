@@ -1,0 +1,35 @@
+#include <Eigen/Core>
+
+#include "bindings/convert.hpp"
+
+namespace ff::bindings {
+
+void bind_omp(py::module_& m);
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["level"] = FASTFACTOR_LEVEL;
+  info["threading"] = threading_runtime();
+#if defined(__clang__)
+  info["compiler"] = "Clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "GCC " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["eigen"] = std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) +
+                  "." + std::to_string(EIGEN_MINOR_VERSION);
+  return info;
+}
+
+}  // namespace
+}  // namespace ff::bindings
+
+PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
+  using namespace ff::bindings;
+  m.def("build_info", &build_info);
+  m.def("default_threads", &ff::default_threads);
+  bind_omp(m);
+}

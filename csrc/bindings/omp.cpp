@@ -1,0 +1,38 @@
+#include "kernels/omp.hpp"
+
+#include "bindings/convert.hpp"
+
+namespace ff::bindings {
+namespace {
+
+template <class T>
+py::tuple omp_as(const MatrixView& x, const MatrixView& dictionary, const MatrixView* gram,
+                 const OmpOptions& options) {
+  auto codes =
+      without_gil([&](Stop& stop) { return ff::omp<T>(x, dictionary, gram, options, stop); });
+  const index n = codes.data.size();
+  return py::make_tuple(to_numpy(std::move(codes.data), {n}), to_numpy(std::move(codes.indices), {n}),
+                        to_numpy(std::move(codes.indptr), {x.rows + 1}));
+}
+
+py::tuple omp(const py::array& x, const py::array& dictionary, const py::object& gram,
+              index max_nonzeros, double tol, bool orthogonal_select, bool as_double, int n_threads) {
+  const MatrixView samples = matrix_view(x), atoms = matrix_view(dictionary);
+  MatrixView products;
+  if (!gram.is_none()) products = matrix_view(py::cast<py::array>(gram));
+  if (samples.cols != atoms.cols || atoms.rows < 1 || max_nonzeros < 0 ||
+      (!gram.is_none() && (products.rows != atoms.rows || products.cols != atoms.rows)))
+    throw py::value_error("shapes of X, dictionary and gram do not fit");
+  const OmpOptions options{max_nonzeros, tol, orthogonal_select, n_threads};
+  const auto call = as_double ? omp_as<double> : omp_as<float>;
+  return call(samples, atoms, gram.is_none() ? nullptr : &products, options);
+}
+
+}  // namespace
+
+void bind_omp(py::module_& m) {
+  m.def("omp", &omp, py::arg("x"), py::arg("dictionary"), py::arg("gram"), py::arg("max_nonzeros"),
+        py::arg("tol"), py::arg("orthogonal_select"), py::arg("as_double"), py::arg("n_threads"));
+}
+
+}  // namespace ff::bindings

@@ -1,0 +1,90 @@
+#pragma once
+#include "core/buffer.hpp"
+#include "core/simd.hpp"
+
+// The dense tile that searches stand on: R rows of X against a panel of columns, accumulators in
+// registers. A caller fuses what comes after the product (an argmin, a store) with it, which a
+// general matrix product does not let it do.
+namespace ff {
+
+inline constexpr int kPanelVectors = 2;
+
+template <class T>
+inline constexpr int kPanelCols = kPanelVectors * simd::kLanes<T>;
+
+// R × 2 accumulators, 2 panel vectors and a broadcast: 27 of 32 registers on v4, 15 of 16 on v3 and v2.
+inline constexpr int kTileRows = simd::kBytes == 64 ? 12 : 6;
+
+// A sum over the depth runs in parts of so many terms, which are then added in order: whatever the
+// number of rows in a tile, a row's sums have the same bits, and rounding grows with the part plus
+// the number of parts, not with the depth.
+inline constexpr index kDepthPart = 512;
+
+// Rows of a matrix (atoms, centroids) as columns of panels: panel p holds columns [p·w, (p+1)·w),
+// depth by depth, so that a tile reads it front to back. Columns past the last are zero.
+template <class T>
+class Panels {
+ public:
+  Panels() = default;
+  Panels(index count, index depth)
+      : count_(count), depth_(depth), data_(n_panels() * depth * kPanelCols<T>) {
+    std::memset(data_.data(), 0, std::size_t(data_.size()) * sizeof(T));
+  }
+
+  index count() const { return count_; }
+  index depth() const { return depth_; }
+  index n_panels() const { return ceil_div(count_, kPanelCols<T>); }
+  index padded() const { return n_panels() * kPanelCols<T>; }
+  const T* panel(index p) const { return data_.data() + p * depth_ * kPanelCols<T>; }
+
+  void set(index column, const T* values) {
+    T* to = data_.data() + (column / kPanelCols<T>)*depth_ * kPanelCols<T> + column % kPanelCols<T>;
+    for (index k = 0; k < depth_; ++k) to[k * kPanelCols<T>] = values[k];
+  }
+
+ private:
+  index count_ = 0, depth_ = 0;
+  Buffer<T> data_;
+};
+
+// R rows, interleaved: out[k·R + r] = rows[r][k], rows ld apart.
+template <int R, class T>
+inline void interleave(const T* rows, index ld, index depth, T* out) {
+  for (index k = 0; k < depth; ++k)
+    for (int r = 0; r < R; ++r) out[k * R + r] = rows[r * ld + k];
+}
+
+// acc[r][v] = Σ_k x[k·R + r] · panel[k][v]
+template <int R, class T>
+inline void panel_product(const T* x, const T* panel, index depth,
+                          simd::Vec<T> (&acc)[R][kPanelVectors]) {
+  using simd::Vec;
+  for (index first = 0; first < depth || first == 0; first += kDepthPart) {
+    const index end = depth - first < kDepthPart ? depth : first + kDepthPart;
+    Vec<T> part[R][kPanelVectors];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = Vec<T>{};
+    const T* c = panel + first * kPanelCols<T>;
+    const T* xk = x + first * R;
+    for (index k = first; k < end; ++k) {
+      const Vec<T> c0 = simd::load(c), c1 = simd::load(c + simd::kLanes<T>);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> xr = simd::splat(xk[r]);
+        part[r][0] = simd::mul_add(xr, c0, part[r][0]);
+        part[r][1] = simd::mul_add(xr, c1, part[r][1]);
+      }
+      c += kPanelCols<T>;
+      xk += R;
+    }
+    if (first == 0) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) acc[r][0] = part[r][0], acc[r][1] = part[r][1];
+    } else {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][0] + part[r][0], acc[r][1] = acc[r][1] + part[r][1];
+    }
+  }
+}
+
+}  // namespace ff

@@ -1,0 +1,113 @@
+#include "core/parallel.hpp"
+
+#include <algorithm>
+#include <mutex>
+#include <system_error>
+#include <vector>
+
+#ifdef _OPENMP
+#  include <omp.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#  include <pthread.h>
+#endif
+
+namespace ff {
+namespace {
+
+// GNU OpenMP waits for ever in a child process for the team that only its parent had. So a child
+// of fork() runs the loop on threads of its own: dearer to start (some 20 µs each), never stuck.
+std::atomic<bool> forked{false};
+
+#if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
+[[maybe_unused]] const int at_fork =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+#endif
+
+class Loop {
+ public:
+  Loop(index n_tasks, Stop& stop, detail::Task call, void* context)
+      : n_tasks_(n_tasks), stop_(stop), call_(call), context_(context) {}
+
+  // What each worker does: take the next task until none is left. Nothing may leave it, because an
+  // exception that leaves an OpenMP region ends the process.
+  void work(int worker) noexcept {
+    try {
+      while (!stop_.requested() && !failed_.load(std::memory_order_relaxed)) {
+        const index task = next_.fetch_add(1, std::memory_order_relaxed);
+        if (task >= n_tasks_) return;
+        call_(context_, task, worker);
+      }
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      failed_.store(true, std::memory_order_relaxed);
+    }
+  }
+
+  void finish() {
+    if (error_) std::rethrow_exception(error_);
+    stop_.throw_if_requested();
+  }
+
+ private:
+  const index n_tasks_;
+  Stop& stop_;
+  const detail::Task call_;
+  void* const context_;
+  std::atomic<index> next_{0};
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+void run_on_own_threads(Loop& loop, int n_threads) {
+  std::vector<std::thread> team;
+  team.reserve(n_threads - 1);
+  try {
+    for (int worker = 1; worker < n_threads; ++worker)
+      team.emplace_back([&loop, worker] { loop.work(worker); });
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that started share the work.
+  }
+  loop.work(0);
+  for (auto& thread : team) thread.join();
+}
+
+}  // namespace
+
+void detail::run_tasks(index n_tasks, int n_threads, Stop& stop, Task call, void* context) {
+  Loop loop(n_tasks, stop, call, context);
+  n_threads = int(std::clamp<index>(n_threads, 1, std::max<index>(n_tasks, 1)));
+  if (n_threads == 1) {
+    loop.work(0);
+  } else if (forked.load(std::memory_order_relaxed)) {
+    run_on_own_threads(loop, n_threads);
+  } else {
+#ifdef _OPENMP
+#  pragma omp parallel num_threads(n_threads)
+    loop.work(omp_get_thread_num());
+#else
+    loop.work(0);
+#endif
+  }
+  loop.finish();
+}
+
+int default_threads() {
+#ifdef _OPENMP
+  return std::max(1, std::min(omp_get_max_threads(), omp_get_num_procs()));
+#else
+  return 1;
+#endif
+}
+
+const char* threading_runtime() {
+#ifdef _OPENMP
+  return "OpenMP";
+#else
+  return "none (built without OpenMP: one thread)";
+#endif
+}
+
+}  // namespace ff

@@ -1,0 +1,182 @@
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "core/types.hpp"
+
+#if defined(__SSE2__)
+#  include <immintrin.h>
+#endif
+
+// The widest vectors of the level that is being compiled, on the vector extensions that GCC and
+// Clang share. Rounding is explicit everywhere: mul_add is one rounding where the processor has
+// FMA, two where it has not, and the scalar form rounds as the vector form does, so that a tail
+// gives the same bits as a full vector.
+namespace ff::simd {
+
+#if defined(__AVX512F__)
+inline constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kBytes = 32;
+#else
+inline constexpr int kBytes = 16;
+#endif
+
+namespace detail {
+template <class T>
+struct Types;
+template <>
+struct Types<float> {
+  typedef float Vec __attribute__((vector_size(kBytes)));
+  typedef std::int32_t Int;
+};
+template <>
+struct Types<double> {
+  typedef double Vec __attribute__((vector_size(kBytes)));
+  typedef std::int64_t Int;
+};
+template <>
+struct Types<std::int32_t> {
+  typedef std::int32_t Vec __attribute__((vector_size(kBytes)));
+  typedef std::int32_t Int;
+};
+template <>
+struct Types<std::int64_t> {
+  typedef std::int64_t Vec __attribute__((vector_size(kBytes)));
+  typedef std::int64_t Int;
+};
+}  // namespace detail
+
+template <class T>
+using Vec = typename detail::Types<T>::Vec;
+template <class T>  // the integer as wide as T: what comparisons of Vec<T> give
+using Int = typename detail::Types<T>::Int;
+template <class T>
+inline constexpr int kLanes = kBytes / int(sizeof(T));
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+inline Vec<T> splat(T x) {
+  return x - Vec<T>{};  // x − 0 keeps every bit of x, the sign of zero included
+}
+
+template <class T>
+inline Vec<T> iota() {
+  Vec<T> v;
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = T(i);
+  return v;
+}
+
+// a·b + c
+inline float mul_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline double mul_add(double a, double b, double c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA)
+  for (int i = 0; i < kLanes<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__ARM_FEATURE_FMA)
+  for (int i = 0; i < kLanes<double>; ++i) c[i] = __builtin_fma(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+// a < b ? a : b, and the same for max: the operand order that minps and maxps have.
+template <class V>
+inline V min(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <class V>
+inline V max(V a, V b) {
+  return a > b ? a : b;
+}
+
+inline Vec<float> abs(Vec<float> v) {
+  return (Vec<float>)((Vec<std::int32_t>)v & splat<std::int32_t>(0x7fffffff));
+}
+
+inline Vec<double> abs(Vec<double> v) {
+  return (Vec<double>)((Vec<std::int64_t>)v & splat<std::int64_t>(0x7fffffffffffffff));
+}
+
+namespace detail {
+// Lane i takes lane (i + Shift) mod lanes.
+template <int Shift, class T, int... I>
+inline Vec<T> rotate(Vec<T> v, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, ((I + Shift) % int(sizeof...(I)))...);
+#else
+  return __builtin_shuffle(v, Vec<Int<T>>{((I + Shift) % int(sizeof...(I)))...});
+#endif
+}
+
+template <class T, int Shift, class Op>
+inline T fold(Vec<T> v, Op op) {
+  v = op(v, rotate<Shift, T>(v, std::make_integer_sequence<int, kLanes<T>>()));
+  if constexpr (Shift > 1)
+    return fold<T, Shift / 2>(v, op);
+  else
+    return v[0];
+}
+}  // namespace detail
+
+template <class T>
+inline T reduce_min(Vec<T> v) {
+  return detail::fold<T, kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return min(a, b); });
+}
+
+template <class T>
+inline T reduce_max(Vec<T> v) {
+  return detail::fold<T, kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return max(a, b); });
+}
+
+// The sum of the lanes, halves added to halves: always the same tree.
+template <class T>
+inline T reduce_add(Vec<T> v) {
+  return detail::fold<T, kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return a + b; });
+}
+
+}  // namespace ff::simd

@@ -1,0 +1,13 @@
+"""fastfactor: fast, exact kernels for compressing neural networks.
+
+Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions here find the factors
+(:func:`omp`, :func:`kmeans`) or use them without building W (:func:`spmm`).
+"""
+
+__version__ = "0.1.0"
+
+from .config import show_config
+from .sparse import CSR
+from .sparse_coding import omp
+
+__all__ = ["CSR", "__version__", "omp", "show_config"]

@@ -1,0 +1,103 @@
+"""Arguments, checked before any work: what the function layer says to a caller who erred.
+
+Every message names the argument, what it must be, and what came.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._core import kernels
+
+Array = npt.NDArray[Any]
+
+FLOATS = "float16, bfloat16, float32 or float64"
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether the kernels read this dtype: IEEE floats of 2, 4 or 8 bytes and bfloat16."""
+    if dtype.kind == "f":
+        return dtype.itemsize in (2, 4, 8) and dtype.isnative
+    return dtype.name == "bfloat16"
+
+
+def float_array(value: Any, name: str, *, ndim: tuple[int, ...]) -> Array:
+    """``value`` as an array of floats of one of the given ranks; an ndarray is never copied."""
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if not is_float(array.dtype):
+        raise TypeError(f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}")
+    if array.ndim not in ndim:
+        ranks = " or ".join(str(n) for n in ndim)
+        raise ValueError(f"{name} must have {ranks} dimensions, got shape {array.shape}")
+    return array
+
+
+def result_dtype(*arrays: Array | None) -> type[np.float32] | type[np.float64]:
+    """float64 where any operand is, else float32: narrower floats are widened."""
+    wide = any(array is not None and array.dtype == np.float64 for array in arrays)
+    return np.float64 if wide else np.float32
+
+
+def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """An integer in [low, high]; floats and booleans are refused, NumPy's integers are not."""
+    wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an integer {wanted}, got {value!r}")
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {wanted}, got {number}")
+    return number
+
+
+def nonnegative(value: Any, name: str) -> float:
+    """A real number that is zero or more (infinity included)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number that is zero or more, got {value!r}") from None
+    if not number >= 0:
+        raise ValueError(f"{name} must be zero or more, got {value!r}")
+    return number
+
+
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def threads(n_threads: int | None) -> int:
+    """How many threads a call uses: ``None`` is OMP_NUM_THREADS, threadpoolctl's limit, or all."""
+    if n_threads is None:
+        return int(kernels.default_threads())
+    return integer(n_threads, "n_threads", 1, 1024)
+
+
+def seed(random_state: Any) -> int:
+    """A 64-bit seed from ``None`` (fresh), an integer, or NumPy's Generator or RandomState."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**64, dtype=np.uint64))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**63, dtype=np.int64))
+    try:
+        number = operator.index(random_state)
+    except TypeError:
+        raise TypeError(
+            "random_state must be None, an integer, a numpy Generator or a RandomState, "
+            f"got {random_state!r}"
+        ) from None
+    if not 0 <= number < 2**64:
+        raise ValueError(f"random_state must be in [0, 2**64), got {number}")
+    return number

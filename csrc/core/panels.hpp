@@ -18,7 +18,7 @@ inline constexpr int kTileRows = simd::kBytes == 64 ? 12 : 6;
 // A sum over the depth runs in parts of so many terms, which are then added in order: whatever the
 // number of rows in a tile, a row's sums have the same bits, and rounding grows with the part plus
 // the number of parts, not with the depth.
-inline constexpr index kDepthPart = 512;
+inline constexpr index kDepthPart = 256;
 
 // Rows of a matrix (atoms, centroids) as columns of panels: panel p holds columns [p·w, (p+1)·w),
 // depth by depth, so that a tile reads it front to back. Columns past the last are zero.
@@ -54,16 +54,16 @@ inline void interleave(const T* rows, index ld, index depth, T* out) {
     for (int r = 0; r < R; ++r) out[k * R + r] = rows[r * ld + k];
 }
 
-// acc[r][v] = Σ_k x[k·R + r] · panel[k][v]
+// acc[r][v] += Σ_k x[k·R + r] · panel[k][v]
 template <int R, class T>
 inline void panel_product(const T* x, const T* panel, index depth,
                           simd::Vec<T> (&acc)[R][kPanelVectors]) {
   using simd::Vec;
-  for (index first = 0; first < depth || first == 0; first += kDepthPart) {
-    const index end = depth - first < kDepthPart ? depth : first + kDepthPart;
-    Vec<T> part[R][kPanelVectors];
+  Vec<T> part[R][kPanelVectors];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = Vec<T>{};
+  for (int r = 0; r < R; ++r) part[r][0] = acc[r][0], part[r][1] = acc[r][1];
+  for (index first = 0;;) {
+    const index end = depth - first <= kDepthPart ? depth : first + kDepthPart;
     const T* c = panel + first * kPanelCols<T>;
     const T* xk = x + first * R;
     for (index k = first; k < end; ++k) {
@@ -82,8 +82,15 @@ inline void panel_product(const T* x, const T* panel, index depth,
       for (int r = 0; r < R; ++r) acc[r][0] = part[r][0], acc[r][1] = part[r][1];
     } else {
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][0] + part[r][0], acc[r][1] = acc[r][1] + part[r][1];
+      for (int r = 0; r < R; ++r) {
+        acc[r][0] = acc[r][0] + part[r][0];
+        acc[r][1] = acc[r][1] + part[r][1];
+      }
     }
+    first = end;
+    if (first == depth) return;
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = Vec<T>{};
   }
 }
 

@@ -104,7 +104,7 @@ class Atoms {
 
   template <int R>
   void multiply_panel(const T* rows, index p, T* out) const {
-    Vec<T> acc[R][kPanelVectors];
+    Vec<T> acc[R][kPanelVectors] = {};
     panel_product<R>(rows, panels_.panel(p), depth(), acc);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)

@@ -6,8 +6,9 @@ Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions
 
 __version__ = "0.1.0"
 
+from .clustering import KMeansResult, assign, kmeans
 from .config import show_config
 from .sparse import CSR
 from .sparse_coding import omp
 
-__all__ = ["CSR", "__version__", "omp", "show_config"]
+__all__ = ["CSR", "KMeansResult", "__version__", "assign", "kmeans", "omp", "show_config"]

@@ -101,3 +101,11 @@ def seed(random_state: Any) -> int:
     if not 0 <= number < 2**64:
         raise ValueError(f"random_state must be in [0, 2**64), got {number}")
     return number
+
+
+def finite(array: Array, name: str) -> None:
+    """Refuse NaN and infinity, naming the first."""
+    ok = np.isfinite(array)
+    if not ok.all():
+        at = tuple(int(i) for i in np.argwhere(~ok)[0])
+        raise ValueError(f"{name} must be finite, got {array[at]} at {list(at)}")

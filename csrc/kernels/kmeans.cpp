@@ -1,0 +1,152 @@
+// Lloyd's k-means (S. Lloyd 1982): assign each row to its nearest centroid, move each centroid to
+// the mean of its rows, until no label or hardly a centroid moves.
+#include "kernels/kmeans.hpp"
+
+#include <memory>
+
+#include "core/random.hpp"
+#include "kernels/centroids.hpp"
+
+namespace ff {
+namespace {
+
+// Labels of all rows; whether any differs from what was there.
+template <class T>
+bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
+                 Stop& stop, std::int32_t* labels) {
+  const index d = samples.x.cols, n = samples.x.rows;
+  Nearest<T> search(n_clusters, d);
+  std::vector<T> row(d);
+  for (index j = 0; j < n_clusters; ++j) {
+    samples.frame.to_frame(centroids + j * d, row.data());
+    search.set(j, row.data());
+  }
+  const index block = search.block_rows();
+  std::vector<std::unique_ptr<typename Nearest<T>::Scratch>> scratch(n_threads);
+  std::vector<std::vector<std::int32_t>> found(n_threads);
+  std::atomic<bool> changed{false};
+  parallel_for(ceil_div(n, block), n_threads, stop, [&](index b, int worker) {
+    if (!scratch[worker]) {
+      scratch[worker] = std::make_unique<typename Nearest<T>::Scratch>(search);
+      found[worker].resize(block);
+    }
+    const index first = b * block, count = std::min(block, n - first);
+    auto& mine = found[worker];
+    search.search(samples.x, samples.frame, first, count, *scratch[worker], mine.data());
+    if (!std::equal(mine.begin(), mine.begin() + count, labels + first)) {
+      changed.store(true, std::memory_order_relaxed);
+      std::copy_n(mine.begin(), count, labels + first);
+    }
+  });
+  return changed.load();
+}
+
+template <class T>
+struct Run {
+  std::vector<T> centroids;
+  std::vector<std::int32_t> labels;
+  double inertia = 0;
+  index n_iter = 0;
+};
+
+template <class T>
+Run<T> lloyd(const Samples<T>& samples, std::vector<T> centroids, const KMeansOptions& options,
+             int n_threads, Stop& stop) {
+  Run<T> run{std::move(centroids), std::vector<std::int32_t>(samples.x.rows, -1), 0, 0};
+  const double enough = options.tol * samples.mean_variance;
+  CentroidUpdate<T> update(samples, options.n_clusters, n_threads, stop);
+  const auto assign_all = [&] {
+    return assign_rows(samples, run.centroids.data(), options.n_clusters, n_threads, stop,
+                       run.labels.data());
+  };
+  bool settled = false;  // labels belong to the centroids as they are
+  while (run.n_iter < options.max_iter && !settled) {
+    ++run.n_iter;
+    settled = !assign_all();
+    if (settled) break;
+    if (update.move(run.labels.data(), run.centroids.data()) <= enough) break;
+  }
+  if (!settled) assign_all();
+  run.inertia = inertia(samples, run.centroids.data(), run.labels.data(), n_threads, stop);
+  return run;
+}
+
+template <class T>
+Run<T> best_run(const Samples<T>& samples, const MatrixView* initial, index group,
+                const KMeansOptions& options, int n_threads, Stop& stop) {
+  const index d = samples.x.cols;
+  Run<T> best;
+  for (index attempt = 0; attempt < options.n_init; ++attempt) {
+    std::vector<T> centroids(options.n_clusters * d);
+    if (initial) {
+      for (index j = 0; j < options.n_clusters; ++j) load_row(*initial, j, centroids.data() + j * d);
+    } else {
+      const std::uint64_t seed = mix64(mix64(options.seed ^ mix64(group)) + std::uint64_t(attempt));
+      seed_centroids(samples, options.init, options.n_clusters, seed, n_threads, stop, centroids.data());
+    }
+    Run<T> run = lloyd(samples, std::move(centroids), options, n_threads, stop);
+    if (attempt == 0 || run.inertia < best.inertia) best = std::move(run);
+  }
+  return best;
+}
+
+// body(group, threads): over the groups where there are enough of them, else inside each in turn.
+template <class Body>
+void for_groups(index count, int n_threads, Stop& stop, Body&& body) {
+  if (count >= n_threads) {
+    parallel_for(count, n_threads, stop, [&](index g, int) { body(g, 1); });
+  } else {
+    for (index g = 0; g < count; ++g) body(g, n_threads);
+  }
+}
+
+}  // namespace
+
+template <class T>
+KMeansResult<T> kmeans(const StackView& x, const double* weights, const StackView* initial,
+                       const KMeansOptions& options, Stop& stop) {
+  const index n = x.first.rows, d = x.first.cols, k = options.n_clusters;
+  KMeansResult<T> result{Buffer<T>(x.count * k * d), Buffer<std::int32_t>(x.count * n),
+                         Buffer<double>(x.count), Buffer<std::int64_t>(x.count)};
+  for_groups(x.count, options.n_threads, stop, [&](index g, int n_threads) {
+    MatrixView given;
+    if (initial) given = (*initial)[g];
+    const auto samples = make_samples<T>(x[g], weights ? weights + g * n : nullptr,
+                                         initial ? &given : nullptr, n_threads, stop);
+    const auto run = best_run(samples, initial ? &given : nullptr, g, options, n_threads, stop);
+    std::copy(run.centroids.begin(), run.centroids.end(), result.centroids.data() + g * k * d);
+    std::copy(run.labels.begin(), run.labels.end(), result.labels.data() + g * n);
+    result.inertia[g] = run.inertia;
+    result.n_iter[g] = run.n_iter;
+  });
+  return result;
+}
+
+template <class T>
+void assign(const StackView& x, const StackView& centroids, std::int32_t* labels, T* distances,
+            int n_threads, Stop& stop) {
+  const index n = x.first.rows, d = x.first.cols, k = centroids.first.rows;
+  for_groups(x.count, n_threads, stop, [&](index g, int threads) {
+    const MatrixView given = centroids[g];
+    const auto samples = make_samples<T>(x[g], nullptr, &given, threads, stop);
+    std::vector<T> own(k * d);
+    for (index j = 0; j < k; ++j) load_row(given, j, own.data() + j * d);
+    assign_rows(samples, own.data(), k, threads, stop, labels + g * n);
+    const Chunks chunks(n);
+    parallel_for(chunks.count, threads, stop, [&](index chunk, int) {
+      std::vector<T> buffer(d);
+      for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
+        distances[g * n + i] = T(squared_distance(row_as(samples.x, i, buffer.data()),
+                                                  own.data() + labels[g * n + i] * d, d));
+    });
+  });
+}
+
+template KMeansResult<float> kmeans(const StackView&, const double*, const StackView*,
+                                    const KMeansOptions&, Stop&);
+template KMeansResult<double> kmeans(const StackView&, const double*, const StackView*,
+                                     const KMeansOptions&, Stop&);
+template void assign(const StackView&, const StackView&, std::int32_t*, float*, int, Stop&);
+template void assign(const StackView&, const StackView&, std::int32_t*, double*, int, Stop&);
+
+}  // namespace ff

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -15,13 +16,13 @@ namespace {
 // The features of the x86-64 psABI levels, and the register state that the system must save for
 // them (XCR0: SSE and AVX; opmask and the ZMM halves).
 struct Processor {
-  unsigned ecx1 = 0, ebx7 = 0, ecx_extended = 0;
+  unsigned ecx1 = 0, ebx7 = 0, ecx7 = 0, ecx_extended = 0;
   unsigned long long saved = 0;
 
   Processor() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid(1, &a, &b, &c, &d)) ecx1 = c;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx7 = b;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx7 = b, ecx7 = c;
     if (__get_cpuid(0x80000001u, &a, &b, &c, &d)) ecx_extended = c;
     if (ecx1 & (1u << 27)) {  // OSXSAVE: xgetbv may be asked
       unsigned low = 0, high = 0;
@@ -45,6 +46,8 @@ struct Processor {
   }
   // AVX-512 F, DQ, CD, BW, VL
   bool v4() const { return v3() && all(ebx7, {16, 17, 28, 30, 31}) && (saved & 0xe6) == 0xe6; }
+  // AVX-512 VNNI
+  bool v4_vnni() const { return v4() && all(ecx7, {11}); }
 };
 #endif
 
@@ -52,6 +55,7 @@ std::vector<std::string> supported_levels() {
   std::vector<std::string> levels;
 #if defined(__x86_64__)
   const Processor processor;
+  if (processor.v4_vnni()) levels.emplace_back("v4_vnni");
   if (processor.v4()) levels.emplace_back("v4");
   if (processor.v3()) levels.emplace_back("v3");
   if (processor.v2()) levels.emplace_back("v2");

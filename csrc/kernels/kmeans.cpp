@@ -6,32 +6,34 @@
 
 #include "core/random.hpp"
 #include "kernels/centroids.hpp"
+#include "kernels/nearest_filtered.hpp"
 
 namespace ff {
 namespace {
 
-// Labels of all rows; whether any differs from what was there.
-template <class T>
-bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
+template <class Search, class T>
+bool assign_with(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
                  Stop& stop, std::int32_t* labels) {
   const index d = samples.x.cols, n = samples.x.rows;
-  Nearest<T> search(n_clusters, d);
+  Search search(n_clusters, d);
   std::vector<T> row(d);
   for (index j = 0; j < n_clusters; ++j) {
     samples.frame.to_frame(centroids + j * d, row.data());
     search.set(j, row.data());
   }
+  search.ready();
   const index block = search.block_rows();
-  std::vector<std::unique_ptr<typename Nearest<T>::Scratch>> scratch(n_threads);
+  std::vector<std::unique_ptr<typename Search::Scratch>> scratch(n_threads);
   std::vector<std::vector<std::int32_t>> found(n_threads);
   std::atomic<bool> changed{false};
   parallel_for(ceil_div(n, block), n_threads, stop, [&](index b, int worker) {
+    auto& mine = found[worker];
     if (!scratch[worker]) {
-      scratch[worker] = std::make_unique<typename Nearest<T>::Scratch>(search);
-      found[worker].resize(block);
+      scratch[worker] = std::make_unique<typename Search::Scratch>(search);
+      mine.resize(block);
     }
     const index first = b * block, count = std::min(block, n - first);
-    auto& mine = found[worker];
+    std::copy_n(labels + first, count, mine.begin());
     search.search(samples.x, samples.frame, first, count, *scratch[worker], mine.data());
     if (!std::equal(mine.begin(), mine.begin() + count, labels + first)) {
       changed.store(true, std::memory_order_relaxed);
@@ -39,6 +41,18 @@ bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters
     }
   });
   return changed.load();
+}
+
+// Labels of all rows; whether any differs from what was there (−1 before the first time).
+template <class T>
+bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
+                 Stop& stop, std::int32_t* labels) {
+#if defined(__AVX512VNNI__)
+  if constexpr (sizeof(T) == 4)
+    if (samples.x.cols <= FilteredNearest::kMaxDepth)
+      return assign_with<FilteredNearest>(samples, centroids, n_clusters, n_threads, stop, labels);
+#endif
+  return assign_with<Nearest<T>>(samples, centroids, n_clusters, n_threads, stop, labels);
 }
 
 template <class T>
@@ -131,6 +145,7 @@ void assign(const StackView& x, const StackView& centroids, std::int32_t* labels
     const auto samples = make_samples<T>(x[g], nullptr, &given, threads, stop);
     std::vector<T> own(k * d);
     for (index j = 0; j < k; ++j) load_row(given, j, own.data() + j * d);
+    std::fill_n(labels + g * n, n, -1);
     assign_rows(samples, own.data(), k, threads, stop, labels + g * n);
     const Chunks chunks(n);
     parallel_for(chunks.count, threads, stop, [&](index chunk, int) {

@@ -63,13 +63,15 @@ class Nearest {
   index count() const { return panels_.count(); }
   index block_rows() const { return block_tiles_ * kTileRows; }
 
-  // Centroid j, in the frame's coordinates.
+  // Centroid j, in the frame's coordinates. After the last one: ready().
   void set(index j, const T* centroid) {
     panels_.set(j, centroid);
     double norm2 = 0;
     for (index k = 0; k < depth(); ++k) norm2 += double(centroid[k]) * double(centroid[k]);
     minus_half_norm_[j] = T(-0.5 * norm2);
   }
+
+  void ready() {}
 
   // labels[i] for n ≤ block_rows() rows from `first` on. ‖x−c‖² = ‖x‖² − 2(x·c − ‖c‖²/2), so the
   // nearest has the largest x·c − ‖c‖²/2; of equals the lowest index.
@@ -130,7 +132,8 @@ class Nearest {
     const auto best = simd::load(scratch.best.data() + i * kLanes);
     const auto at = simd::load(scratch.at.data() + i * kLanes) + simd::iota<I>();
     const auto top = simd::splat(simd::reduce_max<T>(best));
-    return index(simd::reduce_min<I>(best == top ? at : simd::splat(std::numeric_limits<I>::max())));
+    const auto lowest = best == top ? at : simd::splat(std::numeric_limits<I>::max());
+    return std::min<index>(simd::reduce_min<I>(lowest), count() - 1);
   }
 
   Panels<T> panels_;

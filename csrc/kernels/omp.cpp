@@ -206,7 +206,7 @@ class Coder {
     double error = norm2;
     while (n_ < options_.max_nonzeros && !reached(tol, error, x)) {
       const index s = best.atom;
-      if (!add(s, alpha[s])) break;
+      if (!(best.score > 0) || !add(s, alpha[s])) break;
       error -= double(a_[n_ - 1]) * double(a_[n_ - 1]);
       // After the last atom nobody asks for α again.
       if (n_ < options_.max_nonzeros)
@@ -298,7 +298,9 @@ class Coder {
   template <bool Orthogonal>
   static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {
     if constexpr (!Orthogonal) return simd::abs(alpha);
-    const Vec<T> floor = full * simd::splat<T>(32 * kEps);
+    // An atom that lies in the span but for √ε of its square: dividing by that little would let
+    // the rounding of α choose.
+    const Vec<T> floor = full * simd::splat(std::sqrt(kEps));
     return outside > floor ? alpha * alpha / outside : Vec<T>{};
   }
 

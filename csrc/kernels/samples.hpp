@@ -47,7 +47,7 @@ struct Samples {
   MatrixView x;
   const double* weights = nullptr;
   Frame<T> frame;
-  double mean_variance = 0;  // over the columns; unweighted, as scikit-learn scales its tolerance
+  double mean_variance = 0;  // over the columns, in the frame's units; unweighted, as scikit-learn has it
 
   double weight(index i) const { return weights ? weights[i] : 1; }
 };
@@ -59,10 +59,10 @@ struct ColumnMoments {
 
   // Values relative to the first row, so that a large common offset cancels before it is squared.
   template <class T>
-  void add(const T* row, const double* origin) {
+  void add(const T* row, const double* origin, double scale) {
     const index d = index(sum.size());
     for (index k = 0; k < d; ++k) {
-      const double v = double(row[k]) - origin[k];
+      const double v = (double(row[k]) - origin[k]) * scale;
       sum[k] += v;
       square[k] += v * v;
       low[k] = std::min(low[k], v);
@@ -83,13 +83,14 @@ struct ColumnMoments {
 };
 
 template <class T>
-ColumnMoments column_moments(const MatrixView& x, const double* origin, int n_threads, Stop& stop) {
+ColumnMoments column_moments(const MatrixView& x, const double* origin, double scale, int n_threads,
+                             Stop& stop) {
   const Chunks chunks(x.rows);
   std::vector<ColumnMoments> partial(chunks.count, ColumnMoments(x.cols));
   parallel_for(chunks.count, n_threads, stop, [&](index chunk, int) {
     std::vector<T> buffer(x.cols);
     for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
-      partial[chunk].add(row_as(x, i, buffer.data()), origin);
+      partial[chunk].add(row_as(x, i, buffer.data()), origin, scale);
     for (index k = 0; k < x.cols; ++k)
       if (!std::isfinite(partial[chunk].square[k]))
         for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
@@ -106,20 +107,21 @@ ColumnMoments column_moments(const MatrixView& x, const double* origin, int n_th
 
 }  // namespace detail
 
-// Reads x once. `others` (centroids that were given; null: none) count towards the scale.
+// Reads x once; twice where its spread is too small to be squared. `others` (centroids that were
+// given; null: none) count towards the scale.
 template <class T>
 Samples<T> make_samples(const MatrixView& x, const double* weights, const MatrixView* others,
                         int n_threads, Stop& stop) {
   const index d = x.cols;
   Samples<T> samples{x, weights, {std::vector<T>(d, T(0)), 1}, 0};
   if (x.rows == 0) return samples;
+  const double n = double(x.rows);
   std::vector<double> origin(d);
   load_row(x, 0, origin.data());
-  const auto moments = detail::column_moments<T>(x, origin.data(), n_threads, stop);
+  auto moments = detail::column_moments<T>(x, origin.data(), 1, n_threads, stop);
   double spread = 0;
   for (index k = 0; k < d; ++k) {
-    const double mean = moments.sum[k] / double(x.rows);
-    samples.mean_variance += std::max(moments.square[k] / double(x.rows) - mean * mean, 0.0) / double(d);
+    const double mean = moments.sum[k] / n;
     const double reach = std::max(moments.high[k] - mean, mean - moments.low[k]);
     spread = std::max(spread, reach);
     // An eighth of the reach's power of two: few bits, so that integers minus it stay exact.
@@ -133,9 +135,16 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
       spread = std::max(spread, std::abs(row[k] - double(samples.frame.centre[k])));
   }
   // Squares of 2^±40 are safe in float32 and of 2^±400 in float64, sums over the columns included.
-  const int safe = sizeof(T) == 4 ? 40 : 400;
-  if (spread > 0 && std::abs(std::ilogb(spread)) > safe)
-    samples.frame.scale = T(std::ldexp(1.0, std::clamp(-std::ilogb(spread), -126, 126)));
+  const int safe = sizeof(T) == 4 ? 40 : 400, limit = std::numeric_limits<T>::max_exponent - 2;
+  if (spread > 0 && std::abs(std::ilogb(spread)) > safe) {
+    const double scale = std::ldexp(1.0, std::clamp(-std::ilogb(spread), -limit, limit));
+    samples.frame.scale = T(scale);
+    moments = detail::column_moments<T>(x, origin.data(), scale, n_threads, stop);
+  }
+  for (index k = 0; k < d; ++k) {
+    const double mean = moments.sum[k] / n;
+    samples.mean_variance += std::max(moments.square[k] / n - mean * mean, 0.0) / double(d);
+  }
   return samples;
 }
 

@@ -5,6 +5,7 @@ Every message names the argument, what it must be, and what came.
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
@@ -58,10 +59,9 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
 
 def nonnegative(value: Any, name: str) -> float:
     """A real number that is zero or more (infinity included)."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number that is zero or more, got {value!r}") from None
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a number that is zero or more, got {value!r}")
+    number = float(value)
     if not number >= 0:
         raise ValueError(f"{name} must be zero or more, got {value!r}")
     return number
@@ -103,9 +103,11 @@ def seed(random_state: Any) -> int:
     return number
 
 
-def finite(array: Array, name: str) -> None:
-    """Refuse NaN and infinity, naming the first."""
-    ok = np.isfinite(array)
+def finite(array: Array, name: str, dtype: type[np.floating[Any]] | None = None) -> None:
+    """Refuse NaN and what is infinite, or would be in ``dtype``, naming the first."""
+    with np.errstate(over="ignore"):
+        ok = np.isfinite(array if dtype is None else array.astype(dtype))
     if not ok.all():
         at = tuple(int(i) for i in np.argwhere(~ok)[0])
-        raise ValueError(f"{name} must be finite, got {array[at]} at {list(at)}")
+        where = f" in {np.dtype(dtype)}" if np.isfinite(array[at]) else ""
+        raise ValueError(f"{name} must be finite{where}, got {array[at]} at {list(at)}")

@@ -11,6 +11,7 @@ from ._checks import Array
 from ._core import kernels
 
 MAX_CLUSTERS = 2**31 - 1
+MAX_COUNT = 2**62  # of runs and iterations: what the kernels count in
 RANDOM_INITS = ("k-means++", "random")
 INITS = (*RANDOM_INITS, "linear", "density")
 
@@ -111,9 +112,10 @@ def kmeans(
     if X.shape[-2] == 0 or X.shape[-1] == 0:
         raise ValueError(f"X must have at least one row and one column, got shape {X.shape}")
     n_clusters = _checks.integer(n_clusters, "n_clusters", 1, MAX_CLUSTERS)
-    init = _initial(init, X, n_clusters)
+    dtype = _checks.result_dtype(X)
+    init = _initial(init, X, n_clusters, dtype)
     weights = None if sample_weight is None else _weights(sample_weight, X)
-    runs = _checks.integer(n_init, "n_init", 1)
+    runs = min(_checks.integer(n_init, "n_init", 1), MAX_COUNT)
     if not isinstance(balanced, bool | np.bool_):
         raise TypeError(f"balanced must be True or False, got {balanced!r}")
     centroids, labels, inertia, n_iter = kernels.kmeans(
@@ -122,11 +124,11 @@ def kmeans(
         init=init,
         sample_weight=weights,
         n_init=runs if isinstance(init, str) and init in RANDOM_INITS else 1,
-        max_iter=_checks.integer(max_iter, "max_iter", 1),
+        max_iter=min(_checks.integer(max_iter, "max_iter", 1), MAX_COUNT),
         tol=_checks.nonnegative(tol, "tol"),
         balanced=bool(balanced),
         seed=_checks.seed(random_state),
-        as_double=_checks.result_dtype(X) is np.float64,
+        as_double=dtype is np.float64,
         n_threads=_checks.threads(n_threads),
     )
     if X.ndim == 2:
@@ -172,18 +174,20 @@ def assign(X: Any, centroids: Any, *, n_threads: int | None = None) -> tuple[Arr
     if X.shape[-1] == 0:
         raise ValueError(f"X must have at least one column, got shape {X.shape}")
     centroids = _centroids(centroids, "centroids", X)
+    dtype = _checks.result_dtype(X, centroids)
+    _checks.finite(centroids, "centroids", dtype)
     if centroids.shape[-2] == 0:
         raise ValueError(f"centroids must have at least one row, got shape {centroids.shape}")
     labels, distances = kernels.assign(
         X,
         centroids,
-        as_double=_checks.result_dtype(X, centroids) is np.float64,
+        as_double=dtype is np.float64,
         n_threads=_checks.threads(n_threads),
     )
     return (labels[0], distances[0]) if X.ndim == 2 else (labels, distances)
 
 
-def _initial(init: Any, X: Array, n_clusters: int) -> Any:
+def _initial(init: Any, X: Array, n_clusters: int, dtype: type[np.floating[Any]]) -> Any:
     if isinstance(init, str):
         _checks.choice(init, "init", INITS)
         if init in ("linear", "density") and X.shape[-1] != 1:
@@ -192,6 +196,7 @@ def _initial(init: Any, X: Array, n_clusters: int) -> Any:
     centroids = _centroids(init, "init", X)
     if centroids.shape[-2] != n_clusters:
         raise ValueError(f"init must have n_clusters = {n_clusters} rows, got {centroids.shape}")
+    _checks.finite(centroids, "init", dtype)
     return centroids
 
 
@@ -203,7 +208,6 @@ def _centroids(value: Any, name: str, X: Array) -> Array:
         raise ValueError(
             f"{name} must have the columns and groups of X, {X.shape}, got shape {centroids.shape}"
         )
-    _checks.finite(centroids, name)
     return centroids
 
 
@@ -219,6 +223,10 @@ def _weights(value: Any, X: Array) -> Array:
             f"sample_weight must be finite and zero or more, got values in "
             f"[{weights.min()}, {weights.max()}]"
         )
-    if not (weights.sum(axis=-1) > 0).all():
-        raise ValueError("sample_weight must not be all zero, got a total of 0")
+    with np.errstate(over="ignore"):
+        total = weights.sum(axis=-1)
+    if not ((total > 0) & np.isfinite(total)).all():
+        raise ValueError(
+            f"sample_weight must have a finite sum greater than zero, got {total.min()}"
+        )
     return np.ascontiguousarray(weights)

@@ -179,4 +179,33 @@ inline T reduce_add(Vec<T> v) {
   return detail::fold<T, kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 
+// Bit i: whether lane i of what a comparison gave is set.
+inline unsigned mask_bits(Vec<std::int32_t> m) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)m);
+#elif defined(__AVX2__)
+  return unsigned(_mm256_movemask_ps((__m256)m));
+#elif defined(__SSE2__)
+  return unsigned(_mm_movemask_ps((__m128)m));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes<std::int32_t>; ++i) bits |= unsigned(m[i] != 0) << i;
+  return bits;
+#endif
+}
+
+inline unsigned mask_bits(Vec<std::int64_t> m) {
+#if defined(__AVX512F__)
+  return _mm512_movepi64_mask((__m512i)m);
+#elif defined(__AVX2__)
+  return unsigned(_mm256_movemask_pd((__m256d)m));
+#elif defined(__SSE2__)
+  return unsigned(_mm_movemask_pd((__m128d)m));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes<std::int64_t>; ++i) bits |= unsigned(m[i] != 0) << i;
+  return bits;
+#endif
+}
+
 }  // namespace ff::simd

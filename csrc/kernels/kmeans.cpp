@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "core/random.hpp"
+#include "kernels/balance.hpp"
 #include "kernels/centroids.hpp"
 #include "kernels/nearest_filtered.hpp"
 
@@ -55,6 +56,21 @@ bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters
   return assign_with<Nearest<T>>(samples, centroids, n_clusters, n_threads, stop, labels);
 }
 
+// The same for clusters of equal size; the prices go from one iteration to the next.
+template <class T>
+bool balance_rows(const Samples<T>& samples, const std::vector<T>& centroids, BalanceState& prices,
+                  int n_threads, Stop& stop, std::vector<std::int32_t>& labels) {
+  constexpr DType own = sizeof(T) == 4 ? DType::f32 : DType::f64;
+  const index d = samples.x.cols, size = index(sizeof(T));
+  const MatrixView view{reinterpret_cast<const char*>(centroids.data()), own,
+                        index(centroids.size()) / d, d, d * size, size};
+  const auto before = labels;
+  BalanceOptions options;
+  options.n_threads = n_threads;
+  balanced_assign(samples.x, view, samples.weights, prices, options, labels.data(), stop);
+  return labels != before;
+}
+
 template <class T>
 struct Run {
   std::vector<T> centroids;
@@ -69,7 +85,10 @@ Run<T> lloyd(const Samples<T>& samples, std::vector<T> centroids, const KMeansOp
   Run<T> run{std::move(centroids), std::vector<std::int32_t>(samples.x.rows, -1), 0, 0};
   const double enough = options.tol * samples.mean_variance;
   CentroidUpdate<T> update(samples, options.n_clusters, n_threads, stop);
+  BalanceState prices;
   const auto assign_all = [&] {
+    if (options.balanced)
+      return balance_rows(samples, run.centroids, prices, n_threads, stop, run.labels);
     return assign_rows(samples, run.centroids.data(), options.n_clusters, n_threads, stop,
                        run.labels.data());
   };

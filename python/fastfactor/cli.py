@@ -98,8 +98,8 @@ def _print_table(rows: list[Row]) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"LeNet-300-100 on {n_digits} MNIST test digits",
-        caption="error: ‖W − Ŵ‖² / ‖W‖², nothing is retrained. Each form runs as it is held:\n"
-        f"ms and speed for one pass over {n_digits} digits, and ms for one digit (medians).",
+        caption="error: ‖W − Ŵ‖² / ‖W‖²; nothing is retrained. Each form runs as it is held:\n"
+        f"ms and speed of a pass over {n_digits} digits, ms of one digit; best of several.",
     )
     table.add_column("method", no_wrap=True)
     for heading in ("bytes", "ratio", "error", "right", "ms", "speed", "ms, one"):

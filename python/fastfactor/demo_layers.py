@@ -90,10 +90,11 @@ class PrunedLayer:
 
 @dataclass(frozen=True, eq=False)
 class DictionaryLayer:
-    """Each piece of each row as a combination of few atoms: row piece = code · dictionary.
+    """Each piece of each row as a combination of few atoms: piece = code · dictionary.
 
-    ``codes`` is (out_features, pieces · n_atoms), ``dictionary`` (n_atoms, features of a piece); a
-    row is an image of shape ``grid``, cut into patches of shape ``patch``.
+    A row is an image of shape ``grid``, cut into pieces of shape ``patch``. ``dictionary`` is
+    (n_atoms, features of a piece), ``codes`` (out_features, n_atoms · pieces): the coefficient of
+    atom a in piece p stands in column a · pieces + p.
     """
 
     codes: CSR
@@ -108,13 +109,15 @@ class DictionaryLayer:
     def matmul(self, x: Array, n_threads: int | None = None) -> Array:
         # Σ_p codes_p · dictionary · x_p: what each atom answers to each piece of the input is
         # computed once and shared by all outputs; the rest is one sparse product.
-        answers = np.matmul(self.dictionary, cut(x, self.grid, self.patch))
+        pieces = cut(x, self.grid, self.patch)
+        answers = self.dictionary @ pieces.reshape(len(pieces), -1)
         return spmm(self.codes, answers.reshape(-1, x.shape[1]), n_threads=n_threads)
 
     def to_dense(self) -> Array:
         n_rows, n_atoms = self.codes.shape[0], len(self.dictionary)
-        pieces = self.codes.to_dense().reshape(n_rows, -1, n_atoms) @ self.dictionary
-        return join(pieces.transpose(1, 2, 0), self.grid, self.patch).T
+        codes = self.codes.to_dense().reshape(n_rows, n_atoms, -1)
+        pieces = np.einsum("rap,af->fpr", codes, self.dictionary, optimize=True)
+        return join(pieces, self.grid, self.patch).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,16 +161,16 @@ class CodebookLayer:
 
 
 def cut(x: Array, grid: tuple[int, int], patch: tuple[int, int]) -> Array:
-    """(height · width, n) → (patches, features of a patch, n)."""
+    """(height · width, n) → (features of a patch, patches, n)."""
     (height, width), (h, w) = grid, patch
-    tiles = x.reshape(height // h, h, width // w, w, -1).swapaxes(1, 2)
-    return tiles.reshape(-1, h * w, x.shape[1])
+    tiles = x.reshape(height // h, h, width // w, w, -1).transpose(1, 3, 0, 2, 4)
+    return tiles.reshape(h * w, -1, x.shape[1])
 
 
 def join(pieces: Array, grid: tuple[int, int], patch: tuple[int, int]) -> Array:
     """The inverse of `cut`."""
     (height, width), (h, w) = grid, patch
-    tiles = pieces.reshape(height // h, width // w, h, w, -1).swapaxes(1, 2)
+    tiles = pieces.reshape(h, w, height // h, width // w, -1).transpose(2, 0, 3, 1, 4)
     return tiles.reshape(height * width, -1)
 
 

@@ -1,0 +1,213 @@
+"""Write the README's tables from bench/results: python bench/table.py [--check]
+
+README.md marks their places:
+
+    <!-- bench:omp -->
+    (replaced)
+    <!-- /bench -->
+
+Names: omp, kmeans, spmm (cold medians of every contestant), spmm-hot, levels (instruction sets)
+and targets. Each workload comes from the newest full run that holds it. --check writes nothing and
+fails if the README differs from what it should hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cases import LEVELS
+from report import against, bound, duration, verdict
+
+Row = dict[str, Any]
+Results = dict[tuple[str, str], dict[str, Any]]  # (kernel, workload) -> its newest run
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results"
+PLACE = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+OURS = "fastfactor"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="fail if README.md is out of date")
+    arguments = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    if not PLACE.search(text):
+        sys.exit("README.md must hold a `<!-- bench:NAME -->` … `<!-- /bench -->` pair, found none")
+    filled = fill(text, newest_results())
+    if arguments.check and filled != text:
+        sys.exit("README.md differs from bench/results: run `python bench/table.py`")
+    if filled != text:
+        README.write_text(filled, encoding="utf-8")
+
+
+def fill(text: str, results: Results) -> str:
+    return PLACE.sub(lambda place: place[1] + table(place[2], results) + place[3], text)
+
+
+def table(name: str, results: Results) -> str:
+    if name not in TABLES:
+        sys.exit(f"a bench table's name must be one of {', '.join(TABLES)}, got {name}")
+    kernels, part, draw = TABLES[name]
+    wanted = [
+        (kernel, workload.name)
+        for kernel in kernels
+        for workload in importlib.import_module(kernel).workloads(False)
+    ]
+    missing = [" ".join(key) for key in wanted if key not in results]
+    if missing:
+        sys.exit(f"bench/results must hold a full run of {', '.join(missing)}; found none")
+    chosen = [results[key] for key in wanted]
+    lines = draw([row for document in chosen for row in document[part]])
+    return "\n".join([*lines, "", *provenance(chosen)]) + "\n"
+
+
+def newest_results() -> Results:
+    """For each workload the newest run that holds it, reduced to that workload."""
+    found: Results = {}
+    documents = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    full_runs = [d for d in documents if "targets" in d and not d["quick"]]
+    for document in sorted(full_runs, key=lambda d: d["date"]):
+        for key in dict.fromkeys(map(workload_of, document["rows"])):
+            own = {
+                part: [row for row in document[part] if workload_of(row) == key]
+                for part in ("rows", "targets")
+            }
+            found[key] = document | own
+    return found
+
+
+def workload_of(row: Row) -> tuple[str, str]:
+    return row["kernel"], row["workload"]
+
+
+def provenance(documents: list[dict[str, Any]]) -> list[str]:
+    """A line for each run that the table draws on."""
+    runs: dict[tuple[str, str], list[Row]] = {}
+    for document in documents:
+        machine, commit = document["machine"], document["commit"]
+        cpu = machine["cpu"]
+        family = f" family {cpu['family']} model {cpu['model_number']}" if cpu["family"] else ""
+        where = f"{cpu['model']}{family}, {cpu['vectors']}, {machine['threads_used']} threads"
+        changes = ", with changes" if commit["dirty"] else ""
+        when = f"{document['date']}, commit {str(commit['id'])[:10]}{changes}"
+        runs.setdefault((where, when), []).extend(document["rows"])
+    return [
+        f"<sub>{where}, float32; medians of {repeats_of(rows)} interleaved samples; {when}. "
+        f"{notes_of(rows)}</sub>"
+        for (where, when), rows in runs.items()
+    ]
+
+
+def notes_of(rows: list[Row]) -> str:
+    notes = dict.fromkeys(
+        f"{row['contestant']}: {row['note']}."
+        for row in rows
+        if row["note"] and row["state"] != "limit" and not is_held_level(row)
+    )
+    return " ".join(notes)
+
+
+def repeats_of(rows: list[Row]) -> str:
+    counts = [row["repeats"] for row in rows]
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
+
+
+def contestants_by_workload(state: str) -> Callable[[list[Row]], list[str]]:
+    """A line per workload and measure, a column per contestant: time, and how many times ours."""
+
+    def draw(rows: list[Row]) -> list[str]:
+        rows = [r for r in rows if r["state"] == state and not is_held_level(r)]
+        names = columns_of(rows)
+        lines = [
+            [title, measure, *(cell(chosen.get(name)) for name in names)]
+            for (title, measure), chosen in grouped(rows).items()
+        ]
+        return markdown(["workload", "measure", *names], lines)
+
+    return draw
+
+
+def levels(rows: list[Row]) -> list[str]:
+    """Time at each instruction-set level and its speed as a share of the level above."""
+    rows = [r for r in rows if r["state"] == "cold" and is_held_level(r)]
+    lines = []
+    for (title, measure), chosen in grouped(rows).items():
+        times = [chosen.get(f"{OURS} {level}", {}).get("median") for level in LEVELS]
+        shares = ["", *(f" ({a / b:.2f})" if a and b else "" for a, b in pairwise(times))]
+        cells = [duration(t) + share if t else "" for t, share in zip(times, shares, strict=True)]
+        lines.append([title, measure, *cells])
+    return markdown(["workload", "measure", *LEVELS], lines)
+
+
+def targets(rows: list[Row]) -> list[str]:
+    lines = [
+        [
+            v["title"],
+            f"{v['subject']}, {v['measure']}",
+            against(v).replace("|", "or"),
+            v["figure"],
+            "" if v["ratio"] is None else f"{v['ratio']:.4g}",
+            bound(v),
+            "" if v["aim"] is None else f"≥ {v['aim']:g}",
+            verdict(v),
+        ]
+        for v in rows
+    ]
+    heads = ["workload", "what", "against", "figure", "ratio", "must", "aim", "verdict"]
+    return markdown(heads, lines)
+
+
+def is_held_level(row: Row) -> bool:
+    return str(row["contestant"]).startswith(f"{OURS} ")
+
+
+def columns_of(rows: list[Row]) -> list[str]:
+    names = dict.fromkeys(row["contestant"] for row in rows)
+    return sorted(names, key=lambda name: name != OURS)
+
+
+def grouped(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault((row["title"], row["measure"]), {})[row["contestant"]] = row
+    return groups
+
+
+def cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    time = duration(row["median"])
+    if row["contestant"] == OURS:
+        return f"**{time}**"
+    return time if row["ratio"] is None else f"{time} ({row['ratio']:.3g} ×)"
+
+
+def markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
+    rule = ["---"] * len(heads)
+    return ["| " + " | ".join(line) + " |" for line in (heads, rule, *lines)]
+
+
+EVERY_KERNEL = ("omp", "kmeans", "spmm")
+TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {
+    "omp": (("omp",), "rows", contestants_by_workload("cold")),
+    "kmeans": (("kmeans",), "rows", contestants_by_workload("cold")),
+    "spmm": (("spmm",), "rows", contestants_by_workload("cold")),
+    "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
+    "levels": (EVERY_KERNEL, "rows", levels),
+    "targets": (EVERY_KERNEL, "targets", targets),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+# What every compiled module offers, whatever its level; no module bears this name at run time.
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[Any]
+_Labels = npt.NDArray[np.int32]
+
+def build_info() -> dict[str, str]: ...
+def default_threads() -> int: ...
+def kmeans(
+    x: _Array,
+    n_clusters: int,
+    init: str | _Array,
+    sample_weight: _Array | None,
+    n_init: int,
+    max_iter: int,
+    tol: float,
+    balanced: bool,
+    seed: int,
+    as_double: bool,
+    n_threads: int,
+) -> tuple[_Array, _Labels, npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
+def assign(
+    x: _Array, centroids: _Array, as_double: bool, n_threads: int
+) -> tuple[_Labels, _Array]: ...
+def omp(
+    x: _Array,
+    dictionary: _Array,
+    gram: _Array | None,
+    max_nonzeros: int,
+    tol: float,
+    orthogonal_select: bool,
+    as_double: bool,
+    n_threads: int,
+) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...

@@ -1,0 +1,40 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadline: a shared machine stalls for longer than any example takes. In CI the same examples
+# every time, so that a red run is about the change.
+settings.register_profile(
+    "default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture(params=[2, 3, 7])
+def n_threads(request):
+    """Thread counts to compare with one: as many as, and more than, this machine may have."""
+    return request.param
+
+
+@pytest.fixture
+def as_memmap(tmp_path):
+    """An array as a read-only memory map of a file."""
+
+    def mapped(array):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"
+        np.save(path, array)
+        return np.load(path, mmap_mode="r")
+
+    return mapped

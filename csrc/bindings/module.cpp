@@ -4,7 +4,9 @@
 
 namespace ff::bindings {
 
+void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
+void bind_spmm(py::module_& m);
 
 namespace {
 
@@ -31,5 +33,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   using namespace ff::bindings;
   m.def("build_info", &build_info);
   m.def("default_threads", &ff::default_threads);
+  bind_csr(m);
   bind_omp(m);
+  bind_spmm(m);
 }

@@ -7,7 +7,8 @@ Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions
 __version__ = "0.1.0"
 
 from .config import show_config
+from .products import spmm
 from .sparse import CSR
 from .sparse_coding import omp
 
-__all__ = ["CSR", "__version__", "omp", "show_config"]
+__all__ = ["CSR", "__version__", "omp", "show_config", "spmm"]

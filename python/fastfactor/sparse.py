@@ -79,7 +79,7 @@ class CSR:
 
     @classmethod
     def _trusted(cls, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> CSR:
-        """Arrays that a kernel has just made: right by construction, so neither checked nor copied."""
+        """Arrays that a kernel has just made: right by construction, not checked, not copied."""
         matrix = cls.__new__(cls)
         matrix._hold(data, indices, indptr, shape)
         return matrix

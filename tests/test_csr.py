@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +40,7 @@ def test_dense_and_back(W):
     assert A.nnz == np.count_nonzero(W)
     assert A.dtype == W.dtype
     assert np.array_equal(A.to_dense(), W, equal_nan=True)
-    assert all(np.all(np.diff(A.indices[a:b]) > 0) for a, b in zip(A.indptr, A.indptr[1:]))
+    assert all(np.all(np.diff(A.indices[a:b]) > 0) for a, b in pairwise(A.indptr))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -80,9 +81,11 @@ def test_arrays_are_owned_and_read_only():
     assert CSR(**arrays() | {"shape": np.array([3, 4])}).shape == (3, 4)
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.copy, copy.deepcopy, lambda A: pickle.loads(pickle.dumps(A))]
-)
+def pickled(A):
+    return pickle.loads(pickle.dumps(A))
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
 def test_copies_are_equal_and_read_only(duplicate):
     A = CSR(**arrays())
     B = duplicate(A)
@@ -200,7 +203,7 @@ def test_bad_structure_is_named(case):
 
 
 def test_from_dense_refuses_what_it_cannot_hold():
-    with pytest.raises(TypeError, match="W must have dtype .* got int64"):
+    with pytest.raises(TypeError, match=r"W must have dtype .* got int64"):
         CSR.from_dense(np.eye(3, dtype=int))
     with pytest.raises(ValueError, match=r"W must have 2 dimensions, got shape \(3,\)"):
         CSR.from_dense(np.ones(3))

@@ -182,3 +182,23 @@ def plus_plus(X, n_clusters, rng):
         to_drawn = ((X - X[draws[-1]]) ** 2).sum(axis=1)
         distances = to_drawn if step == 0 else np.minimum(distances, to_drawn)
     return X[draws]
+
+
+def csr_to_dense(data, indices, indptr, shape):
+    """Row by row, value by value."""
+    dense = np.zeros(shape, data.dtype)
+    for i in range(shape[0]):
+        for p in range(indptr[i], indptr[i + 1]):
+            dense[i, indices[p]] += data[p]
+    return dense
+
+
+def spmm(data, indices, indptr, shape, B):
+    """Σ over the stored values only, in float64; NaN and infinity spread as IEEE 754 says."""
+    B = np.asarray(B, np.float64)
+    out = np.zeros((shape[0], *B.shape[1:]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i in range(shape[0]):
+            for p in range(indptr[i], indptr[i + 1]):
+                out[i] += np.float64(data[p]) * B[indices[p]]
+    return out

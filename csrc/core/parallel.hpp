@@ -50,9 +50,10 @@ using Task = void (*)(void* context, index task, int worker);
 void run_tasks(index n_tasks, int n_threads, Stop& stop, Task call, void* context);
 }  // namespace detail
 
-// The one parallel loop: body(task, worker) for every task in [0, n_tasks), in any order, worker in
-// [0, n_threads). A body that writes only what belongs to its task gives the same bits for any
-// number of threads. An exception in a body ends the loop and is rethrown here, as is Interrupted.
+// The one parallel loop: body(task, worker) for every task in [0, n_tasks), worker in [0,
+// n_threads). Tasks begin in rising order and end in any. A body that writes only what belongs to
+// its task gives the same bits for any number of threads. An exception in a body ends the loop and
+// is rethrown here, as is Interrupted.
 template <class Body>
 void parallel_for(index n_tasks, int n_threads, Stop& stop, Body&& body) {
   detail::run_tasks(

@@ -8,7 +8,8 @@ __version__ = "0.1.0"
 
 from .clustering import KMeansResult, assign, kmeans
 from .config import show_config
+from .products import spmm
 from .sparse import CSR
 from .sparse_coding import omp
 
-__all__ = ["CSR", "KMeansResult", "__version__", "assign", "kmeans", "omp", "show_config"]
+__all__ = ["CSR", "KMeansResult", "__version__", "assign", "kmeans", "omp", "show_config", "spmm"]

@@ -43,6 +43,19 @@ def result_dtype(*arrays: Array | None) -> type[np.float32] | type[np.float64]:
     return np.float64 if wide else np.float32
 
 
+def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """An array that the caller gave to be written: right type, shape and dtype, not read-only."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(out).__name__}")
+    if out.dtype != dtype or not out.dtype.isnative:
+        raise TypeError(f"{name} must have dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
+    if not (out.flags.writeable and out.flags.aligned):
+        fault = "a read-only" if out.flags.aligned else "an unaligned"
+        raise ValueError(f"{name} must be writeable and aligned, got {fault} array")
+
+
 def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     """An integer in [low, high]; floats and booleans are refused, NumPy's integers are not."""
     wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"

@@ -79,7 +79,7 @@ class PrunedLayer:
 
     @property
     def nbytes(self) -> int:
-        return csr_bytes(self.matrix)
+        return self.matrix.nbytes
 
     def matmul(self, x: Array, n_threads: int | None = None) -> Array:
         return spmm(self.matrix, x, n_threads=n_threads)
@@ -104,7 +104,7 @@ class DictionaryLayer:
 
     @property
     def nbytes(self) -> int:
-        return csr_bytes(self.codes) + self.dictionary.nbytes
+        return self.codes.nbytes + self.dictionary.nbytes
 
     def matmul(self, x: Array, n_threads: int | None = None) -> Array:
         # Σ_p codes_p · dictionary · x_p: what each atom answers to each piece of the input is
@@ -179,7 +179,3 @@ def pack_nibbles(codes: Array) -> Array:
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
     packed: Array = even[:, ::2] | (even[:, 1::2] << 4)
     return packed
-
-
-def csr_bytes(matrix: CSR) -> int:
-    return int(matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes)

@@ -267,13 +267,14 @@ def test_every_choice_is_greedy_on_coherent_atoms(rng, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_duplicated_atoms_are_taken_once_and_the_first_of_them(rng, dtype, selection):
-    distinct = rng.standard_normal((13, 10)).astype(dtype)
-    dictionary = np.concatenate([distinct, distinct, -distinct, 1 * distinct])
+@pytest.mark.parametrize("n_distinct", [13, 150])
+def test_duplicated_atoms_are_taken_once_and_the_first_of_them(rng, dtype, selection, n_distinct):
+    distinct = rng.standard_normal((n_distinct, 10)).astype(dtype)
+    dictionary = np.concatenate([distinct, distinct, -distinct, distinct])
     X = rng.standard_normal((70, 10)).astype(dtype)
     alone = omp(X, distinct, n_nonzero_coefs=10, selection=selection)
     codes = omp(X, dictionary, n_nonzero_coefs=10, selection=selection)
-    assert (codes.indices < 13).all()
+    assert (codes.indices < n_distinct).all()
     np.testing.assert_array_equal(codes.indices, alone.indices)
     np.testing.assert_array_equal(codes.data, alone.data)
 

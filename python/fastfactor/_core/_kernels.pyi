@@ -7,6 +7,13 @@ import numpy.typing as npt
 _Array = npt.NDArray[Any]
 _Labels = npt.NDArray[np.int32]
 
+def balanced_assign(
+    x: _Array,
+    centroids: _Array,
+    weights: npt.NDArray[np.float64] | None,
+    prices: npt.NDArray[np.float64] | None,
+    n_threads: int,
+) -> tuple[_Labels, float, npt.NDArray[np.float64], float]: ...
 def build_info() -> dict[str, str]: ...
 def default_threads() -> int: ...
 def kmeans(
@@ -25,6 +32,15 @@ def kmeans(
 def assign(
     x: _Array, centroids: _Array, as_double: bool, n_threads: int
 ) -> tuple[_Labels, _Array]: ...
+def check_csr(
+    data: _Array,
+    indices: _Array,
+    indptr: _Array,
+    rows: int,
+    cols: int,
+    name: str,
+    n_threads: int,
+) -> None: ...
 def omp(
     x: _Array,
     dictionary: _Array,
@@ -35,3 +51,14 @@ def omp(
     as_double: bool,
     n_threads: int,
 ) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def spmm(
+    data: _Array,
+    indices: _Array,
+    indptr: _Array,
+    rows: int,
+    cols: int,
+    dense: _Array,
+    out: _Array,
+    trusted: bool,
+    n_threads: int,
+) -> None: ...

@@ -344,9 +344,9 @@ class Coder {
   template <bool Orthogonal>
   static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {
     if constexpr (!Orthogonal) return simd::abs(alpha);
-    // An atom that lies in the span but for √ε of its square: dividing by that little would let
-    // the rounding of α choose.
-    const Vec<T> floor = full * simd::splat(std::sqrt(kEps));
+    // An atom that lies in the span but for a few √ε of its square: dividing by that little would
+    // let the rounding of α choose. (After a ν of √ε the next ones err by √ε themselves.)
+    const Vec<T> floor = full * simd::splat(4 * std::sqrt(kEps));
     return outside > floor ? alpha * alpha / outside : Vec<T>{};
   }
 

@@ -12,6 +12,11 @@ from . import _core
 def show_config() -> dict[str, str]:
     """Print, and return, what matters in a report: level, threads, compiler and versions.
 
+    Returns
+    -------
+    dict of str to str
+        What was printed, line by line.
+
     Examples
     --------
     >>> import fastfactor

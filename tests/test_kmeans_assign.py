@@ -1,0 +1,108 @@
+"""assign: any size, groups, dtypes, and data where rounding decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+from fastfactor import assign, kmeans
+from kmeans_checks import FLOATS, SIZES, assert_consistent
+from problems import HARD, SHAPES, bits, few_distinct_centroids, rows_on_centroids
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n_clusters", [*SIZES, 1000])
+def test_assign_any_number_of_clusters(rng, dtype, n_clusters):
+    X = rng.standard_normal((90, 9)).astype(dtype)
+    centroids = rng.standard_normal((n_clusters, 9)).astype(dtype)
+    labels, distances = assign(X, centroids)
+    assert labels.dtype == np.int32
+    assert distances.dtype == dtype
+    assert oracle.label_excess(X, centroids, labels, np.finfo(dtype).eps) <= 1
+    np.testing.assert_array_equal(labels, oracle.nearest(X, centroids)[0])
+    expected = oracle.squared_distances(X, centroids)[np.arange(90), labels]
+    np.testing.assert_allclose(distances, expected, rtol=2 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n_features", [*SIZES, 255, 256, 257, 784])
+def test_assign_any_number_of_features(rng, dtype, n_features):
+    X = rng.standard_normal((50, n_features)).astype(dtype)
+    centroids = rng.standard_normal((21, n_features)).astype(dtype)
+    labels, distances = assign(X, centroids)
+    assert oracle.label_excess(X, centroids, labels, np.finfo(dtype).eps) <= 1
+    expected = oracle.squared_distances(X, centroids)[np.arange(50), labels]
+    np.testing.assert_allclose(distances, expected, rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n_samples", [0, *SIZES, 769, 4095, 4097])
+def test_assign_any_number_of_rows(rng, dtype, n_samples):
+    X = rng.standard_normal((n_samples, 4)).astype(dtype)
+    centroids = rng.standard_normal((19, 4)).astype(dtype)
+    labels, distances = assign(X, centroids)
+    assert labels.shape == distances.shape == (n_samples,)
+    np.testing.assert_array_equal(labels, oracle.nearest(X, centroids)[0])
+
+
+def test_assign_groups(rng):
+    X = rng.standard_normal((5, 80, 3)).astype(np.float32)
+    centroids = rng.standard_normal((5, 12, 3)).astype(np.float32)
+    labels, distances = assign(X, centroids)
+    shared_labels, shared_distances = assign(X, centroids[0])
+    assert labels.shape == distances.shape == shared_labels.shape == (5, 80)
+    for g in range(5):
+        for mine, alone in [
+            ((labels[g], distances[g]), assign(X[g], centroids[g])),
+            ((shared_labels[g], shared_distances[g]), assign(X[g], centroids[0])),
+        ]:
+            np.testing.assert_array_equal(mine[0], alone[0])
+            np.testing.assert_array_equal(mine[1], alone[1])
+
+
+def test_assign_computes_in_float64_where_either_operand_is(rng):
+    X = rng.standard_normal((40, 3)).astype(np.float32)
+    centroids = rng.standard_normal((6, 3))
+    distances = assign(X, centroids)[1]
+    assert distances.dtype == np.float64
+    np.testing.assert_allclose(distances, oracle.nearest(X, centroids)[1], rtol=1e-13)
+    assert assign(X.astype(np.float64), centroids.astype(np.float32))[1].dtype == np.float64
+    assert assign(X, centroids.astype(np.float32))[1].dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("problem", HARD)
+def test_labels_are_within_the_documented_bound_on_hard_data(rng, problem, shape, dtype):
+    X, centroids = (array.astype(dtype) for array in problem(rng, *shape))
+    labels, distances = assign(X, centroids)
+    assert oracle.label_excess(X, centroids, labels, np.finfo(dtype).eps) <= 1
+    own = ((X.astype(np.float64) - centroids[labels]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(distances, own, rtol=4 * np.finfo(dtype).eps)
+    if problem in (bits, few_distinct_centroids, rows_on_centroids):
+        # Equal distances are equal in any precision: the first of the duplicates is named.
+        first = [np.flatnonzero((centroids == centroids[j]).all(axis=1))[0] for j in labels]
+        np.testing.assert_array_equal(labels, first)
+    if problem in (bits, rows_on_centroids):
+        np.testing.assert_array_equal(labels, oracle.nearest(X, centroids)[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES[2:])
+@pytest.mark.parametrize("problem", HARD)
+def test_every_iteration_is_within_the_documented_bound_on_hard_data(rng, problem, shape):
+    """Later iterations start from the labels of the one before."""
+    X, start = (array.astype(np.float32) for array in problem(rng, *shape))
+    for max_iter in (1, 2, 3):
+        result = kmeans(X, len(start), init=start, max_iter=max_iter, tol=0)
+        assert_consistent(result, X, len(start))
+        labels = assign(X, result.centroids)[0]
+        eps = np.finfo(np.float32).eps
+        assert oracle.label_excess(X, result.centroids, labels, eps) <= 1
+
+
+def test_the_bound_can_be_missed(rng):
+    """The measure above tells a wrong label from rounding."""
+    X = rng.standard_normal((100, 4)).astype(np.float32)
+    centroids = rng.standard_normal((9, 4)).astype(np.float32)
+    second = np.argsort(oracle.squared_distances(X, centroids), axis=1)[:, 1]
+    assert oracle.label_excess(X, centroids, second, np.finfo(np.float32).eps) > 1e3

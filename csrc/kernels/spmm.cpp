@@ -5,16 +5,17 @@
 // nonzero costs a load of its value, one of its column, and one load and one FMA a vector of the
 // panel.
 //
-// What limits it, 4096 × 4096, 90 % zeros, float32, Zen 5 (two 64-byte loads a cycle from L1, 43
-// bytes a cycle measured from L2, 43 GB/s from DRAM on two cores):
-//   1 column    8 bytes a nonzero from DRAM: 0.31 ms; the loop alone, on data in L2, takes 0.18 ms
-//   8 columns   the same, and 32 bytes of B from L1 or L2: 0.30 ms for the loop alone
-//   64, 512     L2: 128 bytes a nonzero and panel, 0.75 ns of which L1 would need 0.4
-// Tried on one core, ns a nonzero for 64 columns: panels of 1, 2, 3, 4
-// vectors 1.70, 1.53, 1.55, 1.64 (4 fill the whole L2); prefetch 4 to 16 nonzeros ahead: 10 %
-// slower on 2 vectors. Blocks of B of 160 rows × 4 vectors, held in L1, with a pointer into each
-// row a block: 1.40 (at 80 % zeros 1.16 against 1.49), before finding the pointers, which cost as
-// much again where they serve one panel; and they need sorted columns. Not worth a second kernel.
+// What limits it, 4096 × 4096, 90 % zeros, float32, one core of Zen 5 (two 64-byte loads a cycle
+// from L1, 43 bytes a cycle measured from L2), ns a nonzero:
+//   1 column   8 bytes from DRAM: 0.30 with A cold, where the loop alone takes 0.22
+//   8 columns  the same and 32 bytes of B, from L2 for the most part: 0.46 with A cold, loop 0.36
+//   64         L2: 256 bytes of B, 1.53 in the loop alone and 1.85 with A cold; L1 would need 0.65
+//   512        64 columns eight times, A from L3
+// Tried for 64 columns: panels of 1, 2, 3, 4 vectors 1.70, 1.53, 1.55, 1.64 (4 fill the whole L2);
+// prefetching rows of B of 2-vector panels 4 to 16 nonzeros ahead: 10 % slower; non-temporal hints
+// for A: no difference. Blocks of B of 160 rows × 4 vectors, held in L1, with a pointer into each
+// row a block: 1.40 (at 80 % zeros 1.16 against 1.49), before finding the pointers, which costs as
+// much again where they serve one panel; and it needs sorted columns. Not worth a second kernel.
 #include "kernels/spmm.hpp"
 
 #include <algorithm>
@@ -71,6 +72,13 @@ inline Vec<T, N> mul_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) {
   }
 }
 
+// Loads of B mixed in between keep the processor from seeing that A is two streams: without
+// prefetch 8 columns take 0.68 ns a nonzero on one core, A cold; 0.68, 0.70, 0.53, 0.46, 0.53, 0.53
+// with it 256, 512, 1024, 2048, 4096, 8192 bytes ahead. (One column, where x stays in L1, gains
+// nothing.)
+constexpr index kAheadBytes = 2048;
+constexpr int kAheadStep = 16;
+
 template <class T, class Value, class Index>
 struct Matrix {
   const CsrView& view;
@@ -81,6 +89,12 @@ struct Matrix {
       : view(a),
         data(static_cast<const Value*>(a.data)),
         indices(static_cast<const Index*>(a.indices)) {}
+
+  // The nonzeros that will be wanted soon. May point past the end: a prefetch cannot fault.
+  void prefetch(index p) const {
+    __builtin_prefetch(reinterpret_cast<const char*>(data + p) + kAheadBytes);
+    __builtin_prefetch(reinterpret_cast<const char*>(indices + p) + kAheadBytes);
+  }
 };
 
 // sums[v] = Σ_p data[p] · panel[indices[p]], nonzeros [p, end). Eight independent sums keep the FMA
@@ -88,25 +102,24 @@ struct Matrix {
 template <int N, int NV, class T, class Value, class Index>
 inline void sum_nonzeros(const Matrix<T, Value, Index>& a, index p, index end, const T* panel,
                          Vec<T, N> (&sums)[NV]) {
-  constexpr int kUnroll = NV >= 8 ? 1 : 8 / NV;
+  constexpr int kUnroll = 8 / NV;
   Vec<T, N> part[kUnroll][NV] = {};
+  const auto add = [&](index q, Vec<T, N>(&to)[NV]) {
+    const T* row = panel + index(a.indices[q]) * (N * NV);
+    const Vec<T, N> value = splat<T, N>(T(a.data[q]));
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) to[v] = mul_add<T, N>(value, load<T, N>(row + v * N), to[v]);
+  };
+  for (; p + kAheadStep <= end; p += kAheadStep) {
+    a.prefetch(p);
+#pragma GCC unroll 16
+    for (int u = 0; u < kAheadStep; ++u) add(p + u, part[u % kUnroll]);
+  }
   for (; p + kUnroll <= end; p += kUnroll) {
 #pragma GCC unroll 8
-    for (int u = 0; u < kUnroll; ++u) {
-      const T* row = panel + index(a.indices[p + u]) * (N * NV);
-      const Vec<T, N> value = splat<T, N>(T(a.data[p + u]));
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v)
-        part[u][v] = mul_add<T, N>(value, load<T, N>(row + v * N), part[u][v]);
-    }
+    for (int u = 0; u < kUnroll; ++u) add(p + u, part[u]);
   }
-  for (; p < end; ++p) {
-    const T* row = panel + index(a.indices[p]) * (N * NV);
-    const Vec<T, N> value = splat<T, N>(T(a.data[p]));
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v)
-      part[0][v] = mul_add<T, N>(value, load<T, N>(row + v * N), part[0][v]);
-  }
+  for (; p < end; ++p) add(p, part[0]);
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
     sums[v] = part[0][v];

@@ -4,6 +4,7 @@
 
 namespace ff::bindings {
 
+void bind_balance(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_omp(py::module_& m);
 
@@ -32,6 +33,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   using namespace ff::bindings;
   m.def("build_info", &build_info);
   m.def("default_threads", &ff::default_threads);
+  bind_balance(m);
   bind_kmeans(m);
   bind_omp(m);
 }

@@ -28,7 +28,7 @@ class Router {
     const index total = total_excess();
     if (total > 0 && costs_.n > kScanned * costs_.n_clusters)
       exits_.emplace(choices, labels_, members_,
-                     choices.gap_of(std::min(costs_.n - 1, 4 * total + 2 * costs_.n_clusters)), ld_,
+                     choices.gap_of(std::min(costs_.n - 1, 16 * total + 16 * costs_.n_clusters)), ld_,
                      n_threads, stop);
   }
 

@@ -172,7 +172,7 @@ class CostMatrix {
 std::vector<double> optimal_prices(const Costs& costs, const std::vector<double>& start,
                                    int n_threads, Stop& stop);
 
-// Below so many points a cluster a sample says nothing, and borders have no density.
+// Below so many points a cluster borders have no density, and paths alone are as fast.
 constexpr index kDense = 8;
 
 // Where the prices at hand leave much to move, better ones come from a quarter of the points, and so
@@ -182,7 +182,7 @@ void approach(Choices& choices, int n_threads, Stop& stop) {
   const Costs& costs = choices.costs();
   if (costs.n < kDense * costs.n_clusters) return;
   const index before = choices.excess();
-  if (before > costs.n / 16 && costs.n >= 4 * kDense * costs.n_clusters) {
+  if (before > costs.n / 16) {
     std::vector<std::int32_t> rows;
     for (index i = 0; i < costs.n; ++i)
       if (mix64(std::uint64_t(i)) % 4 == 0) rows.push_back(std::int32_t(costs.rows ? costs.rows[i] : i));
@@ -211,7 +211,7 @@ std::vector<double> starting_prices(const BalanceState& state, const Costs& cost
                                     index depth) {
   std::vector<double> prices(costs.ld, 0.0);
   if (index(state.prices.size()) != costs.n_clusters || costs.n < costs.n_clusters) return prices;
-  const double most = 1e3 * 32 * double(std::max<index>(depth, 1));
+  const double most = 128 * double(std::max<index>(depth, 1));
   for (index j = 0; j < costs.n_clusters; ++j) {
     const double price = std::ldexp(state.prices[j], scale.costs());
     if (!(std::abs(price) <= most)) return std::vector<double>(costs.ld, 0.0);

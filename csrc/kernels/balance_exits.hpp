@@ -68,12 +68,13 @@ class Exits {
 
   // δ of the cheapest move from j to each l, or a lower bound of it; infinite where there is none.
   const double* costs_of(index j) const { return costs_of_.data() + j * ld_; }
+  double cost(index j, index l) const { return costs_of_[j * ld_ + l]; }
   std::int32_t point(index j, index l) const { return points_[j * ld_ + l]; }
 
   void refill(index j, index l) {
     Heap& heap = heaps_[j * costs_.n_clusters + l];
     heap.clear();
-    for (const std::int32_t i : members_[j]) heap.push_back({cost(i, j, l), i});
+    for (const std::int32_t i : members_[j]) heap.push_back({costs_.row(i)[l] - costs_.row(i)[j], i});
     // A constant share at a time, so that a pair is read no more than that many times over.
     const index wanted = std::max<index>(16, index(heap.size()) / 8);
     double& bound = bounds_[j * ld_ + l];
@@ -116,11 +117,6 @@ class Exits {
     return a.cost != b.cost ? a.cost < b.cost : a.point < b.point;
   }
   static bool dearer(const Move& a, const Move& b) { return cheaper(b, a); }
-
-  double cost(std::int32_t i, index from, index to) const {
-    const double* row = costs_.row(i);
-    return row[to] - row[from];
-  }
 
   void show(index j, index l) {
     Heap& heap = heaps_[j * costs_.n_clusters + l];

@@ -34,19 +34,17 @@ class Router {
 
   // How many units had to move.
   index run() {
-    for (auto* v : {&distances_, &closed_, &targets_, &traded_}) v->assign(ld_, kInfinity);
+    for (auto* v : {&distances_, &closed_, &targets_, &traded_, &edges_}) v->assign(ld_, kInfinity);
     parents_.assign(ld_, kNone);
-    movers_.assign(ld_, kNone);
     index moved = 0;
     for (index left = total_excess(); left > 0;) {
       stop_.throw_if_requested();
       const double distance = search();
-      if (!trace()) continue;
+      trace();
+      if (paths_.empty()) continue;
       for (index j = 0; j < ld_; ++j) prices_[j] += std::max(0.0, distance - distances_[j]);
-      do {
-        move();
-        --left, ++moved;
-      } while (left > 0 && repeats());
+      for (Path& path : paths_)
+        for (; left > 0 && open(path); --left, ++moved) move(path);
     }
     return moved;
   }
@@ -62,14 +60,15 @@ class Router {
 
  private:
   // Up to so many points a cluster an edge is found by reading their rows, beyond it by Exits.
-  static constexpr index kScanned = 4;
-  static constexpr std::int64_t kNone = -1;
+  static constexpr index kScanned = 8;
+  static constexpr std::int32_t kNone = -1;
 
   struct Step {
     index from, to;
-    std::int32_t point;  // kNone: through the hub
+    std::int32_t point;  // that moves; none to and from the hub
     double cost;
   };
+  using Path = std::vector<Step>;
 
   index total_excess() const {
     index sum = 0;
@@ -112,7 +111,7 @@ class Router {
   }
 
   // A few roundings of what is compared: far below the gap that is promised.
-  static constexpr double kTie = 0x1p-50;
+  static constexpr double kTie = 0x1p-46;
 
   void set_hub_price() {
     double price = -kInfinity;
@@ -121,81 +120,125 @@ class Router {
     prices_[hub_] = price;
   }
 
-  // Dijkstra from all clusters with excess to the nearest that lacks a point.
+  // Dijkstra from all clusters with excess to the nearest of those that lack a point: a quarter of
+  // them, as one search serves many paths. Returns the distance of the last.
   double search() {
     for (index j = 0; j < ld_; ++j) distances_[j] = kInfinity, closed_[j] = 0, targets_[j] = kInfinity;
+    index lacking = 0;
     for (index j = 0; j < hub_; ++j) {
       if (excess_[j] > 0) distances_[j] = 0, parents_[j] = kNone;
-      if (excess_[j] < 0) targets_[j] = 0;
+      if (excess_[j] < 0) targets_[j] = 0, ++lacking;
       traded_[j] = large_[j] ? 0 : kInfinity;
     }
+    found_.clear();
     for (;;) {
-      const Lowest target = lowest(distances_.data(), targets_.data(), ld_);
+      // Of equals a cluster that lacks points first, then the hub, past which such clusters are.
       const Lowest next = lowest(distances_.data(), closed_.data(), ld_);
-      if (target.value <= next.value) {
-        target_ = target.at;
-        return target.value;
+      index j = closed_[hub_] == 0 && distances_[hub_] == next.value ? hub_ : next.at;
+      if (nearest_target() <= next.value) {
+        j = lowest(distances_.data(), targets_.data(), ld_).at;
+        targets_[j] = kInfinity;
+        found_.push_back(j);
+        if (index(found_.size()) * 4 >= lacking) return distances_[j];
       }
-      // Of equals the hub first: past it are the clusters that lack points.
-      const index j = closed_[hub_] == 0 && distances_[hub_] == next.value ? hub_ : next.at;
       closed_[j] = kInfinity;
-      if (j == hub_) {
-        relax(j, kNone, traded_.data(), 0, ld_);
-      } else if (exits_) {
-        relax(j, kNone, exits_->costs_of(j), 0, ld_);
-      } else {
-        stop_.throw_if_requested();
-        for (const std::int32_t i : members_[j]) {
-          const double* row = costs_.row(i);
-          relax(j, i, row, row[j], costs_.ld);
-        }
-      }
-      if (j != hub_ && !large_[j] && costs_.n_large() > 0) {
-        const double distance = distances_[j] + std::max(0.0, prices_[hub_] - prices_[j]);
-        if (distance < distances_[hub_]) distances_[hub_] = distance, parents_[hub_] = j;
-      }
+      leave(j);
     }
   }
 
-  // Edges from j of cost costs[l] − base.
-  void relax(index j, std::int64_t mover, const double* costs, double base, index ld) {
-    using simd::Vec;
-    using Ids = Vec<std::int64_t>;
-    const Vec<double> from = simd::splat(distances_[j]), zero = {};
-    const Vec<double> paid = simd::splat(base + prices_[j]);
-    const Ids parent = simd::splat(std::int64_t(j)), point = simd::splat(mover);
-    for (index l = 0; l < ld; l += simd::kLanes<double>) {
-      const Vec<double> length = simd::load(costs + l) + simd::load(&prices_[l]) - paid;
-      const Vec<double> distance = from + simd::max(length, zero), old = simd::load(&distances_[l]);
+  double nearest_target() const {
+    simd::Vec<double> least = simd::splat(kInfinity);
+    for (index l = 0; l < ld_; l += simd::kLanes<double>)
+      least = simd::min(least, simd::load(&distances_[l]) + simd::load(&targets_[l]));
+    return simd::reduce_min<double>(least);
+  }
+
+  void leave(index j) {
+    const double* edges = j == hub_ ? traded_.data() : exits_ ? exits_->costs_of(j) : read_edges(j);
+    const simd::Vec<double> from = simd::splat(distances_[j]), paid = simd::splat(prices_[j]);
+    const auto parent = simd::splat(std::int64_t(j));
+    for (index l = 0; l < ld_; l += simd::kLanes<double>) {
+      const auto length = simd::load(edges + l) + simd::load(&prices_[l]) - paid;
+      const auto distance = from + simd::max(length, simd::Vec<double>{});
+      const auto old = simd::load(&distances_[l]);
       const auto less = distance < old;
       simd::store(&distances_[l], less ? distance : old);
-      simd::store(&parents_[l], Ids(less ? parent : simd::load(&parents_[l])));
-      simd::store(&movers_[l], Ids(less ? point : simd::load(&movers_[l])));
+      simd::store<std::int64_t>(&parents_[l], less ? parent : simd::load(&parents_[l]));
+    }
+    if (j != hub_ && !large_[j] && costs_.n_large() > 0) {
+      const double distance = distances_[j] + std::max(0.0, prices_[hub_] - prices_[j]);
+      if (distance < distances_[hub_]) distances_[hub_] = distance, parents_[hub_] = j;
     }
   }
 
-  // The path to the target, last step first. False where it led over bounds, which now are moves.
-  bool trace() {
-    path_.clear();
-    bool known = true;
-    for (index to = target_; parents_[to] != kNone; to = parents_[to]) {
-      const index from = parents_[to];
-      if (from == hub_ || to == hub_) {
-        path_.push_back({from, to, std::int32_t(kNone), 0});
+  // min_i (c_il − c_ij) over the points of j.
+  const double* read_edges(index j) {
+    stop_.throw_if_requested();
+    rows_.clear();
+    for (const std::int32_t i : members_[j]) rows_.push_back(costs_.row(i));
+    for (index l = 0; l < costs_.ld; l += simd::kLanes<double>) {
+      simd::Vec<double> least = simd::splat(kInfinity);
+      for (const double* row : rows_) least = simd::min(least, simd::load(row + l) - simd::splat(row[j]));
+      simd::store(&edges_[l], least);
+    }
+    return edges_.data();
+  }
+
+  // The paths to what was found, each last step first, without those that lead over bounds: these
+  // become moves for the next search, and only once all paths are read, since moves may cost more.
+  void trace() {
+    paths_.clear();
+    unknown_.clear();
+    for (const index target : found_) {
+      Path path;
+      const std::size_t before = unknown_.size();
+      for (index to = target; parents_[to] != kNone; to = parents_[to]) {
+        const index from = parents_[to];
+        if (exits_ && from != hub_ && to != hub_ && exits_->point(from, to) == Exits::kUnknown)
+          unknown_.push_back({from, to});
+        path.push_back({from, to, mover(from, to), exits_ ? exits_->cost(from, to) : 0});
+      }
+      if (unknown_.size() == before) paths_.push_back(std::move(path));
+    }
+    std::sort(unknown_.begin(), unknown_.end());
+    unknown_.erase(std::unique(unknown_.begin(), unknown_.end()), unknown_.end());
+    for (const auto& [from, to] : unknown_) exits_->refill(from, to);
+  }
+
+  // Without Exits: the point that leads from one cluster to the other.
+  std::int32_t mover(index from, index to) const {
+    std::int32_t best = kNone;
+    if (exits_ || from == hub_ || to == hub_) return best;
+    double least = kInfinity;
+    for (const std::int32_t i : members_[from]) {
+      const double cost = costs_.row(i)[to] - costs_.row(i)[from];
+      if (cost < least || (cost == least && i < best)) least = cost, best = i;
+    }
+    return best;
+  }
+
+  // Whether a unit can go this way at no more than the searched cost: paths of one search share steps,
+  // and with duplicates many units go the same way. Sets the points that move.
+  bool open(Path& path) const {
+    if (excess_[path.back().from] <= 0 || excess_[path.front().to] >= 0) return false;
+    for (Step& step : path) {
+      if (step.from == hub_) {
+        if (!large_[step.to]) return false;
+      } else if (step.to == hub_) {
+        if (large_[step.from]) return false;
       } else if (!exits_) {
-        path_.push_back({from, to, std::int32_t(movers_[to]), 0});
-      } else if (const std::int32_t point = exits_->point(from, to); point != Exits::kUnknown) {
-        path_.push_back({from, to, point, exits_->costs_of(from)[to]});
+        if (labels_[step.point] != step.from) return false;
       } else {
-        exits_->refill(from, to);
-        known = false;
+        step.point = exits_->point(step.from, step.to);
+        if (step.point == Exits::kUnknown || exits_->cost(step.from, step.to) != step.cost)
+          return false;
       }
     }
-    return known;
+    return true;
   }
 
-  void move() {
-    for (const Step& step : path_) {
+  void move(const Path& path) {
+    for (const Step& step : path) {
       if (step.from == hub_) {
         large_[step.to] = 0;
       } else if (step.to == hub_) {
@@ -207,24 +250,13 @@ class Router {
       }
     }
     if (exits_)
-      for (const Step& step : path_)
-        if (step.point != kNone) {
+      for (const Step& step : path)
+        if (step.from != hub_ && step.to != hub_) {
           exits_->left(step.point, step.from);
           exits_->entered(step.point, step.to);
         }
-    --excess_[path_.back().from];
-    ++excess_[path_.front().to];
-  }
-
-  // Whether another unit can go the same way at the same cost, as with duplicates it can.
-  bool repeats() {
-    if (!exits_ || excess_[path_.back().from] <= 0 || excess_[path_.front().to] >= 0) return false;
-    for (Step& step : path_) {
-      if (step.point == kNone || exits_->costs_of(step.from)[step.to] != step.cost) return false;
-      step.point = exits_->point(step.from, step.to);
-      if (step.point == Exits::kUnknown) return false;
-    }
-    return true;
+    --excess_[path.back().from];
+    ++excess_[path.front().to];
   }
 
   const Costs& costs_;
@@ -237,10 +269,14 @@ class Router {
   Members members_;
   std::optional<Exits> exits_;
 
-  std::vector<double> distances_, closed_, targets_, traded_;  // of nodes; 0 or infinity but the first
-  std::vector<std::int64_t> parents_, movers_;
-  index target_ = 0;
-  std::vector<Step> path_;
+  std::vector<double> distances_;                 // of nodes, as all of these
+  std::vector<double> closed_, targets_, traded_;  // 0 or infinity, to be added
+  std::vector<double> edges_;
+  std::vector<std::int64_t> parents_;
+  std::vector<const double*> rows_;
+  std::vector<index> found_;
+  std::vector<Path> paths_;
+  std::vector<std::pair<index, index>> unknown_;
 };
 
 }  // namespace ff::balance

@@ -19,6 +19,9 @@ inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Points are cut into tasks of so many, whatever the number of threads.
 inline constexpr index kChunk = 1024;
 
+// Reading fewer costs takes less time than waking threads.
+inline constexpr index kAlone = 1 << 17;
+
 // Some rows of a matrix of costs. Columns from n_clusters up to ld are infinite.
 struct Costs {
   const double* data = nullptr;
@@ -65,7 +68,7 @@ class Choices {
  public:
   Choices(const Costs& costs, const std::vector<double>& prices, int n_threads, Stop& stop)
       : costs_(costs),
-        n_threads_(n_threads),
+        n_threads_(costs.n * costs.ld < kAlone ? 1 : n_threads),
         stop_(stop),
         prices_(prices),
         labels_(costs.n),
@@ -145,14 +148,19 @@ class Newton {
   explicit Newton(Choices& choices) : choices_(choices), costs_(choices.costs()) {}
 
   void run() {
-    for (int round = 0; round < kRounds; ++round) {
+    double damping = 1;
+    for (int round = 0; round < kRounds && damping > 0.01; ++round) {
       const index before = choices_.excess();
-      if (before <= costs_.n_clusters / 4) return;
+      if (before <= costs_.n_clusters) return;
       const std::vector<double> prices = choices_.prices();
-      if (!step(before)) return;
+      if (!step(before, damping)) return;
       const index after = choices_.excess();
-      if (after > before) choices_.set_prices(prices);
-      if (after * 4 > before * 3) return;
+      if (after > before) {
+        choices_.set_prices(prices);
+        damping /= 4;
+      } else if (after * 4 > before * 3) {
+        return;
+      }
     }
   }
 
@@ -164,7 +172,7 @@ class Newton {
     std::int32_t a, b;
   };
 
-  bool step(index excess) {
+  bool step(index excess, double damping) {
     const index K = costs_.n_clusters;
     const double h = choices_.gap_of(std::min(costs_.n / 2, 2 * excess + 8 * K));
     if (!(h > 0) || h == kInfinity) return false;
@@ -172,7 +180,7 @@ class Newton {
     if (borders_.empty()) return false;
     const std::vector<double> change = solve(h);
     std::vector<double> prices = choices_.prices();
-    for (index j = 0; j < K; ++j) prices[j] += std::clamp(change[j], -8 * h, 8 * h);
+    for (index j = 0; j < K; ++j) prices[j] += damping * std::clamp(change[j], -8 * h, 8 * h);
     choices_.set_prices(prices);
     return true;
   }

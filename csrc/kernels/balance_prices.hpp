@@ -206,7 +206,8 @@ class Newton {
     const index K = costs_.n_clusters;
     const double weight = 1 / (2 * h);
     std::vector<double> diagonal(K, 0.0);
-    for (const Border& border : borders_) diagonal[border.a] += weight, diagonal[border.b] += weight;
+    for (const Border& border : borders_)
+      diagonal[border.a] += weight, diagonal[border.b] += weight;
     const double mean = std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / double(K);
     std::vector<double> x(K, 0.0), r(K), z(K), d(K), q(K), extra(K);
     double target = 0;

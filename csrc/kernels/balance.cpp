@@ -204,7 +204,7 @@ std::vector<double> optimal_prices(const Costs& costs, const std::vector<double>
                                    int n_threads, Stop& stop) {
   Choices choices(costs, start, n_threads, stop);
   approach(choices, n_threads, stop);
-  Router router(choices, n_threads, stop);
+  Router router(choices, stop);
   router.run();
   return router.prices();
 }
@@ -272,7 +272,7 @@ BalanceResult balanced_assign(const MatrixView& x, const MatrixView& centroids,
 
   Choices choices(costs, starting_prices(state, costs, scale, x.cols), n_threads, stop);
   approach(choices, n_threads, stop);
-  Router router(choices, n_threads, stop);
+  Router router(choices, stop);
   router.run();
 
   std::copy(router.labels().begin(), router.labels().end(), labels);

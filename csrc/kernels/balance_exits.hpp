@@ -44,7 +44,7 @@ class Exits {
 
   // Starts with the moves that prices make dearer than staying by at most radius.
   Exits(const Choices& choices, const std::vector<std::int32_t>& labels, const Members& members,
-        double radius, index ld, int n_threads, Stop& stop)
+        double radius, index ld, Stop& stop)
       : costs_(choices.costs()),
         labels_(labels),
         members_(members),
@@ -56,7 +56,7 @@ class Exits {
       for (index l = 0; l < costs_.n_clusters; ++l)
         if (l != j && !members_[j].empty())
           bounds_[j * ld_ + l] = choices.prices()[j] - choices.prices()[l] + radius;
-    collect(choices.gaps(), radius, n_threads, stop);
+    collect(choices.gaps(), radius, choices.threads_for(radius), stop);
     costs_of_ = bounds_;
     for (index j = 0; j < costs_.n_clusters; ++j)
       for (index l = 0; l < costs_.n_clusters; ++l) {

@@ -14,7 +14,7 @@ namespace ff::balance {
 // are optimal.
 class Router {
  public:
-  Router(Choices& choices, int n_threads, Stop& stop)
+  Router(Choices& choices, Stop& stop)
       : costs_(choices.costs()),
         stop_(stop),
         hub_(costs_.n_clusters),
@@ -30,7 +30,7 @@ class Router {
     if (total > 0 && costs_.n > kScanned * costs_.n_clusters)
       exits_.emplace(choices, labels_, members_,
                      choices.gap_of(std::min(costs_.n - 1, 16 * total + 16 * costs_.n_clusters)),
-                     ld_, n_threads, stop);
+                     ld_, stop);
   }
 
   // How many units had to move.

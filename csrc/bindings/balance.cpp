@@ -1,10 +1,10 @@
 #include "kernels/balance.hpp"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <limits>
 #include <optional>
-
-#include <pybind11/stl.h>
 
 #include "bindings/convert.hpp"
 
@@ -17,7 +17,8 @@ py::tuple balanced_assign(const py::array& x, const py::array& centroids,
                           const std::optional<Doubles>& weights,
                           const std::optional<Doubles>& prices, int n_threads) {
   const MatrixView points = matrix_view(x), centres = matrix_view(centroids);
-  if (points.cols != centres.cols || centres.rows < 1 || (weights && weights->size() != points.rows))
+  if (points.cols != centres.cols || centres.rows < 1 ||
+      (weights && weights->size() != points.rows))
     throw py::value_error("shapes of X, centroids and sample_weight do not fit");
   if (std::max(points.rows, centres.rows) > std::numeric_limits<std::int32_t>::max())
     throw py::value_error("X and centroids must have fewer than 2**31 rows");
@@ -38,8 +39,8 @@ py::tuple balanced_assign(const py::array& x, const py::array& centroids,
 }  // namespace
 
 void bind_balance(py::module_& m) {
-  m.def("balanced_assign", &balanced_assign, py::arg("x"), py::arg("centroids"),
-        py::arg("weights"), py::arg("prices"), py::arg("n_threads"));
+  m.def("balanced_assign", &balanced_assign, py::arg("x"), py::arg("centroids"), py::arg("weights"),
+        py::arg("prices"), py::arg("n_threads"));
 }
 
 }  // namespace ff::bindings

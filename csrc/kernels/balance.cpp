@@ -1,8 +1,9 @@
-// Balanced assignment: min Σ_i c_i,label(i) with ⌊n/K⌋ or ⌈n/K⌉ points a cluster, a transport problem
-// whose sources are single points, so that its optimum is one of whole points.
+// Balanced assignment: min Σ_i c_i,label(i) with ⌊n/K⌋ or ⌈n/K⌉ points a cluster, a transport
+// problem whose sources are single points, so that its optimum is one of whole points.
 //
 // 1. costs, n × K, in float64 (here)
-// 2. prices at which the points' own choices nearly fill the clusters: from a sample, where there are
+// 2. prices at which the points' own choices nearly fill the clusters: from a sample, where there
+// are
 //    none to start from, and Newton's method on the dual (balance_prices.hpp)
 // 3. successive shortest paths for what is left (balance_paths.hpp, balance_exits.hpp)
 #include "kernels/balance.hpp"
@@ -32,15 +33,17 @@ struct OutOfMemory : std::bad_alloc {
   std::string text_;
 };
 
-// Exponents that bring the largest magnitudes of points and of weights into [1, 2). Scaling by powers
-// of two is exact, so data of any magnitude is assigned alike and no square overflows.
+// Exponents that bring the largest magnitudes of points and of weights into [1, 2). Scaling by
+// powers of two is exact, so data of any magnitude is assigned alike and no square overflows.
 struct Scale {
   int points = 0, weights = 0;
 
   int costs() const { return 2 * points + weights; }
 };
 
-int exponent_of(double largest) { return largest > 0 ? -std::ilogb(largest) : 0; }
+int exponent_of(double largest) {
+  return largest > 0 ? -std::ilogb(largest) : 0;
+}
 
 double largest_in(const MatrixView& x, const char* name, int n_threads, Stop& stop) {
   std::vector<double> parts(ceil_div(x.rows, kChunk), 0.0);
@@ -154,8 +157,8 @@ class CostMatrix {
     const index left = panels_.count() - p * kPanelCols<double>;
     for (index r = 0; r < n; ++r) {
       double* row = data_.data() + (first + r) * panels_.padded() + p * kPanelCols<double>;
-      const Vec<double> weight = simd::splat(
-          weights_ ? std::ldexp(weights_[first + r], scale_.weights) : 1.0);
+      const Vec<double> weight =
+          simd::splat(weights_ ? std::ldexp(weights_[first + r], scale_.weights) : 1.0);
       simd::store(row, acc[r][0] * weight);
       simd::store(row + kLanes, acc[r][1] * weight);
       for (index l = left; l < kPanelCols<double>; ++l) row[l] = kInfinity;
@@ -175,9 +178,9 @@ std::vector<double> optimal_prices(const Costs& costs, const std::vector<double>
 // Below so many points a cluster borders have no density, and paths alone are as fast.
 constexpr index kDense = 8;
 
-// Where the prices at hand leave much to move, better ones come from a quarter of the points, and so
-// down: what a sample's prices leave is its noise, O(√(n K)), wherever the points lie. The sample is a
-// function of positions alone.
+// Where the prices at hand leave much to move, better ones come from a quarter of the points, and
+// so down: what a sample's prices leave is its noise, O(√(n K)), wherever the points lie. The
+// sample is a function of positions alone.
 void approach(Choices& choices, int n_threads, Stop& stop) {
   const Costs& costs = choices.costs();
   if (costs.n < kDense * costs.n_clusters) return;
@@ -185,7 +188,8 @@ void approach(Choices& choices, int n_threads, Stop& stop) {
   if (before > costs.n / 16) {
     std::vector<std::int32_t> rows;
     for (index i = 0; i < costs.n; ++i)
-      if (mix64(std::uint64_t(i)) % 4 == 0) rows.push_back(std::int32_t(costs.rows ? costs.rows[i] : i));
+      if (mix64(std::uint64_t(i)) % 4 == 0)
+        rows.push_back(std::int32_t(costs.rows ? costs.rows[i] : i));
     Costs sample = costs;
     sample.rows = rows.data();
     sample.n = index(rows.size());
@@ -200,13 +204,13 @@ std::vector<double> optimal_prices(const Costs& costs, const std::vector<double>
                                    int n_threads, Stop& stop) {
   Choices choices(costs, start, n_threads, stop);
   approach(choices, n_threads, stop);
-  Router router(choices, n_threads, stop);
+  Router router(choices, stop);
   router.run();
   return router.prices();
 }
 
-// The state's prices in the costs' scale; zeros where there are none or they are out of all proportion
-// to the costs, so that sums would lose these.
+// The state's prices in the costs' scale; zeros where there are none or they are out of all
+// proportion to the costs, so that sums would lose these.
 std::vector<double> starting_prices(const BalanceState& state, const Costs& costs, Scale scale,
                                     index depth) {
   std::vector<double> prices(costs.ld, 0.0);
@@ -268,7 +272,7 @@ BalanceResult balanced_assign(const MatrixView& x, const MatrixView& centroids,
 
   Choices choices(costs, starting_prices(state, costs, scale, x.cols), n_threads, stop);
   approach(choices, n_threads, stop);
-  Router router(choices, n_threads, stop);
+  Router router(choices, stop);
   router.run();
 
   std::copy(router.labels().begin(), router.labels().end(), labels);
@@ -278,8 +282,8 @@ BalanceResult balanced_assign(const MatrixView& x, const MatrixView& centroids,
   for (index j = 0; j < K; ++j)
     state.prices[j] = std::ldexp(prices[j] - lowest_price, -scale.costs());
 
-  const double cost = sum_over_points(n, n_threads, stop,
-                                      [&](index i) { return costs.row(i)[labels[i]]; });
+  const double cost =
+      sum_over_points(n, n_threads, stop, [&](index i) { return costs.row(i)[labels[i]]; });
   BalanceResult result;
   result.cost = std::ldexp(cost, -scale.costs());
   if (options.certify) {

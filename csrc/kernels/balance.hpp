@@ -20,18 +20,21 @@ struct BalanceOptions {
 
 struct BalanceResult {
   double cost = 0;  // Σ w_i ‖x_i − c_label(i)‖²
-  double gap = 0;   // (cost − dual value of the prices) / cost where certified: zero but for rounding
+  double gap = 0;   // (cost − dual value of the prices) / cost, where certified: only rounding
 };
 
-// The cheapest of the assignments that give every cluster ⌊n/K⌋ or ⌈n/K⌉ points: labels[0 … n), with
-// cost w_i ‖x_i − c_j‖² (weights null: all one); a weight changes what a point costs, not the room it
-// takes. K > n is legal: then no cluster holds more than one point. The prices in state are read and
-// replaced. The same bits for any number of threads.
+// The cheapest of the assignments that give every cluster ⌊n/K⌋ or ⌈n/K⌉ points: labels[0 … n),
+// with cost w_i ‖x_i − c_j‖² (weights null: all one); a weight changes what a point costs, not the
+// room it takes. K > n is legal: then no cluster holds more than one point. The prices in state are
+// read and replaced. The same bits for any number of threads.
 //
-// Memory: 8 n K bytes for the costs (K rounded up to whole vectors), and at most 11 n K more where K
-// nears n / 4; MemoryError's C++ form, std::bad_alloc, with a text where they cannot be had.
-// Time: O(n K d) for the costs, parallel; a few readings of them for prices, parallel; then one search
-// of O(K²) for each unit of excess, of which good prices leave about K and poor ones at most n.
+// Memory: 8 n K bytes for the costs (K rounded up to whole vectors) and at most about as much
+// again; std::bad_alloc, with a text, where the costs cannot be had.
+//
+// Time: O(n K d) for the costs and a few readings of them for prices, both parallel; then searches
+// of O(K²) each, or O(n K) where n ≤ 8 K, at most one for every point that good prices leave in a
+// cluster too many: some K of them where points have a density, never more than n.
+//
 // Throws std::invalid_argument where an operand is not finite or a weight is negative.
 BalanceResult balanced_assign(const MatrixView& x, const MatrixView& centroids,
                               const double* weights, BalanceState& state,

@@ -1,8 +1,8 @@
 #pragma once
 #include "kernels/balance_prices.hpp"
 
-// For each pair of clusters j → l the point of j that moves to l at the least cost, kept while points
-// move. A move's cost, δ = c_il − c_ij, does not depend on prices.
+// For each pair of clusters j → l the point of j that moves to l at the least cost, kept while
+// points move. A move's cost, δ = c_il − c_ij, does not depend on prices.
 namespace ff::balance {
 
 // Which points each cluster holds.
@@ -35,16 +35,16 @@ class Members {
   std::vector<std::int32_t> place_;
 };
 
-// Of the n · K moves a few lie on shortest paths. So each pair has a heap of its cheapest moves only
-// and a bound below which none is missing; where a path would lead over a bound, refill() reads the
-// cluster again. A move whose point has left stays in its heap until it comes to the top.
+// Of the n · K moves a few lie on shortest paths. So each pair has a heap of its cheapest moves
+// only and a bound below which none is missing; where a path would lead over a bound, refill()
+// reads the cluster again. A move whose point has left stays in its heap until it comes to the top.
 class Exits {
  public:
   static constexpr std::int32_t kUnknown = -1;  // the pair's δ is a lower bound, not a move
 
   // Starts with the moves that prices make dearer than staying by at most radius.
   Exits(const Choices& choices, const std::vector<std::int32_t>& labels, const Members& members,
-        double radius, index ld, int n_threads, Stop& stop)
+        double radius, index ld, Stop& stop)
       : costs_(choices.costs()),
         labels_(labels),
         members_(members),
@@ -56,7 +56,7 @@ class Exits {
       for (index l = 0; l < costs_.n_clusters; ++l)
         if (l != j && !members_[j].empty())
           bounds_[j * ld_ + l] = choices.prices()[j] - choices.prices()[l] + radius;
-    collect(choices.gaps(), radius, n_threads, stop);
+    collect(choices.gaps(), radius, choices.threads_for(radius), stop);
     costs_of_ = bounds_;
     for (index j = 0; j < costs_.n_clusters; ++j)
       for (index l = 0; l < costs_.n_clusters; ++l) {
@@ -74,7 +74,8 @@ class Exits {
   void refill(index j, index l) {
     Heap& heap = heaps_[j * costs_.n_clusters + l];
     heap.clear();
-    for (const std::int32_t i : members_[j]) heap.push_back({costs_.row(i)[l] - costs_.row(i)[j], i});
+    for (const std::int32_t i : members_[j])
+      heap.push_back({costs_.row(i)[l] - costs_.row(i)[j], i});
     // A constant share at a time, so that a pair is read no more than that many times over.
     const index wanted = std::max<index>(16, index(heap.size()) / 8);
     double& bound = bounds_[j * ld_ + l];
@@ -147,7 +148,8 @@ class Exits {
     });
     for (const auto& part : found)
       for (const Found& move : part)
-        heaps_[labels_[move.point] * costs_.n_clusters + move.to].push_back({move.cost, move.point});
+        heaps_[labels_[move.point] * costs_.n_clusters + move.to].push_back(
+            {move.cost, move.point});
   }
 
   const Costs& costs_;

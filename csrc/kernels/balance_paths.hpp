@@ -8,12 +8,13 @@ namespace ff::balance {
 
 // Clusters are nodes; the edge j → l is the cheapest point of j to move to l and has the length
 // c_il + p_l − c_ij − p_j ≥ 0. Besides there is the hub, through which clusters trade the right to
-// hold one point more: j → hub where j may take that right, hub → l where l has it. A unit of excess
-// moves along a shortest path to a cluster that lacks one, and the prices of the nodes that are nearer
-// rise to keep every length from falling below zero. With no excess left, the choices are optimal.
+// hold one point more: j → hub where j may take that right, hub → l where l has it. A unit of
+// excess moves along a shortest path to a cluster that lacks one, and the prices of the nodes that
+// are nearer rise to keep every length from falling below zero. With no excess left, the choices
+// are optimal.
 class Router {
  public:
-  Router(Choices& choices, int n_threads, Stop& stop)
+  Router(Choices& choices, Stop& stop)
       : costs_(choices.costs()),
         stop_(stop),
         hub_(costs_.n_clusters),
@@ -28,8 +29,8 @@ class Router {
     const index total = total_excess();
     if (total > 0 && costs_.n > kScanned * costs_.n_clusters)
       exits_.emplace(choices, labels_, members_,
-                     choices.gap_of(std::min(costs_.n - 1, 16 * total + 16 * costs_.n_clusters)), ld_,
-                     n_threads, stop);
+                     choices.gap_of(std::min(costs_.n - 1, 16 * total + 16 * costs_.n_clusters)),
+                     ld_, stop);
   }
 
   // How many units had to move.
@@ -76,8 +77,9 @@ class Router {
     return sum;
   }
 
-  // Which clusters hold one more: those of the highest prices, of equals the fullest. And points that
-  // cost the same in several clusters go where there is room, which spares duplicates their paths.
+  // Which clusters hold one more: those of the highest prices, of equals the fullest. And points
+  // that cost the same in several clusters go where there is room, which spares duplicates their
+  // paths.
   const std::vector<std::int32_t>& settle_ties(Choices& choices) {
     const index K = costs_.n_clusters;
     const std::vector<index>& sizes = choices.sizes();
@@ -123,7 +125,8 @@ class Router {
   // Dijkstra from all clusters with excess to the nearest of those that lack a point: a quarter of
   // them, as one search serves many paths. Returns the distance of the last.
   double search() {
-    for (index j = 0; j < ld_; ++j) distances_[j] = kInfinity, closed_[j] = 0, targets_[j] = kInfinity;
+    for (index j = 0; j < ld_; ++j)
+      distances_[j] = kInfinity, closed_[j] = 0, targets_[j] = kInfinity;
     index lacking = 0;
     for (index j = 0; j < hub_; ++j) {
       if (excess_[j] > 0) distances_[j] = 0, parents_[j] = kNone;
@@ -178,7 +181,8 @@ class Router {
     for (const std::int32_t i : members_[j]) rows_.push_back(costs_.row(i));
     for (index l = 0; l < costs_.ld; l += simd::kLanes<double>) {
       simd::Vec<double> least = simd::splat(kInfinity);
-      for (const double* row : rows_) least = simd::min(least, simd::load(row + l) - simd::splat(row[j]));
+      for (const double* row : rows_)
+        least = simd::min(least, simd::load(row + l) - simd::splat(row[j]));
       simd::store(&edges_[l], least);
     }
     return edges_.data();
@@ -217,8 +221,8 @@ class Router {
     return best;
   }
 
-  // Whether a unit can go this way at no more than the searched cost: paths of one search share steps,
-  // and with duplicates many units go the same way. Sets the points that move.
+  // Whether a unit can go this way at no more than the searched cost: paths of one search share
+  // steps, and with duplicates many units go the same way. Sets the points that move.
   bool open(Path& path) const {
     if (excess_[path.back().from] <= 0 || excess_[path.front().to] >= 0) return false;
     for (Step& step : path) {
@@ -269,7 +273,7 @@ class Router {
   Members members_;
   std::optional<Exits> exits_;
 
-  std::vector<double> distances_;                 // of nodes, as all of these
+  std::vector<double> distances_;                  // of nodes, as all of these
   std::vector<double> closed_, targets_, traded_;  // 0 or infinity, to be added
   std::vector<double> edges_;
   std::vector<std::int64_t> parents_;

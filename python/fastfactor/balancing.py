@@ -28,7 +28,7 @@ def _balanced_assign(
     prices: Any = None,
     n_threads: int | None = None,
 ) -> BalancedAssignment:
-    """Assign every row of ``X`` to a centroid, floor(n/K) or ceil(n/K) of them to each, at least cost.
+    """Assign rows of ``X`` to centroids, floor(n/K) or ceil(n/K) to each, at least cost.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def _balanced_assign(
     BalancedAssignment
         ``labels`` (int32); ``cost``, the weighted sum of squared distances, computed in float64;
         ``prices``, one a cluster, the lowest zero: a sample is where distance plus price is least;
-        ``gap``, how far the cost may be above the least one, relative to it: rounding, at most 1e-9.
+        ``gap``, how far the cost may be above the least, relative to it: rounding, at most 1e-9.
 
     Raises
     ------

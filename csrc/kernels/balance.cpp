@@ -47,7 +47,8 @@ int exponent_of(double largest) {
 
 double largest_in(const MatrixView& x, const char* name, int n_threads, Stop& stop) {
   std::vector<double> parts(ceil_div(x.rows, kChunk), 0.0);
-  parallel_for(index(parts.size()), n_threads, stop, [&](index chunk, int) {
+  const int used = x.rows * x.cols < kAlone ? 1 : n_threads;
+  parallel_for(index(parts.size()), used, stop, [&](index chunk, int) {
     std::vector<double> row(x.cols);
     for (index i = chunk * kChunk; i < std::min(x.rows, (chunk + 1) * kChunk); ++i) {
       load_row(x, i, row.data());
@@ -282,8 +283,9 @@ BalanceResult balanced_assign(const MatrixView& x, const MatrixView& centroids,
   for (index j = 0; j < K; ++j)
     state.prices[j] = std::ldexp(prices[j] - lowest_price, -scale.costs());
 
+  const int used = n * simd::kLanes<double> < kAlone ? 1 : n_threads;  // a cache line a point
   const double cost =
-      sum_over_points(n, n_threads, stop, [&](index i) { return costs.row(i)[labels[i]]; });
+      sum_over_points(n, used, stop, [&](index i) { return costs.row(i)[labels[i]]; });
   BalanceResult result;
   result.cost = std::ldexp(cost, -scale.costs());
   if (options.certify) {

@@ -16,6 +16,9 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+# So that a failing assertion in these shows its values too.
+pytest.register_assert_rewrite("kmeans_checks", "omp_checks", "processes")
+
 
 @pytest.fixture
 def rng():

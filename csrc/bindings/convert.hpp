@@ -30,8 +30,12 @@ inline StackView stack_view(const py::array& a) {
   if (a.ndim() != 2 && a.ndim() != 3) throw py::value_error("expected two or three dimensions");
   const int m = int(a.ndim()) - 2;
   StackView view;
-  view.first = {static_cast<const char*>(a.data()), dtype_of(a),     a.shape(m), a.shape(m + 1),
-                a.strides(m),                       a.strides(m + 1)};
+  view.first = {static_cast<const char*>(a.data()),
+                dtype_of(a),
+                a.shape(m),
+                a.shape(m + 1),
+                a.strides(m),
+                a.strides(m + 1)};
   if (m == 1) view.count = a.shape(0), view.stride = a.strides(0);
   return view;
 }

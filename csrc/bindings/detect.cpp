@@ -67,4 +67,6 @@ std::vector<std::string> supported_levels() {
 
 }  // namespace
 
-PYBIND11_MODULE(_detect, m) { m.def("supported_levels", &supported_levels); }
+PYBIND11_MODULE(_detect, m) {
+  m.def("supported_levels", &supported_levels);
+}

@@ -27,10 +27,9 @@ py::tuple kmeans_as(const StackView& x, const double* weights, const StackView* 
   auto result =
       without_gil([&](Stop& stop) { return ff::kmeans<T>(x, weights, initial, options, stop); });
   const index g = x.count, n = x.first.rows, d = x.first.cols, k = options.n_clusters;
-  return py::make_tuple(to_numpy(std::move(result.centroids), {g, k, d}),
-                        to_numpy(std::move(result.labels), {g, n}),
-                        to_numpy(std::move(result.inertia), {g}),
-                        to_numpy(std::move(result.n_iter), {g}));
+  return py::make_tuple(
+      to_numpy(std::move(result.centroids), {g, k, d}), to_numpy(std::move(result.labels), {g, n}),
+      to_numpy(std::move(result.inertia), {g}), to_numpy(std::move(result.n_iter), {g}));
 }
 
 py::tuple kmeans(const py::array& x, index n_clusters, const py::object& init,

@@ -11,12 +11,14 @@ py::tuple omp_as(const MatrixView& x, const MatrixView& dictionary, const Matrix
   auto codes =
       without_gil([&](Stop& stop) { return ff::omp<T>(x, dictionary, gram, options, stop); });
   const index n = codes.data.size();
-  return py::make_tuple(to_numpy(std::move(codes.data), {n}), to_numpy(std::move(codes.indices), {n}),
+  return py::make_tuple(to_numpy(std::move(codes.data), {n}),
+                        to_numpy(std::move(codes.indices), {n}),
                         to_numpy(std::move(codes.indptr), {x.rows + 1}));
 }
 
 py::tuple omp(const py::array& x, const py::array& dictionary, const py::object& gram,
-              index max_nonzeros, double tol, bool orthogonal_select, bool as_double, int n_threads) {
+              index max_nonzeros, double tol, bool orthogonal_select, bool as_double,
+              int n_threads) {
   const MatrixView samples = matrix_view(x), atoms = matrix_view(dictionary);
   MatrixView products;
   if (!gram.is_none()) products = matrix_view(py::cast<py::array>(gram));

@@ -12,7 +12,8 @@ inline constexpr int kPanelVectors = 2;
 template <class T>
 inline constexpr int kPanelCols = kPanelVectors * simd::kLanes<T>;
 
-// R × 2 accumulators, 2 panel vectors and a broadcast: 27 of 32 registers on v4, 15 of 16 on v3 and v2.
+// R × 2 accumulators, 2 panel vectors and a broadcast: 27 of 32 registers on v4, 15 of 16 on v3 and
+// v2.
 inline constexpr int kTileRows = simd::kBytes == 64 ? 12 : 6;
 
 // A sum over the depth runs in parts of so many terms, which are then added in order: whatever the

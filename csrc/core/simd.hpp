@@ -156,10 +156,8 @@ inline Vec<T> rotate(Vec<T> v, std::integer_sequence<int, I...>) {
 template <class T, int Shift, class Op>
 inline T fold(Vec<T> v, Op op) {
   v = op(v, rotate<Shift, T>(v, std::make_integer_sequence<int, kLanes<T>>()));
-  if constexpr (Shift > 1)
-    return fold<T, Shift / 2>(v, op);
-  else
-    return v[0];
+  if constexpr (Shift > 1) return fold<T, Shift / 2>(v, op);
+  else return v[0];
 }
 }  // namespace detail
 

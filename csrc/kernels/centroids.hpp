@@ -55,7 +55,8 @@ class CentroidUpdate {
     width_ = std::clamp<index>(fit, 16, std::max<index>(d_, 16));
     slices_ = std::max<index>(ceil_div(d_, width_), 1);
     // Adding the pieces up must cost less than making them.
-    pieces_ = std::clamp<index>(ceil_div(kTasks, slices_), 1, std::max<index>(samples.x.rows / (4 * k_), 1));
+    pieces_ = std::clamp<index>(ceil_div(kTasks, slices_), 1,
+                                std::max<index>(samples.x.rows / (4 * k_), 1));
     sums_ = Buffer<double>(pieces_ * k_ * d_);
     mass_ = Buffer<double>(pieces_ * k_);
     count_ = Buffer<std::int64_t>(pieces_ * k_);
@@ -64,9 +65,8 @@ class CentroidUpdate {
   // Moves the centroids to the means of their rows; returns the squared shift of all together, in
   // the frame's units.
   double move(const std::int32_t* labels, T* centroids) {
-    parallel_for(pieces_ * slices_, n_threads_, stop_, [&](index task, int) {
-      add_piece(task / slices_, task % slices_, labels);
-    });
+    parallel_for(pieces_ * slices_, n_threads_, stop_,
+                 [&](index task, int) { add_piece(task / slices_, task % slices_, labels); });
     add_up();
     refill_empty(labels, centroids);
     double shift = 0;
@@ -119,7 +119,8 @@ class CentroidUpdate {
   void prefetch(const MatrixView& part, const double* sums, const std::int32_t* labels, index i) {
     const char* row = part.row(i);
     const char* sum = reinterpret_cast<const char*>(sums + labels[i] * d_);
-    for (index b = 0; b < part.cols * part.col_stride; b += index(kCacheLine)) __builtin_prefetch(row + b);
+    for (index b = 0; b < part.cols * part.col_stride; b += index(kCacheLine))
+      __builtin_prefetch(row + b);
     for (index b = 0; b < part.cols * index(sizeof(double)); b += index(kCacheLine))
       __builtin_prefetch(sum + b, 1);
   }
@@ -153,8 +154,8 @@ class CentroidUpdate {
     parallel_for(chunks.count, n_threads_, stop_, [&](index chunk, int) {
       std::vector<T> buffer(d_);
       for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
-        const double distance = squared_distance(row_as(samples_.x, i, buffer.data()),
-                                                 centroids + labels[i] * d_, d_);
+        const double distance =
+            squared_distance(row_as(samples_.x, i, buffer.data()), centroids + labels[i] * d_, d_);
         farthest[i] = {samples_.weight(i) > 0 ? -distance : 0.0, i};
       }
     });

@@ -62,8 +62,12 @@ bool balance_rows(const Samples<T>& samples, const std::vector<T>& centroids, Ba
                   int n_threads, Stop& stop, std::vector<std::int32_t>& labels) {
   constexpr DType own = sizeof(T) == 4 ? DType::f32 : DType::f64;
   const index d = samples.x.cols, size = index(sizeof(T));
-  const MatrixView view{reinterpret_cast<const char*>(centroids.data()), own,
-                        index(centroids.size()) / d, d, d * size, size};
+  const MatrixView view{reinterpret_cast<const char*>(centroids.data()),
+                        own,
+                        index(centroids.size()) / d,
+                        d,
+                        d * size,
+                        size};
   const auto before = labels;
   BalanceOptions options;
   options.n_threads = n_threads;
@@ -112,10 +116,12 @@ Run<T> best_run(const Samples<T>& samples, const MatrixView* initial, index grou
   for (index attempt = 0; attempt < options.n_init; ++attempt) {
     std::vector<T> centroids(options.n_clusters * d);
     if (initial) {
-      for (index j = 0; j < options.n_clusters; ++j) load_row(*initial, j, centroids.data() + j * d);
+      for (index j = 0; j < options.n_clusters; ++j)
+        load_row(*initial, j, centroids.data() + j * d);
     } else {
       const std::uint64_t seed = mix64(mix64(options.seed ^ mix64(group)) + std::uint64_t(attempt));
-      seed_centroids(samples, options.init, options.n_clusters, seed, n_threads, stop, centroids.data());
+      seed_centroids(samples, options.init, options.n_clusters, seed, n_threads, stop,
+                     centroids.data());
     }
     Run<T> run = lloyd(samples, std::move(centroids), options, n_threads, stop);
     if (attempt == 0 || run.inertia < best.inertia) best = std::move(run);

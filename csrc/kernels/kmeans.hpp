@@ -10,7 +10,8 @@ struct KMeansOptions {
   Init init;
   index n_init;
   index max_iter;
-  double tol;  // times the mean variance of the columns: the squared shift of all centroids to stop at
+  double
+      tol;  // times the mean variance of the columns: the squared shift of all centroids to stop at
   bool balanced;
   std::uint64_t seed;
   int n_threads;

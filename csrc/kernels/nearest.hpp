@@ -80,7 +80,8 @@ class Nearest {
     const index tiles = ceil_div(n, kTileRows);
     for (index t = 0; t < tiles; ++t) load_tile(x, frame, first, n, t, scratch);
     for (index i = 0; i < tiles * kTileRows; ++i) {
-      simd::store(scratch.best.data() + i * kLanes, simd::splat(-std::numeric_limits<T>::infinity()));
+      simd::store(scratch.best.data() + i * kLanes,
+                  simd::splat(-std::numeric_limits<T>::infinity()));
       simd::store(scratch.at.data() + i * kLanes, simd::Vec<I>{});
     }
     for (index p = 0; p < panels_.n_panels(); p += group_panels_) {

@@ -23,9 +23,7 @@ class FilteredNearest {
   class Scratch {
    public:
     explicit Scratch(const FilteredNearest& search)
-        : exact(search.exact_),
-          rows(kTileRows * search.ld_),
-          codes(kLanes * search.quads_) {}
+        : exact(search.exact_), rows(kTileRows * search.ld_), codes(kLanes * search.quads_) {}
 
    private:
     friend class FilteredNearest;
@@ -52,7 +50,8 @@ class FilteredNearest {
     std::fill_n(centroids_.data(), n_centroids * ld_, 0.0f);
     // What pads the last panel: products of zero and an offset that no threshold lets through.
     std::fill_n(codes_.data(), codes_.size(), 0);
-    for (Buffer<float>* each : {&half_norm_, &norm_, &lost_}) std::fill_n(each->data(), each->size(), 0.0f);
+    for (Buffer<float>* each : {&half_norm_, &norm_, &lost_})
+      std::fill_n(each->data(), each->size(), 0.0f);
     std::fill_n(base_.data(), base_.size(), kNever);
   }
 
@@ -96,8 +95,8 @@ class FilteredNearest {
   }
 
   // As Nearest::search; what stands in labels (−1: nothing) is tried first.
-  void search(const MatrixView& x, const Frame<float>& frame, index first, index n, Scratch& scratch,
-              std::int32_t* labels) const {
+  void search(const MatrixView& x, const Frame<float>& frame, index first, index n,
+              Scratch& scratch, std::int32_t* labels) const {
     for (index t = 0; t < n; t += kTileRows) {
       const index rows = std::min<index>(kTileRows, n - t);
       const index scored = search_tile(x, frame, first + t, rows, scratch, labels + t);
@@ -123,13 +122,13 @@ class FilteredNearest {
 
   // Rows of a tile as lanes; those past the last repeat it and are never looked at.
   struct Tile {
-    float per_unit;           // b: integer units a unit of score
-    float max_lost;           // max ‖e‖
-    float max_norm;           // max ‖σq‖
-    __m512 margin;            // how far rounding may move a score
-    alignas(64) float best[kLanes];             // score of the label
+    float per_unit;                  // b: integer units a unit of score
+    float max_lost;                  // max ‖e‖
+    float max_norm;                  // max ‖σq‖
+    __m512 margin;                   // how far rounding may move a score
+    alignas(64) float best[kLanes];  // score of the label
     alignas(64) std::int32_t label[kLanes];
-    alignas(64) std::int32_t reach[kLanes];     // an accumulator below this belongs to a lower score
+    alignas(64) std::int32_t reach[kLanes];  // an accumulator below this belongs to a lower score
   };
 
   // How many centroids were scored in float32.
@@ -143,7 +142,8 @@ class FilteredNearest {
     } else {
       highest_bounds(scratch.codes.data(), tile);
     }
-    for (index r = 0; r < n; ++r) tile.best[r] = score(scratch.rows.data() + r * ld_, tile.label[r]);
+    for (index r = 0; r < n; ++r)
+      tile.best[r] = score(scratch.rows.data() + r * ld_, tile.label[r]);
     for (index r = n; r < kLanes; ++r) tile.best[r] = tile.best[n - 1];
     set_reach(tile);
     index scored = n;
@@ -227,7 +227,7 @@ class FilteredNearest {
       transpose(rows + first, n, column);
       for (index k = 0; k < kLanes && first + k < depth_; k += 4, codes += kLanes) {
         Ints quad = _mm512_setzero_si512();
-#pragma GCC unroll 4
+#  pragma GCC unroll 4
         for (int byte = 0; byte < 4; ++byte) {
           const __m512 value = column[k + byte];
           const Ints code = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse));
@@ -235,7 +235,8 @@ class FilteredNearest {
           lost2 = _mm512_fmadd_ps(off, off, lost2);
           norm2 = _mm512_fmadd_ps(value, value, norm2);
           quad = _mm512_or_si512(
-              quad, _mm512_slli_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(kOffset)), 8 * byte));
+              quad,
+              _mm512_slli_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(kOffset)), 8 * byte));
         }
         _mm512_store_si512(codes, quad);
       }
@@ -254,22 +255,22 @@ class FilteredNearest {
   // column[k][r] = rows[r][k] of a 16 × 16 block: pairs, quads, then 128-bit lanes.
   void transpose(const float* rows, index n, __m512 (&column)[kLanes]) const {
     __m512 a[kLanes], b[kLanes];
-#pragma GCC unroll 16
+#  pragma GCC unroll 16
     for (index r = 0; r < kLanes; ++r) a[r] = _mm512_load_ps(rows + std::min(r, n - 1) * ld_);
-#pragma GCC unroll 8
+#  pragma GCC unroll 8
     for (int i = 0; i < kLanes; i += 2) {
       b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
       b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
     }
-#pragma GCC unroll 4
+#  pragma GCC unroll 4
     for (int i = 0; i < kLanes; i += 4)
-#pragma GCC unroll 2
+#  pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
         const __m512d low = (__m512d)b[i + h], high = (__m512d)b[i + h + 2];
         a[i + 2 * h] = (__m512)_mm512_unpacklo_pd(low, high);
         a[i + 2 * h + 1] = (__m512)_mm512_unpackhi_pd(low, high);
       }
-#pragma GCC unroll 4
+#  pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const __m512 even_top = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88);
       const __m512 odd_top = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
@@ -296,25 +297,27 @@ class FilteredNearest {
     for (int v = 0; v < kPanelVectors; ++v) {
       const index at = p * kCols + v * kLanes;
       __m512 below = _mm512_loadu_ps(half_norm_.data() + at);
-      below = _mm512_fnmadd_ps(_mm512_set1_ps(tile.max_lost), _mm512_loadu_ps(norm_.data() + at), below);
-      below = _mm512_fnmadd_ps(_mm512_set1_ps(tile.max_norm), _mm512_loadu_ps(lost_.data() + at), below);
+      below = _mm512_fnmadd_ps(_mm512_set1_ps(tile.max_lost), _mm512_loadu_ps(norm_.data() + at),
+                               below);
+      below = _mm512_fnmadd_ps(_mm512_set1_ps(tile.max_norm), _mm512_loadu_ps(lost_.data() + at),
+                               below);
       const Ints units = _mm512_cvtps_epi32(_mm512_mul_ps(below, _mm512_set1_ps(tile.per_unit)));
       offset[v] = _mm512_sub_epi32(_mm512_loadu_si512(base_.data() + at), units);
     }
     Ints sum[kTileRows][kPanelVectors];
-#pragma GCC unroll 12
+#  pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) sum[r][0] = offset[0], sum[r][1] = offset[1];
     const std::int32_t* c = codes_.data() + p * quads_ * kCols;
     for (index g = 0; g < quads_; ++g, c += kCols, x += kLanes) {
       const Ints c0 = _mm512_loadu_si512(c), c1 = _mm512_loadu_si512(c + kLanes);
-#pragma GCC unroll 12
+#  pragma GCC unroll 12
       for (int r = 0; r < kTileRows; ++r) {
         const Ints xr = _mm512_set1_epi32(x[r]);
         sum[r][0] = add_products(sum[r][0], xr, c0);
         sum[r][1] = add_products(sum[r][1], xr, c1);
       }
     }
-#pragma GCC unroll 12
+#  pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) acc[r][0] = sum[r][0], acc[r][1] = sum[r][1];
   }
 
@@ -322,7 +325,7 @@ class FilteredNearest {
   void hit_panel(const std::int32_t* x, const Tile& tile, index p, std::uint32_t* hits) const {
     Ints acc[kTileRows][kPanelVectors];
     bound_panel(x, tile, p, acc);
-#pragma GCC unroll 12
+#  pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
       const Ints reach = _mm512_set1_epi32(tile.reach[r]);
       hits[r * kGroup] = std::uint32_t(_mm512_cmpge_epi32_mask(acc[r][0], reach)) |
@@ -360,11 +363,11 @@ class FilteredNearest {
   // b · (best − rounding), less what float32 may have rounded away in it and in the offsets.
   void set_reach(Tile& tile) const {
     const __m512 per_unit = _mm512_set1_ps(tile.per_unit);
-    __m512 units = _mm512_mul_ps(
-        per_unit, _mm512_sub_ps(_mm512_load_ps(tile.best), tile.margin));
-    const __m512 rounding = _mm512_fmadd_ps(
-        _mm512_abs_ps(units), _mm512_set1_ps(0x1p-21f),
-        _mm512_set1_ps(2 + 0x1p-21f * tile.per_unit * (max_half_norm_ + max_norm_ * tile.max_lost)));
+    __m512 units = _mm512_mul_ps(per_unit, _mm512_sub_ps(_mm512_load_ps(tile.best), tile.margin));
+    const __m512 rounding =
+        _mm512_fmadd_ps(_mm512_abs_ps(units), _mm512_set1_ps(0x1p-21f),
+                        _mm512_set1_ps(2 + 0x1p-21f * tile.per_unit *
+                                               (max_half_norm_ + max_norm_ * tile.max_lost)));
     units = _mm512_sub_ps(units, rounding);
     units = _mm512_min_ps(_mm512_max_ps(units, _mm512_set1_ps(float(kNever / 2))),
                           _mm512_set1_ps(0x1p30f));
@@ -377,7 +380,7 @@ class FilteredNearest {
     __m512 sum[4] = {};
     index k = 0;
     for (; k + 4 * kLanes <= ld_; k += 4 * kLanes)
-#pragma GCC unroll 4
+#  pragma GCC unroll 4
       for (int u = 0; u < 4; ++u)
         sum[u] = _mm512_fmadd_ps(_mm512_load_ps(x + k + u * kLanes),
                                  _mm512_load_ps(c + k + u * kLanes), sum[u]);
@@ -389,10 +392,10 @@ class FilteredNearest {
 
   Nearest<float> exact_;
   index depth_, ld_, quads_, panels_;
-  Buffer<float> centroids_;                        // as they are, rows of ld_
-  Buffer<float> half_norm_, norm_, lost_;          // ‖c‖²/2, ‖c‖, ‖f‖
-  Buffer<std::int32_t> base_;                      // takes the 128 back out of x
-  Buffer<std::int32_t> codes_;                     // panels of four 8-bit codes
+  Buffer<float> centroids_;                // as they are, rows of ld_
+  Buffer<float> half_norm_, norm_, lost_;  // ‖c‖²/2, ‖c‖, ‖f‖
+  Buffer<std::int32_t> base_;              // takes the 128 back out of x
+  Buffer<std::int32_t> codes_;             // panels of four 8-bit codes
   float largest_ = 0, scale_ = 1, max_norm_ = 0, max_half_norm_ = 0;
 };
 

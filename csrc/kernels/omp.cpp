@@ -2,7 +2,8 @@
 // matching pursuit" (1993); Gram form after R. Rubinstein, M. Zibulevsky, M. Elad (2008).
 //
 // Let q_0 … q_{j-1} be the chosen atoms, orthonormalised. For every row we keep α = Dr, the
-// correlation of each atom with the residual, and Q_i = Dq_i. Choosing atom s then costs one Gram row:
+// correlation of each atom with the residual, and Q_i = Dq_i. Choosing atom s then costs one Gram
+// row:
 //
 //   w_i = Q_i[s]                  the new atom's coordinates: row j of the Cholesky factor L
 //   ν   = G[s,s] − Σ w_i²         what of it lies outside the span
@@ -97,7 +98,9 @@ class Atoms {
 
   index count() const { return panels_.count(); }
   index depth() const { return panels_.depth(); }
-  index ld() const { return ld_; }  // atoms, rounded up to whole steps; what is past the last is zero
+  index ld() const {
+    return ld_;
+  }  // atoms, rounded up to whole steps; what is past the last is zero
   T scale() const { return scale_; }
   const Panels<T>& panels() const { return panels_; }
   const T* diagonal() const { return diagonal_.data(); }
@@ -306,7 +309,8 @@ class Coder {
     Buffer<T> q(capacity * ld_), l(capacity * capacity);
     for (index c = 0; c < ld_; c += kStep<T>)
       std::copy_n(q_.data() + c * capacity_, n_ * kStep<T>, q.data() + c * capacity);
-    for (index i = 0; i < n_; ++i) std::copy_n(l_.data() + i * capacity_, n_, l.data() + i * capacity);
+    for (index i = 0; i < n_; ++i)
+      std::copy_n(l_.data() + i * capacity_, n_, l.data() + i * capacity);
     q_ = std::move(q);
     l_ = std::move(l);
     minus_w_.resize(capacity);
@@ -322,7 +326,8 @@ class Coder {
     if (n_ == capacity_) grow(std::min(options_.max_nonzeros, 2 * capacity_));
     const T full = atoms_.diagonal()[s];
     const double noise = kEps * (noise_ulps_ + 0.5 * double(n_));
-    if (double(correlation) * double(correlation) <= noise * noise * norm2_ * double(full)) return false;
+    if (double(correlation) * double(correlation) <= noise * noise * norm2_ * double(full))
+      return false;
     T* row = l_.data() + n_ * capacity_;
     T outside = full;
     for (index i = 0; i < n_; ++i) {
@@ -360,8 +365,8 @@ class Coder {
     return running.best();
   }
 
-  // Q_n-1, α and the next choice in one sweep: upwards and downwards in turn, so that a sweep begins
-  // with what the last one left in L1 when all of Q has outgrown it.
+  // Q_n-1, α and the next choice in one sweep: upwards and downwards in turn, so that a sweep
+  // begins with what the last one left in L1 when all of Q has outgrown it.
   template <bool Orthogonal>
   Best update(index s) {
     return n_ % 2 ? sweep<Orthogonal, false>(s) : sweep<Orthogonal, true>(s);
@@ -425,7 +430,7 @@ class Coder {
   void solve() {
     using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
     const Eigen::Map<const Matrix, 0, Eigen::OuterStride<>> l(l_.data(), n_, n_,
-                                                             Eigen::OuterStride<>(capacity_));
+                                                              Eigen::OuterStride<>(capacity_));
     Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>> gamma(gamma_.data(), n_);
     std::copy_n(a_.data(), n_, gamma_.data());
     l.template triangularView<Eigen::Lower>().transpose().solveInPlace(gamma);
@@ -484,7 +489,8 @@ class Worker {
       for (index t = 0; t < tiles; ++t)
         atoms_.template multiply_panel<kTileRows>(interleaved_.data() + t * kTileRows * depth, p,
                                                   alpha_.data() + t * kTileRows * ld);
-    const index flight = index(coders_.size()), likely = n * std::min<index>(options_.max_nonzeros, 64);
+    const index flight = index(coders_.size()),
+                likely = n * std::min<index>(options_.max_nonzeros, 64);
     codes.data.reserve(likely);
     codes.indices.reserve(likely);
     for (index r = 0; r < n; r += flight) code_flight(r, std::min(flight, n - r), counts, codes);
@@ -492,8 +498,8 @@ class Worker {
 
  private:
   // A step ends in an argmax and a square root that the next one waits for. Rows in turn, a step
-  // each, fill that wait, as long as what they hold stays in L1. Measured on omp a, b, c: 4, 1 and 1
-  // rows are the best or within 2 % of it.
+  // each, fill that wait, as long as what they hold stays in L1. Measured on omp a, b, c: 4, 1 and
+  // 1 rows are the best or within 2 % of it.
   index rows_in_flight() const {
     const index bytes = options_.max_nonzeros * atoms_.ld() * index(sizeof(T));
     return std::clamp<index>((index(24) << 10) / std::max<index>(bytes, 1), 1, 4);
@@ -506,7 +512,8 @@ class Worker {
       const index r = first + i;
       T* alpha = alpha_.data() + r * ld;
       std::fill(alpha + atoms_.panels().padded(), alpha + ld, T(0));
-      const double tol = options_.tol < 0 ? -1 : options_.tol * double(scale_[r]) * double(scale_[r]);
+      const double tol =
+          options_.tol < 0 ? -1 : options_.tol * double(scale_[r]) * double(scale_[r]);
       coders_[i].start(alpha, rows_.data() + r * depth, norm2_[r], tol);
       busy[i] = true;
     }
@@ -537,7 +544,8 @@ class Worker {
     }
     for (index t = 0; t < ceil_div(n, kTileRows); ++t) {
       T* rows = rows_.data() + t * kTileRows * depth;
-      for (index r = n - t * kTileRows; r < kTileRows; ++r) std::fill_n(rows + r * depth, depth, T(0));
+      for (index r = n - t * kTileRows; r < kTileRows; ++r)
+        std::fill_n(rows + r * depth, depth, T(0));
       interleave<kTileRows>(rows, depth, depth, interleaved_.data() + t * kTileRows * depth);
     }
   }

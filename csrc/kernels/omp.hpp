@@ -8,7 +8,8 @@ namespace ff {
 struct OmpOptions {
   index max_nonzeros;      // a row's coding stops at so many atoms
   double tol;              // or as soon as its squared error is at most this; negative: never
-  bool orthogonal_select;  // choose by ⟨r, d⟩² over the part of d outside the span (OLS), not by |⟨r, d⟩|
+  bool orthogonal_select;  // choose by ⟨r, d⟩² over the part of d outside the span (OLS), not by
+                           // |⟨r, d⟩|
   int n_threads;
 };
 

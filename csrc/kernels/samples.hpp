@@ -13,7 +13,9 @@ namespace ff {
 // any number of threads. At most 256 pieces, so that partial results stay small.
 struct Chunks {
   explicit Chunks(index n_rows)
-      : n(n_rows), size(std::max<index>(4096, ceil_div(n_rows, 256))), count(ceil_div(n_rows, size)) {}
+      : n(n_rows),
+        size(std::max<index>(4096, ceil_div(n_rows, 256))),
+        count(ceil_div(n_rows, size)) {}
 
   index begin(index chunk) const { return chunk * size; }
   index end(index chunk) const { return std::min(n, (chunk + 1) * size); }
@@ -47,7 +49,8 @@ struct Samples {
   MatrixView x;
   const double* weights = nullptr;
   Frame<T> frame;
-  double mean_variance = 0;  // over the columns, in the frame's units; unweighted, as scikit-learn has it
+  double mean_variance =
+      0;  // over the columns, in the frame's units; unweighted, as scikit-learn has it
 
   double weight(index i) const { return weights ? weights[i] : 1; }
 };
@@ -126,7 +129,8 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
     spread = std::max(spread, reach);
     // An eighth of the reach's power of two: few bits, so that integers minus it stay exact.
     const double unit = reach > 0 ? std::ldexp(1.0, std::ilogb(reach) - 3) : 0;
-    samples.frame.centre[k] = T(unit > 0 ? std::round((origin[k] + mean) / unit) * unit : origin[k]);
+    samples.frame.centre[k] =
+        T(unit > 0 ? std::round((origin[k] + mean) / unit) * unit : origin[k]);
   }
   std::vector<double> row(d);
   for (index j = 0; others && j < others->rows; ++j) {

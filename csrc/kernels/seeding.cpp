@@ -235,7 +235,8 @@ void spread_by_density(const Samples<T>& samples, index n_clusters, T* centroids
   std::size_t at = 0;
   for (index j = 0; j < n_clusters; ++j) {
     const double target = total * (double(j) + 0.5) / double(n_clusters);
-    while (at + 1 < values.size() && below + values[at].second <= target) below += values[at++].second;
+    while (at + 1 < values.size() && below + values[at].second <= target)
+      below += values[at++].second;
     centroids[j] = values[at].first;
   }
 }
@@ -258,6 +259,7 @@ void seed_centroids(const Samples<T>& samples, Init init, index n_clusters, std:
 }
 
 template void seed_centroids(const Samples<float>&, Init, index, std::uint64_t, int, Stop&, float*);
-template void seed_centroids(const Samples<double>&, Init, index, std::uint64_t, int, Stop&, double*);
+template void seed_centroids(const Samples<double>&, Init, index, std::uint64_t, int, Stop&,
+                             double*);
 
 }  // namespace ff

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from . import _checks
 from ._core import kernels
 from .sparse import CSR
@@ -108,7 +110,7 @@ def omp(
         max_nonzeros=min(limit, n_atoms, n_features),
         tol=max_error,
         orthogonal_select=selection == "ols",
-        as_double=_checks.result_dtype(X, dictionary) is _checks.np.float64,
+        as_double=_checks.result_dtype(X, dictionary) is np.float64,
         n_threads=_checks.threads(n_threads),
     )
     return CSR._trusted(data, indices, indptr, (X.shape[0], n_atoms))

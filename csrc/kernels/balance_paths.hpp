@@ -198,9 +198,9 @@ class Router {
       const std::size_t before = unknown_.size();
       for (index to = target; parents_[to] != kNone; to = parents_[to]) {
         const index from = parents_[to];
-        if (exits_ && from != hub_ && to != hub_ && exits_->point(from, to) == Exits::kUnknown)
-          unknown_.push_back({from, to});
-        path.push_back({from, to, mover(from, to), exits_ ? exits_->cost(from, to) : 0});
+        const bool moves = exits_ && from != hub_ && to != hub_;
+        if (moves && exits_->point(from, to) == Exits::kUnknown) unknown_.push_back({from, to});
+        path.push_back({from, to, mover(from, to), moves ? exits_->cost(from, to) : 0});
       }
       if (unknown_.size() == before) paths_.push_back(std::move(path));
     }

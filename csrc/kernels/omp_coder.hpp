@@ -1,0 +1,262 @@
+#pragma once
+#include <Eigen/Dense>
+
+#include "kernels/omp.hpp"
+#include "kernels/omp_atoms.hpp"
+
+// The pursuit of one row.
+//
+// Let q_0 … q_{j-1} be the chosen atoms, orthonormalised. For every row we keep α = Dr, the
+// correlation of each atom with the residual, and Q_i = Dq_i. Choosing atom s then costs one Gram
+// row:
+//
+//   w_i = Q_i[s]                  the new atom's coordinates: row j of the Cholesky factor L
+//   ν   = G[s,s] − Σ w_i²         what of it lies outside the span
+//   Q_j = (G[s] − Σ w_i Q_i) / √ν
+//   a_j = α[s] / √ν,   α ← α − a_j Q_j,   ‖r‖² ← ‖r‖² − a_j²
+//
+// and the coefficients solve Lᵀγ = a at the end. All but G stays in the caches of one core.
+namespace ff {
+
+// One worker's scratch, and the coding of one row in it.
+template <class T>
+class Coder {
+ public:
+  Coder(const Atoms<T>& atoms, const OmpOptions& options)
+      : atoms_(atoms),
+        options_(options),
+        ld_(atoms.ld()),
+        noise_ulps_(4 + 0.5 * std::sqrt(double(atoms.depth()))),
+        gram_scratch_(ld_),
+        atom_scratch_(atoms.depth()),
+        outside_(options.orthogonal_select ? ld_ : 0) {
+    grow(std::min<index>(options.max_nonzeros, 16));
+  }
+
+  // alpha: D·x, which step() changes. x: the row, scaled to magnitude 1.
+  void start(T* alpha, const T* x, double norm2, double tol) {
+    alpha_ = alpha;
+    x_ = x;
+    norm2_ = error_ = norm2;
+    tol_ = tol;
+    n_ = 0;
+    if (options_.orthogonal_select) std::copy_n(atoms_.diagonal(), ld_, outside_.data());
+    best_ = options_.orthogonal_select ? select<true>() : select<false>();
+    atoms_.prefetch_gram_row(best_.atom);
+  }
+
+  // One more atom; false when the row is done.
+  bool step() {
+    if (n_ == options_.max_nonzeros || reached()) return false;
+    const index s = best_.atom;
+    if (!(best_.score > 0) || !add(s, alpha_[s])) return false;
+    error_ -= double(a_[n_ - 1]) * double(a_[n_ - 1]);
+    if (n_ == options_.max_nonzeros) return false;  // nobody asks for α again
+    best_ = options_.orthogonal_select ? update<true>(s) : update<false>(s);
+    atoms_.prefetch_gram_row(best_.atom);
+    return true;
+  }
+
+  index count() const { return n_; }
+
+  // The chosen atoms in ascending order and their coefficients times `unscale`.
+  void result(T unscale, std::int32_t* indices, T* data) {
+    solve();
+    for (index i = 0; i < n_; ++i) {
+      index at = i;
+      for (; at > 0 && indices[at - 1] > chosen_[i]; --at) {
+        indices[at] = indices[at - 1];
+        data[at] = data[at - 1];
+      }
+      indices[at] = std::int32_t(chosen_[i]);
+      data[at] = gamma_[i] * unscale;
+    }
+  }
+
+ private:
+  using I = simd::Int<T>;
+  template <class U>
+  using Vec = simd::Vec<U>;
+  static constexpr T kEps = std::numeric_limits<T>::epsilon();
+
+  struct Best {
+    index atom;
+    T score;
+  };
+
+  // Per lane the best score so far and where it was met. Of equals the lowest index stays, whether
+  // they are offered upwards or downwards.
+  struct Running {
+    Vec<T> score = simd::splat<T>(-1);
+    Vec<I> at = {};
+
+    template <bool Down = false>
+    void offer(Vec<T> candidate, Vec<I> position) {
+      const auto better = Down ? candidate >= score : candidate > score;
+      at = better ? position : at;
+      score = better ? candidate : score;
+    }
+
+    Best best() const {
+      const T top = simd::reduce_max<T>(score);
+      const Vec<I> atom = at + simd::iota<I>();
+      unsigned lanes = simd::mask_bits(score == simd::splat(top));
+      if (!lanes) return {0, 0};  // NaN: no score is positive
+      I lowest = atom[__builtin_ctz(lanes)];
+      while (lanes &= lanes - 1) lowest = std::min<I>(lowest, atom[__builtin_ctz(lanes)]);
+      return {index(lowest), top};
+    }
+  };
+
+  // Q_i from column c on, c a multiple of the step. Laid out step by step, so that a sweep reads
+  // it front to back: rows a power of two apart would share a few sets of the cache.
+  T* q(index i, index c) { return q_.data() + (c / kSweep<T> * capacity_ + i) * kSweep<T>; }
+
+  void grow(index capacity) {
+    Buffer<T> q(capacity * ld_), l(capacity * capacity);
+    for (index c = 0; c < ld_; c += kSweep<T>)
+      std::copy_n(q_.data() + c * capacity_, n_ * kSweep<T>, q.data() + c * capacity);
+    for (index i = 0; i < n_; ++i)
+      std::copy_n(l_.data() + i * capacity_, n_, l.data() + i * capacity);
+    q_ = std::move(q);
+    l_ = std::move(l);
+    minus_w_.resize(capacity);
+    chosen_.resize(capacity);
+    a_.resize(capacity);
+    gamma_.resize(capacity);
+    capacity_ = capacity;
+  }
+
+  // Row n of L and a_n. False where there is nothing to add: the residual is orthogonal to every
+  // atom as far as T can tell, or the atom lies in the span of those chosen.
+  bool add(index s, T correlation) {
+    if (n_ == capacity_) grow(std::min(options_.max_nonzeros, 2 * capacity_));
+    const T full = atoms_.diagonal()[s];
+    const double noise = kEps * (noise_ulps_ + 0.5 * double(n_));
+    if (double(correlation) * double(correlation) <= noise * noise * norm2_ * double(full))
+      return false;
+    T* row = l_.data() + n_ * capacity_;
+    T outside = full;
+    for (index i = 0; i < n_; ++i) {
+      if (chosen_[i] == s) return false;
+      row[i] = q(i, s / kSweep<T> * kSweep<T>)[s % kSweep<T>];
+      minus_w_[i] = -row[i];
+      outside = simd::mul_add(minus_w_[i], row[i], outside);
+    }
+    if (!(outside > dependent(full))) return false;
+    row[n_] = std::sqrt(outside);
+    a_[n_] = correlation / row[n_];
+    chosen_[n_++] = s;
+    return true;
+  }
+
+  // Below this ν is rounding: each of up to n subtractions errs by half an ulp of G[s,s].
+  T dependent(T full) const { return kEps * T(8 + n_) * full; }
+
+  template <bool Orthogonal>
+  static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {
+    if constexpr (!Orthogonal) return simd::abs(alpha);
+    // An atom that lies in the span but for a few √ε of its square: dividing by that little would
+    // let the rounding of α choose. (After a ν of √ε the next ones err by √ε themselves.)
+    const Vec<T> floor = full * simd::splat(4 * std::sqrt(kEps));
+    return outside > floor ? alpha * alpha / outside : Vec<T>{};
+  }
+
+  template <bool Orthogonal>
+  Best select() const {
+    Running running;
+    for (index c = 0; c < ld_; c += simd::kLanes<T>) {
+      const Vec<T> full = Orthogonal ? simd::load(atoms_.diagonal() + c) : Vec<T>{};
+      running.offer(score<Orthogonal>(simd::load(alpha_ + c), full, full), simd::splat(I(c)));
+    }
+    return running.best();
+  }
+
+  // Q_n-1, α and the next choice in one sweep: upwards and downwards in turn, so that a sweep
+  // begins with what the last one left in L1 when all of Q has outgrown it.
+  template <bool Orthogonal>
+  Best update(index s) {
+    return n_ % 2 ? sweep<Orthogonal, false>(s) : sweep<Orthogonal, true>(s);
+  }
+
+  template <bool Orthogonal, bool Down>
+  Best sweep(index s) {
+    const index j = n_ - 1;
+    const T* g = atoms_.gram_row(s, gram_scratch_.data(), atom_scratch_.data());
+    const Vec<T> inverse = simd::splat(1 / l_[j * capacity_ + j]), minus_a = simd::splat(-a_[j]);
+    Running running;
+    for (index visited = 0; visited < ld_; visited += kSweep<T>) {
+      const index c = Down ? ld_ - kSweep<T> - visited : visited;
+      Vec<T> z[kSweepVectors];
+#pragma GCC unroll 8
+      for (int u = 0; u < kSweepVectors; ++u) z[u] = simd::load(g + c + u * simd::kLanes<T>);
+      T* qi = q(0, c);
+      for (index i = 0; i < j; ++i, qi += kSweep<T>) {
+        const Vec<T> wi = simd::splat(minus_w_[i]);
+#pragma GCC unroll 8
+        for (int u = 0; u < kSweepVectors; ++u)
+          z[u] = simd::mul_add(wi, simd::load(qi + u * simd::kLanes<T>), z[u]);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kSweepVectors; ++m) {
+        const int u = Down ? kSweepVectors - 1 - m : m;
+        const index at = c + u * simd::kLanes<T>;
+        z[u] = z[u] * inverse;
+        simd::store(qi + u * simd::kLanes<T>, z[u]);
+        const Vec<T> left = simd::mul_add(minus_a, z[u], simd::load(alpha_ + at));
+        simd::store(alpha_ + at, left);
+        Vec<T> outside = {}, full = {};
+        if constexpr (Orthogonal) {
+          outside = simd::mul_add(-z[u], z[u], simd::load(outside_.data() + at));
+          simd::store(outside_.data() + at, outside);
+          full = simd::load(atoms_.diagonal() + at);
+        }
+        running.template offer<Down>(score<Orthogonal>(left, outside, full), simd::splat(I(at)));
+      }
+    }
+    return running.best();
+  }
+
+  // ‖x‖² − Σ a² carries the rounding of T. Where that could decide, the error is computed as it is
+  // defined, in double.
+  bool reached() {
+    if (tol_ < 0) return false;
+    const double doubt = 256 * double(kEps) * norm2_;
+    if (error_ > tol_ + doubt) return false;
+    if (error_ < tol_ - doubt) return true;
+    solve();
+    double sum = 0;
+    for (index k = 0; k < atoms_.depth(); ++k) {
+      double left = x_[k];
+      for (index i = 0; i < n_; ++i) left -= double(gamma_[i]) * double(atoms_.at(chosen_[i], k));
+      sum += left * left;
+    }
+    return sum <= tol_;
+  }
+
+  void solve() {
+    using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    const Eigen::Map<const Matrix, 0, Eigen::OuterStride<>> l(l_.data(), n_, n_,
+                                                              Eigen::OuterStride<>(capacity_));
+    Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>> gamma(gamma_.data(), n_);
+    std::copy_n(a_.data(), n_, gamma_.data());
+    l.template triangularView<Eigen::Lower>().transpose().solveInPlace(gamma);
+  }
+
+  const Atoms<T>& atoms_;
+  const OmpOptions& options_;
+  const index ld_;
+  const double noise_ulps_;  // how far rounding alone carries the correlation of unit vectors
+  Buffer<T> gram_scratch_, atom_scratch_;
+  Buffer<T> outside_;  // OLS: ‖part of each atom outside the span‖²
+  Buffer<T> q_, l_;
+  std::vector<T> a_, gamma_, minus_w_;
+  std::vector<index> chosen_;
+  index n_ = 0, capacity_ = 0;
+  T* alpha_ = nullptr;
+  const T* x_ = nullptr;
+  Best best_{};
+  double norm2_ = 0, error_ = 0, tol_ = 0;  // error: ‖r‖² by the recursion
+};
+
+}  // namespace ff

@@ -100,7 +100,7 @@ class Coder {
     Best best() const {
       const T top = simd::reduce_max<T>(score);
       const Vec<I> atom = at + simd::iota<I>();
-      unsigned lanes = simd::mask_bits(score == simd::splat(top));
+      unsigned lanes = simd::mask_bits(Vec<I>(score == simd::splat(top)));
       if (!lanes) return {0, 0};  // NaN: no score is positive
       I lowest = atom[__builtin_ctz(lanes)];
       while (lanes &= lanes - 1) lowest = std::min<I>(lowest, atom[__builtin_ctz(lanes)]);

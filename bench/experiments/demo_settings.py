@@ -37,7 +37,7 @@ def main() -> None:
             "variant": name,
             "bytes": [network.nbytes for network in networks],
             "relative_error": [round(demo.relative_error(dense, n), 4) for n in networks],
-            "right": [demo.count_right(n, digits, labels, None) for n in networks],
+            "right": [demo.count_right(n, digits, labels) for n in networks],
         }
         print(f"{name:40} {line['bytes']} {line['relative_error']} {line['right']}", flush=True)
         lines.append(line)

@@ -49,8 +49,9 @@ template <class T>
 bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
                  Stop& stop, std::int32_t* labels) {
 #if defined(__AVX512VNNI__)
+  // Few centroids are told apart faster than they are packed twice.
   if constexpr (sizeof(T) == 4)
-    if (samples.x.cols <= FilteredNearest::kMaxDepth)
+    if (samples.x.cols <= FilteredNearest::kMaxDepth && n_clusters >= 64)
       return assign_with<FilteredNearest>(samples, centroids, n_clusters, n_threads, stop, labels);
 #endif
   return assign_with<Nearest<T>>(samples, centroids, n_clusters, n_threads, stop, labels);

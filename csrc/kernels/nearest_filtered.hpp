@@ -147,30 +147,32 @@ class FilteredNearest {
     for (index r = n; r < kLanes; ++r) tile.best[r] = tile.best[n - 1];
     set_reach(tile);
     index scored = n;
-    alignas(64) std::uint32_t hits[kTileRows][kGroup];
     for (index p = 0; p < panels_; p += kGroup) {
-      for (index q = 0; q < kGroup; ++q) {
-        if (p + q < panels_) {
-          hit_panel(scratch.codes.data(), tile, p + q, &hits[0][q]);
-        } else {
-          for (auto& of_row : hits) of_row[q] = 0;
-        }
+      Hits hits;
+      const index n_panels = std::min(kGroup, panels_ - p);
+      for (index q = 0; q < n_panels; ++q) hit_panel(scratch.codes.data(), tile, p + q, q, hits);
+      for (index r = 0; r < n; ++r) {
+        const index own = tile.label[r] - p * kCols;  // always among what it hits
+        const bool here = own >= 0 && own < n_panels * kCols;
+        if (hits.count[r] == std::uint32_t(here)) continue;
+        if (here) hits.lanes[r][own / kCols] &= ~(1u << own % kCols);
+        scored += score_hits(p, n_panels, hits.lanes[r], r, scratch, tile);
       }
-      for (index r = 0; r < n; ++r) scored += score_hits(p, hits[r], r, scratch, tile);
     }
     std::copy_n(tile.label, n, labels);
     return scored;
   }
 
-  index score_hits(index p, std::uint32_t (&hits)[kGroup], index r, const Scratch& scratch,
-                   Tile& tile) const {
-    const index own = tile.label[r] - p * kCols;
-    if (own >= 0 && own < kGroup * kCols) hits[own / kCols] &= ~(1u << own % kCols);
-    __m256i any;
-    std::memcpy(&any, hits, sizeof any);
-    if (_mm256_testz_si256(any, any)) return 0;
+  // The centroids of a group of panels that may beat the labels of a tile.
+  struct Hits {
+    std::uint32_t lanes[kTileRows][kGroup];
+    std::uint32_t count[kTileRows] = {};
+  };
+
+  index score_hits(index p, index n_panels, const std::uint32_t (&hits)[kGroup], index r,
+                   const Scratch& scratch, Tile& tile) const {
     index scored = 0;
-    for (index q = 0; q < kGroup; ++q)
+    for (index q = 0; q < n_panels; ++q)
       for (std::uint32_t left = hits[q]; left; left &= left - 1, ++scored) {
         const auto j = std::int32_t((p + q) * kCols) + __builtin_ctz(left);
         const float candidate = score(scratch.rows.data() + r * ld_, j);
@@ -321,15 +323,16 @@ class FilteredNearest {
     for (int r = 0; r < kTileRows; ++r) acc[r][0] = sum[r][0], acc[r][1] = sum[r][1];
   }
 
-  // hits[r · kGroup]: which centroids of the panel may beat the label of row r.
-  void hit_panel(const std::int32_t* x, const Tile& tile, index p, std::uint32_t* hits) const {
+  void hit_panel(const std::int32_t* x, const Tile& tile, index p, index slot, Hits& hits) const {
     Ints acc[kTileRows][kPanelVectors];
     bound_panel(x, tile, p, acc);
 #  pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
       const Ints reach = _mm512_set1_epi32(tile.reach[r]);
-      hits[r * kGroup] = std::uint32_t(_mm512_cmpge_epi32_mask(acc[r][0], reach)) |
+      const auto lanes = std::uint32_t(_mm512_cmpge_epi32_mask(acc[r][0], reach)) |
                          std::uint32_t(_mm512_cmpge_epi32_mask(acc[r][1], reach)) << kLanes;
+      hits.lanes[r][slot] = lanes;
+      hits.count[r] += std::uint32_t(__builtin_popcount(lanes));
     }
   }
 

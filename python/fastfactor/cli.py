@@ -71,8 +71,8 @@ def demo(
             "--threads",
             min=1,
             max=1024,
-            help="Threads of fastfactor's kernels (default: all cores this process may use). "
-            "NumPy's products keep NumPy's own setting.",
+            help="Threads for compressing (default: all cores this process may use). A pass uses "
+            "one, and for its dense products NumPy's own setting.",
         ),
     ] = None,
 ) -> None:

@@ -6,14 +6,14 @@
 
 // The pursuit of one row.
 //
-// Let q_0 … q_{j-1} be the chosen atoms, orthonormalised. For every row we keep α = Dr, the
-// correlation of each atom with the residual, and Q_i = Dq_i. Choosing atom s then costs one Gram
-// row:
+// Let q_0 … q_{j-1} be the chosen atoms, orthogonalised, ν_i their squared norms. For every row we
+// keep α = Dr, the correlation of each atom with the residual, and Q_i = Dq_i. Choosing atom s then
+// costs one Gram row and no square root (Cholesky in its LDLᵀ form):
 //
-//   w_i = Q_i[s]                  the new atom's coordinates: row j of the Cholesky factor L
-//   ν   = G[s,s] − Σ w_i²         what of it lies outside the span
-//   Q_j = (G[s] − Σ w_i Q_i) / √ν
-//   a_j = α[s] / √ν,   α ← α − a_j Q_j,   ‖r‖² ← ‖r‖² − a_j²
+//   w_i = Q_i[s] / ν_i            the new atom's coordinates: row j of the unit triangle L
+//   ν_j = G[s,s] − Σ w_i Q_i[s]   what of it lies outside the span
+//   Q_j = G[s] − Σ w_i Q_i
+//   a_j = α[s] / ν_j,   α ← α − a_j Q_j,   ‖r‖² ← ‖r‖² − a_j α[s]
 //
 // and the coefficients solve Lᵀγ = a at the end. All but G stays in the caches of one core.
 namespace ff {
@@ -49,8 +49,9 @@ class Coder {
   bool step() {
     if (n_ == options_.max_nonzeros || reached()) return false;
     const index s = best_.atom;
-    if (!(best_.score > 0) || !add(s, alpha_[s])) return false;
-    error_ -= double(a_[n_ - 1]) * double(a_[n_ - 1]);
+    const T correlation = alpha_[s];
+    if (!(best_.score > 0) || !add(s, correlation)) return false;
+    error_ -= double(a_[n_ - 1]) * double(correlation);
     if (n_ == options_.max_nonzeros) return false;  // nobody asks for α again
     best_ = options_.orthogonal_select ? update<true>(s) : update<false>(s);
     atoms_.prefetch_gram_row(best_.atom);
@@ -121,6 +122,7 @@ class Coder {
     q_ = std::move(q);
     l_ = std::move(l);
     minus_w_.resize(capacity);
+    inverse_nu_.resize(capacity);
     chosen_.resize(capacity);
     a_.resize(capacity);
     gamma_.resize(capacity);
@@ -139,13 +141,14 @@ class Coder {
     T outside = full;
     for (index i = 0; i < n_; ++i) {
       if (chosen_[i] == s) return false;
-      row[i] = q(i, s / kSweep<T> * kSweep<T>)[s % kSweep<T>];
+      const T common = q(i, s / kSweep<T> * kSweep<T>)[s % kSweep<T>];
+      row[i] = common * inverse_nu_[i];
       minus_w_[i] = -row[i];
-      outside = simd::mul_add(minus_w_[i], row[i], outside);
+      outside = simd::mul_add(minus_w_[i], common, outside);
     }
     if (!(outside > dependent(full))) return false;
-    row[n_] = std::sqrt(outside);
-    a_[n_] = correlation / row[n_];
+    inverse_nu_[n_] = 1 / outside;
+    a_[n_] = correlation * inverse_nu_[n_];
     chosen_[n_++] = s;
     return true;
   }
@@ -183,7 +186,7 @@ class Coder {
   Best sweep(index s) {
     const index j = n_ - 1;
     const T* g = atoms_.gram_row(s, gram_scratch_.data(), atom_scratch_.data());
-    const Vec<T> inverse = simd::splat(1 / l_[j * capacity_ + j]), minus_a = simd::splat(-a_[j]);
+    const Vec<T> minus_inverse = simd::splat(-inverse_nu_[j]), minus_a = simd::splat(-a_[j]);
     Running running;
     for (index visited = 0; visited < ld_; visited += kSweep<T>) {
       const index c = Down ? ld_ - kSweep<T> - visited : visited;
@@ -201,13 +204,12 @@ class Coder {
       for (int m = 0; m < kSweepVectors; ++m) {
         const int u = Down ? kSweepVectors - 1 - m : m;
         const index at = c + u * simd::kLanes<T>;
-        z[u] = z[u] * inverse;
         simd::store(qi + u * simd::kLanes<T>, z[u]);
         const Vec<T> left = simd::mul_add(minus_a, z[u], simd::load(alpha_ + at));
         simd::store(alpha_ + at, left);
         Vec<T> outside = {}, full = {};
         if constexpr (Orthogonal) {
-          outside = simd::mul_add(-z[u], z[u], simd::load(outside_.data() + at));
+          outside = simd::mul_add(z[u] * minus_inverse, z[u], simd::load(outside_.data() + at));
           simd::store(outside_.data() + at, outside);
           full = simd::load(atoms_.diagonal() + at);
         }
@@ -217,7 +219,7 @@ class Coder {
     return running.best();
   }
 
-  // ‖x‖² − Σ a² carries the rounding of T. Where that could decide, the error is computed as it is
+  // ‖x‖² − Σ a²ν carries the rounding of T. Where that could decide, the error is computed as it is
   // defined, in double.
   bool reached() {
     if (tol_ < 0) return false;
@@ -240,7 +242,7 @@ class Coder {
                                                               Eigen::OuterStride<>(capacity_));
     Eigen::Map<Eigen::Matrix<T, Eigen::Dynamic, 1>> gamma(gamma_.data(), n_);
     std::copy_n(a_.data(), n_, gamma_.data());
-    l.template triangularView<Eigen::Lower>().transpose().solveInPlace(gamma);
+    l.template triangularView<Eigen::UnitLower>().transpose().solveInPlace(gamma);
   }
 
   const Atoms<T>& atoms_;
@@ -250,7 +252,7 @@ class Coder {
   Buffer<T> gram_scratch_, atom_scratch_;
   Buffer<T> outside_;  // OLS: ‖part of each atom outside the span‖²
   Buffer<T> q_, l_;
-  std::vector<T> a_, gamma_, minus_w_;
+  std::vector<T> inverse_nu_, a_, gamma_, minus_w_;
   std::vector<index> chosen_;
   index n_ = 0, capacity_ = 0;
   T* alpha_ = nullptr;

@@ -16,7 +16,7 @@ namespace ff {
 namespace {
 
 // GNU OpenMP waits for ever in a child process for the team that only its parent had. So a child
-// of fork() runs the loop on threads of its own: dearer to start (some 20 µs each), never stuck.
+// of fork() runs the loop on threads of its own: dearer to start, never stuck.
 std::atomic<bool> forked{false};
 
 #if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))

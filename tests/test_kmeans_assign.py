@@ -45,6 +45,23 @@ def test_assign_any_number_of_rows(rng, dtype, n_samples):
     np.testing.assert_array_equal(labels, oracle.nearest(X, centroids)[0])
 
 
+@pytest.mark.parametrize("n_samples", [1, 31, 33, 70_001])
+@pytest.mark.parametrize("n_clusters", [3, 64])
+@pytest.mark.parametrize("n_features", [*range(1, 19)])
+def test_assign_every_short_row(rng, n_features, n_clusters, n_samples):
+    """Short rows have loops of their own, and small problems are laid out once for all iterations."""
+    stored = rng.standard_normal((n_features, n_samples)).astype(np.float16)
+    centroids = rng.standard_normal((n_clusters, n_features)).astype(np.float32)
+    X = stored.T.astype(np.float32)
+    labels, distances = assign(X, centroids)
+    sure = slice(None) if n_samples < 100 else slice(n_samples - 500, None)
+    assert oracle.label_excess(X[sure], centroids, labels[sure], np.finfo(np.float32).eps) <= 1
+    if n_samples < 100:
+        np.testing.assert_array_equal(assign(stored.T, centroids)[0], labels)
+        np.testing.assert_array_equal(assign(X[::-1], centroids)[0], labels[::-1])
+        np.testing.assert_array_equal(assign(np.asfortranarray(X), centroids)[1], distances)
+
+
 def test_assign_groups(rng):
     X = rng.standard_normal((5, 80, 3)).astype(np.float32)
     centroids = rng.standard_normal((5, 12, 3)).astype(np.float32)

@@ -4,37 +4,50 @@
 // The second half of a Lloyd iteration: labels → centroids, and what a labelling costs.
 namespace ff {
 
+namespace detail {
+// lanes += w ((x_k − c_k) scale)²; returns the sum of what whole vectors do not hold.
+template <class T, class Width>
+inline double add_squares(const T* x, const T* c, Width d, double scale, double w,
+                          simd::Vec<double>& lanes) {
+  constexpr int kLanes = simd::kLanes<double>;
+  index k = 0;
+  for (; k + kLanes <= d; k += kLanes) {
+    const auto off = (simd::load_wide(x + k) - simd::load_wide(c + k)) * scale;
+    lanes = lanes + w * (off * off);
+  }
+  double rest = 0;
+  for (; k < d; ++k) {
+    const double off = (double(x[k]) - double(c[k])) * scale;
+    rest += off * off;
+  }
+  return w * rest;
+}
+}  // namespace detail
+
 // Σ (x − c)² in double.
 template <class T>
 inline double squared_distance(const T* x, const T* c, index d) {
-  double partial[8] = {};
-  index k = 0;
-  for (; k + 8 <= d; k += 8)
-    for (int u = 0; u < 8; ++u) {
-      const double off = double(x[k + u]) - double(c[k + u]);
-      partial[u] += off * off;
-    }
-  double sum = 0;
-  for (; k < d; ++k) {
-    const double off = double(x[k]) - double(c[k]);
-    sum += off * off;
-  }
-  for (const double p : partial) sum += p;
-  return sum;
+  simd::Vec<double> lanes = {};
+  const double rest = detail::add_squares(x, c, d, 1, 1, lanes);
+  return rest + simd::reduce_add<double>(lanes);
 }
 
 // Σ w ‖x − c‖²
 template <class T>
 double inertia(const Samples<T>& samples, const T* centroids, const std::int32_t* labels,
                int n_threads, Stop& stop) {
-  const index d = samples.x.cols;
   const Chunks chunks(samples.x.rows);
   std::vector<double> partial(chunks.count, 0.0);
   parallel_for(chunks.count, n_threads, stop, [&](index chunk, int) {
-    std::vector<T> buffer(d);
-    for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
-      partial[chunk] += samples.weight(i) * squared_distance(row_as(samples.x, i, buffer.data()),
-                                                             centroids + labels[i] * d, d);
+    with_width(samples.x.cols, [&](auto d) {
+      Rows<T> rows(samples.x);
+      simd::Vec<double> lanes = {};
+      double rest = 0;
+      for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
+        rest +=
+            detail::add_squares(rows[i], centroids + labels[i] * d, d, 1, samples.weight(i), lanes);
+      partial[chunk] = rest + simd::reduce_add<double>(lanes);
+    });
   });
   double sum = 0;
   for (const double p : partial) sum += p;
@@ -57,10 +70,11 @@ class CentroidUpdate {
     slices_ = std::max<index>(ceil_div(d_, width_), 1);
     // Adding the pieces up must cost less than making them.
     pieces_ = std::clamp<index>(ceil_div(kTasks, slices_), 1,
-                                std::max<index>(samples.x.rows / (4 * k_), 1));
+                                std::max<index>(samples.x.rows / std::max<index>(4 * k_, 2048), 1));
     sums_ = Buffer<double>(pieces_ * k_ * d_);
     mass_ = Buffer<double>(pieces_ * k_);
     count_ = Buffer<std::int64_t>(pieces_ * k_);
+    mean_.resize(d_);
   }
 
   // Moves the centroids to the means of their rows; returns the squared shift of all together, in
@@ -70,18 +84,18 @@ class CentroidUpdate {
                  [&](index task, int) { add_piece(task / slices_, task % slices_, labels); });
     add_up();
     refill_empty(labels, centroids);
-    double shift = 0;
+    double rest = 0;
+    simd::Vec<double> lanes = {};
     for (index j = 0; j < k_; ++j) {
       if (!(mass_[j] > 0)) continue;  // nothing to refill it with: it stays
-      for (index k = 0; k < d_; ++k) {
-        const T mean = T(sums_[j * d_ + k] / mass_[j]);
-        const double step =
-            (double(mean) - double(centroids[j * d_ + k])) * double(samples_.frame.scale);
-        shift += step * step;
-        centroids[j * d_ + k] = mean;
-      }
+      const double* sum = sums_.data() + j * d_;
+      T* centroid = centroids + j * d_;
+      for (index k = 0; k < d_; ++k) mean_[k] = T(sum[k] / mass_[j]);
+      rest +=
+          detail::add_squares(mean_.data(), centroid, d_, double(samples_.frame.scale), 1, lanes);
+      std::copy_n(mean_.data(), d_, centroid);
     }
-    return shift;
+    return rest + simd::reduce_add<double>(lanes);
   }
 
  private:
@@ -96,34 +110,71 @@ class CentroidUpdate {
       std::fill_n(mass, k_, 0.0);
       std::fill_n(count, k_, 0);
     }
-    std::vector<T> buffer(width);
-    const index n = part.rows;
-    const index end = n * (piece + 1) / pieces_;
-    for (index i = n * piece / pieces_; i < end; ++i) {
-      prefetch(part, sums, labels, std::min(i + kAhead, end - 1));
-      const T* row = row_as(part, i, buffer.data());
-      double* sum = sums + labels[i] * d_;
-      const double w = samples_.weight(i);
-      if (samples_.weights) {
-        for (index k = 0; k < width; ++k) sum[k] += w * double(row[k]);
-      } else {
-        for (index k = 0; k < width; ++k) sum[k] += double(row[k]);
+    const index n = part.rows, begin = n * piece / pieces_, end = n * (piece + 1) / pieces_;
+    with_width(width, [&](auto w) {
+      if (samples_.weights) add_weighted(part, begin, end, labels, w, sums);
+      else add_rows(part, begin, end, labels, w, sums);
+    });
+    if (slice > 0) return;
+    if (samples_.weights) {
+      for (index i = begin; i < end; ++i) {
+        mass[labels[i]] += samples_.weights[i];
+        count[labels[i]] += samples_.weights[i] > 0;
       }
-      if (slice == 0) {
-        mass[labels[i]] += w;
-        count[labels[i]] += w > 0;
-      }
+    } else {
+      for (index i = begin; i < end; ++i) ++count[labels[i]];
+      for (index j = 0; j < k_; ++j) mass[j] = double(count[j]);
     }
   }
 
-  // A row of x from memory and the sums it goes to from L2, while rows before it are added.
-  void prefetch(const MatrixView& part, const double* sums, const std::int32_t* labels, index i) {
-    const char* row = part.row(i);
-    const char* sum = reinterpret_cast<const char*>(sums + labels[i] * d_);
-    for (index b = 0; b < part.cols * part.col_stride; b += index(kCacheLine))
-      __builtin_prefetch(row + b);
-    for (index b = 0; b < part.cols * index(sizeof(double)); b += index(kCacheLine))
-      __builtin_prefetch(sum + b, 1);
+  template <class Width>
+  void add_rows(const MatrixView& part, index begin, index end, const std::int32_t* labels,
+                Width width, double* sums) const {
+    constexpr int kLanes = simd::kLanes<double>;
+    Rows<T> rows(part);
+    const index d = d_;
+    for (index i = begin; i < end; ++i) {
+      prefetch(part, sums, labels, std::min(i + kAhead, end - 1), width);
+      const T* row = rows[i];
+      double* sum = sums + labels[i] * d;
+      index k = 0;
+      for (; k + kLanes <= width; k += kLanes)
+        simd::store(sum + k, simd::load(sum + k) + simd::load_wide(row + k));
+      for (; k < width; ++k) sum[k] += double(row[k]);
+    }
+  }
+
+  template <class Width>
+  void add_weighted(const MatrixView& part, index begin, index end, const std::int32_t* labels,
+                    Width width, double* sums) const {
+    constexpr int kLanes = simd::kLanes<double>;
+    Rows<T> rows(part);
+    const index d = d_;
+    for (index i = begin; i < end; ++i) {
+      prefetch(part, sums, labels, std::min(i + kAhead, end - 1), width);
+      const T* row = rows[i];
+      double* sum = sums + labels[i] * d;
+      const double w = samples_.weights[i];
+      index k = 0;
+      for (; k + kLanes <= width; k += kLanes)
+        simd::store(sum + k, simd::load(sum + k) + w * simd::load_wide(row + k));
+      for (; k < width; ++k) sum[k] += w * double(row[k]);
+    }
+  }
+
+  // A row of x from memory and the sums it goes to from L2, while rows before it are added. Short
+  // rows come by themselves, and the sums of short rows are in L1.
+  template <class Width>
+  void prefetch(const MatrixView& part, const double* sums, const std::int32_t* labels, index i,
+                Width) const {
+    if constexpr (std::is_integral_v<Width>) {
+      const char* row = part.row(i);
+      const char* sum = reinterpret_cast<const char*>(sums + labels[i] * d_);
+      for (index b = 0; b < part.cols * part.col_stride; b += index(kCacheLine))
+        __builtin_prefetch(row + b);
+      for (index b = 0; b < part.cols * index(sizeof(double)); b += index(kCacheLine))
+        __builtin_prefetch(sum + b, 1);
+    }
   }
 
   void add_up() {
@@ -153,10 +204,9 @@ class CentroidUpdate {
     std::vector<std::pair<double, index>> farthest(n);
     const Chunks chunks(n);
     parallel_for(chunks.count, n_threads_, stop_, [&](index chunk, int) {
-      std::vector<T> buffer(d_);
+      Rows<T> rows(samples_.x);
       for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
-        const double distance =
-            squared_distance(row_as(samples_.x, i, buffer.data()), centroids + labels[i] * d_, d_);
+        const double distance = squared_distance(rows[i], centroids + labels[i] * d_, d_);
         farthest[i] = {samples_.weight(i) > 0 ? -distance : 0.0, i};
       }
     });
@@ -201,6 +251,7 @@ class CentroidUpdate {
   Stop& stop_;
   index width_, slices_, pieces_;
   Buffer<double> sums_, mass_;
+  std::vector<T> mean_;
   Buffer<std::int64_t> count_;  // rows that weigh something
 };
 

@@ -2,63 +2,15 @@
 // the mean of its rows, until no label or hardly a centroid moves.
 #include "kernels/kmeans.hpp"
 
-#include <memory>
-
 #include "core/random.hpp"
+#include "kernels/assignment.hpp"
 #include "kernels/balance.hpp"
 #include "kernels/centroids.hpp"
-#include "kernels/nearest_filtered.hpp"
 
 namespace ff {
 namespace {
 
-template <class Search, class T>
-bool assign_with(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
-                 Stop& stop, std::int32_t* labels) {
-  const index d = samples.x.cols, n = samples.x.rows;
-  Search search(n_clusters, d);
-  std::vector<T> row(d);
-  for (index j = 0; j < n_clusters; ++j) {
-    samples.frame.to_frame(centroids + j * d, row.data());
-    search.set(j, row.data());
-  }
-  search.ready();
-  const index block = search.block_rows();
-  std::vector<std::unique_ptr<typename Search::Scratch>> scratch(n_threads);
-  std::vector<std::vector<std::int32_t>> found(n_threads);
-  std::atomic<bool> changed{false};
-  parallel_for(ceil_div(n, block), n_threads, stop, [&](index b, int worker) {
-    auto& mine = found[worker];
-    if (!scratch[worker]) {
-      scratch[worker] = std::make_unique<typename Search::Scratch>(search);
-      mine.resize(block);
-    }
-    const index first = b * block, count = std::min(block, n - first);
-    std::copy_n(labels + first, count, mine.begin());
-    search.search(samples.x, samples.frame, first, count, *scratch[worker], mine.data());
-    if (!std::equal(mine.begin(), mine.begin() + count, labels + first)) {
-      changed.store(true, std::memory_order_relaxed);
-      std::copy_n(mine.begin(), count, labels + first);
-    }
-  });
-  return changed.load();
-}
-
-// Labels of all rows; whether any differs from what was there (−1 before the first time).
-template <class T>
-bool assign_rows(const Samples<T>& samples, const T* centroids, index n_clusters, int n_threads,
-                 Stop& stop, std::int32_t* labels) {
-#if defined(__AVX512VNNI__)
-  // Few centroids are told apart faster than they are packed twice: 10 iterations of 1,024 groups
-  // of 512 × 8 with 16 took 226 ms with the filter, 120 without (one thread).
-  if constexpr (sizeof(T) == 4)
-    if (samples.x.cols <= FilteredNearest::kMaxDepth && n_clusters >= 64)
-      return assign_with<FilteredNearest>(samples, centroids, n_clusters, n_threads, stop, labels);
-#endif
-  return assign_with<Nearest<T>>(samples, centroids, n_clusters, n_threads, stop, labels);
-}
-
-// The same for clusters of equal size; the prices go from one iteration to the next.
+// Labels for clusters of equal size; the prices go from one iteration to the next.
 template <class T>
 bool balance_rows(const Samples<T>& samples, const std::vector<T>& centroids, BalanceState& prices,
                   int n_threads, Stop& stop, std::vector<std::int32_t>& labels) {
@@ -91,12 +43,12 @@ Run<T> lloyd(const Samples<T>& samples, std::vector<T> centroids, const KMeansOp
   Run<T> run{std::move(centroids), std::vector<std::int32_t>(samples.x.rows, -1), 0, 0};
   const double enough = options.tol * samples.mean_variance;
   CentroidUpdate<T> update(samples, options.n_clusters, n_threads, stop);
+  Assignment<T> assignment(samples, options.n_clusters, n_threads, stop);
   BalanceState prices;
   const auto assign_all = [&] {
     if (options.balanced)
       return balance_rows(samples, run.centroids, prices, n_threads, stop, run.labels);
-    return assign_rows(samples, run.centroids.data(), options.n_clusters, n_threads, stop,
-                       run.labels.data());
+    return assignment.run(run.centroids.data(), run.labels.data());
   };
   bool settled = false;  // labels belong to the centroids as they are
   while (run.n_iter < options.max_iter && !settled) {
@@ -173,13 +125,12 @@ void assign(const StackView& x, const StackView& centroids, std::int32_t* labels
     std::vector<T> own(k * d);
     for (index j = 0; j < k; ++j) load_row(given, j, own.data() + j * d);
     std::fill_n(labels + g * n, n, -1);
-    assign_rows(samples, own.data(), k, threads, stop, labels + g * n);
+    Assignment<T>(samples, k, threads, stop).run(own.data(), labels + g * n);
     const Chunks chunks(n);
     parallel_for(chunks.count, threads, stop, [&](index chunk, int) {
-      std::vector<T> buffer(d);
+      Rows<T> rows(samples.x);
       for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
-        distances[g * n + i] = T(squared_distance(row_as(samples.x, i, buffer.data()),
-                                                  own.data() + labels[g * n + i] * d, d));
+        distances[g * n + i] = T(squared_distance(rows[i], own.data() + labels[g * n + i] * d, d));
     });
   });
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "core/parallel.hpp"
@@ -23,16 +24,44 @@ struct Chunks {
   const index n, size, count;
 };
 
-// Row i as T: where it lies if that is how it is stored, else widened into the buffer.
+// Rows as T: where they lie if that is how they are stored, else widened into a buffer, so that a
+// row holds until the next one is asked for.
 template <class T>
-inline const T* row_as(const MatrixView& x, index i, T* buffer) {
-  constexpr DType own = sizeof(T) == 4 ? DType::f32 : DType::f64;
-  const char* p = x.row(i);
-  if (x.dtype == own && x.col_stride == index(sizeof(T)) &&
-      reinterpret_cast<std::uintptr_t>(p) % alignof(T) == 0)
-    return reinterpret_cast<const T*>(p);
-  load_row(x, i, buffer);
-  return buffer;
+class Rows {
+ public:
+  explicit Rows(const MatrixView& x) : x_(x) {
+    constexpr DType own = sizeof(T) == 4 ? DType::f32 : DType::f64;
+    constexpr auto kAlign = index(alignof(T));
+    in_place_ = x.dtype == own && x.col_stride == index(sizeof(T)) && x.row_stride % kAlign == 0 &&
+                reinterpret_cast<std::uintptr_t>(x.data) % kAlign == 0;
+    if (!in_place_) buffer_.resize(x.cols);
+  }
+
+  const T* operator[](index i) {
+    if (in_place_) return reinterpret_cast<const T*>(x_.row(i));
+    load_row(x_, i, buffer_.data());
+    return buffer_.data();
+  }
+
+ private:
+  const MatrixView& x_;
+  bool in_place_;
+  std::vector<T> buffer_;
+};
+
+namespace detail {
+template <class Body, int... D>
+void with_one_of(index d, Body& body, std::integer_sequence<int, D...>) {
+  const bool known = (... || (d == D && (body(std::integral_constant<index, D>()), true)));
+  if (!known) body(d);
+}
+}  // namespace detail
+
+// body(d), d a constant of the compiler's where it is small: loops over short rows then keep what
+// they add to in registers.
+template <class Body>
+void with_width(index d, Body&& body) {
+  detail::with_one_of(d, body, std::integer_sequence<int, 1, 2, 3, 4, 8, 16>());
 }
 
 // The columns [first, first + n) of a view.
@@ -62,15 +91,21 @@ struct ColumnMoments {
 
   // Values relative to the first row, so that a large common offset cancels before it is squared.
   template <class T>
-  void add(const T* row, const double* origin, double scale) {
-    const index d = index(sum.size());
-    for (index k = 0; k < d; ++k) {
-      const double v = (double(row[k]) - origin[k]) * scale;
-      sum[k] += v;
-      square[k] += v * v;
-      low[k] = std::min(low[k], v);
-      high[k] = std::max(high[k], v);
-    }
+  void add_rows(const MatrixView& x, index begin, index end, const double* origin, double scale) {
+    with_width(x.cols, [&](auto d) {
+      Rows<T> rows(x);
+      if constexpr (std::is_integral_v<decltype(d)>) {
+        add_to(rows, begin, end, origin, scale, d, sum.data(), square.data(), low.data(),
+               high.data());
+      } else {
+        double own[4][decltype(d)::value];
+        for (index k = 0; k < d; ++k)
+          own[0][k] = own[1][k] = 0, own[2][k] = INFINITY, own[3][k] = -INFINITY;
+        add_to(rows, begin, end, origin, scale, d, own[0], own[1], own[2], own[3]);
+        for (index k = 0; k < d; ++k)
+          sum[k] = own[0][k], square[k] = own[1][k], low[k] = own[2][k], high[k] = own[3][k];
+      }
+    });
   }
 
   void add(const ColumnMoments& other) {
@@ -83,6 +118,33 @@ struct ColumnMoments {
   }
 
   std::vector<double> sum, square, low, high;
+
+ private:
+  template <class T, class Width>
+  static void add_to(Rows<T>& rows, index begin, index end, const double* origin, double scale,
+                     Width d, double* __restrict sums, double* __restrict squares,
+                     double* __restrict lows, double* __restrict highs) {
+    using simd::load, simd::store;
+    constexpr int kLanes = simd::kLanes<double>;
+    for (index i = begin; i < end; ++i) {
+      const T* row = rows[i];
+      index k = 0;
+      for (; k + kLanes <= d; k += kLanes) {
+        const auto v = (simd::load_wide(row + k) - load(origin + k)) * scale;
+        store(sums + k, load(sums + k) + v);
+        store(squares + k, load(squares + k) + v * v);
+        store(lows + k, simd::min(v, load(lows + k)));
+        store(highs + k, simd::max(v, load(highs + k)));
+      }
+      for (; k < d; ++k) {
+        const double v = (double(row[k]) - origin[k]) * scale;
+        sums[k] += v;
+        squares[k] += v * v;
+        lows[k] = v < lows[k] ? v : lows[k];
+        highs[k] = v > highs[k] ? v : highs[k];
+      }
+    }
+  }
 };
 
 template <class T>
@@ -91,20 +153,20 @@ ColumnMoments column_moments(const MatrixView& x, const double* origin, double s
   const Chunks chunks(x.rows);
   std::vector<ColumnMoments> partial(chunks.count, ColumnMoments(x.cols));
   parallel_for(chunks.count, n_threads, stop, [&](index chunk, int) {
-    std::vector<T> buffer(x.cols);
-    for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
-      partial[chunk].add(row_as(x, i, buffer.data()), origin, scale);
+    partial[chunk].add_rows<T>(x, chunks.begin(chunk), chunks.end(chunk), origin, scale);
     for (index k = 0; k < x.cols; ++k)
-      if (!std::isfinite(partial[chunk].square[k]))
+      if (!std::isfinite(partial[chunk].square[k])) {
+        std::vector<T> buffer(x.cols);
         for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
           load_row(x, i, buffer.data());
           double norm2 = 0;
           for (const T v : buffer) norm2 += double(v) * double(v);
           if (!std::isfinite(norm2)) throw_not_finite(x, i, "X");
         }
+      }
   });
-  ColumnMoments all(x.cols);
-  for (const auto& one : partial) all.add(one);
+  ColumnMoments all = std::move(partial[0]);
+  for (index chunk = 1; chunk < chunks.count; ++chunk) all.add(partial[chunk]);
   return all;
 }
 

@@ -114,17 +114,49 @@ void search_lanes(const T* x, const T* centroids, index n, std::int32_t* labels)
     for (int lane = 0; lane < kLanes; ++lane) labels[r * kLanes + lane] = std::int32_t(at[r][lane]);
 }
 
+// nearest[i] = min(nearest[i], ‖x_i − c‖²) over all centroids. The differences are squared as they
+// stand, so that a row on a centroid is at distance zero exactly.
+template <class T, int D>
+void shrink_lanes(const T* x, const T* centroids, index n, T* nearest) {
+  constexpr int R = kLaneVectors<D>, kLanes = simd::kLanes<T>;
+  simd::Vec<T> own[R][D], least[R];
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int k = 0; k < D; ++k) own[r][k] = simd::load(x + (r * D + k) * kLanes);
+    least[r] = simd::load(nearest + r * kLanes);
+  }
+  for (const T* c = centroids; c != centroids + n * (D + 1); c += D + 1) {
+    simd::Vec<T> sum[R] = {};
+#pragma GCC unroll 16
+    for (int k = 0; k < D; ++k) {
+      const simd::Vec<T> ck = simd::splat(c[k]);
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        const simd::Vec<T> off = own[r][k] - ck;
+        sum[r] = simd::mul_add(off, off, sum[r]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) least[r] = simd::min(sum[r], least[r]);
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) simd::store(nearest + r * kLanes, least[r]);
+}
+
 template <class T>
 struct LaneKernels {
   void (*load)(const MatrixView&, const Frame<T>&, index, index, T*);
   void (*search)(const T*, const T*, index, std::int32_t*);
+  void (*shrink)(const T*, const T*, index, T*);
   int rows;  // a step
 };
 
 template <class T, int... D>
 LaneKernels<T> lane_kernels(index depth, std::integer_sequence<int, D...>) {
-  static constexpr LaneKernels<T> all[] = {
-      {load_lanes<T, D + 1>, search_lanes<T, D + 1>, kLaneVectors<D + 1> * simd::kLanes<T>}...};
+  static constexpr LaneKernels<T> all[] = {{load_lanes<T, D + 1>, search_lanes<T, D + 1>,
+                                            shrink_lanes<T, D + 1>,
+                                            kLaneVectors<D + 1> * simd::kLanes<T>}...};
   return all[depth - 1];
 }
 
@@ -171,6 +203,23 @@ class LaneNearest {
     for (index i = 0; i < n; i += kernels_.rows) {
       load(x, frame, first + i, std::min<index>(kernels_.rows, n - i), scratch.lanes.data());
       search_step(scratch.lanes.data(), std::min<index>(kernels_.rows, n - i), labels + i);
+    }
+  }
+
+  // Squared distances to the nearest of other centroids in, of those and these out.
+  void shrink(const MatrixView& x, const Frame<T>& frame, index first, index n, Scratch& scratch,
+              T* nearest) const {
+    for (index i = 0; i < n; i += kernels_.rows) {
+      const index step = std::min<index>(kernels_.rows, n - i);
+      load(x, frame, first + i, step, scratch.lanes.data());
+      if (step == kernels_.rows) {
+        kernels_.shrink(scratch.lanes.data(), centroids_.data(), count_, nearest + i);
+      } else {
+        T own[2 * kLanes] = {};
+        std::copy_n(nearest + i, step, own);
+        kernels_.shrink(scratch.lanes.data(), centroids_.data(), count_, own);
+        std::copy_n(own, step, nearest + i);
+      }
     }
   }
 

@@ -37,6 +37,8 @@ class Rows {
     if (!in_place_) buffer_.resize(x.cols);
   }
 
+  bool in_place() const { return in_place_; }
+
   const T* operator[](index i) {
     if (in_place_) return reinterpret_cast<const T*>(x_.row(i));
     load_row(x_, i, buffer_.data());

@@ -4,6 +4,7 @@
 #include <unordered_set>
 
 #include "core/random.hpp"
+#include "kernels/nearest_lanes.hpp"
 
 namespace ff {
 namespace {
@@ -102,6 +103,23 @@ class PlusPlus {
   }
 
   void refresh() {
+    if (LaneNearest<T>::takes(d_)) refresh_short_rows();
+    else refresh_tiles();
+    pending_.clear();
+    sum_parts();
+  }
+
+  void refresh_short_rows() {
+    LaneNearest<T> search(n_pending(), d_);
+    for (index j = 0; j < n_pending(); ++j) search.set(j, pending_.data() + j * d_);
+    parallel_for(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
+      typename LaneNearest<T>::Scratch scratch(search);
+      const index first = part * kPart, n = std::min(n_ - first, kPart);
+      search.shrink(samples_.x, samples_.frame, first, n, scratch, distance_.data() + first);
+    });
+  }
+
+  void refresh_tiles() {
     Panels<T> panels(n_pending(), d_);
     for (index j = 0; j < n_pending(); ++j) panels.set(j, pending_.data() + j * d_);
     // Columns that pad the last panel repeat the first centroid.
@@ -119,8 +137,6 @@ class PlusPlus {
           distance_[i + r] = std::min(distance_[i + r], least[r]);
       }
     });
-    pending_.clear();
-    sum_parts();
   }
 
   // Σ (x − c)² as it stands, so that a row on a centroid is at distance zero exactly.

@@ -158,10 +158,10 @@ class CentroidUpdate {
       const T* row = row_of(i);
       double* sum = sums + bank * bank_size + labels[i] * d;
       const double w = kWeighted ? weights[i] : 1;
-      index k = 0;
-      for (; k + kLanes <= width; k += kLanes)
+      const index whole = width / kLanes * kLanes;
+      for (index k = 0; k < whole; k += kLanes)
         simd::store(sum + k, simd::load(sum + k) + w * simd::load_wide(row + k));
-      for (; k < width; ++k) sum[k] += w * double(row[k]);
+      for (index k = whole; k < width; ++k) sum[k] += w * double(row[k]);
     });
   }
 

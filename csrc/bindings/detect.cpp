@@ -46,8 +46,8 @@ struct Processor {
   }
   // AVX-512 F, DQ, CD, BW, VL
   bool v4() const { return v3() && all(ebx7, {16, 17, 28, 30, 31}) && (saved & 0xe6) == 0xe6; }
-  // AVX-512 VNNI
-  bool v4_vnni() const { return v4() && all(ecx7, {11}); }
+  // AVX-512 VBMI, VNNI
+  bool v4_vnni() const { return v4() && all(ecx7, {1, 11}); }
 };
 #endif
 

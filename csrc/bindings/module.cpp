@@ -6,6 +6,7 @@ namespace ff::bindings {
 
 void bind_balance(py::module_& m);
 void bind_bits(py::module_& m);
+void bind_codebook(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
@@ -38,6 +39,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   m.def("default_threads", &ff::default_threads);
   bind_balance(m);
   bind_bits(m);
+  bind_codebook(m);
   bind_kmeans(m);
   bind_csr(m);
   bind_omp(m);

@@ -89,22 +89,6 @@ void pack_row(const std::uint8_t* codes, index n, int n_bits, std::uint8_t* pack
   }
 }
 
-void unpack_row(const std::uint8_t* packed, index n, int n_bits, std::uint8_t* codes) {
-  if (n_bits == 8) {
-    std::memcpy(codes, packed, std::size_t(n));
-    return;
-  }
-  const Octet octet(n_bits);
-  index i = 0;
-  for (const index end = bytes_of(n, n_bits); i + 8 <= n && i / 8 * n_bits + 8 <= end; i += 8)
-    store_bytes(codes + i, octet.apart(load_bytes(packed + i / 8 * n_bits, 8)), 8);
-  for (; i < n; i += 8) {
-    const index count = std::min<index>(8, n - i);
-    const index bytes = ceil_div(count * n_bits, 8);
-    store_bytes(codes + i, octet.apart(load_bytes(packed + i / 8 * n_bits, bytes)), count);
-  }
-}
-
 // Pieces of rows, or several short rows, of about kTaskCodes codes: body(row, first, last).
 template <class Body>
 void for_pieces(index rows, index cols, int n_threads, Stop& stop, Body body) {
@@ -179,6 +163,22 @@ void pack(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_thread
 }
 
 }  // namespace
+
+void unpack_row(const std::uint8_t* packed, index n, int n_bits, std::uint8_t* codes) {
+  if (n_bits == 8) {
+    std::memcpy(codes, packed, std::size_t(n));
+    return;
+  }
+  const Octet octet(n_bits);
+  index i = 0;
+  for (const index end = bytes_of(n, n_bits); i + 8 <= n && i / 8 * n_bits + 8 <= end; i += 8)
+    store_bytes(codes + i, octet.apart(load_bytes(packed + i / 8 * n_bits, 8)), 8);
+  for (; i < n; i += 8) {
+    const index count = std::min<index>(8, n - i);
+    const index bytes = ceil_div(count * n_bits, 8);
+    store_bytes(codes + i, octet.apart(load_bytes(packed + i / 8 * n_bits, bytes)), count);
+  }
+}
 
 void pack_codes(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads,
                 Stop& stop) {

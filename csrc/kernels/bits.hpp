@@ -42,4 +42,7 @@ void pack_codes(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_
 bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape,
                   std::uint8_t* codes, int n_threads, Stop& stop);
 
+// The first n codes of a row that begins at `packed`, one a byte; nothing is read past the last.
+void unpack_row(const std::uint8_t* packed, index n, int n_bits, std::uint8_t* codes);
+
 }  // namespace ff

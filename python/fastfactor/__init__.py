@@ -1,7 +1,8 @@
 """fastfactor: fast, exact kernels for compressing neural networks.
 
 Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions here find the factors
-(:func:`omp`, :func:`kmeans`) or use them without building W (:func:`spmm`).
+(:func:`omp`, :func:`kmeans`) or use them without building W (:func:`spmm`,
+:func:`codebook_matmul`).
 """
 
 __version__ = "0.1.0"
@@ -10,7 +11,7 @@ from .clustering import KMeansResult, assign, kmeans
 from .config import show_config
 from .errors import CorruptDataError
 from .packing import PackedCodes
-from .products import spmm
+from .products import codebook_matmul, codebook_rows, spmm
 from .sparse import CSR
 from .sparse_coding import omp
 
@@ -21,6 +22,8 @@ __all__ = [
     "PackedCodes",
     "__version__",
     "assign",
+    "codebook_matmul",
+    "codebook_rows",
     "kmeans",
     "omp",
     "show_config",

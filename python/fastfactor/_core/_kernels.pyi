@@ -46,6 +46,27 @@ def pack_codes(codes: _Array, n_bits: int, n_threads: int) -> _Bytes: ...
 def unpack_codes(
     packed: _Bytes, n_bits: int, books: int, rows: int, cols: int, n_threads: int
 ) -> _Bytes: ...
+def codebook_matmul(
+    x: _Array,
+    data: _Bytes,
+    n_bits: int,
+    rows: int,
+    cols: int,
+    codebook: _Array,
+    group_size: int,
+    out: _Array,
+    n_threads: int,
+) -> None: ...
+def codebook_rows(
+    data: _Bytes,
+    n_bits: int,
+    rows: int,
+    cols: int,
+    codebook: _Array,
+    group_size: int,
+    ids: npt.NDArray[np.int64] | None,
+    n_threads: int,
+) -> npt.NDArray[np.float32]: ...
 def omp(
     x: _Array,
     dictionary: _Array,

@@ -1,0 +1,198 @@
+#pragma once
+#include <type_traits>
+
+#include "core/simd.hpp"
+#include "core/types.hpp"
+
+// Scalar codebooks in registers: a block of codes in, their values out, by permutes. The order in
+// which a block's values come is the one that costs least; column(position) names it, and x is
+// brought into it once.
+namespace ff::tables {
+
+using Floats = simd::Vec<float>;
+inline constexpr int kLanes = simd::kLanes<float>;
+
+#if defined(__AVX512F__)
+inline constexpr bool kPermutes = true;
+
+struct Table16 {
+  explicit Table16(const float* values) : table(_mm512_loadu_ps(values)) {}
+  Floats operator[](__m512i index) const {  // of each lane the low four bits count
+    return (Floats)_mm512_permutexvar_ps(index, table);
+  }
+  __m512 table;
+};
+
+#elif defined(__AVX2__)
+inline constexpr bool kPermutes = true;
+
+struct Table16 {
+  explicit Table16(const float* values)
+      : low(_mm256_loadu_ps(values)), high(_mm256_loadu_ps(values + 8)) {}
+  Floats operator[](__m256i index) const {
+    const __m256 from_low = _mm256_permutevar8x32_ps(low, index);
+    const __m256 from_high = _mm256_permutevar8x32_ps(high, index);
+    return (Floats)_mm256_blendv_ps(from_low, from_high,
+                                    _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+  }
+  __m256 low, high;
+};
+
+#else
+inline constexpr bool kPermutes = false;
+#endif
+
+#if defined(__AVX2__)
+// Codes of 1, 2 or 4 bits as they are packed: a 32-bit lane holds 32 / Bits of them, and step s
+// shifts code s of every lane down. Lookups take four bits, so a table of fewer entries repeats.
+template <int Bits>
+struct Nibbles {
+  static constexpr bool kPacked = true;
+  static constexpr index kCodesLane = 32 / Bits, kBlock = kLanes * kCodesLane;
+
+  explicit Nibbles(const float* values) : table(repeat(values).data) {}
+
+  static index column(index position) { return position % kLanes * kCodesLane + position / kLanes; }
+
+  template <class Sink>
+  void block(const std::uint8_t* codes, Sink&& sink) const {
+#  if defined(__AVX512F__)
+    const __m512i lanes = _mm512_loadu_si512(codes);
+#    pragma GCC unroll 32
+    for (int s = 0; s < kCodesLane; ++s) sink(s, table[_mm512_srli_epi32(lanes, s * Bits)]);
+#  else
+    const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+#    pragma GCC unroll 32
+    for (int s = 0; s < kCodesLane; ++s) {
+      __m256i index = _mm256_srli_epi32(lanes, s * Bits);
+      sink(s, table[index]);
+    }
+#  endif
+  }
+
+ private:
+  struct Repeated {
+    float data[16];
+  };
+  static Repeated repeat(const float* values) {
+    Repeated all;
+    for (int i = 0; i < 16; ++i) all.data[i] = values[i & ((1 << Bits) - 1)];
+    return all;
+  }
+
+  Table16 table;
+};
+
+// Codes one a byte, values gathered from memory.
+struct Gathered {
+  static constexpr bool kPacked = false;
+  static constexpr index kBlock = kLanes;
+
+  explicit Gathered(const float* values) : table(values) {}
+  static index column(index position) { return position; }
+
+  template <class Sink>
+  void block(const std::uint8_t* codes, Sink&& sink) const {
+#  if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    sink(0, (Floats)_mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), table, 4));
+#  else
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
+    sink(0, (Floats)_mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(bytes), 4));
+#  endif
+  }
+
+  const float* table;
+};
+#endif
+
+#if defined(__AVX512F__)
+// Codes one a byte, up to 6 bits: 32 entries are two registers and one permute.
+template <int Entries>
+struct Permuted {
+  static_assert(Entries == 32 || Entries == 64);
+  static constexpr bool kPacked = false;
+  static constexpr index kBlock = kLanes;
+
+  explicit Permuted(const float* values) {
+    for (int i = 0; i < Entries / 16; ++i) table[i] = _mm512_loadu_ps(values + 16 * i);
+  }
+  static index column(index position) { return position; }
+
+  template <class Sink>
+  void block(const std::uint8_t* codes, Sink&& sink) const {
+    const __m512i index =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    __m512 value = _mm512_permutex2var_ps(table[0], index, table[1]);
+    if constexpr (Entries == 64) {
+      const __mmask16 upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+      value = _mm512_mask_mov_ps(value, upper, _mm512_permutex2var_ps(table[2], index, table[3]));
+    }
+    sink(0, (Floats)value);
+  }
+
+  __m512 table[Entries / 16];
+};
+#endif
+
+#if defined(__AVX512VBMI__)
+// Codes one a byte, a table for each byte of the values: 64 look-ups a permute, then the bytes are
+// brought together. Values that were widened from 16 bits have low bytes of zero, which need none:
+// Bytes is how many of the upper ones count (bfloat16 2, float16 3).
+template <int Entries, int Bytes>
+struct BytePlanes {
+  static_assert(Entries == 64 || Entries == 256);
+  static constexpr bool kPacked = false;
+  static constexpr index kBlock = 64;
+  static constexpr int kRegisters = Entries / 64;
+
+  explicit BytePlanes(const float* values) {
+    for (int q = 0; q < kRegisters; ++q)
+      for (int p = 0; p < Bytes; ++p) {
+        __m512i plane = _mm512_setzero_si512();
+        const auto narrow = [&](int i) {
+          const __m512i bits = _mm512_loadu_si512(values + 64 * q + 16 * i);
+          return _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8 * (4 - Bytes + p)));
+        };
+        plane = _mm512_inserti32x4(plane, narrow(0), 0);
+        plane = _mm512_inserti32x4(plane, narrow(1), 1);
+        plane = _mm512_inserti32x4(plane, narrow(2), 2);
+        plane = _mm512_inserti32x4(plane, narrow(3), 3);
+        table[p][q] = plane;
+      }
+  }
+
+  // Two rounds of interleaving leave quarters of each 128-bit lane to one vector.
+  static index column(index position) {
+    const index vector = position / 16, lane = position % 16 / 4;
+    return 16 * lane + 4 * vector + position % 4;
+  }
+
+  template <class Sink>
+  void block(const std::uint8_t* codes, Sink&& sink) const {
+    const __m512i index = _mm512_loadu_si512(codes), zero = _mm512_setzero_si512();
+    const __mmask64 upper = _mm512_movepi8_mask(index);
+    const auto plane = [&](int p) -> __m512i {
+      p -= 4 - Bytes;
+      if (p < 0) return zero;
+      if constexpr (Entries == 64) return _mm512_permutexvar_epi8(index, table[p][0]);
+      else
+        return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(table[p][0], index, table[p][1]),
+                                    upper,
+                                    _mm512_permutex2var_epi8(table[p][2], index, table[p][3]));
+    };
+    const __m512i b0 = plane(0), b1 = plane(1), b2 = plane(2), b3 = plane(3);
+    const __m512i high_low = _mm512_unpacklo_epi8(b2, b3), high_high = _mm512_unpackhi_epi8(b2, b3);
+    const __m512i low_low = Bytes > 2 ? _mm512_unpacklo_epi8(b0, b1) : zero;
+    const __m512i low_high = Bytes > 2 ? _mm512_unpackhi_epi8(b0, b1) : zero;
+    sink(0, (Floats)_mm512_unpacklo_epi16(low_low, high_low));
+    sink(1, (Floats)_mm512_unpackhi_epi16(low_low, high_low));
+    sink(2, (Floats)_mm512_unpacklo_epi16(low_high, high_high));
+    sink(3, (Floats)_mm512_unpackhi_epi16(low_high, high_high));
+  }
+
+  __m512i table[Bytes][kRegisters];
+};
+#endif
+
+}  // namespace ff::tables

@@ -1,0 +1,162 @@
+#pragma once
+#include <algorithm>
+
+#include "core/buffer.hpp"
+#include "kernels/codebook.hpp"
+#include "kernels/codebook_tables.hpp"
+
+// One row of codes from left to right: its values, in the order of the look-up that makes them.
+namespace ff {
+
+// Columns at a time: a multiple of every look-up's block, few enough for L1 beside the operand.
+inline constexpr index kColumnBlock = 1024;
+
+// The same for vectors of any length: whole ones, and eight of them at least, so that codes begin
+// on a byte.
+inline index column_block(index dim) {
+  return std::max<index>(kColumnBlock / (8 * dim), 1) * 8 * dim;
+}
+
+// What one worker knows of the row it is at. Codes are unpacked and tables widened here.
+class CodeRow {
+ public:
+  CodeRow(const PackedView& packed, const CodebookView& codebook)
+      : packed_(packed),
+        codebook_(codebook),
+        codes_(kColumnBlock),
+        table_(std::max<index>(codebook.table_size(), kLongestTable)) {
+    std::fill_n(table_.data(), table_.size(), 0.0f);
+  }
+
+  void go_to(index row) {
+    // Tables that all rows share stay where they are.
+    if (codebook_.rows > 1) loaded_book_ = loaded_group_ = -1;
+    row_ = row;
+  }
+
+  const PackedView& packed() const { return packed_; }
+  const CodebookView& codebook() const { return codebook_; }
+  index columns() const { return packed_.shape.cols * codebook_.dim; }
+
+  const float* table(index book, index group) {
+    if (book != loaded_book_ || group != loaded_group_) {
+      codebook_.load(book, row_, group, table_.data());
+      loaded_book_ = book, loaded_group_ = group;
+    }
+    return table_.data();
+  }
+
+  // As they are stored; `first` a multiple of 8.
+  const std::uint8_t* bits(index book, index first) const {
+    return packed_.row(row_, book) + first / 8 * packed_.shape.n_bits;
+  }
+
+  // One a byte, at most kColumnBlock of them; `first` a multiple of 8.
+  const std::uint8_t* codes(index book, index first, index n) {
+    const std::uint8_t* from = bits(book, first);
+    if (packed_.shape.n_bits == 8) return from;
+    unpack_row(from, n, packed_.shape.n_bits, codes_.data());
+    return codes_.data();
+  }
+
+ private:
+  static constexpr index kLongestTable = 256;  // entries that a look-up may load, used or not
+
+  const PackedView& packed_;
+  const CodebookView& codebook_;
+  Buffer<std::uint8_t> codes_;
+  Buffer<float> table_;
+  index row_ = 0, loaded_book_ = -1, loaded_group_ = -1;
+};
+
+// Scalar codes of one codebook by look-up Table: vector(position, values) for whole blocks of the
+// columns [first, last), scalar(position, value) for the rest; positions count from `first`, which
+// is a multiple of kColumnBlock, as last is or ends the row.
+template <class Table, class Vector, class Scalar>
+void walk_scalars(CodeRow& row, index first, index last, Vector&& vector, Scalar&& scalar) {
+  const index group_size = row.codebook().group_size;
+  const int n_bits = row.packed().shape.n_bits;
+  const index whole = last - (last - first) % Table::kBlock;
+  const std::uint8_t* codes =
+      Table::kPacked ? row.bits(0, first) : row.codes(0, first, last - first);
+  for (index c = first; c < last;) {
+    const index group = c / group_size, end = std::min(last, (group + 1) * group_size);
+    const float* values = row.table(0, group);
+    if (c < whole) {
+      const Table table(values);
+      for (; c < std::min(end, whole); c += Table::kBlock) {
+        const index at = c - first;
+        table.block(codes + (Table::kPacked ? at / 8 * n_bits : at),
+                    [&](int v, auto value) { vector(at + v * tables::kLanes, value); });
+      }
+    }
+    for (; c < end; ++c) {
+      const index at = c - first;
+      if (Table::kPacked) {
+        const int shift = int(at * n_bits % 8), mask = (1 << n_bits) - 1;
+        scalar(at, values[codes[at * n_bits / 8] >> shift & mask]);
+      } else {
+        scalar(at, values[codes[at]]);
+      }
+    }
+  }
+}
+
+// What a look-up offers to the products.
+struct Lookup {
+  index block;  // columns that change places among each other
+  index (*column)(index position);
+  float (*dot)(CodeRow&, const float* x);  // with x in that order
+  void (*decode)(CodeRow&, index first, index last, float* out);
+};
+
+template <class Table>
+float dot_scalars(CodeRow& row, const float* x) {
+  using tables::Floats;
+  // Sums of 16 terms a lane and 4 lanes, of 16 of those, and the rest in double: rounding stays
+  // below 1e-5 of the sum of magnitudes however long the row.
+  constexpr index kSpan = 16 * kColumnBlock;
+  double total = 0;
+  const index columns = row.columns();
+  for (index begin = 0; begin < columns; begin += kSpan) {
+    const index end = std::min(columns, begin + kSpan);
+    Floats sum = {};
+    for (index first = begin; first < end; first += kColumnBlock) {
+      Floats part[4] = {};
+      float rest = 0;
+      const float* xs = x + first;
+      walk_scalars<Table>(
+          row, first, std::min(end, first + kColumnBlock),
+          [&](index at, Floats values) {
+            auto& to = part[at / tables::kLanes % 4];
+            to = simd::mul_add(values, simd::load(xs + at), to);
+          },
+          [&](index at, float value) { rest = simd::mul_add(value, xs[at], rest); });
+      sum = sum + ((part[0] + part[1]) + (part[2] + part[3]));
+      total += double(rest);
+    }
+    total += double(simd::reduce_add<float>(sum));
+  }
+  return float(total);
+}
+
+template <class Table>
+void decode_scalars(CodeRow& row, index first, index last, float* out) {
+  walk_scalars<Table>(
+      row, first, last, [&](index at, tables::Floats values) { simd::store(out + at, values); },
+      [&](index at, float value) { out[at] = value; });
+}
+
+template <class Table>
+Lookup lookup_by() {
+  return {Table::kBlock, Table::column, dot_scalars<Table>, decode_scalars<Table>};
+}
+
+// Any codes: vectors, several codebooks, groups that begin anywhere. Columns stay in order; `first`
+// is a multiple of column_block(dim), and no more columns than that are asked for.
+void decode_any(CodeRow& row, index first, index last, float* out);
+
+// The look-up that suits; block 1 and no dot: decode_any.
+Lookup choose_lookup(const PackedView& packed, const CodebookView& codebook);
+
+}  // namespace ff

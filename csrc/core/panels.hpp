@@ -55,8 +55,23 @@ inline void interleave(const T* rows, index ld, index depth, T* out) {
     for (int r = 0; r < R; ++r) out[k * R + r] = rows[r * ld + k];
 }
 
-// acc[r][v] += Σ_k x[k·R + r] · panel[k][v]
-template <int R, class T>
+// Where element k of row r of a tile lies: at(k) + r·kRow.
+template <int R>
+struct Interleaved {
+  static constexpr index kRow = 1, kDepth = R, kPart = kDepthPart * R;
+};
+
+// The same for rows as they come, in parts of kDepthPart. Their distance is a constant, so that one
+// register reaches all of them, and no multiple of 64 bytes, so that they do not share banks.
+template <int R>
+struct SideBySide {
+  static constexpr index kRow = kDepthPart + 4, kDepth = 1, kPart = R * kRow;
+  static constexpr index at(index k) { return k / kDepthPart * kPart + k % kDepthPart; }
+  static constexpr index size(index depth) { return ceil_div(depth, kDepthPart) * kPart; }
+};
+
+// acc[r][v] += Σ_k x[r][k] · panel[k][v]
+template <int R, class Layout = Interleaved<R>, class T>
 inline void panel_product(const T* x, const T* panel, index depth,
                           simd::Vec<T> (&acc)[R][kPanelVectors]) {
   using simd::Vec;
@@ -66,17 +81,18 @@ inline void panel_product(const T* x, const T* panel, index depth,
   for (index first = 0;;) {
     const index end = depth - first <= kDepthPart ? depth : first + kDepthPart;
     const T* c = panel + first * kPanelCols<T>;
-    const T* xk = x + first * R;
+    const T* xk = x;
+    x += Layout::kPart;
     for (index k = first; k < end; ++k) {
       const Vec<T> c0 = simd::load(c), c1 = simd::load(c + simd::kLanes<T>);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const Vec<T> xr = simd::splat(xk[r]);
+        const Vec<T> xr = simd::splat(xk[r * Layout::kRow]);
         part[r][0] = simd::mul_add(xr, c0, part[r][0]);
         part[r][1] = simd::mul_add(xr, c1, part[r][1]);
       }
       c += kPanelCols<T>;
-      xk += R;
+      xk += Layout::kDepth;
     }
     if (first == 0) {
 #pragma GCC unroll 12

@@ -3,17 +3,16 @@
 #include "kernels/omp.hpp"
 
 #include <array>
+#include <memory>
 
+#include "kernels/omp_codes.hpp"
 #include "kernels/omp_coder.hpp"
+#include "kernels/omp_flight.hpp"
 
 namespace ff {
 namespace {
 
-template <class T>
-struct BlockCodes {
-  std::vector<T> data;
-  std::vector<std::int32_t> indices;
-};
+using Tile = SideBySide<kTileRows>;
 
 // Rows whose x and α together take about a quarter of an L2 of 1 MB: the panels then stream past
 // them once a block, not once a tile.
@@ -23,7 +22,15 @@ index rows_per_block(const Atoms<T>& atoms) {
   return std::clamp<index>((index(256) << 10) / bytes / kTileRows, 1, 64) * kTileRows;
 }
 
-// One worker: blocks of rows through product and coder.
+// Few atoms and no tolerance: what Flight does, and rows that nearly all end with as many as they
+// may have.
+template <class T>
+bool few_atoms(const OmpOptions& options) {
+  return options.tol < 0 && !options.orthogonal_select &&
+         options.max_nonzeros <= Flight<T>::kMostAtoms;
+}
+
+// One worker: blocks of rows through product and pursuit.
 template <class T>
 class Worker {
  public:
@@ -31,47 +38,82 @@ class Worker {
       : x_(x),
         atoms_(atoms),
         options_(options),
-        rows_(block * atoms.depth()),
-        interleaved_(block * atoms.depth()),
+        row_(atoms.depth()),
+        rows_(block / kTileRows * Tile::size(atoms.depth())),
         alpha_(block * atoms.ld()),
         scale_(block),
         norm2_(block) {
-    for (index i = 0; i < rows_in_flight(); ++i) coders_.emplace_back(atoms, options);
+    if (few_atoms<T>(options)) {
+      flight_ = std::make_unique<Flight<T>>(atoms, options.max_nonzeros);
+    } else {
+      for (index i = 0; i < rows_in_turn(); ++i) coders_.emplace_back(atoms, options);
+    }
   }
 
   void code(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
     load(first, n);
-    const index tiles = ceil_div(n, kTileRows), depth = atoms_.depth(), ld = atoms_.ld();
-    for (index p = 0; p < atoms_.panels().n_panels(); ++p)
-      for (index t = 0; t < tiles; ++t)
-        atoms_.template multiply_panel<kTileRows>(interleaved_.data() + t * kTileRows * depth, p,
-                                                  alpha_.data() + t * kTileRows * ld);
-    const index flight = index(coders_.size()),
-                likely = n * std::min<index>(options_.max_nonzeros, 64);
-    codes.data.reserve(likely);
-    codes.indices.reserve(likely);
-    for (index r = 0; r < n; r += flight) code_flight(r, std::min(flight, n - r), counts, codes);
+    multiply(n);
+    if (flight_) {
+      for (index r = 0; r < n; r += flight_->rows())
+        fly(r, std::min(flight_->rows(), n - r), counts, codes);
+    } else {
+      const index turn = index(coders_.size());
+      for (index r = 0; r < n; r += turn) code_in_turn(r, std::min(turn, n - r), counts, codes);
+    }
   }
 
  private:
   // A step ends in an argmax that the next one waits for. Rows in turn, a step each, fill that
   // wait, as long as what they hold stays near. On one thread omp b takes 162 ms with 1 row, 159
   // with 2, 165 with 4, and c 72 ms with 1 and 97 with 2; a, the smallest, gets all 4.
-  index rows_in_flight() const {
+  index rows_in_turn() const {
     const index bytes = options_.max_nonzeros * atoms_.ld() * index(sizeof(T));
     return std::clamp<index>((index(72) << 10) / std::max<index>(bytes, 1), 1, 4);
   }
 
-  void code_flight(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
-    const index ld = atoms_.ld(), depth = atoms_.depth();
+  void load(index first, index n) {
+    for (index r = 0; r < n; ++r) {
+      load_row(x_, first + r, row_.data());
+      const T scale = exact_scale(largest_magnitude(row_.data(), atoms_.depth()));
+      for (T& value : row_) value *= scale;
+      scale_[r] = scale;
+      norm2_[r] = squared_norm(row_.data(), atoms_.depth());
+      if (!std::isfinite(norm2_[r])) throw_not_finite(x_, first + r, "X");
+      put_row(r);
+    }
+    std::fill(row_.begin(), row_.end(), T(0));
+    for (index r = n; r < round_up(n, kTileRows); ++r) put_row(r);
+  }
+
+  void put_row(index r) {
+    for (index k = 0; k < atoms_.depth(); k += kDepthPart)
+      std::copy_n(row_.data() + k, std::min(kDepthPart, atoms_.depth() - k), row(r) + Tile::at(k));
+  }
+
+  void multiply(index n) {
+    const index ld = atoms_.ld(), padded = atoms_.panels().padded();
+    for (index p = 0; p < atoms_.panels().n_panels(); ++p)
+      for (index r = 0; r < n; r += kTileRows)
+        atoms_.template multiply_panel<kTileRows, Tile>(row(r), p, alpha(r));
+    for (index r = 0; r < n; ++r) std::fill(alpha(r) + padded, alpha(r) + ld, T(0));
+  }
+
+  void fly(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
+    flight_->code(alpha(first), norm2_.data() + first, int(n));
+    for (index i = 0; i < n; ++i) {
+      const index count = counts[first + i] = flight_->count(int(i));
+      const auto to = codes.append(count);
+      flight_->result(int(i), atoms_.scale() / scale_[first + i], to.indices, to.data);
+    }
+  }
+
+  void code_in_turn(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
     std::array<bool, 4> busy{};
     for (index i = 0; i < n; ++i) {
       const index r = first + i;
-      T* alpha = alpha_.data() + r * ld;
-      std::fill(alpha + atoms_.panels().padded(), alpha + ld, T(0));
       const double tol =
           options_.tol < 0 ? -1 : options_.tol * double(scale_[r]) * double(scale_[r]);
-      coders_[i].start(alpha, rows_.data() + r * depth, norm2_[r], tol);
+      coders_[i].start(alpha(r), row(r), norm2_[r], tol);
       busy[i] = true;
     }
     for (bool any = true; any;) {
@@ -80,54 +122,27 @@ class Worker {
         if (busy[i]) any |= busy[i] = coders_[i].step();
     }
     for (index i = 0; i < n; ++i) {
-      const index count = coders_[i].count(), used = index(codes.data.size());
-      codes.data.resize(used + count);
-      codes.indices.resize(used + count);
-      coders_[i].result(atoms_.scale() / scale_[first + i], codes.indices.data() + used,
-                        codes.data.data() + used);
-      counts[first + i] = count;
+      const index count = counts[first + i] = coders_[i].count();
+      const auto to = codes.append(count);
+      coders_[i].result(atoms_.scale() / scale_[first + i], to.indices, to.data);
     }
   }
 
-  void load(index first, index n) {
-    const index depth = atoms_.depth();
-    for (index r = 0; r < n; ++r) {
-      T* row = rows_.data() + r * depth;
-      load_row(x_, first + r, row);
-      scale_[r] = exact_scale(largest_magnitude(row, depth));
-      for (index k = 0; k < depth; ++k) row[k] *= scale_[r];
-      norm2_[r] = squared_norm(row, depth);
-      if (!std::isfinite(norm2_[r])) throw_not_finite(x_, first + r, "X");
-    }
-    for (index t = 0; t < ceil_div(n, kTileRows); ++t) {
-      T* rows = rows_.data() + t * kTileRows * depth;
-      for (index r = n - t * kTileRows; r < kTileRows; ++r)
-        std::fill_n(rows + r * depth, depth, T(0));
-      interleave<kTileRows>(rows, depth, depth, interleaved_.data() + t * kTileRows * depth);
-    }
+  T* row(index r) {
+    return rows_.data() + r / kTileRows * Tile::size(atoms_.depth()) + r % kTileRows * Tile::kRow;
   }
+  T* alpha(index r) { return alpha_.data() + r * atoms_.ld(); }
 
   const MatrixView& x_;
   const Atoms<T>& atoms_;
   const OmpOptions& options_;
+  std::unique_ptr<Flight<T>> flight_;
   std::vector<Coder<T>> coders_;
-  Buffer<T> rows_, interleaved_, alpha_;
+  std::vector<T> row_;
+  Buffer<T> rows_, alpha_;
   std::vector<T> scale_;
   std::vector<double> norm2_;
 };
-
-template <class T>
-SparseRows<T> join(const std::vector<BlockCodes<T>>& blocks, Buffer<std::int64_t> indptr, index n,
-                   index block, int n_threads, Stop& stop) {
-  for (index i = 0; i < n; ++i) indptr[i + 1] += indptr[i];
-  SparseRows<T> result{Buffer<T>(indptr[n]), Buffer<std::int32_t>(indptr[n]), std::move(indptr)};
-  parallel_for(index(blocks.size()), n_threads, stop, [&](index b, int) {
-    const index at = result.indptr[b * block];
-    std::copy(blocks[b].data.begin(), blocks[b].data.end(), result.data.data() + at);
-    std::copy(blocks[b].indices.begin(), blocks[b].indices.end(), result.indices.data() + at);
-  });
-  return result;
-}
 
 }  // namespace
 
@@ -142,18 +157,16 @@ SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const Matri
                           dictionary.rows <= kMaxGramBytes / index(sizeof(T)) / dictionary.rows;
   const Atoms<T> atoms(dictionary, gram, whole_gram, options.n_threads, stop);
 
-  const index block = rows_per_block(atoms), n_blocks = ceil_div(x.rows, block);
+  const index block = rows_per_block(atoms);
   std::vector<std::unique_ptr<Worker<T>>> workers(options.n_threads);
-  std::vector<BlockCodes<T>> codes(n_blocks);
-  Buffer<std::int64_t> indptr(x.rows + 1);
-  indptr[0] = 0;
-  parallel_for(n_blocks, options.n_threads, stop, [&](index b, int worker) {
+  Codes<T> codes(x.rows, block, options.max_nonzeros, few_atoms<T>(options));
+  parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
     if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, options, block);
     const index first = b * block;
-    mine->code(first, std::min(block, x.rows - first), indptr.data() + 1 + first, codes[b]);
+    mine->code(first, std::min(block, x.rows - first), codes.counts() + first, codes.block(b));
   });
-  return join(codes, std::move(indptr), x.rows, block, options.n_threads, stop);
+  return std::move(codes).join(options.n_threads, stop);
 }
 
 template SparseRows<float> omp(const MatrixView&, const MatrixView&, const MatrixView*,

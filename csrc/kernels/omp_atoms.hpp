@@ -8,14 +8,10 @@
 #include "core/panels.hpp"
 #include "core/parallel.hpp"
 #include "core/view.hpp"
+#include "kernels/omp_argmax.hpp"
 
 // The dictionary of a pursuit: packed for products with rows, and its Gram matrix.
 namespace ff {
-
-// The update runs over so many vectors at a time, so that each w_i is broadcast once for all.
-inline constexpr int kSweepVectors = 8;
-template <class T>
-inline constexpr index kSweep = kSweepVectors * simd::kLanes<T>;
 
 // Powers of two that bring the largest magnitude into [1, 2): scaling by them is exact, so rows of
 // any magnitude are coded alike.
@@ -69,7 +65,9 @@ class Atoms {
  public:
   Atoms(const MatrixView& dictionary, const MatrixView* gram, bool whole_gram, int n_threads,
         Stop& stop)
-      : panels_(dictionary.rows, dictionary.cols), ld_(round_up(dictionary.rows, kSweep<T>)) {
+      : panels_(dictionary.rows, dictionary.cols),
+        ld_(round_up(dictionary.rows, kSweep<T>)),
+        noise_ulps_(4 + 0.5 * std::sqrt(double(dictionary.cols))) {
     pack(dictionary, n_threads, stop);
     diagonal_ = Buffer<T>(ld_);
     std::fill_n(diagonal_.data(), ld_, T(0));
@@ -93,6 +91,19 @@ class Atoms {
   T at(index atom, index k) const {
     return panels_.panel(atom / kPanelCols<T>)[k * kPanelCols<T> + atom % kPanelCols<T>];
   }
+
+  // Whether a residual's correlation with atom s, n atoms being taken, is more than rounding alone
+  // can make it.
+  bool answers(index s, double correlation, double norm2, index n) const {
+    const double noise = double(kEps) * (noise_ulps_ + 0.5 * double(n));
+    return correlation * correlation > noise * noise * norm2 * double(diagonal_[s]);
+  }
+
+  // The share of an atom's square below which what n others leave of it is rounding: each of up to
+  // n subtractions errs by half an ulp of G[s,s].
+  static T dependent(index n) { return kEps * T(8 + n); }
+
+  bool has_gram() const { return gram_.size() > 0; }
 
   // Row s of the Gram matrix; computed into scratch where the matrix is not held.
   const T* gram_row(index s, T* scratch, T* atom) const {
@@ -118,10 +129,10 @@ class Atoms {
       std::fill(out + r * ld_ + panels_.padded(), out + (r + 1) * ld_, T(0));
   }
 
-  template <int R>
+  template <int R, class Layout = Interleaved<R>>
   void multiply_panel(const T* rows, index p, T* out) const {
     simd::Vec<T> acc[R][kPanelVectors] = {};
-    panel_product<R>(rows, panels_.panel(p), depth(), acc);
+    panel_product<R, Layout>(rows, panels_.panel(p), depth(), acc);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kPanelVectors; ++v)
@@ -129,6 +140,8 @@ class Atoms {
   }
 
  private:
+  static constexpr T kEps = std::numeric_limits<T>::epsilon();
+
   void pack(const MatrixView& dictionary, int n_threads, Stop& stop) {
     // One task a panel, so that no two threads write into the same one.
     const index n_panels = panels_.n_panels();
@@ -194,6 +207,7 @@ class Atoms {
 
   Panels<T> panels_;
   index ld_;
+  double noise_ulps_;  // how far rounding alone carries the correlation of unit vectors
   T scale_ = 1;
   Buffer<T> gram_;
   Buffer<T> diagonal_;

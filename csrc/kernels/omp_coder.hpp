@@ -2,6 +2,7 @@
 #include <Eigen/Dense>
 
 #include "kernels/omp.hpp"
+#include "kernels/omp_argmax.hpp"
 #include "kernels/omp_atoms.hpp"
 
 // The pursuit of one row.
@@ -26,14 +27,13 @@ class Coder {
       : atoms_(atoms),
         options_(options),
         ld_(atoms.ld()),
-        noise_ulps_(4 + 0.5 * std::sqrt(double(atoms.depth()))),
         gram_scratch_(ld_),
         atom_scratch_(atoms.depth()),
         outside_(options.orthogonal_select ? ld_ : 0) {
     grow(std::min<index>(options.max_nonzeros, 16));
   }
 
-  // alpha: D·x, which step() changes. x: the row, scaled to magnitude 1.
+  // alpha: D·x, which step() changes. x: the row, scaled to magnitude 1, in a tile.
   void start(T* alpha, const T* x, double norm2, double tol) {
     alpha_ = alpha;
     x_ = x;
@@ -80,35 +80,6 @@ class Coder {
   using Vec = simd::Vec<U>;
   static constexpr T kEps = std::numeric_limits<T>::epsilon();
 
-  struct Best {
-    index atom;
-    T score;
-  };
-
-  // Per lane the best score so far and where it was met. Of equals the lowest index stays, whether
-  // they are offered upwards or downwards.
-  struct Running {
-    Vec<T> score = simd::splat<T>(-1);
-    Vec<I> at = {};
-
-    template <bool Down = false>
-    void offer(Vec<T> candidate, Vec<I> position) {
-      const auto better = Down ? candidate >= score : candidate > score;
-      at = better ? position : at;
-      score = better ? candidate : score;
-    }
-
-    Best best() const {
-      const T top = simd::reduce_max<T>(score);
-      const Vec<I> atom = at + simd::iota<I>();
-      unsigned lanes = simd::mask_bits(Vec<I>(score == simd::splat(top)));
-      if (!lanes) return {0, 0};  // NaN: no score is positive
-      I lowest = atom[__builtin_ctz(lanes)];
-      while (lanes &= lanes - 1) lowest = std::min<I>(lowest, atom[__builtin_ctz(lanes)]);
-      return {index(lowest), top};
-    }
-  };
-
   // Q_i from column c on, c a multiple of the step. Laid out step by step, so that a sweep reads
   // it front to back: rows a power of two apart would share a few sets of the cache.
   T* q(index i, index c) { return q_.data() + (c / kSweep<T> * capacity_ + i) * kSweep<T>; }
@@ -134,9 +105,7 @@ class Coder {
   bool add(index s, T correlation) {
     if (n_ == capacity_) grow(std::min(options_.max_nonzeros, 2 * capacity_));
     const T full = atoms_.diagonal()[s];
-    const double noise = kEps * (noise_ulps_ + 0.5 * double(n_));
-    if (double(correlation) * double(correlation) <= noise * noise * norm2_ * double(full))
-      return false;
+    if (!atoms_.answers(s, double(correlation), norm2_, n_)) return false;
     T* row = l_.data() + n_ * capacity_;
     T outside = full;
     for (index i = 0; i < n_; ++i) {
@@ -146,15 +115,12 @@ class Coder {
       minus_w_[i] = -row[i];
       outside = simd::mul_add(minus_w_[i], common, outside);
     }
-    if (!(outside > dependent(full))) return false;
+    if (!(outside > Atoms<T>::dependent(n_) * full)) return false;
     inverse_nu_[n_] = 1 / outside;
     a_[n_] = correlation * inverse_nu_[n_];
     chosen_[n_++] = s;
     return true;
   }
-
-  // Below this ν is rounding: each of up to n subtractions errs by half an ulp of G[s,s].
-  T dependent(T full) const { return kEps * T(8 + n_) * full; }
 
   template <bool Orthogonal>
   static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {
@@ -166,28 +132,34 @@ class Coder {
   }
 
   template <bool Orthogonal>
-  Best select() const {
-    Running running;
-    for (index c = 0; c < ld_; c += simd::kLanes<T>) {
-      const Vec<T> full = Orthogonal ? simd::load(atoms_.diagonal() + c) : Vec<T>{};
-      running.offer(score<Orthogonal>(simd::load(alpha_ + c), full, full), simd::splat(I(c)));
+  Best<T> select() const {
+    Argmax<T> argmax;
+    for (index c = 0; c < ld_; c += kSweep<T>) {
+      Vec<T> scores[kSweepVectors];
+#pragma GCC unroll 8
+      for (int u = 0; u < kSweepVectors; ++u) {
+        const index at = c + u * simd::kLanes<T>;
+        const Vec<T> full = Orthogonal ? simd::load(atoms_.diagonal() + at) : Vec<T>{};
+        scores[u] = score<Orthogonal>(simd::load(alpha_ + at), full, full);
+      }
+      argmax.offer(scores, c);
     }
-    return running.best();
+    return argmax.best();
   }
 
   // Q_n-1, α and the next choice in one sweep: upwards and downwards in turn, so that a sweep
   // begins with what the last one left in L1 when all of Q has outgrown it.
   template <bool Orthogonal>
-  Best update(index s) {
+  Best<T> update(index s) {
     return n_ % 2 ? sweep<Orthogonal, false>(s) : sweep<Orthogonal, true>(s);
   }
 
   template <bool Orthogonal, bool Down>
-  Best sweep(index s) {
+  Best<T> sweep(index s) {
     const index j = n_ - 1;
     const T* g = atoms_.gram_row(s, gram_scratch_.data(), atom_scratch_.data());
     const Vec<T> minus_inverse = simd::splat(-inverse_nu_[j]), minus_a = simd::splat(-a_[j]);
-    Running running;
+    Argmax<T> argmax;
     for (index visited = 0; visited < ld_; visited += kSweep<T>) {
       const index c = Down ? ld_ - kSweep<T> - visited : visited;
       Vec<T> z[kSweepVectors];
@@ -201,8 +173,7 @@ class Coder {
           z[u] = simd::mul_add(wi, simd::load(qi + u * simd::kLanes<T>), z[u]);
       }
 #pragma GCC unroll 8
-      for (int m = 0; m < kSweepVectors; ++m) {
-        const int u = Down ? kSweepVectors - 1 - m : m;
+      for (int u = 0; u < kSweepVectors; ++u) {
         const index at = c + u * simd::kLanes<T>;
         simd::store(qi + u * simd::kLanes<T>, z[u]);
         const Vec<T> left = simd::mul_add(minus_a, z[u], simd::load(alpha_ + at));
@@ -213,10 +184,11 @@ class Coder {
           simd::store(outside_.data() + at, outside);
           full = simd::load(atoms_.diagonal() + at);
         }
-        running.template offer<Down>(score<Orthogonal>(left, outside, full), simd::splat(I(at)));
+        z[u] = score<Orthogonal>(left, outside, full);
       }
+      argmax.template offer<Down>(z, c);
     }
-    return running.best();
+    return argmax.best();
   }
 
   // ‖x‖² − Σ a²ν carries the rounding of T. Where that could decide, the error is computed as it is
@@ -229,7 +201,7 @@ class Coder {
     solve();
     double sum = 0;
     for (index k = 0; k < atoms_.depth(); ++k) {
-      double left = x_[k];
+      double left = x_[SideBySide<kTileRows>::at(k)];
       for (index i = 0; i < n_; ++i) left -= double(gamma_[i]) * double(atoms_.at(chosen_[i], k));
       sum += left * left;
     }
@@ -248,7 +220,6 @@ class Coder {
   const Atoms<T>& atoms_;
   const OmpOptions& options_;
   const index ld_;
-  const double noise_ulps_;  // how far rounding alone carries the correlation of unit vectors
   Buffer<T> gram_scratch_, atom_scratch_;
   Buffer<T> outside_;  // OLS: ‖part of each atom outside the span‖²
   Buffer<T> q_, l_;
@@ -257,7 +228,7 @@ class Coder {
   index n_ = 0, capacity_ = 0;
   T* alpha_ = nullptr;
   const T* x_ = nullptr;
-  Best best_{};
+  Best<T> best_{};
   double norm2_ = 0, error_ = 0, tol_ = 0;  // error: ‖r‖² by the recursion
 };
 

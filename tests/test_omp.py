@@ -234,6 +234,20 @@ def test_zero_atoms_are_never_taken(rng, dtype, selection):
     assert len(omp(X, 0 * dictionary, tol=1e-3, selection=selection).data) == 0
 
 
+@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("limit", [{"n_nonzero_coefs": 3}, {"tol": 0.0}])
+@pytest.mark.parametrize("length", [1e-17, 1e-18, 1e-20, 1e-30])
+def test_atoms_whose_square_has_no_inverse_are_never_taken(selection, limit, length):
+    dictionary = np.diag([1, 0.5, length]).astype(np.float32)
+    X = np.array([[0, 0, 1], [1, 1, 1], [0, 1, 0]], np.float32)
+    codes = omp(X, dictionary, selection=selection, **limit)
+    assert np.isfinite(codes.data).all()
+    expected = np.array([[0, 0, 1 / length], [1, 2, 1 / length], [0, 2, 0]])
+    if length < 1e-19:
+        expected[:, 2] = 0
+    np.testing.assert_allclose(dense(codes), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("limit", [{"n_nonzero_coefs": 7}, {"tol": 0.0}, {"tol": 1e-3}, {}])
 def test_zero_signals_have_empty_codes(rng, dtype, limit):

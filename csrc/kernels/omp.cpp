@@ -22,10 +22,8 @@ index rows_per_block(const Atoms<T>& atoms) {
   return std::clamp<index>((index(256) << 10) / bytes / kTileRows, 1, 64) * kTileRows;
 }
 
-// Few atoms and no tolerance: what Flight does, and rows that nearly all end with as many as they
-// may have.
 template <class T>
-bool few_atoms(const OmpOptions& options) {
+bool by_flight(const OmpOptions& options) {
   return options.tol < 0 && !options.orthogonal_select &&
          options.max_nonzeros <= Flight<T>::kMostAtoms;
 }
@@ -43,7 +41,7 @@ class Worker {
         alpha_(block * atoms.ld()),
         scale_(block),
         norm2_(block) {
-    if (few_atoms<T>(options)) {
+    if (by_flight<T>(options)) {
       flight_ = std::make_unique<Flight<T>>(atoms, options.max_nonzeros);
     } else {
       for (index i = 0; i < rows_in_turn(); ++i) coders_.emplace_back(atoms, options);
@@ -72,22 +70,28 @@ class Worker {
   }
 
   void load(index first, index n) {
+    const index depth = atoms_.depth();
     for (index r = 0; r < n; ++r) {
       load_row(x_, first + r, row_.data());
-      const T scale = exact_scale(largest_magnitude(row_.data(), atoms_.depth()));
-      for (T& value : row_) value *= scale;
-      scale_[r] = scale;
-      norm2_[r] = squared_norm(row_.data(), atoms_.depth());
+      scale_[r] = exact_scale(largest_magnitude(row_.data(), depth));
+      norm2_[r] = put_row(r, scale_[r]);
       if (!std::isfinite(norm2_[r])) throw_not_finite(x_, first + r, "X");
-      put_row(r);
     }
     std::fill(row_.begin(), row_.end(), T(0));
-    for (index r = n; r < round_up(n, kTileRows); ++r) put_row(r);
+    for (index r = n; r < round_up(n, kTileRows); ++r) put_row(r, 1);
   }
 
-  void put_row(index r) {
-    for (index k = 0; k < atoms_.depth(); k += kDepthPart)
-      std::copy_n(row_.data() + k, std::min(kDepthPart, atoms_.depth() - k), row(r) + Tile::at(k));
+  // Row r of the tiles and its squared norm.
+  double put_row(index r, T scale) {
+    double norm2 = 0;
+    for (index k = 0; k < atoms_.depth(); k += kDepthPart) {
+      const index n = std::min(kDepthPart, atoms_.depth() - k);
+      const T* from = row_.data() + k;
+      T* to = row(r) + Tile::at(k);
+      for (index i = 0; i < n; ++i) to[i] = from[i] * scale;
+      norm2 += squared_norm(to, n);
+    }
+    return norm2;
   }
 
   void multiply(index n) {
@@ -159,7 +163,10 @@ SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const Matri
 
   const index block = rows_per_block(atoms);
   std::vector<std::unique_ptr<Worker<T>>> workers(options.n_threads);
-  Codes<T> codes(x.rows, block, options.max_nonzeros, few_atoms<T>(options));
+  // Without a tolerance nearly every row ends with as many atoms as it may have. Room for all of
+  // them is taken at once where it is no more than X itself takes.
+  const bool full = options.tol < 0 && 2 * options.max_nonzeros <= x.cols;
+  Codes<T> codes(x.rows, block, options.max_nonzeros, full);
   parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
     if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, options, block);

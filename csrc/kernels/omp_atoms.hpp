@@ -78,6 +78,8 @@ class Atoms {
     }
     for (index s = 0; s < count(); ++s)
       diagonal_[s] = gram_.size() ? gram_[s * ld_ + s] : gram_diagonal(s);
+    for (index s = 0; s < count(); ++s)
+      if (diagonal_[s] < kLeast) diagonal_[s] = 0;
   }
 
   index count() const { return panels_.count(); }
@@ -99,9 +101,13 @@ class Atoms {
     return correlation * correlation > noise * noise * norm2 * double(diagonal_[s]);
   }
 
-  // The share of an atom's square below which what n others leave of it is rounding: each of up to
-  // n subtractions errs by half an ulp of G[s,s].
+  // What n others leave of an atom is rounding below this share of its square: each of up to n
+  // subtractions errs by half an ulp of G[s,s].
   static T dependent(index n) { return kEps * T(8 + n); }
+
+  // A square whose inverse is a number. Atoms with less (in float, shorter than about 1e-19 of the
+  // longest) count as zero.
+  static constexpr T kLeast = std::numeric_limits<T>::min();
 
   bool has_gram() const { return gram_.size() > 0; }
 

@@ -40,6 +40,8 @@ class Coder {
     norm2_ = error_ = norm2;
     tol_ = tol;
     n_ = 0;
+    std::fill(common_.begin(), common_.end(), T(0));
+    std::fill(chosen_.begin(), chosen_.end(), I(-1));
     if (options_.orthogonal_select) std::copy_n(atoms_.diagonal(), ld_, outside_.data());
     best_ = options_.orthogonal_select ? select<true>() : select<false>();
     atoms_.prefetch_gram_row(best_.atom);
@@ -63,14 +65,15 @@ class Coder {
   // The chosen atoms in ascending order and their coefficients times `unscale`.
   void result(T unscale, std::int32_t* indices, T* data) {
     solve();
+    const index padded = round_up(n_, simd::kLanes<T>);
+    std::fill(chosen_.data() + n_, chosen_.data() + padded, std::numeric_limits<I>::max());
     for (index i = 0; i < n_; ++i) {
-      index at = i;
-      for (; at > 0 && indices[at - 1] > chosen_[i]; --at) {
-        indices[at] = indices[at - 1];
-        data[at] = data[at - 1];
-      }
-      indices[at] = std::int32_t(chosen_[i]);
-      data[at] = gamma_[i] * unscale;
+      index to = 0;
+      for (index t = 0; t < padded; t += simd::kLanes<T>)
+        to += __builtin_popcount(
+            simd::mask_bits(simd::load(chosen_.data() + t) < simd::splat(chosen_[i])));
+      indices[to] = std::int32_t(chosen_[i]);
+      data[to] = gamma_[i] * unscale;
     }
   }
 
@@ -85,6 +88,7 @@ class Coder {
   T* q(index i, index c) { return q_.data() + (c / kSweep<T> * capacity_ + i) * kSweep<T>; }
 
   void grow(index capacity) {
+    capacity = round_up(capacity, simd::kLanes<T>);
     Buffer<T> q(capacity * ld_), l(capacity * capacity);
     for (index c = 0; c < ld_; c += kSweep<T>)
       std::copy_n(q_.data() + c * capacity_, n_ * kSweep<T>, q.data() + c * capacity);
@@ -92,11 +96,8 @@ class Coder {
       std::copy_n(l_.data() + i * capacity_, n_, l.data() + i * capacity);
     q_ = std::move(q);
     l_ = std::move(l);
-    minus_w_.resize(capacity);
-    inverse_nu_.resize(capacity);
-    chosen_.resize(capacity);
-    a_.resize(capacity);
-    gamma_.resize(capacity);
+    for (auto* vector : {&common_, &minus_w_, &inverse_nu_, &a_, &gamma_}) vector->resize(capacity);
+    chosen_.resize(capacity, I(-1));
     capacity_ = capacity;
   }
 
@@ -106,19 +107,23 @@ class Coder {
     if (n_ == capacity_) grow(std::min(options_.max_nonzeros, 2 * capacity_));
     const T full = atoms_.diagonal()[s];
     if (!atoms_.answers(s, double(correlation), norm2_, n_)) return false;
-    T* row = l_.data() + n_ * capacity_;
-    T outside = full;
-    for (index i = 0; i < n_; ++i) {
-      if (chosen_[i] == s) return false;
-      const T common = q(i, s / kSweep<T> * kSweep<T>)[s % kSweep<T>];
-      row[i] = common * inverse_nu_[i];
-      minus_w_[i] = -row[i];
-      outside = simd::mul_add(minus_w_[i], common, outside);
+    for (index i = 0; i < n_; ++i) common_[i] = q(i, s / kSweep<T> * kSweep<T>)[s % kSweep<T>];
+    Vec<T> inside{};
+    Vec<I> repeated{};
+    for (index i = 0; i < n_; i += simd::kLanes<T>) {  // past n_ common is 0 and chosen −1
+      const Vec<T> common = simd::load(common_.data() + i);
+      const Vec<T> w = common * simd::load(inverse_nu_.data() + i);
+      inside = simd::mul_add(w, common, inside);
+      simd::store(l_.data() + n_ * capacity_ + i, w);
+      simd::store(minus_w_.data() + i, -w);
+      repeated |= simd::load(chosen_.data() + i) == simd::splat(I(s));
     }
-    if (!(outside > Atoms<T>::dependent(n_) * full)) return false;
+    const T outside = full - simd::reduce_add<T>(inside);
+    if (simd::mask_bits(repeated)) return false;
+    if (!(outside > Atoms<T>::dependent(n_) * full && outside >= Atoms<T>::kLeast)) return false;
     inverse_nu_[n_] = 1 / outside;
     a_[n_] = correlation * inverse_nu_[n_];
-    chosen_[n_++] = s;
+    chosen_[n_++] = I(s);
     return true;
   }
 
@@ -202,7 +207,7 @@ class Coder {
     double sum = 0;
     for (index k = 0; k < atoms_.depth(); ++k) {
       double left = x_[SideBySide<kTileRows>::at(k)];
-      for (index i = 0; i < n_; ++i) left -= double(gamma_[i]) * double(atoms_.at(chosen_[i], k));
+      for (index i = 0; i < n_; ++i) left -= double(gamma_[i]) * double(atoms_.at(index(chosen_[i]), k));
       sum += left * left;
     }
     return sum <= tol_;
@@ -223,8 +228,8 @@ class Coder {
   Buffer<T> gram_scratch_, atom_scratch_;
   Buffer<T> outside_;  // OLS: ‖part of each atom outside the span‖²
   Buffer<T> q_, l_;
-  std::vector<T> inverse_nu_, a_, gamma_, minus_w_;
-  std::vector<index> chosen_;
+  std::vector<T> common_, minus_w_, inverse_nu_, a_, gamma_;
+  std::vector<I> chosen_;
   index n_ = 0, capacity_ = 0;
   T* alpha_ = nullptr;
   const T* x_ = nullptr;

@@ -43,8 +43,11 @@ class Flight {
     count_ = Ints{};
     for (int j = 0; j < max_nonzeros_; ++j) {
       // The largest are found after all sweeps, so that none waits for the end of another.
-      for (int r = 0; r < n; ++r)
+      // To and fro, so that a step begins with the rows whose Gram rows are still in L1.
+      for (int i = 0; i < n; ++i) {
+        const int r = j % 2 ? n - 1 - i : i;
         if (going[r]) sweep(j, r, alpha + r * atoms_.ld());
+      }
       for (int r = 0; r < n; ++r)
         if (going[r]) going[r] = choose(j, r, alpha + r * atoms_.ld(), norm2[r]) ? -1 : 0;
       const Ints left = append(j, simd::load(going.data()));
@@ -107,7 +110,6 @@ class Flight {
     answer_[r] = alpha[s];
     if (j + 1 < max_nonzeros_) {
       T* scratch = atoms_.has_gram() ? nullptr : gram_scratch_.data() + j * atoms_.ld();
-      atoms_.prefetch_gram_row(s);
       gram_rows_[j][r] = atoms_.gram_row(s, scratch, atom_scratch_.data());
     }
     return true;
@@ -129,6 +131,7 @@ class Flight {
       going &= atom != simd::load(chosen_[i].data());
     }
     going &= outside > simd::splat(Atoms<T>::dependent(j)) * full;
+    going &= outside >= simd::splat(Atoms<T>::kLeast);
     inverse_nu_[j] = simd::splat(T(1)) / outside;
     answers_[j] = answer;
     for (int i = j; i >= 0; --i) {

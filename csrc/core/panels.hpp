@@ -1,4 +1,6 @@
 #pragma once
+#include <algorithm>
+
 #include "core/buffer.hpp"
 #include "core/simd.hpp"
 
@@ -70,44 +72,39 @@ struct SideBySide {
   static constexpr index size(index depth) { return ceil_div(depth, kDepthPart) * kPart; }
 };
 
-// acc[r][v] += Σ_k x[r][k] · panel[k][v]
+// acc[r][v] += Σ_k x[r][k] · panel[k][v] over at most kDepthPart terms.
+template <int R, class Layout, class T>
+inline void panel_part(const T* x, const T* panel, index depth,
+                       simd::Vec<T> (&acc)[R][kPanelVectors]) {
+  using simd::Vec;
+  for (index k = 0; k < depth; ++k) {
+    const Vec<T> c0 = simd::load(panel), c1 = simd::load(panel + simd::kLanes<T>);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> xr = simd::splat(x[r * Layout::kRow]);
+      acc[r][0] = simd::mul_add(xr, c0, acc[r][0]);
+      acc[r][1] = simd::mul_add(xr, c1, acc[r][1]);
+    }
+    panel += kPanelCols<T>;
+    x += Layout::kDepth;
+  }
+}
+
+// The same over any number of terms, part by part.
 template <int R, class Layout = Interleaved<R>, class T>
 inline void panel_product(const T* x, const T* panel, index depth,
                           simd::Vec<T> (&acc)[R][kPanelVectors]) {
-  using simd::Vec;
-  Vec<T> part[R][kPanelVectors];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; ++r) part[r][0] = acc[r][0], part[r][1] = acc[r][1];
-  for (index first = 0;;) {
-    const index end = depth - first <= kDepthPart ? depth : first + kDepthPart;
-    const T* c = panel + first * kPanelCols<T>;
-    const T* xk = x;
+  panel_part<R, Layout>(x, panel, std::min(depth, kDepthPart), acc);
+  for (index first = kDepthPart; first < depth; first += kDepthPart) {
+    panel += kDepthPart * kPanelCols<T>;
     x += Layout::kPart;
-    for (index k = first; k < end; ++k) {
-      const Vec<T> c0 = simd::load(c), c1 = simd::load(c + simd::kLanes<T>);
+    simd::Vec<T> part[R][kPanelVectors] = {};
+    panel_part<R, Layout>(x, panel, std::min(depth - first, kDepthPart), part);
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> xr = simd::splat(xk[r * Layout::kRow]);
-        part[r][0] = simd::mul_add(xr, c0, part[r][0]);
-        part[r][1] = simd::mul_add(xr, c1, part[r][1]);
-      }
-      c += kPanelCols<T>;
-      xk += Layout::kDepth;
+    for (int r = 0; r < R; ++r) {
+      acc[r][0] = acc[r][0] + part[r][0];
+      acc[r][1] = acc[r][1] + part[r][1];
     }
-    if (first == 0) {
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) acc[r][0] = part[r][0], acc[r][1] = part[r][1];
-    } else {
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        acc[r][0] = acc[r][0] + part[r][0];
-        acc[r][1] = acc[r][1] + part[r][1];
-      }
-    }
-    first = end;
-    if (first == depth) return;
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = Vec<T>{};
   }
 }
 

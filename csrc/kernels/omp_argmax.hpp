@@ -19,7 +19,7 @@ struct Best {
 };
 
 // Per lane the best score so far and where it was met. A step's vectors are compared in a tree: one
-// after another each would wait for the last, some 6 cycles a vector on AVX-512.
+// after another each waits for the last, and omp a takes 42 ms on one thread in place of 38.
 template <class T>
 class Argmax {
  public:

@@ -106,7 +106,7 @@ class Atoms {
   static T dependent(index n) { return kEps * T(8 + n); }
 
   // A square whose inverse is a number. Atoms with less (in float, shorter than about 1e-19 of the
-  // longest) count as zero.
+  // dictionary's largest magnitude) count as zero.
   static constexpr T kLeast = std::numeric_limits<T>::min();
 
   bool has_gram() const { return gram_.size() > 0; }

@@ -207,7 +207,8 @@ class Coder {
     double sum = 0;
     for (index k = 0; k < atoms_.depth(); ++k) {
       double left = x_[SideBySide<kTileRows>::at(k)];
-      for (index i = 0; i < n_; ++i) left -= double(gamma_[i]) * double(atoms_.at(index(chosen_[i]), k));
+      for (index i = 0; i < n_; ++i)
+        left -= double(gamma_[i]) * double(atoms_.at(index(chosen_[i]), k));
       sum += left * left;
     }
     return sum <= tol_;

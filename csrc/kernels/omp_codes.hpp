@@ -4,8 +4,8 @@
 
 #include "kernels/omp.hpp"
 
-// Where the codes of blocks of rows go until all are known. Rows that are likely to have the most
-// nonzeros they may go straight to where they stay; others are kept by block and moved.
+// Where the codes of blocks of rows go until all are known: where nearly every row has the most
+// nonzeros it may, straight to where they stay, else into a buffer a block, to be moved.
 namespace ff {
 
 template <class T>

@@ -64,9 +64,10 @@ def omp(
     -----
     For a row with k atoms: n_atoms · (2 · n_features + k²) operations, from the Gram matrix of the
     atoms (n_atoms² · n_features once) and a Cholesky factor that grows by a row an atom. Beside
-    operands and result, memory is the Gram matrix plus some 0.5 MB + (k + 60) · n_atoms numbers a
+    operands and result, memory is the Gram matrix plus up to 1.5 MB + (k + 60) · n_atoms numbers a
     thread. The same bits for any number of threads, and for a row coded alone or among others. Of
-    equally correlated atoms the one with the lowest index is taken.
+    equally correlated atoms the one with the lowest index is taken. An atom shorter than about
+    1e-19 of the largest magnitude in the dictionary (float64: 1e-154) counts as zero.
 
     Sources: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the Gram
     form; Chen, Billings, Luo (1989) for orthogonal least squares.

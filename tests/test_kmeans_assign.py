@@ -49,7 +49,7 @@ def test_assign_any_number_of_rows(rng, dtype, n_samples):
 @pytest.mark.parametrize("n_clusters", [3, 64])
 @pytest.mark.parametrize("n_features", [*range(1, 19)])
 def test_assign_every_short_row(rng, n_features, n_clusters, n_samples):
-    """Short rows have loops of their own, and small problems are laid out once for all iterations."""
+    """Short rows have loops of their own; small problems are laid out once for all iterations."""
     stored = rng.standard_normal((n_features, n_samples)).astype(np.float16)
     centroids = rng.standard_normal((n_clusters, n_features)).astype(np.float32)
     X = stored.T.astype(np.float32)

@@ -66,7 +66,7 @@ void multiply_one(const PackedView& packed, const CodebookView& codebook, const 
 
 constexpr int kTileOut = 3;                             // rows of W
 constexpr int kTileBatch = simd::kBytes == 64 ? 8 : 4;  // inputs: 24 or 12 accumulators
-constexpr index kDecodedRows = 4 * kTileOut;
+constexpr index kDecodedRows = 2 * kTileOut;
 
 // y[r·ld + b] += Σ_k w[r][k] x[b][k]
 template <int R, int B>

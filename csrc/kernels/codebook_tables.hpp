@@ -1,5 +1,5 @@
 #pragma once
-#include <type_traits>
+#include <algorithm>
 
 #include "core/simd.hpp"
 #include "core/types.hpp"
@@ -55,7 +55,7 @@ struct Nibbles {
   static index column(index position) { return position % kLanes * kCodesLane + position / kLanes; }
 
   template <class Sink>
-  void block(const std::uint8_t* codes, Sink&& sink) const {
+  [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
 #  if defined(__AVX512F__)
     const __m512i lanes = _mm512_loadu_si512(codes);
 #    pragma GCC unroll 32
@@ -92,7 +92,7 @@ struct Gathered {
   static index column(index position) { return position; }
 
   template <class Sink>
-  void block(const std::uint8_t* codes, Sink&& sink) const {
+  [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
 #  if defined(__AVX512F__)
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
     sink(0, (Floats)_mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), table, 4));
@@ -120,7 +120,7 @@ struct Permuted {
   static index column(index position) { return position; }
 
   template <class Sink>
-  void block(const std::uint8_t* codes, Sink&& sink) const {
+  [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
     const __m512i index =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
     __m512 value = _mm512_permutex2var_ps(table[0], index, table[1]);
@@ -136,30 +136,41 @@ struct Permuted {
 #endif
 
 #if defined(__AVX512VBMI__)
-// Codes one a byte, a table for each byte of the values: 64 look-ups a permute, then the bytes are
-// brought together. Values that were widened from 16 bits have low bytes of zero, which need none:
-// Bytes is how many of the upper ones count (bfloat16 2, float16 3).
-template <int Entries, int Bytes>
+// A table for each byte of the values: 64 look-ups a permute, then the bytes are brought together.
+// Values that were widened from 16 bits have low bytes of zero, which need none: Bytes is how many
+// of the upper ones count (bfloat16 2, float16 3). Codes of 8 bits are bytes. Of fewer, eight codes
+// are brought to eight bytes and shifted each; look-ups take six bits, so the table repeats.
+template <int Bits, int Bytes>
 struct BytePlanes {
-  static_assert(Entries == 64 || Entries == 256);
-  static constexpr bool kPacked = false;
+  static_assert(Bits <= 6 || Bits == 8);
+  static constexpr bool kPacked = true;
   static constexpr index kBlock = 64;
-  static constexpr int kRegisters = Entries / 64;
+  static constexpr int kRegisters = Bits == 8 ? 4 : 1;
 
   explicit BytePlanes(const float* values) {
+    float repeated[64];
+    if (Bits < 6) {
+      for (int i = 0; i < 64; ++i) repeated[i] = values[i & ((1 << Bits) - 1)];
+      values = repeated;
+    }
     for (int q = 0; q < kRegisters; ++q)
       for (int p = 0; p < Bytes; ++p) {
-        __m512i plane = _mm512_setzero_si512();
         const auto narrow = [&](int i) {
           const __m512i bits = _mm512_loadu_si512(values + 64 * q + 16 * i);
           return _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8 * (4 - Bytes + p)));
         };
-        plane = _mm512_inserti32x4(plane, narrow(0), 0);
+        __m512i plane = _mm512_castsi128_si512(narrow(0));
         plane = _mm512_inserti32x4(plane, narrow(1), 1);
         plane = _mm512_inserti32x4(plane, narrow(2), 2);
-        plane = _mm512_inserti32x4(plane, narrow(3), 3);
-        table[p][q] = plane;
+        table[p][q] = _mm512_inserti32x4(plane, narrow(3), 3);
       }
+    alignas(64) std::uint8_t bytes[64], shifts[64];
+    for (int i = 0; i < 64; ++i) {
+      bytes[i] = std::uint8_t(std::min(i / 8 * Bits + i % 8, 8 * Bits - 1));
+      shifts[i] = std::uint8_t(i % 8 * Bits);
+    }
+    spread = _mm512_load_si512(bytes);
+    shift = _mm512_load_si512(shifts);
   }
 
   // Two rounds of interleaving leave quarters of each 128-bit lane to one vector.
@@ -169,13 +180,13 @@ struct BytePlanes {
   }
 
   template <class Sink>
-  void block(const std::uint8_t* codes, Sink&& sink) const {
-    const __m512i index = _mm512_loadu_si512(codes), zero = _mm512_setzero_si512();
+  [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
+    const __m512i index = indices(codes), zero = _mm512_setzero_si512();
     const __mmask64 upper = _mm512_movepi8_mask(index);
-    const auto plane = [&](int p) -> __m512i {
+    const auto plane = [&](int p) __attribute__((always_inline)) -> __m512i {
       p -= 4 - Bytes;
       if (p < 0) return zero;
-      if constexpr (Entries == 64) return _mm512_permutexvar_epi8(index, table[p][0]);
+      if constexpr (Bits < 8) return _mm512_permutexvar_epi8(index, table[p][0]);
       else
         return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(table[p][0], index, table[p][1]),
                                     upper,
@@ -191,7 +202,14 @@ struct BytePlanes {
     sink(3, (Floats)_mm512_unpackhi_epi16(low_high, high_high));
   }
 
-  __m512i table[Bytes][kRegisters];
+  __m512i indices(const std::uint8_t* codes) const {
+    if constexpr (Bits == 8) return _mm512_loadu_si512(codes);
+    constexpr __mmask64 kOwn = (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // nothing past the block
+    const __m512i packed = _mm512_maskz_loadu_epi8(kOwn, codes);
+    return _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(spread, packed));
+  }
+
+  __m512i table[Bytes][kRegisters], spread, shift;
 };
 #endif
 

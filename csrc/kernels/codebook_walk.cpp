@@ -6,11 +6,17 @@ namespace ff {
 namespace {
 
 template <index Dim, bool kAdd>
-void copy_vectors(const std::uint8_t* codes, index n, index dim, const float* table, float* out) {
-  const index d = Dim > 0 ? Dim : dim;
-  for (index j = 0; j < n; ++j, out += d) {
-    const float* vector = table + index(codes[j]) * d;
-    for (index k = 0; k < d; ++k) out[k] = kAdd ? out[k] + vector[k] : vector[k];
+void copy_vectors(const std::uint8_t* codes, index n, const float* table, float* out) {
+  typedef float Entry __attribute__((vector_size(Dim * sizeof(float))));
+  for (index j = 0; j < n; ++j, out += Dim) {
+    Entry entry;
+    std::memcpy(&entry, table + index(codes[j]) * Dim, sizeof entry);
+    if constexpr (kAdd) {
+      Entry sum;
+      std::memcpy(&sum, out, sizeof sum);
+      entry = sum + entry;
+    }
+    std::memcpy(out, &entry, sizeof entry);
   }
 }
 
@@ -18,17 +24,19 @@ template <bool kAdd>
 void copy_vectors(const std::uint8_t* codes, index n, index dim, const float* table, float* out) {
   switch (dim) {
     case 1:
-      return copy_vectors<1, kAdd>(codes, n, dim, table, out);
+      return copy_vectors<1, kAdd>(codes, n, table, out);
     case 2:
-      return copy_vectors<2, kAdd>(codes, n, dim, table, out);
+      return copy_vectors<2, kAdd>(codes, n, table, out);
     case 4:
-      return copy_vectors<4, kAdd>(codes, n, dim, table, out);
+      return copy_vectors<4, kAdd>(codes, n, table, out);
     case 8:
-      return copy_vectors<8, kAdd>(codes, n, dim, table, out);
+      return copy_vectors<8, kAdd>(codes, n, table, out);
     case 16:
-      return copy_vectors<16, kAdd>(codes, n, dim, table, out);
+      return copy_vectors<16, kAdd>(codes, n, table, out);
     default:
-      return copy_vectors<0, kAdd>(codes, n, dim, table, out);
+      for (index j = 0; j < n; ++j)
+        for (index k = 0; k < dim; ++k)
+          out[j * dim + k] = table[index(codes[j]) * dim + k] + (kAdd ? out[j * dim + k] : 0);
   }
 }
 
@@ -37,16 +45,12 @@ index in_order(index position) {
 }
 
 #if defined(__AVX2__)
-[[maybe_unused]] Lookup gathered() {
-  return lookup_by<tables::Gathered>();
-}
-
 #  if defined(__AVX512VBMI__)
-template <int Entries>
+template <int Bits>
 Lookup byte_planes(DType dtype) {
-  if (dtype == DType::bf16) return lookup_by<tables::BytePlanes<Entries, 2>>();
-  if (dtype == DType::f16) return lookup_by<tables::BytePlanes<Entries, 3>>();
-  return lookup_by<tables::BytePlanes<Entries, 4>>();
+  if (dtype == DType::bf16) return lookup_by<tables::BytePlanes<Bits, 2>>();
+  if (dtype == DType::f16) return lookup_by<tables::BytePlanes<Bits, 3>>();
+  return lookup_by<tables::BytePlanes<Bits, 4>>();
 }
 #  endif
 
@@ -58,18 +62,28 @@ Lookup scalar_lookup(int n_bits, [[maybe_unused]] DType dtype) {
       return lookup_by<tables::Nibbles<2>>();
     case 4:
       return lookup_by<tables::Nibbles<4>>();
-    default:
-      break;
-  }
 #  if defined(__AVX512VBMI__)
-  return n_bits <= 6 ? byte_planes<64>(dtype) : byte_planes<256>(dtype);
+    case 3:
+      return byte_planes<3>(dtype);
+    case 5:
+      return byte_planes<5>(dtype);
+    case 6:
+      return byte_planes<6>(dtype);
+    default:
+      return byte_planes<8>(dtype);
+#  elif defined(__AVX512F__)
+    case 3:
+    case 5:
+      return lookup_by<tables::Permuted<32>>();
+    case 6:
+      return lookup_by<tables::Permuted<64>>();
+    default:
+      return lookup_by<tables::Gathered>();
 #  else
-#    if defined(__AVX512F__)
-  if (n_bits <= 5) return lookup_by<tables::Permuted<32>>();
-  if (n_bits == 6) return lookup_by<tables::Permuted<64>>();
-#    endif
-  return gathered();
+    default:
+      return lookup_by<tables::Gathered>();
 #  endif
+  }
 }
 #endif
 

@@ -1,0 +1,217 @@
+"""Products straight from packed codes, against the dense matrix that the codes stand for."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fastfactor import PackedCodes, codebook_matmul, codebook_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import unaligned
+from numpy.random import default_rng
+
+WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+KINDS = ("tensor", "row", "group", "row and group")
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+class Case:
+    """A random problem, the dense W, and Σ|c| of the vectors that were added to make it."""
+
+    def __init__(
+        self, rng, *, n_bits, out, places, dim=1, books=1, kind="tensor", group=0, dtype=np.float32
+    ):
+        columns, size = places * dim, group or max(places, 1) * dim
+        groups = max(-(-columns // size), 1)
+        by_row = "row" in kind
+        table = rng.standard_normal((books, out if by_row else 1, groups, 2**n_bits, dim))
+        table = table.astype(dtype)
+        codes = rng.integers(0, 2**n_bits, (books, out, places))
+        rows = np.arange(out)[:, None] if by_row else np.zeros((out, 1), int)
+        of_place = np.arange(places)[None] * dim // size
+        parts = np.stack([table[b][rows, of_place, codes[b]] for b in range(books)])
+        parts = parts.reshape(books, out, columns).astype(np.float64)
+        self.dense, self.magnitude = parts.sum(axis=0), np.abs(parts).sum(axis=0)
+        self.packed = PackedCodes.pack(codes if books > 1 else codes[0], n_bits, vector_dim=dim)
+        shape = (out,) * by_row + (groups,) * ("group" in kind) + (2**n_bits, dim)
+        self.codebook = table.reshape((books,) * (books > 1) + shape)
+        self.group_size = size if "group" in kind else None
+
+    def product(self, x, **options):
+        return codebook_matmul(x, self.packed, self.codebook, group_size=self.group_size, **options)
+
+    def check(self, x):
+        found = self.product(x)
+        exact = x.astype(np.float64) @ self.dense.T
+        allowed = 1e-5 * (np.abs(x.astype(np.float64)) @ self.magnitude.T)
+        assert found.dtype == np.float32
+        assert found.shape == exact.shape
+        assert (np.abs(found - exact) <= allowed).all()
+        return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_bits", WIDTHS)
+def test_scalar_codes_of_every_width(rng, n_bits, kind, dtype):
+    for out, places in [(1, 1), (5, 63), (3, 577), (2, 2048 + 37)]:
+        for group in (1, 64, 512) if "group" in kind else (0,):
+            if group == 1 and places > 100:
+                continue
+            case = Case(
+                rng, n_bits=n_bits, out=out, places=places, kind=kind, group=group, dtype=dtype
+            )
+            case.check(rng.standard_normal((9, places)).astype(np.float32))
+            case.check(rng.standard_normal(places).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("books", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 8, 16, 130])
+def test_vectors_and_several_codebooks(rng, dim, books, kind):
+    for n_bits, out, places in [(1, 1, 1), (3, 9, 15), (4, 40, 17), (8, 300, 33)]:
+        group = 4 * dim if "group" in kind else 0
+        case = Case(
+            rng,
+            n_bits=n_bits,
+            out=out,
+            places=places,
+            dim=dim,
+            books=books,
+            kind=kind,
+            group=group,
+        )
+        for batch in (1, 2, 3):
+            case.check(rng.standard_normal((batch, places * dim)).astype(np.float32))
+
+
+@pytest.mark.parametrize("batch", range(1, 26))
+def test_every_batch(rng, batch):
+    for out in (1, 2, 3, 6, 7):
+        case = Case(rng, n_bits=4, out=out, places=1100, kind="row")
+        case.check(rng.standard_normal((batch, 1100)).astype(np.float32))
+
+
+def test_long_rows_stay_within_the_bound(rng):
+    """All of one sign, where rounding adds up."""
+    places = 400_000
+    codes = np.ones((1, places), np.uint8)
+    x = np.full(places, 0.1, np.float32)
+    for n_bits in (1, 4, 8):
+        codebook = np.full((2**n_bits, 1), 0.7, np.float32)
+        found = codebook_matmul(x, PackedCodes.pack(codes, n_bits), codebook)
+        exact = places * float(x[0]) * float(codebook[0, 0])
+        assert abs(found[0] - exact) <= 1e-5 * exact
+
+
+@pytest.mark.parametrize("n_bits", [2, 4, 6, 8])
+def test_equal_bits_for_every_thread_count(rng, n_bits):
+    for case in (
+        Case(rng, n_bits=n_bits, out=301, places=2000, kind="row"),
+        Case(rng, n_bits=n_bits, out=301, places=250, dim=8, books=2),
+    ):
+        for batch in (1, 2, 11):
+            x = rng.standard_normal((batch, 2000)).astype(np.float32)
+            first = case.product(x, n_threads=1)
+            for n_threads in (2, 3, 7):
+                np.testing.assert_array_equal(case.product(x, n_threads=n_threads), first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(WIDTHS),
+    st.integers(0, 20),
+    st.integers(0, 90),
+    st.integers(1, 9),
+    st.integers(1, 2),
+    st.integers(0, 5),
+    st.sampled_from(KINDS),
+    st.integers(0, 2**32),
+)
+def test_any_shape(n_bits, out, places, dim, books, batch, kind, seed):
+    rng = default_rng(seed)
+    group = dim * int(rng.integers(1, 2 * places + 2)) if "group" in kind else 0
+    case = Case(
+        rng, n_bits=n_bits, out=out, places=places, dim=dim, books=books, kind=kind, group=group
+    )
+    case.check(rng.standard_normal((batch, places * dim)).astype(np.float32))
+    rows = codebook_rows(case.packed, case.codebook, group_size=case.group_size)
+    np.testing.assert_allclose(rows, case.dense, atol=1e-6 * books * 10)
+
+
+def test_ieee_values_spread(rng):
+    """An infinite or missing input reaches every output; no other column's does."""
+    case = Case(rng, n_bits=4, out=5, places=200)
+    for bad in (np.nan, np.inf):
+        x = rng.standard_normal((2, 200)).astype(np.float32)
+        x[0, 150] = bad
+        found = case.product(x)
+        assert not np.isfinite(found[0]).any()
+        assert np.isfinite(found[1]).all()
+    table = np.array([[0], [np.inf]], np.float32)
+    packed = PackedCodes.pack(np.array([[0] * 70, [0] * 69 + [1]]), 1)
+    assert codebook_matmul(np.ones(70, np.float32), packed, table).tolist() == [0, np.inf]
+
+
+def test_inputs_of_any_layout(rng):
+    case = Case(rng, n_bits=4, out=9, places=300, kind="row")
+    x = rng.standard_normal((4, 300)).astype(np.float32)
+    expected = case.product(x)
+    wide = np.zeros((8, 600), np.float32)
+    wide[::2, ::2] = x
+    for other in (np.asfortranarray(x), wide[::2, ::2], unaligned(x), x.astype(np.float64)):
+        np.testing.assert_array_equal(case.product(other), expected)
+    np.testing.assert_array_equal(case.product(x[::-1]), expected[::-1])
+    half = x.astype(np.float16)
+    np.testing.assert_array_equal(case.product(half), case.product(half.astype(np.float32)))
+    out = np.empty((4, 9), np.float32)
+    assert case.product(x, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_rows_in_any_order(rng):
+    case = Case(rng, n_bits=5, out=50, places=12, dim=4, kind="row and group", group=20)
+    ids = np.array([[3, 3, 0], [49, 7, 1]])
+    rows = codebook_rows(case.packed, case.codebook, ids, group_size=20)
+    assert rows.shape == (2, 3, 48)
+    np.testing.assert_array_equal(rows, case.dense[ids].astype(np.float32))
+    assert codebook_rows(case.packed, case.codebook, [], group_size=20).shape == (0, 48)
+    for n_threads in (1, 2, 3):
+        again = codebook_rows(case.packed, case.codebook, ids, group_size=20, n_threads=n_threads)
+        np.testing.assert_array_equal(again, rows)
+
+
+def test_bad_arguments_are_named(rng):
+    packed = PackedCodes.pack(np.zeros((3, 8), int), 2, vector_dim=2)
+    table = np.zeros((4, 2), np.float32)
+    x = np.zeros(16, np.float32)
+    out = np.full(3, 7, np.float32)
+    locked = out.copy()
+    locked.setflags(write=False)
+    wrong = [
+        (TypeError, "packed must be a PackedCodes, got ndarray", (x, x, table), {}),
+        (ValueError, "x must have as many columns .* 16, got", (x[:8], packed, table), {}),
+        (TypeError, "x must have dtype", (x.astype(int), packed, table), {}),
+        (TypeError, "codebook must have dtype .* float64", (x, packed, table.astype(float)), {}),
+        (ValueError, r"codebook must have shape \(4, 2\)", (x, packed, table[:3]), {}),
+        (ValueError, "codebook must have 2 or 3 or 4 dim", (x, packed, table[0]), {}),
+        (ValueError, r"codebook must have shape \(3, 4, 2\)", (x, packed, table[None]), {}),
+        (ValueError, "group_size must be given", (x, packed, table[None, None]), {}),
+        (ValueError, "group_size must be a multiple", (x, packed, table), {"group_size": 3}),
+        (ValueError, "group_size must be at least 1", (x, packed, table), {"group_size": 0}),
+        (ValueError, "out must have shape", (x, packed, table), {"out": out[:2]}),
+        (TypeError, "out must have dtype", (x, packed, table), {"out": out.astype(float)}),
+        (ValueError, "out must be writeable", (x, packed, table), {"out": locked}),
+        (ValueError, "out must not overlap x", (x, packed, table), {"out": x[:3]}),
+        (ValueError, "n_threads must be in", (x, packed, table), {"n_threads": 0}),
+    ]
+    for error, message, arguments, options in wrong:
+        with pytest.raises(error, match=message):
+            codebook_matmul(*arguments, **options)
+    assert (out == 7).all()
+    for ids in ([3], [-1], np.array([2**63], np.uint64)):
+        with pytest.raises(IndexError, match=r"ids must be in \[0, 3\), got"):
+            codebook_rows(packed, table, ids)
+    with pytest.raises(TypeError, match="ids must be integers, got float64"):
+        codebook_rows(packed, table, [0.5])

@@ -6,6 +6,7 @@ namespace ff::bindings {
 
 void bind_balance(py::module_& m);
 void bind_kmeans(py::module_& m);
+void bind_kmeans1d(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
 void bind_spmm(py::module_& m);
@@ -37,6 +38,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   m.def("default_threads", &ff::default_threads);
   bind_balance(m);
   bind_kmeans(m);
+  bind_kmeans1d(m);
   bind_csr(m);
   bind_omp(m);
   bind_spmm(m);

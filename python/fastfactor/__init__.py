@@ -1,15 +1,25 @@
 """fastfactor: fast, exact kernels for compressing neural networks.
 
 Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions here find the factors
-(:func:`omp`, :func:`kmeans`) or use them without building W (:func:`spmm`).
+(:func:`omp`, :func:`kmeans`, :func:`kmeans1d`) or use them without building W (:func:`spmm`).
 """
 
 __version__ = "0.1.0"
 
-from .clustering import KMeansResult, assign, kmeans
+from .clustering import KMeansResult, assign, kmeans, kmeans1d
 from .config import show_config
 from .products import spmm
 from .sparse import CSR
 from .sparse_coding import omp
 
-__all__ = ["CSR", "KMeansResult", "__version__", "assign", "kmeans", "omp", "show_config", "spmm"]
+__all__ = [
+    "CSR",
+    "KMeansResult",
+    "__version__",
+    "assign",
+    "kmeans",
+    "kmeans1d",
+    "omp",
+    "show_config",
+    "spmm",
+]

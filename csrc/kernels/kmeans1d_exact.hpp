@@ -16,7 +16,6 @@ namespace ff {
 struct Partition {
   std::vector<index> cuts;
   std::vector<std::size_t> ends;  // of each stretch, in cuts
-  double cost = 0;
 
   index n_clusters() const { return index(cuts.size()) - index(ends.size()); }
   std::size_t begin(std::size_t s) const { return s == 0 ? 0 : ends[s - 1]; }
@@ -37,50 +36,35 @@ class ExactPartition {
 
   // At most k free clusters, k at least 1 and less than the number of values. Adds to n_solved.
   Partition solve(index k, std::int64_t& n_solved) {
-    Partition few, many;
-    double few_penalty = 0, many_penalty = 0, penalty = first_guess(k), last_factor = 1;
-    bool on_chord = false;
+    Search search(k, first_penalty(k));
     for (int step = 0;; ++step) {
       stop_.throw_if_requested();
-      Partition found = partition(penalty);
+      Partition found = partition(search.penalty);
       ++n_solved;
       const index count = found.n_clusters();
       if (count == k) return found;
-      found.cost = cost_of(found);
-      if (count < k) {
-        if (found.cost <= 0 || penalty * double(k - count) <= kNothing * found.cost) return found;
-        // Both ends of a chord are cheapest at its slope, and so is what lies between.
-        if (on_chord && count <= few.n_clusters()) return exchange(few, many, k);
-        few = std::move(found), few_penalty = penalty;
-      } else {
-        if (on_chord && count >= many.n_clusters()) return exchange(few, many, k);
-        many = std::move(found), many_penalty = penalty;
-      }
-      // f(k) falls like 1/k², its slope like 1/k³.
-      const double ratio = (double(count) + 0.5) / (double(k) + 0.5);
-      double factor = std::min(std::max(ratio * ratio * ratio, 1e-3), 1e3);
-      on_chord = false;
-      if (few.ends.empty() || many.ends.empty()) {
-        if (step > 2) factor = factor < 1 ? std::min(factor, last_factor * last_factor)
-                                          : std::max(factor, last_factor * last_factor);
-        last_factor = factor;
-        penalty *= factor;
+      if (count < k && step >= kModelSteps &&
+          search.penalty * double(k - count) <= kNothing * cost_of(found))
+        return found;
+      // Both ends of a chord are cheapest at its slope, and so is what lies between.
+      if (search.on_chord && (count <= search.few.n_clusters() || count >= search.many.n_clusters()))
+        return exchange(search.few, search.many, k);
+      search.learn(std::move(found));
+      if (step < kModelSteps && search.follow_model()) continue;
+      if (!search.enclosed()) {
+        search.leap();
         continue;
       }
-      const double next = penalty * factor;
-      if (step < kModelSteps && next > many_penalty && next < few_penalty) {
-        penalty = next;
-        continue;
-      }
-      penalty = (few.cost - many.cost) / double(many.n_clusters() - few.n_clusters());
-      if (!(penalty > many_penalty && penalty < few_penalty)) return exchange(few, many, k);
-      on_chord = true;
+      const index more = search.many.n_clusters() - search.few.n_clusters();
+      if (!search.take_chord((cost_of(search.few) - cost_of(search.many)) / double(more)))
+        return exchange(search.few, search.many, k);
     }
   }
 
  private:
   static constexpr double kNothing = 1e-16;  // of the cost: less than rounding leaves
-  static constexpr int kModelSteps = 5;
+  static constexpr int kModelSteps = 6;
+  static constexpr index kCoarse = 32;  // values a cluster in a coarse problem
 
   Partition partition(double penalty) {
     Partition found;
@@ -91,8 +75,56 @@ class ExactPartition {
     return found;
   }
 
-  // Panter and Dite: f(k) is about (∫ density^⅓)³ / 12k², its slope twice that over k.
-  double first_guess(index k) const {
+  // What is known of the penalty sought, between that of too few clusters and of too many.
+  struct Search {
+    Search(index n_clusters, double first) : k(n_clusters), penalty(first) {}
+
+    bool enclosed() const { return !few.ends.empty() && !many.ends.empty(); }
+
+    void learn(Partition found) {
+      const double count = double(found.n_clusters()) + 0.5, wanted = double(k) + 0.5;
+      // f(k) falls like 1/k², its slope like 1/k³: or as the last two steps say.
+      double power = 3;
+      if (last_count > 0 && last_count != count)
+        power = std::log(penalty / last_penalty) / std::log(last_count / count);
+      model = penalty * std::pow(count / wanted, std::min(std::max(power, 1.0), 12.0));
+      last_count = count, last_penalty = penalty;
+      on_chord = false;
+      if (found.n_clusters() < k) few = std::move(found), few_penalty = penalty;
+      else many = std::move(found), many_penalty = penalty;
+    }
+
+    bool follow_model() {
+      if (!few.ends.empty() && model >= few_penalty) return false;
+      if (!many.ends.empty() && model <= many_penalty) return false;
+      penalty = model;
+      return true;
+    }
+
+    // Ever farther, as long as one side is not in sight.
+    void leap() {
+      penalty = few.ends.empty() ? penalty * stride : penalty / stride;
+      stride *= stride;
+    }
+
+    bool take_chord(double slope) {
+      on_chord = slope > many_penalty && slope < few_penalty;
+      if (on_chord) penalty = slope;
+      return on_chord;
+    }
+
+    index k;
+    double penalty, model = 0, last_penalty = 0, last_count = 0, stride = 4;
+    double few_penalty = 0, many_penalty = 0;
+    Partition few, many;
+    bool on_chord = false;
+  };
+
+  // The answer for fewer, coarser values where there are many a cluster, else Panter and Dite: f(k)
+  // is about (∫ density^⅓)³ / 12k², its slope twice that over k.
+  double first_penalty(index k) const {
+    const index coarse = kCoarse * k;
+    if (n_ >= 4 * coarse && stretches_.size() == 1) return coarse_penalty(coarse, k);
     const index block = std::max<index>(1, n_ / (4 * k));
     double sum = 0;
     for (index i = 0; i + 1 < n_; i += block) {
@@ -104,6 +136,30 @@ class ExactPartition {
     }
     const double each = sum / double(k);
     return std::max(each * each * each / 6, std::numeric_limits<double>::min());
+  }
+
+  double coarse_penalty(index count, index k) const {
+    Buffer<double> y(count), w(count);
+    for (index c = 0; c < count; ++c) {
+      const index first = c * n_ / count, last = (c + 1) * n_ / count;
+      double weight = 0, sum = 0;
+      for (index i = first; i < last; ++i) {
+        weight += w_[i];
+        sum += w_[i] * (y_[i] - y_[first]);
+      }
+      y[c] = y_[first] + sum / weight;
+      w[c] = weight;
+    }
+    const std::vector<Stretch> whole{{0, count, false, false, 0, 0}};
+    ExactPartition few(y.data(), w.data(), count, whole, grid_, 1, stop_);
+    Search search(k, few.first_penalty(k));
+    for (int step = 0; step < kModelSteps; ++step) {
+      Partition found = few.partition(search.penalty);
+      const bool hit = found.n_clusters() == k;
+      search.learn(std::move(found));
+      if (hit || !search.follow_model()) break;
+    }
+    return search.penalty;
   }
 
   double cost_of(const Partition& found) const {

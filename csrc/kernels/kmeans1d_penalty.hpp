@@ -43,11 +43,7 @@ class PenalizedPartition {
         sum_(n + 1 + kGroup),
         square_(n + 1 + kGroup),
         best_(n + 1 + kGroup),
-        from_(n + 1 + kGroup) {
-    // Lanes past a block's last column are computed and overwritten: let them be numbers.
-    for (Buffer<double>* each : {&weight_, &sum_, &square_, &best_})
-      std::fill_n(each->data(), n + 1 + kGroup, 1.0);
-  }
+        from_(n + 1 + kGroup) {}
 
   // Appends where clusters begin and where the last ends: one more than there are clusters.
   void solve(const Stretch& part, double penalty, std::vector<index>& cuts) {
@@ -74,7 +70,7 @@ class PenalizedPartition {
   static constexpr int kLanes = simd::kLanes<double>;
   static constexpr int kGroup = 8;  // columns whose minima are found together
   static constexpr int kVectors = kGroup / kLanes;
-  static constexpr index kFewRows = 8;
+  static constexpr index kFewRows = 16;
   static constexpr index kManyGroups = 512;  // so many, and it is worth waking other threads
   static constexpr std::size_t kPieces = 32;
   static constexpr index kAskEvery = 1 << 14;
@@ -210,10 +206,7 @@ class PenalizedPartition {
     }
     const Vec least = simd::splat(simd::reduce_min<double>(best));
     const Index none = simd::splat<std::int64_t>(std::numeric_limits<std::int64_t>::max());
-    const Index equal = best == least ? from : none;
-    index found = equal[0];
-    for (int lane = 1; lane < kLanes; ++lane) found = std::min<index>(found, equal[lane]);
-    return found;
+    return index(simd::reduce_min<std::int64_t>(best == least ? from : none));
   }
 
   index best_of_few(index column, index low, index high) const {
@@ -243,15 +236,16 @@ class PenalizedPartition {
   void move_anchor(index at, index end, index low) {
     const double shift = y_[end] - y_[at];
     const double weight = weight_[end], sum = sum_[end], square = square_[end];
+    double *__restrict ws = weight_.data(), *__restrict ss = sum_.data();
+    double* __restrict qs = square_.data();
     const auto move = [&](index i, double w, double s, double q) {
-      weight_[i] = w;
-      sum_[i] = s - shift * w;
-      square_[i] = q + shift * (shift * w - 2 * s);
+      ws[i] = w;
+      ss[i] = s - shift * w;
+      qs[i] = q + shift * (shift * w - 2 * s);
     };
-    index i = low;
-    for (; i < at; ++i) move(i, weight + weight_[i], sum + sum_[i], square + square_[i]);
-    for (i = std::max(low, at); i <= end; ++i)
-      move(i, weight - weight_[i], sum - sum_[i], square - square_[i]);
+    for (index i = low; i < at; ++i) move(i, weight + ws[i], sum + ss[i], square + qs[i]);
+    for (index i = std::max(low, at); i <= end; ++i)
+      move(i, weight - ws[i], sum - ss[i], square - qs[i]);
   }
 
   // The position from which on the fixed centroid at the right serves.

@@ -30,8 +30,10 @@ def answer(n_threads=2):
     codes = fastfactor.omp(X, atoms, n_nonzero_coefs=4, n_threads=n_threads)
     found = fastfactor.kmeans(X, 50, random_state=0, max_iter=5, n_threads=n_threads)
     labels, distances = fastfactor.assign(X, found.centroids, n_threads=n_threads)
+    scalars = fastfactor.kmeans1d(X.T, 20, n_threads=n_threads)
     product = fastfactor.spmm(codes, atoms, n_threads=n_threads)
     arrays = (codes.data, codes.indices, found.centroids, found.labels, labels, distances, product)
+    arrays += (scalars.centroids, scalars.labels)
     return b"".join(array.tobytes() for array in arrays)
 """
 
@@ -45,6 +47,7 @@ ENDLESS = {
     "one start of k-means++": (
         "fastfactor.kmeans(np.tile(X, (200, 1)), 200000, max_iter=1, n_threads={n_threads})"
     ),
+    "kmeans1d": "fastfactor.kmeans1d(np.broadcast_to(X.ravel(), (10**4, 80000)), 16, n_threads={n_threads})",
     "omp": (
         "fastfactor.omp(np.broadcast_to(X[:1].repeat(64, axis=1), (10**7, 1024)), "
         "np.repeat(atoms, 64, axis=1).repeat(32, axis=0) + np.eye(2048, 1024, dtype=np.float32), "

@@ -40,8 +40,9 @@ py::tuple kmeans1d(const py::array& x, index n_clusters, bool exact, const py::o
                    int n_threads) {
   const MatrixView values = matrix_view(x);
   Doubles given, stay;
-  KMeans1DOptions options{n_clusters, exact,   Init1D::linear,          nullptr,    nullptr,
-                          0,          grid_of(centroid_dtype), one_vector, n_threads};
+  KMeans1DOptions options{n_clusters, exact, Init1D::linear,          nullptr,
+                          nullptr,    0,     grid_of(centroid_dtype), one_vector,
+                          n_threads};
   if (!fixed.is_none()) {
     options.n_fixed = py::cast<py::array>(fixed).shape(1);
     options.fixed = rows_of(fixed, values.rows, options.n_fixed, stay);

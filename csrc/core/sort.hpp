@@ -95,8 +95,7 @@ Item* sort_in_chunks(Item* from, Item* to, index n, KeyOf key, int n_threads, St
     bool one_digit = false;
     for (int d = 0; d < kDigits; ++d) {
       const index before = total;
-      for (index c = 0; c < n_chunks; ++c)
-        total += std::exchange(places[c * kDigits + d], total);
+      for (index c = 0; c < n_chunks; ++c) total += std::exchange(places[c * kDigits + d], total);
       one_digit |= total - before == n;
     }
     if (one_digit) continue;

@@ -17,7 +17,9 @@ constexpr index kManyHalves = index(1) << 15;
 // From so many values on, threads share a group; below, each has groups of its own.
 constexpr index kManyValues = index(1) << 18;
 
-bool is_half(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
+bool is_half(DType dtype) {
+  return dtype == DType::f16 || dtype == DType::bf16;
+}
 
 [[noreturn]] void refuse(const char* what, double value, index group, index i, bool one_vector) {
   const std::string place = one_vector ? "" : std::to_string(group) + ", ";
@@ -215,8 +217,7 @@ class Solver {
     return rows == nullptr ? nullptr : rows + group * cols;
   }
 
-  Points points_of(const MatrixView& x, index group, double reach, bool by_pattern,
-                   int n_threads) {
+  Points points_of(const MatrixView& x, index group, double reach, bool by_pattern, int n_threads) {
     Buffer<double> row;
     if (weights_ != nullptr) row = load_weights(*weights_, group, options_.one_vector);
     const double* weights = row.data();

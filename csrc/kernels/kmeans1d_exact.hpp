@@ -47,7 +47,8 @@ class ExactPartition {
           search.penalty * double(k - count) <= kNothing * cost_of(found))
         return found;
       // Both ends of a chord are cheapest at its slope, and so is what lies between.
-      if (search.on_chord && (count <= search.few.n_clusters() || count >= search.many.n_clusters()))
+      if (search.on_chord &&
+          (count <= search.few.n_clusters() || count >= search.many.n_clusters()))
         return exchange(search.few, search.many, k);
       search.learn(std::move(found));
       if (step < kModelSteps && search.follow_model()) continue;

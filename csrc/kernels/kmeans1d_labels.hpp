@@ -40,9 +40,7 @@ class Labeller {
   }
 
   // The position of the cluster among those that differ, and its label.
-  index rank(T x) const {
-    return std::lower_bound(cuts_.begin(), cuts_.end(), x) - cuts_.begin();
-  }
+  index rank(T x) const { return std::lower_bound(cuts_.begin(), cuts_.end(), x) - cuts_.begin(); }
   std::int32_t label_of_rank(index r) const { return labels_[std::size_t(r)]; }
   index n_ranks() const { return index(labels_.size()); }
   T cut(index r) const { return cuts_[std::size_t(r)]; }

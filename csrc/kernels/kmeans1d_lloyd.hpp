@@ -50,7 +50,8 @@ inline index first_above(const double* y, index n, double x, index near) {
     while (high < n && y[high] <= x) low = high + 1, high += step, step *= 2;
     high = std::min(high, n);
   } else {
-    while (low > 0 && y[low - 1] > x) high = low - 1, low = std::max<index>(0, low - step), step *= 2;
+    while (low > 0 && y[low - 1] > x)
+      high = low - 1, low = std::max<index>(0, low - step), step *= 2;
   }
   return std::upper_bound(y + low, y + high, x) - y;
 }

@@ -13,9 +13,9 @@
 //
 // F never falls. So if extending the last cluster of J to j costs at most λ, then F(j) ≤ F(J) + λ,
 // and no cluster that begins between J and j can be the last of an optimal partition of [0, j). All
-// such j, nearly half the length of a cluster, depend on candidates up to J alone: a block, of which
-// rows and columns are known, and whose minima are found by divide and conquer with no recurrence
-// in between.
+// such j, nearly half the length of a cluster, depend on candidates up to J alone: a block, of
+// which rows and columns are known, and whose minima are found by divide and conquer with no
+// recurrence in between.
 //
 // Sums within a block are about its first value, so they are as small as its clusters are: nothing
 // cancels, wherever zero is and whatever lies elsewhere.
@@ -125,9 +125,8 @@ class PenalizedPartition {
     std::vector<Piece> pieces{all};
     while (pieces.size() < kPieces) {
       std::vector<Piece> halves(2 * pieces.size());
-      parallel_for(index(pieces.size()), n_threads_, stop_, [&](index p, int) {
-        halve(at, pieces[p], halves[2 * p], halves[2 * p + 1]);
-      });
+      parallel_for(index(pieces.size()), n_threads_, stop_,
+                   [&](index p, int) { halve(at, pieces[p], halves[2 * p], halves[2 * p + 1]); });
       pieces.swap(halves);
     }
     parallel_for(index(pieces.size()), n_threads_, stop_,
@@ -213,8 +212,9 @@ class PenalizedPartition {
     index found = low;
     double least = std::numeric_limits<double>::infinity();
     for (index i = low; i <= high; ++i) {
-      const double cost = best_[i] + square_[i] +
-                          grid_.least(sum_[i] + sum_[column], weight_[i] + weight_[column], anchor_);
+      const double cost =
+          best_[i] + square_[i] +
+          grid_.least(sum_[i] + sum_[column], weight_[i] + weight_[column], anchor_);
       if (cost < least) least = cost, found = i;
     }
     return found;
@@ -236,7 +236,7 @@ class PenalizedPartition {
   void move_anchor(index at, index end, index low) {
     const double shift = y_[end] - y_[at];
     const double weight = weight_[end], sum = sum_[end], square = square_[end];
-    double *__restrict ws = weight_.data(), *__restrict ss = sum_.data();
+    double* __restrict ws = weight_.data(), * __restrict ss = sum_.data();
     double* __restrict qs = square_.data();
     const auto move = [&](index i, double w, double s, double q) {
       ws[i] = w;

@@ -10,8 +10,8 @@
 // that are equal to it.
 namespace ff {
 
-// Values are y · unit, weights w · weight_unit; both units are powers of two, and y and w at most 2,
-// so that squares neither overflow nor vanish. Zero weights are left out.
+// Values are y · unit, weights w · weight_unit; both units are powers of two, and y and w at most
+// 2, so that squares neither overflow nor vanish. Zero weights are left out.
 struct Points {
   index count = 0;
   Buffer<double> y, w;
@@ -114,8 +114,7 @@ Points sorted_points(const MatrixView& x, const double* weights, double fixed, i
     Buffer<Key> keys(n), scratch(n);
     make_items<T>(x, keys.data(), n_threads, stop, [](T value, index) { return sort_key(value); });
     const auto key = [](Key k) { return k; };
-    const Key* sorted =
-        radix_sort<kBits>(keys.data(), scratch.data(), n, key, n_threads, stop);
+    const Key* sorted = radix_sort<kBits>(keys.data(), scratch.data(), n, key, n_threads, stop);
     return merge_equal(sorted, n, fixed, 1, key, [](Key) { return 1.0; });
   }
   using Item = WeightedKey<Key>;

@@ -47,7 +47,9 @@ ENDLESS = {
     "one start of k-means++": (
         "fastfactor.kmeans(np.tile(X, (200, 1)), 200000, max_iter=1, n_threads={n_threads})"
     ),
-    "kmeans1d": "fastfactor.kmeans1d(np.broadcast_to(X.ravel(), (10**4, 80000)), 16, n_threads={n_threads})",
+    "kmeans1d": (
+        "fastfactor.kmeans1d(np.broadcast_to(X.ravel(), (4000, 80000)), 16, n_threads={n_threads})"
+    ),
     "omp": (
         "fastfactor.omp(np.broadcast_to(X[:1].repeat(64, axis=1), (10**7, 1024)), "
         "np.repeat(atoms, 64, axis=1).repeat(32, axis=0) + np.eye(2048, 1024, dtype=np.float32), "

@@ -238,7 +238,7 @@ def kmeans1d(
         n_threads=_checks.threads(n_threads),
     )
     if centroid_dtype in ("float16", "bfloat16"):
-        centroids = centroids.astype(_numpy_dtype(centroid_dtype))
+        centroids = centroids.astype(_half(centroid_dtype))
     if x.ndim == 1:
         return KMeansResult(centroids[0], labels[0], float(inertia[0]), int(n_iter[0]))
     return KMeansResult(centroids, labels, inertia, n_iter)
@@ -340,12 +340,13 @@ def _weights(value: Any, X: Array) -> Array:
     return np.ascontiguousarray(weights)
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
+def _half(name: str) -> type[Any]:
+    """The scalar type of float16 or bfloat16."""
     if name == "float16":
-        return np.dtype(np.float16)
+        return np.float16
     import ml_dtypes
 
-    return np.dtype(ml_dtypes.bfloat16)
+    return ml_dtypes.bfloat16
 
 
 def _scalars(value: Any, name: str, rows: Array, dtype: type[np.floating[Any]]) -> Array:
@@ -380,7 +381,7 @@ def _fixed(
         kept = steps.astype(dtype) * scale
     elif centroid_dtype is not None:
         with np.errstate(over="ignore"):
-            kept = fixed.astype(_numpy_dtype(centroid_dtype))
+            kept = fixed.astype(_half(centroid_dtype))
     else:
         return fixed
     lost = kept.astype(np.float64) != fixed

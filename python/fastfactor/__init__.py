@@ -6,9 +6,10 @@ Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions
 
 __version__ = "0.1.0"
 
-from .clustering import KMeansResult, assign, kmeans, kmeans1d
+from .clustering import KMeansResult, assign, kmeans
 from .config import show_config
 from .products import spmm
+from .scalar_clustering import kmeans1d
 from .sparse import CSR
 from .sparse_coding import omp
 

@@ -160,16 +160,17 @@ class Group {
 // Σ w(x − c)², each value served as its label says.
 template <class T>
 double inertia_of(const Points& points, const Labeller<T>& labeller, const T* centroids) {
+  const double *y = points.y.data(), *w = points.w.data(), *end = y + points.count;
   double total = 0;
-  index i = 0;
+  index first = 0;
   for (index r = 0; r < labeller.n_ranks(); ++r) {
     const bool last = r + 1 == labeller.n_ranks();
+    const index next =
+        last ? points.count
+             : std::upper_bound(y + first, end, double(labeller.cut(r)) / points.unit) - y;
     const double c = double(centroids[labeller.label_of_rank(r)]) / points.unit;
-    const double cut = last ? 0 : double(labeller.cut(r)) / points.unit;
-    for (; i < points.count && (last || points.y[i] <= cut); ++i) {
-      const double d = points.y[i] - c;
-      total += points.w[i] * d * d;
-    }
+    total += squares_about(y, w, first, next, c);
+    first = next;
   }
   return total * points.unit * points.weight_unit * points.unit;
 }
@@ -259,8 +260,7 @@ KMeans1DResult<T> kmeans1d(const MatrixView& x, const MatrixView* weights,
                            Buffer<std::int32_t>(groups * x.cols), Buffer<double>(groups),
                            Buffer<std::int64_t>(groups)};
   Solver<T> solver(x, weights, options, stop, result);
-  const bool together = x.cols >= kManyValues || groups == 1;
-  if (together) {
+  if (x.cols >= kManyValues) {
     for (index g = 0; g < groups; ++g) solver.run(g, options.n_threads);
   } else {
     parallel_for(groups, options.n_threads, stop, [&](index g, int) { solver.run(g, 1); });

@@ -168,22 +168,13 @@ class ExactPartition {
     for (std::size_t s = 0; s < stretches_.size(); ++s) {
       const Stretch& part = stretches_[s];
       const std::size_t begin = found.begin(s), end = found.ends[s];
-      total += cost_of(part.first, found.cuts[begin], part.left);
+      total += squares_about(y_, w_, part.first, found.cuts[begin], part.left);
       for (std::size_t c = begin; c + 1 < end; ++c)
-        total += cost_of(found.cuts[c], found.cuts[c + 1],
-                         best_place(y_, w_, found.cuts[c], found.cuts[c + 1], grid_));
-      total += cost_of(found.cuts[end - 1], part.last, part.right);
+        total += squares_about(y_, w_, found.cuts[c], found.cuts[c + 1],
+                               best_place(y_, w_, found.cuts[c], found.cuts[c + 1], grid_));
+      total += squares_about(y_, w_, found.cuts[end - 1], part.last, part.right);
     }
     return total;
-  }
-
-  double cost_of(index first, index last, double place) const {
-    double cost = 0;
-    for (index i = first; i < last; ++i) {
-      const double d = y_[i] - place;
-      cost += w_[i] * d * d;
-    }
-    return cost;
   }
 
   // k clusters from two partitions cheapest at one penalty, with fewer and with more. Where an edge

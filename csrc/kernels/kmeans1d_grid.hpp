@@ -92,13 +92,38 @@ class Grid {
 // The best permitted place for the values [first, last), one at least.
 template <class Grid>
 double best_place(const double* y, const double* w, index first, index last, const Grid& grid) {
+  using Vec = simd::Vec<double>;
+  constexpr int kLanes = simd::kLanes<double>;
   const double anchor = y[first];
-  double weight = 0, sum = 0;
-  for (index i = first; i < last; ++i) {
+  Vec weights{}, sums{};
+  index i = first;
+  for (; i + kLanes <= last; i += kLanes) {
+    const Vec each = simd::load(w + i);
+    weights += each;
+    sums = simd::mul_add(each, simd::load(y + i) - anchor, sums);
+  }
+  double weight = simd::reduce_add<double>(weights), sum = simd::reduce_add<double>(sums);
+  for (; i < last; ++i) {
     weight += w[i];
-    sum += w[i] * (y[i] - anchor);
+    sum = simd::mul_add(w[i], y[i] - anchor, sum);
   }
   return grid.nearest(anchor + sum / weight);
+}
+
+// Σ w(y − place)² over [first, last).
+inline double squares_about(const double* y, const double* w, index first, index last,
+                            double place) {
+  using Vec = simd::Vec<double>;
+  constexpr int kLanes = simd::kLanes<double>;
+  Vec sums{};
+  index i = first;
+  for (; i + kLanes <= last; i += kLanes) {
+    const Vec d = simd::load(y + i) - place;
+    sums = simd::mul_add(simd::load(w + i), d * d, sums);
+  }
+  double sum = simd::reduce_add<double>(sums);
+  for (; i < last; ++i) sum = simd::mul_add(w[i], (y[i] - place) * (y[i] - place), sum);
+  return sum;
 }
 
 }  // namespace ff

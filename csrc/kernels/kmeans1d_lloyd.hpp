@@ -43,10 +43,18 @@ class PrefixSums {
   Buffer<double> weight_, sum_;
 };
 
-// The first position whose value exceeds x, sought from where it was before.
+// The first position whose value exceeds x, sought from where it was before: mostly near by, where
+// a search without branches finds it.
 inline index first_above(const double* y, index n, double x, index near) {
-  index low = near, high = near, step = 1;
-  if (near < n && y[near] <= x) {
+  constexpr index kWindow = 32;
+  index low = std::max<index>(0, std::min(near - kWindow / 2, n - kWindow));
+  const bool begins = low == 0 || y[low - 1] <= x;
+  if (begins && n >= kWindow && (low + kWindow == n || y[low + kWindow] > x)) {
+    for (index step = kWindow / 2; step > 0; step /= 2) low += step * index(y[low + step - 1] <= x);
+    return low + index(y[low] <= x);
+  }
+  index high = low, step = kWindow;
+  if (begins) {
     while (high < n && y[high] <= x) low = high + 1, high += step, step *= 2;
     high = std::min(high, n);
   } else {

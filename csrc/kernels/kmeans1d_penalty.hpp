@@ -71,8 +71,8 @@ class PenalizedPartition {
   static constexpr int kGroup = 8;  // columns whose minima are found together
   static constexpr int kVectors = kGroup / kLanes;
   static constexpr index kFewRows = 16;
-  static constexpr index kManyGroups = 512;  // so many, and it is worth waking other threads
-  static constexpr std::size_t kPieces = 32;
+  static constexpr index kManyGroups = 1024;  // so many, and it is worth waking other threads
+  static constexpr std::size_t kPieces = 16;
   static constexpr index kAskEvery = 1 << 14;
   static constexpr std::int64_t kNone = -1;  // no free cluster yet
   using Vec = simd::Vec<double>;
@@ -125,8 +125,8 @@ class PenalizedPartition {
     std::vector<Piece> pieces{all};
     while (pieces.size() < kPieces) {
       std::vector<Piece> halves(2 * pieces.size());
-      parallel_for(index(pieces.size()), n_threads_, stop_,
-                   [&](index p, int) { halve(at, pieces[p], halves[2 * p], halves[2 * p + 1]); });
+      for (std::size_t p = 0; p < pieces.size(); ++p)
+        halve(at, pieces[p], halves[2 * p], halves[2 * p + 1]);
       pieces.swap(halves);
     }
     parallel_for(index(pieces.size()), n_threads_, stop_,

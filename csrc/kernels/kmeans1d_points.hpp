@@ -104,6 +104,33 @@ Points merge_equal(const Item* items, index n, double fixed, double weight_unit,
   return points;
 }
 
+// The same where all weigh one.
+template <class Key>
+Points merge_equal_keys(const Key* keys, index n, double fixed) {
+  Points points;
+  points.low = from_sort_key(keys[0]);
+  points.high = from_sort_key(keys[n - 1]);
+  points.unit = power_above(reach(points.low, points.high, fixed));
+  points.y = Buffer<double>(n);
+  points.w = Buffer<double>(n);
+  const double per_unit = 1 / points.unit;
+  double *y = points.y.data(), *w = points.w.data();
+  index count = 0;
+  auto value = from_sort_key(keys[0]);
+  for (index i = 1; i < n; ++i) {
+    const auto next = from_sort_key(keys[i]);
+    y[count] = double(value) * per_unit;
+    w[count] = double(i);
+    count += next != value;
+    value = next;
+  }
+  y[count] = double(value) * per_unit;
+  w[count] = double(n);
+  points.count = count + 1;
+  for (; count > 0; --count) w[count] -= w[count - 1];
+  return points;
+}
+
 template <class T>
 Points sorted_points(const MatrixView& x, const double* weights, double fixed, int n_threads,
                      Stop& stop) {
@@ -115,7 +142,7 @@ Points sorted_points(const MatrixView& x, const double* weights, double fixed, i
     make_items<T>(x, keys.data(), n_threads, stop, [](T value, index) { return sort_key(value); });
     const auto key = [](Key k) { return k; };
     const Key* sorted = radix_sort<kBits>(keys.data(), scratch.data(), n, key, n_threads, stop);
-    return merge_equal(sorted, n, fixed, 1, key, [](Key) { return 1.0; });
+    return merge_equal_keys(sorted, n, fixed);
   }
   using Item = WeightedKey<Key>;
   Buffer<Item> items(n), scratch(n);

@@ -1,6 +1,7 @@
 #pragma once
 #include <cmath>
 
+#include "kernels/kmeans1d_grid.hpp"
 #include "kernels/kmeans1d_penalty.hpp"
 
 // The least inertia of k clusters, f(k), is convex in k where interval costs have the Monge

@@ -8,7 +8,6 @@ import pytest
 from fastfactor import kmeans1d
 from kmeans_checks import assert_same_bits
 from layouts import LAYOUTS
-from processes import output_of
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 METHODS = ["exact", "lloyd"]
@@ -110,26 +109,6 @@ def test_sizes_at_which_another_way_is_taken(rng, n):
     few = kmeans1d(values, 5, sample_weight=counts)
     np.testing.assert_array_equal(result.centroids, few.centroids)
     np.testing.assert_array_equal(result.labels, few.labels[np.searchsorted(values, x)])
-
-
-# --- limits
-
-
-def test_memory_is_bounded_by_the_number_of_values():
-    code = """
-    import resource, sys
-    import numpy as np
-    import fastfactor
-
-    n, k = 4_000_000, 2000
-    x = np.random.default_rng(0).standard_normal(n)
-    fastfactor.kmeans1d(x[:1000], 3)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fastfactor.kmeans1d(x, k, n_threads=2)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) * 1024 / n)
-    """
-    assert float(output_of(code)) < 64 + 4 + 2  # and labels; and what the allocator rounds up
 
 
 # --- bad input

@@ -324,3 +324,23 @@ def test_results_too_large_for_any_machine_are_a_memory_error():
         fastfactor.assign(X, np.eye(4, dtype=np.float32))
     with pytest.raises(MemoryError):
         fastfactor.kmeans(np.broadcast_to(np.float32(1), (1, 2**27)), 2**31 - 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_kmeans1d_needs_memory_for_the_values_whatever_the_clusters():
+    printed = output_of("""
+        import re
+        import numpy as np
+        import fastfactor
+
+        def peak():
+            return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+        x = np.random.default_rng(0).standard_normal(3_000_000)
+        fastfactor.kmeans1d(x[:1000], 3)
+        before = peak()
+        fastfactor.kmeans1d(x, 2000, n_threads=2)
+        print((peak() - before) / len(x))
+        """)
+    labels, rounding = 4, 2
+    assert float(printed) < 64 + labels + rounding

@@ -9,7 +9,8 @@
 // Least-significant-digit radix sort of floats, by integer keys that order as they do. Stable, so
 // its result is one and the same however the work is cut, and it carries what an item carries.
 //
-// 4096 float32: 13 µs; 4M: 38 ms on one thread of Zen 5, 21 ms on two (NumPy: 11 µs, 28 ms).
+// Zen 5, standard normal float32, and np.sort beside it: 4096 take 12 µs (7); 1M 3.8 ms on one
+// thread, 1.7 on two (2.9); 4M 23 and 16 to 20 ms (17.5).
 namespace ff {
 
 // Rises with x; every bit of x can be had back. −0 comes right before +0.
@@ -116,9 +117,14 @@ Item* sort_in_chunks(Item* from, Item* to, index n, KeyOf key, int n_threads, St
 // which one holds them at first; returns the one that holds them at last.
 template <int kKeyBits, class Item, class KeyOf>
 Item* radix_sort(Item* items, Item* scratch, index n, KeyOf key, int n_threads, Stop& stop) {
-  constexpr index kFew = 1024, kMany = index(1) << 17;
+  // Digits of 11 bits save a pass, and cost clearing and adding up more counts where items are few,
+  // misses in caches and page tables where they are many: 4M take 23 ms with 8 bits, 33 with 11,
+  // and 1M 4.7 and 3.8.
+  constexpr index kFew = 1024, kMany = index(1) << 17, kFar = index(1) << 21;
   if (n <= kFew) return detail::sort_at_once<8, kKeyBits>(items, scratch, n, key);
   if (n < kMany) return detail::sort_at_once<11, kKeyBits>(items, scratch, n, key);
+  if (n < kFar)
+    return detail::sort_in_chunks<11, kKeyBits>(items, scratch, n, key, n_threads, stop);
   return detail::sort_in_chunks<8, kKeyBits>(items, scratch, n, key, n_threads, stop);
 }
 

@@ -66,7 +66,7 @@ class ExactPartition {
  private:
   static constexpr double kNothing = 1e-16;  // of the cost: less than rounding leaves
   static constexpr int kModelSteps = 6;
-  static constexpr index kCoarse = 32;  // values a cluster in a coarse problem
+  static constexpr index kCoarse = 24;  // values a cluster in a coarse problem
 
   Partition partition(double penalty) {
     Partition found;
@@ -126,7 +126,7 @@ class ExactPartition {
   // is about (∫ density^⅓)³ / 12k², its slope twice that over k.
   double first_penalty(index k) const {
     const index coarse = kCoarse * k;
-    if (n_ >= 4 * coarse && stretches_.size() == 1) return coarse_penalty(coarse, k);
+    if (n_ >= 8 * coarse && stretches_.size() == 1) return coarse_penalty(coarse, k);
     const index block = std::max<index>(1, n_ / (4 * k));
     double sum = 0;
     for (index i = 0; i + 1 < n_; i += block) {

@@ -74,10 +74,10 @@ def kmeans1d(
     Values are sorted once (16-bit floats, of which there are but 65,536, are counted from 32,768
     values on). Exact: a charge for every cluster is sought under which the cheapest partition has
     n_clusters of them; a trial takes O(n log n) operations at most, mostly one to four trials are
-    needed, and memory is 56 bytes a value, whatever the number of clusters. Lloyd: an iteration
-    takes O(n_clusters · log n). Sums are float64, about a value near by: an offset of the data
-    costs no digits. The optimum is meant up to the rounding of such sums; centroids are rounded to
-    float32 at the end where x is no wider. The same bits for any number of threads.
+    needed, and memory is at most 64 bytes a value, whatever the number of clusters. Lloyd: an
+    iteration takes O(n_clusters · log n). Sums are float64, about a value near by: an offset of the
+    data costs no digits. The optimum is meant up to the rounding of such sums; centroids are
+    rounded to float32 at the end where x is no wider. The same bits for any number of threads.
 
     Sources: Aggarwal, Schieber, Tokuyama (1994); Grønlund et al. (2017), arXiv:1701.07204.
 

@@ -6,9 +6,9 @@ README.md marks their places:
     (replaced)
     <!-- /bench -->
 
-Names: omp, kmeans, spmm (cold medians of every contestant), spmm-hot, levels (instruction sets)
-and targets. Each workload comes from the newest full run that holds it. --check writes nothing and
-fails if the README differs from what it should hold.
+Names: omp, kmeans, kmeans1d, spmm (cold medians of every contestant), spmm-hot, levels (of
+instruction sets) and targets. Each workload comes from the newest full run that holds it. --check
+writes nothing and fails if the README differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ EVERY_KERNEL = ("omp", "kmeans", "spmm")
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {
     "omp": (("omp",), "rows", contestants_by_workload("cold")),
     "kmeans": (("kmeans",), "rows", contestants_by_workload("cold")),
+    "kmeans1d": (("kmeans1d",), "rows", contestants_by_workload("cold")),
     "spmm": (("spmm",), "rows", contestants_by_workload("cold")),
     "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
     "levels": (EVERY_KERNEL, "rows", levels),

@@ -23,6 +23,7 @@ CSRC = ROOT / "csrc"
 FUNCTION_LAYER = {
     "sparse_coding",
     "clustering",
+    "scalar_clustering",
     "products",
     "balancing",
     "coding",

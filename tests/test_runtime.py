@@ -30,8 +30,10 @@ def answer(n_threads=2):
     codes = fastfactor.omp(X, atoms, n_nonzero_coefs=4, n_threads=n_threads)
     found = fastfactor.kmeans(X, 50, random_state=0, max_iter=5, n_threads=n_threads)
     labels, distances = fastfactor.assign(X, found.centroids, n_threads=n_threads)
+    scalars = fastfactor.kmeans1d(X.T, 20, n_threads=n_threads)
     product = fastfactor.spmm(codes, atoms, n_threads=n_threads)
     arrays = (codes.data, codes.indices, found.centroids, found.labels, labels, distances, product)
+    arrays += (scalars.centroids, scalars.labels)
     return b"".join(array.tobytes() for array in arrays)
 """
 
@@ -44,6 +46,9 @@ ENDLESS = {
     ),
     "one start of k-means++": (
         "fastfactor.kmeans(np.tile(X, (200, 1)), 200000, max_iter=1, n_threads={n_threads})"
+    ),
+    "kmeans1d": (
+        "fastfactor.kmeans1d(np.broadcast_to(X.ravel(), (4000, 80000)), 16, n_threads={n_threads})"
     ),
     "omp": (
         "fastfactor.omp(np.broadcast_to(X[:1].repeat(64, axis=1), (10**7, 1024)), "
@@ -319,3 +324,23 @@ def test_results_too_large_for_any_machine_are_a_memory_error():
         fastfactor.assign(X, np.eye(4, dtype=np.float32))
     with pytest.raises(MemoryError):
         fastfactor.kmeans(np.broadcast_to(np.float32(1), (1, 2**27)), 2**31 - 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_kmeans1d_needs_memory_for_the_values_whatever_the_clusters():
+    printed = output_of("""
+        import re
+        import numpy as np
+        import fastfactor
+
+        def peak():
+            return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+        x = np.random.default_rng(0).standard_normal(3_000_000)
+        fastfactor.kmeans1d(x[:1000], 3)
+        before = peak()
+        fastfactor.kmeans1d(x, 2000, n_threads=2)
+        print((peak() - before) / len(x))
+        """)
+    labels, rounding = 4, 2
+    assert float(printed) < 64 + labels + rounding

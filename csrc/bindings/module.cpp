@@ -8,6 +8,7 @@ void bind_balance(py::module_& m);
 void bind_bits(py::module_& m);
 void bind_codebook(py::module_& m);
 void bind_kmeans(py::module_& m);
+void bind_kmeans1d(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
 void bind_spmm(py::module_& m);
@@ -41,6 +42,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_bits(m);
   bind_codebook(m);
   bind_kmeans(m);
+  bind_kmeans1d(m);
   bind_csr(m);
   bind_omp(m);
   bind_spmm(m);

@@ -17,7 +17,7 @@ INITS = (*RANDOM_INITS, "linear", "density")
 
 
 class KMeansResult(NamedTuple):
-    """What :func:`kmeans` found; every field has a leading axis of groups where X has one.
+    """What k-means found; every field has a leading axis of groups where X has one.
 
     Attributes
     ----------

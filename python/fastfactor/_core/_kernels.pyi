@@ -30,6 +30,18 @@ def kmeans(
     as_double: bool,
     n_threads: int,
 ) -> tuple[_Array, _Labels, npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
+def kmeans1d(
+    x: _Array,
+    n_clusters: int,
+    exact: bool,
+    init: str | npt.NDArray[np.float64],
+    sample_weight: _Array | None,
+    fixed: npt.NDArray[np.float64] | None,
+    centroid_dtype: str,
+    one_vector: bool,
+    as_double: bool,
+    n_threads: int,
+) -> tuple[_Array, _Labels, npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
 def assign(
     x: _Array, centroids: _Array, as_double: bool, n_threads: int
 ) -> tuple[_Labels, _Array]: ...

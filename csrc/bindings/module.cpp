@@ -8,6 +8,7 @@ void bind_balance(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
+void bind_select(py::module_& m);
 void bind_spmm(py::module_& m);
 
 namespace {
@@ -39,5 +40,6 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_kmeans(m);
   bind_csr(m);
   bind_omp(m);
+  bind_select(m);
   bind_spmm(m);
 }

@@ -34,18 +34,19 @@ inline void add_run(const T* values, index n, double scale, Parts& parts) {
   };
   index j = 0;
   for (; j + kParts <= n; j += kParts) add<pool>(parts, magnitudes(values + j));
-  if (j == n) return;
-  T rest[kParts] = {};
-  std::copy_n(values + j, n - j, rest);
-  add<pool>(parts, magnitudes(rest));
+  for (; j < n; ++j) {
+    const double v = std::abs(double(values[j])) * scale;
+    double& part = reinterpret_cast<double*>(&parts)[j % kParts];
+    part = pool == Pool::max ? std::max(part, v) : part + v;
+  }
 }
 
 template <Pool pool>
 inline double total(Parts parts) {
   for (int half = kParts / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i)
-      parts[i] = pool == Pool::max ? std::max(parts[i], parts[i + half])
-                                   : parts[i] + parts[i + half];
+      parts[i] =
+          pool == Pool::max ? std::max(parts[i], parts[i + half]) : parts[i] + parts[i + half];
   return parts[0];
 }
 
@@ -82,9 +83,7 @@ class Scores {
   }
 
  private:
-  index height(index band) const {
-    return std::min(block_.rows, w_.rows - band * block_.rows);
-  }
+  index height(index band) const { return std::min(block_.rows, w_.rows - band * block_.rows); }
   index width(index b) const { return std::min(block_.cols, w_.cols - b * block_.cols); }
 
   template <Pool pool>
@@ -124,8 +123,7 @@ void score_blocks(const MatrixView& w, BlockShape block, Pool pool, int n_thread
     const bool finite = pool == Pool::max ? scores.template score<Pool::max>(band, strip)
                                           : scores.template score<Pool::mean>(band, strip);
     if (!finite)
-      throw_first_not_finite(
-          {w.data, w.dtype, {w.rows, w.cols}, {w.row_stride, w.col_stride}});
+      throw_first_not_finite({w.data, w.dtype, {w.rows, w.cols}, {w.row_stride, w.col_stride}});
   });
 }
 

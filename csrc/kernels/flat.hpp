@@ -28,20 +28,44 @@ class Flat {
 
   index size() const { return size_; }
 
+  // A good size for pieces, at least `least`: rows of a transposed array are read by the cache
+  // line.
+  index piece_size(index least) const {
+    const index run = shape_.back();
+    return transposed() && run <= kMostTransposed / kLine
+               ? round_up(std::max(least, kLine * run), run)
+               : least;
+  }
+
   // Entries [begin, begin + n), valid until the next call with this buffer.
   const char* fetch(index begin, index n, Buffer<Stored>& buffer) const {
     const index run = shape_.back(), at = begin % run;
     if (strides_.back() == kStep && at + n <= run) return address(begin);
     if (buffer.size() < n) buffer = Buffer<Stored>(n);
     for (index done = 0; done < n;) {
-      const index position = begin + done, room = run - position % run;
-      done += copy_run(address(position), std::min(room, n - done), buffer.data() + done);
+      const index position = begin + done, first = position % run;
+      Stored* to = buffer.data() + done;
+      index n_rows = 0;
+      if (transposed() && first == 0)
+        n_rows = std::min((n - done) / run, shape_.end()[-2] - position / run % shape_.end()[-2]);
+      if (n_rows > 1) {
+        copy_rows(address(position), n_rows, to);
+        done += n_rows * run;
+      } else {
+        done += copy_run(address(position), std::min(run - first, n - done), to);
+      }
     }
     return reinterpret_cast<const char*>(buffer.data());
   }
 
  private:
   static constexpr index kStep = sizeof(Stored);
+  static constexpr index kLine = index(kCacheLine) / kStep;
+  static constexpr index kMostTransposed = index(1) << 22;  // entries in a piece
+
+  bool transposed() const {
+    return shape_.size() > 1 && std::abs(strides_.end()[-2]) < std::abs(strides_.back());
+  }
 
   const char* address(index position) const {
     const char* p = data_;
@@ -58,6 +82,18 @@ class Flat {
       for (index i = 0; i < n; ++i) to[i] = detail::read<Stored>(from + i * stride);
     }
     return n;
+  }
+
+  // Whole rows, few columns at a time, so that a line of memory is met once and not once a row.
+  void copy_rows(const char* from, index n_rows, Stored* to) const {
+    constexpr index kAtOnce = 8;
+    const index run = shape_.back(), stride = strides_.back(), row_stride = strides_.end()[-2];
+    for (index c = 0; c < run; c += kAtOnce) {
+      const index end = std::min(run, c + kAtOnce);
+      for (index r = 0; r < n_rows; ++r)
+        for (index j = c; j < end; ++j)
+          to[r * run + j] = detail::read<Stored>(from + r * row_stride + j * stride);
+    }
   }
 
   const char* data_;

@@ -222,9 +222,9 @@ Bracket<K> bracket_from(const K* sample, index n_sample, index n, index k, K inf
 template <class K>
 struct Verdict {
   enum { found, inside, elsewhere } where;
-  Ranked<K> ranked;           // where found
-  K low = 0, high = 0;        // else: the range that it is in …
-  index n_less = 0;           // … and how many keys are less than this range
+  Ranked<K> ranked;     // where found
+  K low = 0, high = 0;  // else: the range that it is in …
+  index n_less = 0;     // … and how many keys are less than this range
 };
 
 template <class K>

@@ -19,7 +19,7 @@
 namespace ff {
 namespace {
 
-constexpr index kChunk = index(1) << 16;      // entries in a piece of work
+constexpr index kChunk = index(1) << 16;      // entries in a piece of work, at least
 constexpr index kLongGroup = index(1) << 18;  // from here on threads share a group
 constexpr index kBins = index(1) << 11;
 
@@ -61,20 +61,20 @@ class Selection {
   using Bits = std::make_unsigned_t<K>;
 
   // `as_given` names what is wrong with w, which may be the same entries in another order.
-  Selection(const ArrayView& w, const ArrayView& as_given, Groups groups, K infinity,
-            int n_threads, Stop& stop)
+  Selection(const ArrayView& w, const ArrayView& as_given, Groups groups, K infinity, int n_threads,
+            Stop& stop)
       : flat_(w),
         as_given_(as_given),
         groups_(groups),
         infinity_(infinity),
         n_threads_(n_threads),
-        stop_(stop) {}
+        stop_(stop),
+        chunk_(flat_.piece_size(kChunk)) {}
 
   template <class ValueOf>
   void thresholds(double* out, ValueOf value_of) {
-    for_each_group(
-        [&](index g, const Cut<K>& cut) { out[g] = value_of(cut.key); },
-        [&](index g, const char*, const Cut<K>& cut) { out[g] = value_of(cut.key); });
+    for_each_group([&](index g, const Cut<K>& cut) { out[g] = value_of(cut.key); },
+                   [&](index g, const char*, const Cut<K>& cut) { out[g] = value_of(cut.key); });
   }
 
   void mask(bool* out) {
@@ -99,8 +99,7 @@ class Selection {
   template <class Long, class Short>
   void for_each_group(Long&& long_group, Short&& short_group) {
     if (groups_.length >= kLongGroup) {
-      for (index g = 0; g < n_groups(); ++g)
-        long_group(g, cut_at(select_long(g * groups_.length)));
+      for (index g = 0; g < n_groups(); ++g) long_group(g, cut_at(select_long(g * groups_.length)));
       return;
     }
     for_each_piece([&](index first, index n, const char* p, Worker<Stored>& worker) {
@@ -114,7 +113,7 @@ class Selection {
   // Pieces of whole short groups, all finite.
   template <class Body>
   void for_each_piece(Body&& body) {
-    const index size = std::max<index>(1, kChunk / groups_.length) * groups_.length;
+    const index size = round_up(flat_.piece_size(kChunk), groups_.length);
     std::vector<Worker<Stored>> workers(n_threads_);
     parallel_for(ceil_div(flat_.size(), size), n_threads_, stop_, [&](index task, int w) {
       const index first = task * size, n = std::min(size, flat_.size() - first);
@@ -134,8 +133,8 @@ class Selection {
   template <class Body>
   void for_each_chunk(index first, Body&& body) {
     std::vector<Buffer<Stored>> pieces(n_threads_);
-    parallel_for(ceil_div(groups_.length, kChunk), n_threads_, stop_, [&](index chunk, int w) {
-      const index begin = chunk * kChunk, n = std::min(kChunk, groups_.length - begin);
+    parallel_for(ceil_div(groups_.length, chunk_), n_threads_, stop_, [&](index chunk, int w) {
+      const index begin = chunk * chunk_, n = std::min(chunk_, groups_.length - begin);
       body(begin, n, flat_.fetch(first + begin, n, pieces[w]), w);
     });
   }
@@ -152,8 +151,7 @@ class Selection {
         aside.tally.add(count_about<false, Stored>(p, n, bracket, infinity_, nullptr));
         return;
       }
-      const Tally tally =
-          count_about<true, Stored>(p, n, bracket, infinity_, aside.with_room(n));
+      const Tally tally = count_about<true, Stored>(p, n, bracket, infinity_, aside.with_room(n));
       aside.n += tally.inside;
       aside.tally.add(tally);
       n_aside.fetch_add(tally.inside, std::memory_order_relaxed);
@@ -174,8 +172,7 @@ class Selection {
     Buffer<Stored> piece;
     for (index i = 0; i < plan.n_pieces; ++i) {
       const char* p = flat_.fetch(first + plan.place(i), plan.kPiece, piece);
-      for (index j = 0; j < plan.kPiece; ++j)
-        sample[i * plan.kPiece + j] = key_at<Stored>(p, j);
+      for (index j = 0; j < plan.kPiece; ++j) sample[i * plan.kPiece + j] = key_at<Stored>(p, j);
     }
     return bracket_from<K>(sample.data(), plan.n_keys(), groups_.length, rank(), infinity_);
   }
@@ -222,11 +219,11 @@ class Selection {
   // Where only some ties stay, chunks count theirs first, and those of lower index have theirs.
   void mask_long(index group, const Cut<K>& cut, bool* out) {
     const index first = group * groups_.length;
-    std::vector<index> n_ties(ceil_div(groups_.length, kChunk), 0);
+    std::vector<index> n_ties(ceil_div(groups_.length, chunk_), 0);
     const bool some_stay = 0 < cut.n_kept_ties && cut.n_kept_ties < cut.n_ties;
     if (some_stay)
       for_each_chunk(first, [&](index begin, index n, const char* p, int) {
-        n_ties[begin / kChunk] = count_equal<Stored>(p, n, cut.key);
+        n_ties[begin / chunk_] = count_equal<Stored>(p, n, cut.key);
       });
     std::vector<Cut<K>> cuts(n_ties.size(), cut);
     if (some_stay) {
@@ -237,7 +234,7 @@ class Selection {
       }
     }
     for_each_chunk(first, [&](index begin, index n, const char* p, int) {
-      write_mask(p, n, cuts[begin / kChunk], out + first + begin);
+      write_mask(p, n, cuts[begin / chunk_], out + first + begin);
     });
   }
 
@@ -282,6 +279,7 @@ class Selection {
   const K infinity_;
   const int n_threads_;
   Stop& stop_;
+  const index chunk_;
 };
 
 template <class To, class From>
@@ -345,10 +343,11 @@ void throw_first_not_finite(const ArrayView& w) {
       std::string at;
       for (std::size_t d = w.shape.size(); d-- > 0; i /= w.shape[d])
         at = std::to_string(i % w.shape[d]) + (at.empty() ? "" : ", ") + at;
-      throw std::invalid_argument(
-          "W must be finite, got " +
-          std::string(std::isnan(magnitude) ? "nan" : negative ? "-inf" : "inf") + " at [" + at +
-          "]");
+      throw std::invalid_argument("W must be finite, got " +
+                                  std::string(std::isnan(magnitude) ? "nan"
+                                              : negative            ? "-inf"
+                                                                    : "inf") +
+                                  " at [" + at + "]");
     }
   });
   throw std::invalid_argument("W must be finite, and it is: it was written to meanwhile");

@@ -28,7 +28,8 @@ inline void add_to_rank(simd::Vec<K> key, simd::Vec<K>& rank,
 template <int M, class K, int... Shift>
 inline simd::Vec<K> ranks(simd::Vec<K> key, std::integer_sequence<int, Shift...>) {
   simd::Vec<K> rank{};
-  (add_to_rank<M, Shift + 1, K>(key, rank, std::make_integer_sequence<int, simd::kLanes<K>>()), ...);
+  (add_to_rank<M, Shift + 1, K>(key, rank, std::make_integer_sequence<int, simd::kLanes<K>>()),
+   ...);
   return rank;
 }
 
@@ -54,8 +55,7 @@ void keep_in_groups(const char* p, index n, index n_kept, bool* mask) {
     const index first = i / M * M;
     const K own = key_at<Stored>(p, i);
     index rank = 0;
-    for (index j = first; j < first + M; ++j)
-      rank += key_at<Stored>(p, j) + K(j < i) > own;
+    for (index j = first; j < first + M; ++j) rank += key_at<Stored>(p, j) + K(j < i) > own;
     mask[i] = rank < n_kept;
   }
 }

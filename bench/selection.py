@@ -18,6 +18,7 @@ from cases import (
     burst,
     level_in_use,
     level_targets,
+    seconds,
 )
 from numpy.typing import NDArray
 
@@ -191,11 +192,9 @@ def mask_job(
     other = np.ones(32 << 20, np.float32)
 
     def cold(call: Callable[[], object]) -> Callable[[], float]:
-        timed = burst_of_one(call)
-
         def sample() -> float:
             other.sum()
-            return timed()
+            return seconds(call)
 
         return sample
 
@@ -205,12 +204,6 @@ def mask_job(
         {name: {"GB": values.nbytes / 1e9} for name in calls},
         note,
     )
-
-
-def burst_of_one(call: Callable[[], object]) -> Callable[[], float]:
-    from cases import seconds
-
-    return lambda: seconds(call)
 
 
 def weights(workload: Workload) -> Floats:

@@ -10,7 +10,15 @@ SCRIPT = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.
 
 
 def test_every_kernel_has_an_example():
-    for call in ("omp(", "kmeans(", "balanced=True", "assign(", "spmm("):
+    for call in (
+        "omp(",
+        "kmeans(",
+        "balanced=True",
+        "assign(",
+        "spmm(",
+        "prune_mask(",
+        "n_m_mask(",
+    ):
         assert call in SCRIPT
 
 

@@ -1,4 +1,4 @@
-"""Selection by magnitude: thresholds and masks against sorting, exact counts, ties, bits, refusals."""
+"""Selection by magnitude: against sorting, exact counts, ties, layouts, bits, refusals."""
 
 from __future__ import annotations
 
@@ -372,9 +372,9 @@ def test_arguments_are_checked(call):
             call(W.ravel(), 0.5, scope=scope)
     with pytest.raises(ValueError, match=r"W must have at least one dimension, got shape \(\)"):
         call(np.float32(1), 0.5)
-    with pytest.raises(TypeError, match="W must have dtype .*, got int64"):
+    with pytest.raises(TypeError, match=r"W must have dtype .*, got int64"):
         call(np.ones(4, np.int64), 0.5)
-    with pytest.raises(TypeError, match="W must have dtype .* in native byte order, got >f4"):
+    with pytest.raises(TypeError, match=r"W must have dtype .* in native byte order, got >f4"):
         call(np.ones(4, ">f4"), 0.5)
     with pytest.raises(ValueError, match=r"n_threads must be in \[1, 1024\], got 0"):
         call(W, 0.5, n_threads=0)

@@ -150,7 +150,7 @@ def prune_mask(
     scores = kernels.block_scores(W, *block, mean=pool == "mean", **options)
     n_dropped = _n_dropped(sparsity, scores.size)
     kept = kernels.prune_mask(scores, scores.size, n_dropped, **options)
-    return kernels.expand_blocks(kept, *W.shape, *block, **options)
+    return kernels.expand_blocks(kept, W.shape[0], W.shape[1], *block, **options)
 
 
 def n_m_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
@@ -226,9 +226,10 @@ def _weights(value: Any, ndim: int | None) -> Array:
 def _n_dropped(sparsity: Any, n: int) -> int:
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool | np.bool_):
         raise TypeError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
-    if not 0 <= sparsity <= 1:
+    share = float(sparsity)
+    if not 0 <= share <= 1:
         raise ValueError(f"sparsity must be in [0, 1], got {sparsity!r}")
-    return round(float(sparsity) * n)
+    return round(share * n)
 
 
 def _block(scope: Any) -> tuple[int, int] | None:

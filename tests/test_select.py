@@ -138,13 +138,13 @@ def sampled_places(n):
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask64
         return z ^ (z >> 31)
 
-    n_pieces = min(2**16, int(n ** (2 / 3))) // 4
+    n_pieces = min(2**17, int(n ** (2 / 3))) // 8
     step = n // n_pieces
     places = np.zeros(n, bool)
     for piece in range(n_pieces):
         bits = mix(mix(mix(n) ^ piece) ^ mix(0))
-        at = piece * step + (bits * (step - 3) >> 64)
-        places[at : at + 4] = True
+        at = piece * step + (bits * (step - 7) >> 64)
+        places[at : at + 8] = True
     return places
 
 

@@ -37,6 +37,8 @@ class Flat {
                : least;
   }
 
+  void prefetch(index position) const { __builtin_prefetch(address(position)); }
+
   // Entries [begin, begin + n), valid until the next call with this buffer.
   const char* fetch(index begin, index n, Buffer<Stored>& buffer) const {
     const index run = shape_.back(), at = begin % run;

@@ -43,10 +43,11 @@ struct Aside {
   index n = 0;
   Tally tally;
 
-  K* with_room(index more) {
+  // Room for so many more; `likely` is what all of them may come to.
+  K* with_room(index more, index likely) {
     more += simd::kLanes<K>;
     if (keys.size() < n + more) {
-      Buffer<K> larger(2 * keys.size() + more);
+      Buffer<K> larger(std::max(likely, 2 * n + more));
       std::copy_n(keys.data(), n, larger.data());
       keys = std::move(larger);
     }
@@ -141,8 +142,9 @@ class Selection {
 
   Ranked<K> select_long(index first) {
     const Bracket<K> bracket = sampled_bracket(first);
-    // More than a sixteenth of the keys are not set aside: memory stays small whatever the data.
-    const index most = groups_.length / 16;
+    // More than an eighth of the keys are not set aside: memory stays small whatever the data.
+    const index most = groups_.length / 8;
+    const index likely = kChunk + groups_.length / 64 / n_threads_;
     std::atomic<index> n_aside{0};
     std::vector<Aside<K>> asides(n_threads_);
     for_each_chunk(first, [&](index, index n, const char* p, int w) {
@@ -151,7 +153,8 @@ class Selection {
         aside.tally.add(count_about<false, Stored>(p, n, bracket, infinity_, nullptr));
         return;
       }
-      const Tally tally = count_about<true, Stored>(p, n, bracket, infinity_, aside.with_room(n));
+      const Tally tally =
+          count_about<true, Stored>(p, n, bracket, infinity_, aside.with_room(n, likely));
       aside.n += tally.inside;
       aside.tally.add(tally);
       n_aside.fetch_add(tally.inside, std::memory_order_relaxed);
@@ -170,21 +173,22 @@ class Selection {
     const SamplePlan plan(groups_.length);
     Buffer<K> sample(plan.n_keys());
     Buffer<Stored> piece;
+    constexpr index kAhead = 32;
     for (index i = 0; i < plan.n_pieces; ++i) {
+      if (i + kAhead < plan.n_pieces) flat_.prefetch(first + plan.place(i + kAhead));
       const char* p = flat_.fetch(first + plan.place(i), plan.kPiece, piece);
       for (index j = 0; j < plan.kPiece; ++j) sample[i * plan.kPiece + j] = key_at<Stored>(p, j);
     }
     return bracket_from<K>(sample.data(), plan.n_keys(), groups_.length, rank(), infinity_);
   }
 
-  Ranked<K> select_aside(const std::vector<Aside<K>>& asides, index n, index n_less) const {
-    Buffer<K> keys(n);
-    index filled = 0;
-    for (const auto& aside : asides) {
-      std::copy_n(aside.keys.data(), aside.n, keys.data() + filled);
-      filled += aside.n;
+  Ranked<K> select_aside(std::vector<Aside<K>>& asides, index n, index n_less) const {
+    Aside<K>& all = asides[0];
+    for (auto other = asides.begin() + 1; other != asides.end(); ++other) {
+      std::copy_n(other->keys.data(), other->n, all.with_room(other->n, n + kChunk));
+      all.n += other->n;
     }
-    const char* p = reinterpret_cast<const char*>(keys.data());
+    const char* p = reinterpret_cast<const char*>(all.keys.data());
     SelectScratch<K> scratch;
     const K key = select_key<Bits>(p, n, rank() - n_less, scratch);
     return {key, n_less + count_up_to<Bits>(p, n, key - 1), n_less + count_up_to<Bits>(p, n, key)};

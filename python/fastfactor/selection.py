@@ -60,9 +60,9 @@ def threshold_for(
     O(n). Magnitudes are compared as integers, their bits without the sign, so nothing is rounded;
     −0 is equal to 0. From 2¹⁸ candidates on, a sample brackets the threshold, W is read once to
     count, and what lies in the bracket (some 1 % of 100 million; never is much more than an eighth
-    set aside) is selected from; where the sample misleads, histograms of 11 bits of the magnitude take
-    up to 3 more readings (float64: 6). The sums behind a mean are float64, in an order of their
-    own. The same bits for any number of threads and any instruction-set level.
+    set aside) is selected from; where the sample misleads, histograms of 11 bits of the magnitude
+    take up to 3 more readings (float64: 6). The sums behind a mean are float64, in an order of
+    their own. The same bits for any number of threads and any instruction-set level.
 
     The bracket is that of Floyd and Rivest, "Expected time bounds for selection", 1975.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ THREADS = 2
 COLD_BYTES = 128 << 20  # copies of an operand to rotate over: several times any L3 met so far
 BURST_SECONDS = 0.06  # a sample of a short call is the median of a burst at least this long
 LEVELS = ("v4", "v3", "v2")
+
+MODULES = {"select": "selection"}  # where a kernel's own name is one of the standard library's
 
 Sample = Callable[[], float]
 Prepare = Callable[["Workload"], "Job"]
@@ -70,6 +73,12 @@ class Workload:
     contestants: tuple[Contestant, ...]
     targets: tuple[Target, ...] = ()
     repeats: int = 11
+
+
+def workloads_of(kernel: str, quick: bool) -> list[Workload]:
+    """What the kernel's file in this folder measures."""
+    found: list[Workload] = importlib.import_module(MODULES.get(kernel, kernel)).workloads(quick)
+    return found
 
 
 def at_every_level(prepare: Prepare, held: Prepare | None = None) -> tuple[Contestant, ...]:

@@ -1,6 +1,6 @@
 """Measure fastfactor against its rivals.
 
-    python bench/run.py omp kmeans spmm [--quick] [--json FILE]
+    python bench/run.py omp kmeans kmeans1d spmm codebook select [--quick] [--json FILE]
 
 Rivals are those of requirements.txt; one that is not installed is named and skipped. A full run of
 all takes about half an hour on two cores; --quick, a smoke test on small sizes, one minute.
@@ -10,17 +10,16 @@ all takes about half an hour on two cores; --quick, a smoke test on small sizes,
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from pathlib import Path
 
 import machine
-from cases import Workload
+from cases import Workload, workloads_of
 from harness import judge, measure
 from report import print_rows, print_targets
 
-KERNELS = ("omp", "kmeans", "spmm", "codebook")
+KERNELS = ("omp", "kmeans", "kmeans1d", "spmm", "codebook", "select")
 
 
 def main() -> None:
@@ -72,7 +71,7 @@ def chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
     found = [
         workload
         for kernel in arguments.kernels
-        for workload in importlib.import_module(kernel).workloads(arguments.quick)
+        for workload in workloads_of(kernel, arguments.quick)
         if not arguments.only or {workload.name, workload.name.split()[0]} & set(arguments.only)
     ]
     if not found:

@@ -14,7 +14,6 @@ writes nothing and fails if the README differs from what it should hold.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import sys
@@ -23,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cases import LEVELS
+from cases import LEVELS, workloads_of
 from report import against, bound, duration, verdict
 
 Row = dict[str, Any]
@@ -61,9 +60,7 @@ def table(name: str, results: Results) -> str:
         sys.exit(f"a bench table's name must be one of {', '.join(TABLES)}, got {name}")
     kernels, part, draw = TABLES[name]
     wanted = [
-        (kernel, workload.name)
-        for kernel in kernels
-        for workload in importlib.import_module(kernel).workloads(False)
+        (kernel, workload.name) for kernel in kernels for workload in workloads_of(kernel, False)
     ]
     missing = [" ".join(key) for key in wanted if key not in results]
     if missing:

@@ -9,14 +9,13 @@ input is a JSON list [measure, state]; every line written is a JSON object.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import os
 import sys
 from typing import Any, TextIO
 
-from cases import Job
+from cases import Job, workloads_of
 
 
 def main(kernel: str, workload_name: str, contestant_name: str, size: str) -> None:
@@ -51,8 +50,7 @@ def take_standard_output() -> TextIO:
 
 
 def prepare(kernel: str, workload_name: str, contestant_name: str, *, quick: bool) -> Job:
-    workloads = importlib.import_module(kernel).workloads(quick)
-    workload = next(w for w in workloads if w.name == workload_name)
+    workload = next(w for w in workloads_of(kernel, quick) if w.name == workload_name)
     contestant = next(c for c in workload.contestants if c.name == contestant_name)
     job: Job = contestant.prepare(workload)
     return job

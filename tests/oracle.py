@@ -202,3 +202,39 @@ def spmm(data, indices, indptr, shape, B):
             for p in range(indptr[i], indptr[i + 1]):
                 out[i] += np.float64(data[p]) * B[indices[p]]
     return out
+
+
+def prune(W, sparsity, scope="global", pool="max"):
+    """What is kept, by a stable sort of all magnitudes, and the least magnitude among it."""
+    if scope == "row":
+        masks, thresholds = zip(*(prune(row, sparsity) for row in W), strict=True)
+        return np.array(masks), np.array(thresholds, W.dtype)
+    if scope != "global":
+        kept, threshold = prune(block_scores(W, scope, pool), sparsity)
+        mask = kept.repeat(scope[0], axis=0).repeat(scope[1], axis=1)
+        return mask[: W.shape[0], : W.shape[1]], threshold
+    magnitudes = np.abs(np.asarray(W, np.float64)).ravel()
+    n_kept = magnitudes.size - round(sparsity * magnitudes.size)
+    kept = np.argsort(-magnitudes, kind="stable")[:n_kept]
+    mask = np.zeros(magnitudes.size, bool)
+    mask[kept] = True
+    return mask.reshape(W.shape), W.dtype.type(magnitudes[kept[-1]] if n_kept else np.inf)
+
+
+def block_scores(W, block, pool):
+    """Largest or mean magnitude of each block, block by block."""
+    magnitudes = np.abs(np.asarray(W, np.float64))
+    pooled = {"max": np.max, "mean": np.mean}[pool]
+    rows, cols = (range(0, length, step) for length, step in zip(W.shape, block, strict=True))
+    return np.array(
+        [[pooled(magnitudes[i : i + block[0], j : j + block[1]]) for j in cols] for i in rows]
+    )
+
+
+def n_m(W, n, m):
+    """The n largest of every m, of equal ones the first."""
+    magnitudes = np.abs(np.asarray(W, np.float64)).reshape(-1, m)
+    order = np.argsort(-magnitudes, axis=1, kind="stable")
+    mask = np.zeros(magnitudes.shape, bool)
+    np.put_along_axis(mask, order[:, :n], True, axis=1)
+    return mask.reshape(W.shape)

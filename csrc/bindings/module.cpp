@@ -11,6 +11,7 @@ void bind_kmeans(py::module_& m);
 void bind_kmeans1d(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
+void bind_select(py::module_& m);
 void bind_spmm(py::module_& m);
 
 namespace {
@@ -45,5 +46,6 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_kmeans1d(m);
   bind_csr(m);
   bind_omp(m);
+  bind_select(m);
   bind_spmm(m);
 }

@@ -271,4 +271,45 @@ inline unsigned mask_bits(Vec<std::int64_t> m) {
 #endif
 }
 
+// Bit i: whether a[i] < b[i].
+inline unsigned less_bits(Vec<std::int32_t> a, Vec<std::int32_t> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b);
+#else
+  return mask_bits(a < b);
+#endif
+}
+
+inline unsigned less_bits(Vec<std::int64_t> a, Vec<std::int64_t> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epi64_mask((__m512i)a, (__m512i)b);
+#else
+  return mask_bits(a < b);
+#endif
+}
+
+// The lanes whose bit is set, one after the other from p on; how many these are. May write up to a
+// whole vector. (On Zen 4 and 5 the compressing store is slow, compressing in a register is not.)
+inline int compress(std::int32_t* p, Vec<std::int32_t> v, unsigned bits) {
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(__mmask16(bits), (__m512i)v));
+#else
+  std::int32_t lanes[kLanes<std::int32_t>];
+  store(lanes, v);
+  for (unsigned left = bits; left; left &= left - 1) *p++ = lanes[__builtin_ctz(left)];
+#endif
+  return __builtin_popcount(bits);
+}
+
+inline int compress(std::int64_t* p, Vec<std::int64_t> v, unsigned bits) {
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi64(__mmask8(bits), (__m512i)v));
+#else
+  std::int64_t lanes[kLanes<std::int64_t>];
+  store(lanes, v);
+  for (unsigned left = bits; left; left &= left - 1) *p++ = lanes[__builtin_ctz(left)];
+#endif
+  return __builtin_popcount(bits);
+}
+
 }  // namespace ff::simd

@@ -100,3 +100,18 @@ def spmm(
     trusted: bool,
     n_threads: int,
 ) -> None: ...
+def thresholds(
+    w: _Array, length: int, n_dropped: int, n_threads: int
+) -> npt.NDArray[np.float64]: ...
+def prune_mask(w: _Array, length: int, n_dropped: int, n_threads: int) -> npt.NDArray[np.bool_]: ...
+def block_scores(
+    w: _Array, block_rows: int, block_cols: int, mean: bool, n_threads: int
+) -> npt.NDArray[np.float64]: ...
+def expand_blocks(
+    kept: npt.NDArray[np.bool_],
+    rows: int,
+    cols: int,
+    block_rows: int,
+    block_cols: int,
+    n_threads: int,
+) -> npt.NDArray[np.bool_]: ...

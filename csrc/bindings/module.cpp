@@ -5,6 +5,7 @@
 namespace ff::bindings {
 
 void bind_balance(py::module_& m);
+void bind_bits(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_omp(py::module_& m);
@@ -36,6 +37,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   m.def("build_info", &build_info);
   m.def("default_threads", &ff::default_threads);
   bind_balance(m);
+  bind_bits(m);
   bind_kmeans(m);
   bind_csr(m);
   bind_omp(m);

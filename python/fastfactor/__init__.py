@@ -8,8 +8,21 @@ __version__ = "0.1.0"
 
 from .clustering import KMeansResult, assign, kmeans
 from .config import show_config
+from .errors import CorruptDataError
+from .packing import PackedCodes
 from .products import spmm
 from .sparse import CSR
 from .sparse_coding import omp
 
-__all__ = ["CSR", "KMeansResult", "__version__", "assign", "kmeans", "omp", "show_config", "spmm"]
+__all__ = [
+    "CSR",
+    "CorruptDataError",
+    "KMeansResult",
+    "PackedCodes",
+    "__version__",
+    "assign",
+    "kmeans",
+    "omp",
+    "show_config",
+    "spmm",
+]

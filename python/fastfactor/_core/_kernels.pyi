@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
 _Labels = npt.NDArray[np.int32]
+_Bytes = npt.NDArray[np.uint8]
 
 def balanced_assign(
     x: _Array,
@@ -41,6 +42,10 @@ def check_csr(
     name: str,
     n_threads: int,
 ) -> None: ...
+def pack_codes(codes: _Array, n_bits: int, n_threads: int) -> _Bytes: ...
+def unpack_codes(
+    packed: _Bytes, n_bits: int, books: int, rows: int, cols: int, n_threads: int
+) -> _Bytes: ...
 def omp(
     x: _Array,
     dictionary: _Array,

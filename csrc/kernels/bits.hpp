@@ -1,0 +1,45 @@
+#pragma once
+#include <string>
+
+#include "core/parallel.hpp"
+#include "core/types.hpp"
+
+namespace ff {
+
+enum class IntType { i8, i16, i32, i64, u8, u16, u32, u64 };
+
+// Codes that somebody else owns: any integer type, any strides (in bytes), never written to.
+struct CodesView {
+  const char* data = nullptr;
+  IntType type = IntType::u8;
+  index books = 1, rows = 0, cols = 0;
+  index book_stride = 0, row_stride = 0, col_stride = 0;
+};
+
+// Packed codes. Row i holds the codes of codebook 0, then those of codebook 1, …; the codes of each
+// codebook begin on a byte. Code j fills the bits [j·n_bits, (j + 1)·n_bits) from there on, bit k
+// being bit k mod 8 (the least significant is 0) of byte ⌊k / 8⌋. Bits after the last code are
+// zero.
+struct PackedShape {
+  int n_bits = 8;  // 1 … 8
+  index books = 1, rows = 0, cols = 0;
+
+  index segment_bytes() const { return cols / 8 * n_bits + ceil_div(cols % 8 * n_bits, 8); }
+  index row_bytes() const { return books * segment_bytes(); }
+  bool takes(index size) const {
+    if (rows == 0 || cols == 0) return size == 0;
+    return size % row_bytes() == 0 && size / row_bytes() == rows;
+  }
+};
+
+// Packs every code. Throws std::invalid_argument for the first one (by codebook, row and column)
+// that needs more bits; what has been written then is not specified.
+void pack_codes(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads,
+                Stop& stop);
+
+// codes (books, rows, cols), one byte each. `packed` has `size` bytes; false, and nothing written,
+// where that is not what the shape takes.
+bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape,
+                  std::uint8_t* codes, int n_threads, Stop& stop);
+
+}  // namespace ff

@@ -1,6 +1,7 @@
 #include <Eigen/Core>
 
 #include "bindings/convert.hpp"
+#include "core/corrupt.hpp"
 
 namespace ff::bindings {
 
@@ -8,6 +9,8 @@ void bind_balance(py::module_& m);
 void bind_bits(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_csr(py::module_& m);
+void bind_gaps(py::module_& m);
+void bind_huffman(py::module_& m);
 void bind_omp(py::module_& m);
 void bind_spmm(py::module_& m);
 
@@ -29,17 +32,28 @@ py::dict build_info() {
   return info;
 }
 
+void throw_corrupt_data(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const CorruptData& error) {
+    py::set_error(py::module_::import("fastfactor.errors").attr("CorruptDataError"), error.what());
+  }
+}
+
 }  // namespace
 }  // namespace ff::bindings
 
 PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   using namespace ff::bindings;
+  py::register_local_exception_translator(&throw_corrupt_data);
   m.def("build_info", &build_info);
   m.def("default_threads", &ff::default_threads);
   bind_balance(m);
   bind_bits(m);
   bind_kmeans(m);
   bind_csr(m);
+  bind_gaps(m);
+  bind_huffman(m);
   bind_omp(m);
   bind_spmm(m);
 }

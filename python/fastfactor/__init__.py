@@ -7,6 +7,7 @@ Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions
 __version__ = "0.1.0"
 
 from .clustering import KMeansResult, assign, kmeans
+from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
 from .config import show_config
 from .errors import CorruptDataError
 from .packing import PackedCodes
@@ -17,10 +18,15 @@ from .sparse_coding import omp
 __all__ = [
     "CSR",
     "CorruptDataError",
+    "GapCodes",
     "KMeansResult",
     "PackedCodes",
     "__version__",
     "assign",
+    "gap_decode",
+    "gap_encode",
+    "huffman_decode",
+    "huffman_encode",
     "kmeans",
     "omp",
     "show_config",

@@ -1,0 +1,236 @@
+#pragma once
+#include <algorithm>
+
+#include "core/buffer.hpp"
+#include "kernels/huffman_code.hpp"
+
+// Words of a prefix code in streams of bits, written forward and read backward: the encoder puts
+// each word above the bits that it has, so that the decoder, which begins at the end, finds a
+// word's first bit on top and the last symbols first. A one above the last bit marks where that is.
+//
+// A letter stands for `group` symbols, each in `symbol_bits` bits, the first symbol lowest.
+namespace ff::huffman {
+
+// Seven bits of the stream may be pending; what else fits 64 bits is how many words go between two
+// flushes.
+template <int Group, class Symbol, class Word>
+index write_stream(const Symbol* symbols, index n_letters, int symbol_bits, int max_length,
+                   const Word* words, std::uint8_t* out) {
+  const std::uint8_t* begin = out;
+  std::uint64_t bits = 0;
+  int fill = 0;
+  const auto put = [&](index i) {
+    std::uint32_t letter = symbols[i * Group];
+    for (int g = 1; g < Group; ++g)
+      letter |= std::uint32_t(symbols[i * Group + g]) << g * symbol_bits;
+    const Word word = words[letter];
+    bits |= std::uint64_t(word.bits) << fill;
+    fill += int(word.length);
+  };
+  const auto flush = [&] {
+    store64(out, bits);
+    out += fill >> 3;
+    bits >>= fill & ~7;
+    fill &= 7;
+  };
+  index i = 0;
+  if (max_length <= 14) {
+    for (; i + 4 <= n_letters; i += 4) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) put(i + k);
+      flush();
+    }
+  }
+  for (; i < n_letters; ++i) {
+    put(i);
+    flush();
+  }
+  bits |= std::uint64_t(1) << fill;
+  store64(out, bits);
+  return out - begin + 1;
+}
+
+// Bytes that write_stream may touch beyond the words' own.
+inline constexpr index kStreamSlack = 8;
+
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+inline constexpr bool kLittleEndian = false;
+#else
+inline constexpr bool kLittleEndian = true;
+#endif
+
+// What the decoder looks up with the next kTableBits bits.
+class DecodeTable {
+ public:
+  // 4,096 entries of 8 bytes, 32 KB, fit the L1 cache of any processor that has AVX2.
+  static constexpr int kTableBits = 12;
+  // Bytes of symbols in an entry of `many`.
+  static constexpr int kPayload = 6;
+
+  // `many`: as many whole letters as the bits hold and kPayload has room for, their symbols in the
+  // upper bytes, the first letter uppermost; byte 0 their length in bits, byte 1 their bytes. Made
+  // only where no word is longer than kTableBits. `one`: the first letter alone, of length 0 where
+  // its word is longer.
+  DecodeTable(const CanonicalCode& code, int group, int symbol_bits, int symbol_bytes)
+      : code_(code), one_(index(1) << kTableBits) {
+    fast_ = kLittleEndian && code.max_length <= kTableBits && group * symbol_bytes <= kPayload;
+    index filled = 0;  // shorter words first: they take the low end
+    for (int l = 1; l <= kTableBits; ++l)
+      for (std::uint32_t rank = code.first[l]; rank < code.first[l + 1]; ++rank) {
+        const index end = filled + (index(1) << (kTableBits - l));
+        std::fill(&one_[filled], &one_[0] + end,
+                  CanonicalCode::Found{code.by_rank[rank], std::uint8_t(l)});
+        filled = end;
+      }
+    std::fill(&one_[0] + filled, &one_[0] + one_.size(), CanonicalCode::Found{0, 0});
+    if (!fast_) return;
+    many_ = Buffer<std::uint64_t>(one_.size());
+    const int letter_bytes = group * symbol_bytes;
+    const std::uint32_t symbol_mask = (std::uint32_t(1) << symbol_bits) - 1;
+    for (std::uint32_t i = 0; i < many_.size(); ++i) {
+      std::uint64_t payload = 0;
+      int length = 0, bytes = 0;
+      while (bytes + letter_bytes <= kPayload) {
+        const auto next = one_[i << length & (many_.size() - 1)];
+        if (length + next.length > kTableBits) break;
+        for (int g = group - 1; g >= 0; --g) {
+          bytes += symbol_bytes;
+          payload |= std::uint64_t(next.letter >> g * symbol_bits & symbol_mask)
+                     << (64 - 8 * bytes);
+        }
+        length += next.length;
+      }
+      many_[i] = payload | std::uint64_t(bytes) << 8 | std::uint64_t(length);
+    }
+  }
+
+  bool fast() const { return fast_; }  // whether there is `many`
+  const std::uint64_t* many() const { return many_.data(); }
+
+  // The letter that these bits, left-aligned in 64, begin with.
+  CanonicalCode::Found letter(std::uint64_t bits) const {
+    const auto found = one_[index(bits >> (64 - kTableBits))];
+    if (found.length) return found;
+    return code_.find(std::uint32_t(bits >> (64 - kMaxLength)), kTableBits + 1);
+  }
+
+ private:
+  const CanonicalCode& code_;
+  Buffer<std::uint64_t> many_;
+  Buffer<CanonicalCode::Found> one_;
+  bool fast_ = false;
+};
+
+// One stream while it is read: bits of [begin, …) from the top, symbols of [first, …) from the end.
+template <class Symbol>
+struct Reader {
+  const std::uint8_t* begin;
+  Symbol* first;
+  const std::uint8_t* in = nullptr;  // where `bits` was loaded from
+  std::uint64_t bits = 0;            // the next bit on top; below the unread ones a single 1
+  Symbol* out;
+
+  Reader(const std::uint8_t* data, index size, Symbol* symbols, index n)
+      : begin(data), first(symbols), out(symbols + n) {
+    if (size == 0 || data[size - 1] == 0)
+      throw CorruptData("data must mark the end of each stream, found no mark");
+    left_ = 8 * (size - 1) + 31 - __builtin_clz(data[size - 1]);
+  }
+
+  // Goes over to bits in a register; false where the stream is too short for that.
+  bool enter() {
+    if (left_ < 64) return false;
+    in = begin + (left_ + 7) / 8 - 8;
+    bits = (load64(in) | 1) << (-left_ & 7);
+    return true;
+  }
+  void leave() { left_ = 8 * (in - begin) + 64 - __builtin_ctzll(bits); }
+
+  void refill() {
+    const int used = __builtin_ctzll(bits);
+    in -= used >> 3;
+    bits = (load64(in) | 1) << (used & 7);
+  }
+
+  // Letter by letter to the end, with every bound checked.
+  template <int Group>
+  void finish(const DecodeTable& table, int symbol_bits) {
+    const std::uint32_t mask = (std::uint32_t(1) << symbol_bits) - 1;
+    while (out > first) {
+      const auto found = table.letter(peek());
+      left_ -= found.length;
+      if (left_ < 0) break;
+      out -= Group;
+      for (int g = 0; g < Group; ++g) out[g] = Symbol(found.letter >> g * symbol_bits & mask);
+    }
+    if (left_ != 0)
+      throw CorruptData("data must hold streams as long as their symbols, got others");
+  }
+
+ private:
+  index left_;  // unread bits; kept up outside of enter … leave only
+
+  // The next 57 bits or more on top, zeros after the last.
+  std::uint64_t peek() const {
+    const index end = (left_ + 7) / 8;
+    std::uint64_t x = 0;
+    if (end >= 8) {
+      x = load64(begin + end - 8);
+    } else {
+      for (index i = 0; i < end; ++i) x |= std::uint64_t(begin[i]) << 8 * (8 - end + i);
+    }
+    return x << (-left_ & 7);
+  }
+};
+
+// How many rounds of four look-ups are safe: one takes at most 7 + 48 bits, which moves `in` by 6
+// bytes at most, and makes at most 24 bytes of symbols; a look-up writes 8 bytes, whose lower ones
+// may belong to nobody yet but must lie in this stream's part.
+template <class Symbol>
+index safe_rounds(const Reader<Symbol>& s) {
+  const index room = (s.out - s.first) * index(sizeof(Symbol)) - 8;
+  return std::min((s.in - s.begin) / 6, room / (4 * DecodeTable::kPayload));
+}
+
+// Rounds of four look-ups for `N` streams at once, until one of them is near its end.
+template <int N, class Symbol>
+void read_rounds(Reader<Symbol>* streams, const std::uint64_t* many) {
+  for (;;) {
+    index rounds = safe_rounds(streams[0]);
+    for (int k = 1; k < N; ++k) rounds = std::min(rounds, safe_rounds(streams[k]));
+    if (rounds <= 0) return;
+    std::uint64_t bits[N];
+    std::uint8_t* out[N];
+    const std::uint8_t* in[N];
+    for (int k = 0; k < N; ++k) {
+      bits[k] = streams[k].bits;
+      in[k] = streams[k].in;
+      out[k] = reinterpret_cast<std::uint8_t*>(streams[k].out);
+    }
+    for (; rounds > 0; --rounds) {
+#pragma GCC unroll 4
+      for (int look = 0; look < 4; ++look) {
+#pragma GCC unroll 8
+        for (int k = 0; k < N; ++k) {
+          const std::uint64_t entry = many[bits[k] >> (64 - DecodeTable::kTableBits)];
+          bits[k] <<= entry & 63;
+          std::memcpy(out[k] - 8, &entry, 8);
+          out[k] -= entry >> 8 & 255;
+        }
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < N; ++k) {
+        const int used = __builtin_ctzll(bits[k]);
+        in[k] -= used >> 3;
+        bits[k] = (load64(in[k]) | 1) << (used & 7);
+      }
+    }
+    for (int k = 0; k < N; ++k) {
+      streams[k].bits = bits[k];
+      streams[k].in = in[k];
+      streams[k].out = reinterpret_cast<Symbol*>(out[k]);
+    }
+  }
+}
+
+}  // namespace ff::huffman

@@ -7,6 +7,7 @@
 #include "kernels/huffman.hpp"
 
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels/huffman_format.hpp"
@@ -18,7 +19,7 @@ namespace {
 using namespace huffman;
 
 constexpr index kCountChunk = index(1) << 20;
-constexpr double kTolerableWaste = 0.015;
+constexpr double kTolerableWaste = 0.005;
 
 struct Word {
   std::uint32_t bits, length;
@@ -61,14 +62,19 @@ Counts count_letters(const SymbolsView& s, int group, int symbol_bits, int n_thr
       Counts& mine = partial[worker];
       if (mine.empty()) mine.assign(size, 0);
       std::vector<std::uint32_t> counts(kWays * size, 0);
+      std::uint32_t* ways[kWays];
+      for (int way = 0; way < kWays; ++way) ways[way] = counts.data() + way * size;
+      const auto letter = [&](index i) {
+        std::uint32_t bits = symbols[i * g];
+        for (int k = 1; k < g; ++k) bits |= std::uint32_t(symbols[i * g + k]) << k * symbol_bits;
+        return bits;
+      };
       const index last = std::min((chunk + 1) * kCountChunk, n);
-      for (index i = chunk * kCountChunk; i < last; ++i) {
-        std::uint32_t letter = symbols[i * g];
-        for (int k = 1; k < g; ++k) letter |= std::uint32_t(symbols[i * g + k]) << k * symbol_bits;
-        ++counts[(i % kWays) * size + letter];
-      }
-      for (index letter = 0; letter < size; ++letter)
-        for (int way = 0; way < kWays; ++way) mine[letter] += counts[way * size + letter];
+      index i = chunk * kCountChunk;
+      for (; i + kWays <= last; i += kWays)
+        for (int way = 0; way < kWays; ++way) ++ways[way][letter(i + way)];
+      for (; i < last; ++i) ++ways[0][letter(i)];
+      for (std::size_t k = 0; k < counts.size(); ++k) mine[k % size] += counts[k];
     });
   });
   Counts total(size, 0);
@@ -103,6 +109,7 @@ int default_length(index n_letters) {
 }
 
 Code code_for(const Counts& counts, int group, int symbol_bits, int max_length) {
+  if (max_length == 0) max_length = default_length(n_different(counts));
   Code code{group, symbol_bits, optimal_lengths(counts, max_length), 0};
   for (std::size_t i = 0; i < counts.size(); ++i) code.bits += double(counts[i]) * code.lengths[i];
   return code;
@@ -116,11 +123,10 @@ Code choose_code(const SymbolsView& s, const Counts& counts, int max_length, int
     throw std::invalid_argument(
         "max_length must be at least " + std::to_string(ceil_log2(different)) + " for " +
         std::to_string(different) + " different symbols, got " + std::to_string(max_length));
-  const auto limit = [&](index n) { return max_length ? max_length : default_length(n); };
   int symbol_bits = 1;
   for (std::size_t i = 0; i < counts.size(); ++i)
     while (counts[i] && i >> symbol_bits) ++symbol_bits;
-  Code best = code_for(counts, 1, symbol_bits, limit(different));
+  Code best = code_for(counts, 1, symbol_bits, max_length);
   const double tolerable = entropy_bits(counts) * (1 + kTolerableWaste);
   const int longest = s.wide ? 2 : 4;  // groups that fit an entry of DecodeTable
   for (int group = 2; group <= longest && group * symbol_bits <= 10 && s.size >= group;
@@ -128,8 +134,8 @@ Code choose_code(const SymbolsView& s, const Counts& counts, int max_length, int
     if (best.bits <= tolerable) break;
     const Counts letters = count_letters(s, group, symbol_bits, n_threads, stop);
     const index n = n_different(letters);
-    if (n < 2 || ceil_log2(n) > limit(n)) break;
-    Code grouped = code_for(letters, group, symbol_bits, limit(n));
+    if (n < 2 || (max_length && ceil_log2(n) > max_length)) break;
+    Code grouped = code_for(letters, group, symbol_bits, max_length);
     const auto cost = [](const Code& c) {
       return c.bits + 8.0 * lengths_to_bytes(c.lengths).size();
     };
@@ -270,8 +276,8 @@ namespace {
 
 // Where the streams of a block lie and what they become.
 template <int Group, class Symbol>
-void read_streams(const std::uint8_t* data, index size, const Format& f, const DecodeTable& table,
-                  Symbol* symbols, index n) {
+void read_streams(const std::uint8_t* data, index size, const DecodeTable& table, Symbol* symbols,
+                  index n) {
   const index n_letters = n / Group;
   const int streams = streams_of(n_letters);
   const index each = ceil_div(n_letters, streams);
@@ -279,23 +285,22 @@ void read_streams(const std::uint8_t* data, index size, const Format& f, const D
   index sizes[kStreams];
   for (int k = 0; k + 1 < streams; ++k)
     sizes[k] = index(in.fixed(kSizeBytes, "the size of each stream"));
-  std::vector<Reader<Symbol>> readers;
+  std::vector<Reader<Group, Symbol>> readers;
   for (int k = 0; k < streams; ++k) {
     const index first = k * each, letters = std::min(each, n_letters - first);
     const index bytes = k + 1 < streams ? sizes[k] : in.left();
     readers.emplace_back(in.take(bytes, "all its streams"), bytes, symbols + first * Group,
                          letters * Group);
   }
-  if (streams == kStreams && table.fast()) {
-    bool entered = true;
-    for (auto& reader : readers) entered &= reader.enter();
-    if (entered) {
-      read_rounds<kStreams>(readers.data(), table.many());
-      for (auto& reader : readers) read_rounds<1>(&reader, table.many());
-      for (auto& reader : readers) reader.leave();
-    }
+  // Where one is too short for a register, all are.
+  bool entered = table.many() != nullptr && streams == kStreams;
+  for (auto& reader : readers) entered = entered && reader.enter();
+  if (entered) {
+    read_rounds<kStreams>(readers.data(), table.many());
+    for (auto& reader : readers) read_rounds<1>(&reader, table.many());
+    for (auto& reader : readers) reader.leave();
   }
-  for (auto& reader : readers) reader.template finish<Group>(table, f.symbol_bits);
+  for (auto& reader : readers) reader.finish(table);
 }
 
 template <class Symbol>
@@ -347,7 +352,7 @@ void HuffmanDecoder::decode(void* symbols, int n_threads, Stop& stop) const {
         const std::uint8_t* content = block + kChecksumBytes;
         const index bytes = f.blocks[i].size - kChecksumBytes;
         const auto sum = std::uint32_t(ByteReader(block, kChecksumBytes).fixed(kChecksumBytes, ""));
-        if (checksum(content, bytes, block_seed(header_->checksum, i)) != sum)
+        if (!checksum_fits(content, bytes, block_seed(header_->checksum, i), sum))
           throw CorruptData(
               "data must hold blocks that their checksums fit, got another as block " +
               std::to_string(i));
@@ -356,7 +361,7 @@ void HuffmanDecoder::decode(void* symbols, int n_threads, Stop& stop) const {
         if (f.blocks[i].raw) {
           read_raw(content, n, to);
         } else {
-          read_streams<decltype(group)::value>(content, bytes, f, *table, to, n);
+          read_streams<decltype(group)::value>(content, bytes, *table, to, n);
         }
       });
     });

@@ -11,6 +11,12 @@
 // A letter stands for `group` symbols, each in `symbol_bits` bits, the first symbol lowest.
 namespace ff::huffman {
 
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+inline constexpr bool kLittleEndian = false;
+#else
+inline constexpr bool kLittleEndian = true;
+#endif
+
 // Seven bits of the stream may be pending; what else fits 64 bits is how many words go between two
 // flushes.
 template <int Group, class Symbol, class Word>
@@ -53,12 +59,6 @@ index write_stream(const Symbol* symbols, index n_letters, int symbol_bits, int 
 // Bytes that write_stream may touch beyond the words' own.
 inline constexpr index kStreamSlack = 8;
 
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-inline constexpr bool kLittleEndian = false;
-#else
-inline constexpr bool kLittleEndian = true;
-#endif
-
 // What the decoder looks up with the next kTableBits bits.
 class DecodeTable {
  public:
@@ -68,26 +68,27 @@ class DecodeTable {
   static constexpr int kPayload = 6;
 
   // `many`: as many whole letters as the bits hold and kPayload has room for, their symbols in the
-  // upper bytes, the first letter uppermost; byte 0 their length in bits, byte 1 their bytes. Made
-  // only where no word is longer than kTableBits. `one`: the first letter alone, of length 0 where
-  // its word is longer.
-  DecodeTable(const CanonicalCode& code, int group, int symbol_bits, int symbol_bytes)
-      : code_(code), one_(index(1) << kTableBits) {
-    fast_ = kLittleEndian && code.max_length <= kTableBits && group * symbol_bytes <= kPayload;
+  // upper bytes, the first letter uppermost; byte 1 their number of bytes, byte 0 their length in
+  // bits. Made only where no word is longer than kTableBits. `one`: the first letter alone, of
+  // length 0 where its word is longer.
+  DecodeTable(const CanonicalCode& code, int group, int bits_of_symbol, int symbol_bytes)
+      : symbol_bits(bits_of_symbol),
+        symbol_mask((std::uint32_t(1) << bits_of_symbol) - 1),
+        code_(code),
+        one_(index(1) << kTableBits) {
     index filled = 0;  // shorter words first: they take the low end
     for (int l = 1; l <= kTableBits; ++l)
       for (std::uint32_t rank = code.first[l]; rank < code.first[l + 1]; ++rank) {
         const index end = filled + (index(1) << (kTableBits - l));
-        std::fill(&one_[filled], &one_[0] + end,
+        std::fill(&one_[0] + filled, &one_[0] + end,
                   CanonicalCode::Found{code.by_rank[rank], std::uint8_t(l)});
         filled = end;
       }
     std::fill(&one_[0] + filled, &one_[0] + one_.size(), CanonicalCode::Found{0, 0});
-    if (!fast_) return;
-    many_ = Buffer<std::uint64_t>(one_.size());
     const int letter_bytes = group * symbol_bytes;
-    const std::uint32_t symbol_mask = (std::uint32_t(1) << symbol_bits) - 1;
-    for (std::uint32_t i = 0; i < many_.size(); ++i) {
+    if (!kLittleEndian || letter_bytes > kPayload || code.max_length > kTableBits) return;
+    many_ = Buffer<std::uint64_t>(one_.size());
+    for (index i = 0; i < many_.size(); ++i) {
       std::uint64_t payload = 0;
       int length = 0, bytes = 0;
       while (bytes + letter_bytes <= kPayload) {
@@ -104,7 +105,10 @@ class DecodeTable {
     }
   }
 
-  bool fast() const { return fast_; }  // whether there is `many`
+  const int symbol_bits;
+  const std::uint32_t symbol_mask;
+
+  // Null where it has not been made.
   const std::uint64_t* many() const { return many_.data(); }
 
   // The letter that these bits, left-aligned in 64, begin with.
@@ -118,11 +122,10 @@ class DecodeTable {
   const CanonicalCode& code_;
   Buffer<std::uint64_t> many_;
   Buffer<CanonicalCode::Found> one_;
-  bool fast_ = false;
 };
 
 // One stream while it is read: bits of [begin, …) from the top, symbols of [first, …) from the end.
-template <class Symbol>
+template <int Group, class Symbol>
 struct Reader {
   const std::uint8_t* begin;
   Symbol* first;
@@ -146,29 +149,22 @@ struct Reader {
   }
   void leave() { left_ = 8 * (in - begin) + 64 - __builtin_ctzll(bits); }
 
-  void refill() {
-    const int used = __builtin_ctzll(bits);
-    in -= used >> 3;
-    bits = (load64(in) | 1) << (used & 7);
-  }
-
   // Letter by letter to the end, with every bound checked.
-  template <int Group>
-  void finish(const DecodeTable& table, int symbol_bits) {
-    const std::uint32_t mask = (std::uint32_t(1) << symbol_bits) - 1;
+  void finish(const DecodeTable& table) {
     while (out > first) {
       const auto found = table.letter(peek());
       left_ -= found.length;
       if (left_ < 0) break;
       out -= Group;
-      for (int g = 0; g < Group; ++g) out[g] = Symbol(found.letter >> g * symbol_bits & mask);
+      for (int g = 0; g < Group; ++g)
+        out[g] = Symbol(found.letter >> g * table.symbol_bits & table.symbol_mask);
     }
     if (left_ != 0)
       throw CorruptData("data must hold streams as long as their symbols, got others");
   }
 
  private:
-  index left_;  // unread bits; kept up outside of enter … leave only
+  index left_;  // unread bits; out of date between enter and leave
 
   // The next 57 bits or more on top, zeros after the last.
   std::uint64_t peek() const {
@@ -186,15 +182,15 @@ struct Reader {
 // How many rounds of four look-ups are safe: one takes at most 7 + 48 bits, which moves `in` by 6
 // bytes at most, and makes at most 24 bytes of symbols; a look-up writes 8 bytes, whose lower ones
 // may belong to nobody yet but must lie in this stream's part.
-template <class Symbol>
-index safe_rounds(const Reader<Symbol>& s) {
+template <int Group, class Symbol>
+index safe_rounds(const Reader<Group, Symbol>& s) {
   const index room = (s.out - s.first) * index(sizeof(Symbol)) - 8;
   return std::min((s.in - s.begin) / 6, room / (4 * DecodeTable::kPayload));
 }
 
 // Rounds of four look-ups for `N` streams at once, until one of them is near its end.
-template <int N, class Symbol>
-void read_rounds(Reader<Symbol>* streams, const std::uint64_t* many) {
+template <int N, int Group, class Symbol>
+void read_rounds(Reader<Group, Symbol>* streams, const std::uint64_t* many) {
   for (;;) {
     index rounds = safe_rounds(streams[0]);
     for (int k = 1; k < N; ++k) rounds = std::min(rounds, safe_rounds(streams[k]));

@@ -20,7 +20,9 @@ def checksum(data, seed):
     at = 0
     while at + 128 <= len(data):
         for i in range(16):
-            lanes[i] = sum_step(lanes[i], int.from_bytes(data[at + 8 * i : at + 8 * i + 8], "little"))
+            lanes[i] = sum_step(
+                lanes[i], int.from_bytes(data[at + 8 * i : at + 8 * i + 8], "little")
+            )
         at += 128
     total = sum_step(seed, len(data))
     while at + 8 <= len(data):

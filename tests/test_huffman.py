@@ -18,9 +18,9 @@ BLOCK = 4096  # the smallest
 def skewed(rng, n, n_symbols, dtype=np.uint8, strength=0.3):
     """Symbols with frequencies that fall by a power, in random places of the alphabet."""
     shares = 1.0 / np.arange(1, n_symbols + 1) ** (1 / strength if n_symbols < 300 else 1)
-    return rng.permutation(n_symbols)[
-        rng.choice(n_symbols, n, p=shares / shares.sum())
-    ].astype(dtype)
+    return rng.permutation(n_symbols)[rng.choice(n_symbols, n, p=shares / shares.sum())].astype(
+        dtype
+    )
 
 
 def both_ways(symbols, **options):
@@ -101,11 +101,11 @@ def fibonacci(n):
 DISTRIBUTIONS = [
     fibonacci(22),
     fibonacci(17),
-    np.arange(1, 60) ** 3,
+    np.arange(1, 40) ** 3,
     np.array([1000, 1, 1, 1, 1, 1, 1]),
     np.array([1] * 33),
     np.array([1, 10**5]),
-    np.arange(1, 257) ** 2,
+    np.arange(1, 65) ** 2,
     2 ** np.arange(16),
 ]
 
@@ -117,7 +117,10 @@ def test_lengths_are_optimal_under_their_limit(case, slack):
     symbols = np.repeat(np.arange(len(counts)), counts).astype(np.uint8)
     limit = min(20, int(np.ceil(np.log2(len(counts)))) + slack)
     coded = huffman_oracle.decode(both_ways(symbols, max_length=max(limit, 1)))
-    if coded.group > 1 or coded.kind:  # neighbours are equal here, so that groups pay
+    if coded.kind:  # raw, because no words as short as that take less
+        assert coding_oracle.limited_cost(counts, limit) >= 8 * symbols.size
+        return
+    if coded.group > 1:  # neighbours are equal here, so that groups pay
         grouped = symbols[: symbols.size // coded.group * coded.group].reshape(-1, coded.group)
         symbols = grouped @ (1 << coded.symbol_bits * np.arange(coded.group))
         counts = np.bincount(symbols)
@@ -135,7 +138,7 @@ def test_a_deep_distribution_reaches_the_limit(rng):
     rng.shuffle(symbols)
     coded = huffman_oracle.decode(both_ways(symbols, max_length=20))
     assert max(coded.lengths) == 20
-    assert huffman_oracle.decode(both_ways(symbols)).lengths.count(12) == 2
+    assert max(huffman_oracle.decode(both_ways(symbols)).lengths) == 12
 
 
 def test_groups_are_taken_where_single_words_waste(rng):
@@ -147,7 +150,7 @@ def test_groups_are_taken_where_single_words_waste(rng):
     bits = (rng.random(200_000) < 0.05).astype(np.uint8)
     data = both_ways(bits)
     assert huffman_oracle.decode(data).group == 4
-    assert data.size * 8 < 0.35 * bits.size
+    assert data.size * 8 < 0.38 * bits.size
     even = (np.arange(4000) % 16).astype(np.uint8)
     rng.shuffle(even)
     assert huffman_oracle.decode(both_ways(even)).group == 1
@@ -158,9 +161,9 @@ def test_small_data_stay_small(rng):
     assert huffman_encode(np.zeros(1, np.uint8)).size <= 10
     assert huffman_encode(np.full(16384, 7, np.uint8)).size <= 13
     for n in (10, 100, 1000):
-        symbols = skewed(rng, n, 16)
+        symbols = skewed(rng, n, 16, strength=1)
         bits = n * coding_oracle.entropy(symbols)
-        assert huffman_encode(symbols).size <= min(bits / 8 * 1.05 + 32, n + 16)
+        assert huffman_encode(symbols).size <= min(bits / 8 * 1.03 + 32, n + 16)
 
 
 @pytest.mark.parametrize("n_symbols", [2, 16, 256, 3000])
@@ -182,7 +185,7 @@ def test_the_same_bytes_at_every_level():
         digest = hashlib.sha256()
         for n_symbols in (1, 2, 16, 256, 4000, 65536):
             for n in (0, 1, 4097, 300_001):
-                symbols = np.minimum(rng.geometric(2 / n_symbols, n), n_symbols) - 1
+                symbols = np.minimum(rng.geometric(min(1, 2 / n_symbols), n), n_symbols) - 1
                 data = huffman_encode(symbols.astype(np.uint16))
                 assert np.array_equal(huffman_decode(data), symbols)
                 digest.update(data)
@@ -190,7 +193,8 @@ def test_the_same_bytes_at_every_level():
         digest.update(gap_encode(rng.random(100_000) < 0.1).gaps)
         print(digest.hexdigest())
     """
-    found = {output_of(code, environment={"FASTFACTOR_LEVEL": x}) for x in _core.supported_levels()}
+    levels = _core.supported_levels()
+    found = {output_of(code, environment={"FASTFACTOR_LEVEL": level}) for level in levels}
     assert len(found) == 1
 
 
@@ -199,7 +203,7 @@ def test_the_stored_form_does_not_change():
     symbols = (np.arange(20_000) ** 2 % 97 % 16).astype(np.uint8)
     kinds = [symbols, symbols.astype(np.uint16) * 300, symbols[:1], symbols[:0], symbols & 1]
     digest = hashlib.sha256(b"".join(huffman_encode(s, block_size=BLOCK) for s in kinds))
-    assert digest.hexdigest()[:16] == "DIGEST"
+    assert digest.hexdigest()[:16] == "21ccb029d24cda89"
 
 
 # --- data that somebody has changed
@@ -247,9 +251,7 @@ def repaired(data, n_header, n_blocks=1):
     total = huffman_oracle.checksum(header, 0)
     content = bytes(data[n_header + 8 :])
     block = huffman_oracle.checksum(content, total << 32)
-    return (
-        header + total.to_bytes(4, "little") + (block.to_bytes(4, "little") + content) * n_blocks
-    )
+    return header + total.to_bytes(4, "little") + (block.to_bytes(4, "little") + content) * n_blocks
 
 
 @pytest.mark.parametrize("name", ["pairs", "fours", "wide", "raw", "streams"])
@@ -313,7 +315,11 @@ def test_a_newer_version_is_named():
 
 SYMBOLS = np.arange(16, dtype=np.uint8)
 BAD = [
-    (lambda: huffman_encode(SYMBOLS.astype(int)), TypeError, "symbols must have dtype .* got int64"),
+    (
+        lambda: huffman_encode(SYMBOLS.astype(int)),
+        TypeError,
+        "symbols must have dtype .* got int64",
+    ),
     (lambda: huffman_encode(SYMBOLS.reshape(4, 4)), ValueError, "symbols must have 1 dimension"),
     (lambda: huffman_encode(SYMBOLS[::2]), ValueError, "symbols must be contiguous and aligned"),
     (
@@ -322,7 +328,11 @@ BAD = [
         "max_length must be at least 4 for 16 different symbols, got 3",
     ),
     (lambda: huffman_encode(SYMBOLS, max_length=0), ValueError, r"max_length must be in \[1, 20\]"),
-    (lambda: huffman_encode(SYMBOLS, max_length=21), ValueError, r"max_length must be in \[1, 20\]"),
+    (
+        lambda: huffman_encode(SYMBOLS, max_length=21),
+        ValueError,
+        r"max_length must be in \[1, 20\]",
+    ),
     (lambda: huffman_encode(SYMBOLS, block_size=5000), ValueError, "block_size must be a power of"),
     (lambda: huffman_encode(SYMBOLS, block_size=2048), ValueError, "block_size must be in .* 2048"),
     (lambda: huffman_encode(SYMBOLS, n_threads=0), ValueError, "n_threads must be in .* got 0"),

@@ -6,7 +6,7 @@ README.md marks their places:
     (replaced)
     <!-- /bench -->
 
-Names: omp, kmeans, spmm (cold medians of every contestant), spmm-hot, levels (instruction sets)
+Names: omp, kmeans, spmm, coding (cold medians of every contestant), spmm-hot, levels (instruction sets)
 and targets. Each workload comes from the newest full run that holds it. --check writes nothing and
 fails if the README differs from what it should hold.
 """
@@ -204,6 +204,7 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]]
     "omp": (("omp",), "rows", contestants_by_workload("cold")),
     "kmeans": (("kmeans",), "rows", contestants_by_workload("cold")),
     "spmm": (("spmm",), "rows", contestants_by_workload("cold")),
+    "coding": (("coding",), "rows", contestants_by_workload("cold")),
     "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
     "levels": (EVERY_KERNEL, "rows", levels),
     "targets": (EVERY_KERNEL, "targets", targets),

@@ -1,5 +1,5 @@
-// Bits a code, codebooks, rows, codes a row, packed bytes: unpacked where the sizes fit, and packed to
-// the same bits again.
+// Bits a code, codebooks, rows, codes a row, packed bytes: unpacked where the sizes fit, and packed
+// to the same bits again.
 #include "kernels/bits.hpp"
 
 #include <vector>

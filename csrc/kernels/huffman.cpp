@@ -6,6 +6,7 @@
 // in pairs.
 #include "kernels/huffman.hpp"
 
+#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
@@ -19,6 +20,7 @@ namespace {
 using namespace huffman;
 
 constexpr index kCountChunk = index(1) << 20;
+constexpr int kMaxGroupBits = 10;
 constexpr double kTolerableWaste = 0.005;
 
 struct Word {
@@ -115,29 +117,68 @@ Code code_for(const Counts& counts, int group, int symbol_bits, int max_length) 
   return code;
 }
 
-// Groups as long as they are worth it and their letters fit; of symbols with their counts.
-Code choose_code(const SymbolsView& s, const Counts& counts, int max_length, int n_threads,
+// How many bits every symbol fits.
+int bits_of_symbols(const SymbolsView& s, int n_threads, Stop& stop) {
+  std::atomic<unsigned> all{0};
+  with_types(s, 1, [&](const auto* symbols, auto) {
+    parallel_for(ceil_div(s.size, kCountChunk), n_threads, stop, [&](index chunk, int) {
+      unsigned mine = 0;
+      const index last = std::min((chunk + 1) * kCountChunk, s.size);
+      for (index i = chunk * kCountChunk; i < last; ++i) mine |= symbols[i];
+      all.fetch_or(mine, std::memory_order_relaxed);
+    });
+  });
+  return std::max(1, ceil_log2(index(all.load()) + 1));
+}
+
+// Counts of the symbols from those of their pairs, and of the last one where it has no pair.
+Counts split_pairs(const Counts& pairs, const SymbolsView& s, int symbol_bits) {
+  Counts counts(std::size_t(1) << symbol_bits, 0);
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    counts[i % counts.size()] += pairs[i];
+    counts[i >> symbol_bits] += pairs[i];
+  }
+  if (s.size % 2)
+    with_types(s, 1, [&](const auto* symbols, auto) { ++counts[symbols[s.size - 1]]; });
+  return counts;
+}
+
+struct LetterCounts {
+  int symbol_bits;
+  Counts symbols, pairs;  // pairs only where a code of them comes into question
+};
+
+LetterCounts count_all(const SymbolsView& s, int n_threads, Stop& stop) {
+  LetterCounts counts{bits_of_symbols(s, n_threads, stop), {}, {}};
+  if (2 * counts.symbol_bits <= kMaxGroupBits && s.size > 1) {
+    counts.pairs = count_letters(s, 2, counts.symbol_bits, n_threads, stop);
+    counts.symbols = split_pairs(counts.pairs, s, counts.symbol_bits);
+  } else {
+    counts.symbols = count_letters(s, 1, counts.symbol_bits, n_threads, stop);
+  }
+  return counts;
+}
+
+// Groups as long as they are worth it and their letters fit.
+Code choose_code(const SymbolsView& s, const LetterCounts& counts, int max_length, int n_threads,
                  Stop& stop) {
-  const index different = n_different(counts);
+  const index different = n_different(counts.symbols);
   if (max_length && ceil_log2(different) > max_length)
     throw std::invalid_argument(
         "max_length must be at least " + std::to_string(ceil_log2(different)) + " for " +
         std::to_string(different) + " different symbols, got " + std::to_string(max_length));
-  int symbol_bits = 1;
-  for (std::size_t i = 0; i < counts.size(); ++i)
-    while (counts[i] && i >> symbol_bits) ++symbol_bits;
-  Code best = code_for(counts, 1, symbol_bits, max_length);
-  const double tolerable = entropy_bits(counts) * (1 + kTolerableWaste);
+  Code best = code_for(counts.symbols, 1, counts.symbol_bits, max_length);
+  const double tolerable = entropy_bits(counts.symbols) * (1 + kTolerableWaste);
   const int longest = s.wide ? 2 : 4;  // groups that fit an entry of DecodeTable
-  for (int group = 2; group <= longest && group * symbol_bits <= 10 && s.size >= group;
-       group *= 2) {
-    if (best.bits <= tolerable) break;
-    const Counts letters = count_letters(s, group, symbol_bits, n_threads, stop);
+  for (int group = 2; group <= longest && group * counts.symbol_bits <= kMaxGroupBits; group *= 2) {
+    if (s.size < group || best.bits <= tolerable) break;
+    const Counts letters =
+        group == 2 ? counts.pairs : count_letters(s, group, counts.symbol_bits, n_threads, stop);
     const index n = n_different(letters);
     if (n < 2 || (max_length && ceil_log2(n) > max_length)) break;
-    Code grouped = code_for(letters, group, symbol_bits, max_length);
+    Code grouped = code_for(letters, group, counts.symbol_bits, max_length);
     const auto cost = [](const Code& c) {
-      return c.bits + 8.0 * lengths_to_bytes(c.lengths).size();
+      return c.bits + 8.0 * double(lengths_to_bytes(c.lengths).size());
     };
     if (cost(grouped) < cost(best)) best = std::move(grouped);
   }
@@ -218,51 +259,54 @@ std::vector<Buffer<std::uint8_t>> write_blocks(const Symbol* symbols, const Code
   return blocks;
 }
 
-Bytes join(const Format& f, std::vector<Buffer<std::uint8_t>>& blocks, int n_threads, Stop& stop) {
-  Bytes out = write_header(f);
-  std::vector<index> begin = {index(out.size())};
+void join(const Bytes& header, const Format& f, const std::vector<Buffer<std::uint8_t>>& blocks,
+          std::uint8_t* out, int n_threads, Stop& stop) {
+  std::vector<index> begin = {index(header.size())};
   for (const auto& block : f.blocks) begin.push_back(begin.back() + block.size);
-  ByteReader end(out.data() + out.size() - kChecksumBytes, kChecksumBytes);
+  ByteReader end(header.data() + header.size() - kChecksumBytes, kChecksumBytes);
   const auto header_checksum = std::uint32_t(end.fixed(kChecksumBytes, "a checksum"));
-  out.resize(begin.back());
+  std::copy(header.begin(), header.end(), out);
   parallel_for(index(blocks.size()), n_threads, stop, [&](index i, int) {
-    put_checksum(blocks[i].data(), f.blocks[i].size, block_seed(header_checksum, i));
-    std::memcpy(out.data() + begin[i], blocks[i].data(), std::size_t(f.blocks[i].size));
-    blocks[i] = {};
+    std::memcpy(out + begin[i], blocks[i].data(), std::size_t(f.blocks[i].size));
+    put_checksum(out + begin[i], f.blocks[i].size, block_seed(header_checksum, i));
   });
-  return out;
 }
 
 }  // namespace
 
-Bytes huffman_encode(const SymbolsView& symbols, const HuffmanOptions& options, int n_threads,
-                     Stop& stop) {
+void huffman_encode(const SymbolsView& symbols, const HuffmanOptions& options,
+                    const std::function<std::uint8_t*(index)>& allocate, int n_threads,
+                    Stop& stop) {
   Format f;
   f.wide = symbols.wide;
   f.n_symbols = symbols.size;
   f.block_log = ceil_log2(options.block_size);
-  if (symbols.size == 0) return write_header(f);
-  const Counts counts = count_letters(symbols, 1, symbols.wide ? 16 : 8, n_threads, stop);
-  if (n_different(counts) == 1) {
+  const auto header_alone = [&] {
+    const Bytes header = write_header(f);
+    std::copy(header.begin(), header.end(), allocate(index(header.size())));
+  };
+  if (symbols.size == 0) return header_alone();
+  const LetterCounts counts = count_all(symbols, n_threads, stop);
+  if (n_different(counts.symbols) == 1) {
     f.kind = Kind::constant;
-    while (!counts[f.constant]) ++f.constant;
-    return write_header(f);
+    while (!counts.symbols[f.constant]) ++f.constant;
+    return header_alone();
   }
-  Code code = choose_code(symbols, counts, options.max_length, n_threads, stop);
-  code.lengths.resize(std::size_t(1) << code.symbol_bits * code.group);
+  const Code code = choose_code(symbols, counts, options.max_length, n_threads, stop);
   const double lengths_bits = 8.0 * double(lengths_to_bytes(code.lengths).size());
   f.group = code.group, f.symbol_bits = code.symbol_bits, f.lengths = code.lengths;
   if (code.bits + lengths_bits >= 8.0 * f.symbol_bytes() * double(symbols.size)) {
     f.kind = Kind::raw;
     f.group = 1;
   }
-  Bytes out;
   with_types(symbols, f.group, [&](const auto* data, auto group) {
     for (index i = f.in_groups(); i < f.n_symbols; ++i) f.rest.push_back(data[i]);
-    auto blocks = write_blocks<decltype(group)::value>(data, code, f, n_threads, stop);
-    out = join(f, blocks, n_threads, stop);
+    const auto blocks = write_blocks<decltype(group)::value>(data, code, f, n_threads, stop);
+    const Bytes header = write_header(f);
+    index size = index(header.size());
+    for (const auto& block : f.blocks) size += block.size;
+    join(header, f, blocks, allocate(size), n_threads, stop);
   });
-  return out;
 }
 
 struct HuffmanDecoder::Header {

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 
 #include "core/bytes.hpp"
@@ -18,10 +19,10 @@ struct HuffmanOptions {
   index block_size = index(1) << 19;  // symbols, a power of two in [2^12, 2^22]
 };
 
-// The stored form that huffman.cpp describes. Throws std::invalid_argument where max_length is too
-// small for as many different symbols as there are.
-Bytes huffman_encode(const SymbolsView& symbols, const HuffmanOptions& options, int n_threads,
-                     Stop& stop);
+// The stored form that huffman_format.hpp describes, into what allocate(its bytes) gives. Throws
+// std::invalid_argument where max_length is too small for as many different symbols as there are.
+void huffman_encode(const SymbolsView& symbols, const HuffmanOptions& options,
+                    const std::function<std::uint8_t*(index)>& allocate, int n_threads, Stop& stop);
 
 // Reads that form from any bytes: what is wrong with them is thrown as CorruptData, and nothing
 // outside them is read. They must outlive the decoder.

@@ -3,8 +3,8 @@
     python bench/run.py omp kmeans spmm coding [--quick] [--json FILE]
 
 Rivals are those of requirements.txt; one that is not installed is named and skipped. A full run of
-omp, kmeans and spmm takes about half an hour on two cores; --quick, a smoke test on small sizes, one minute.
---only picks workloads by name while a kernel is being tuned.
+omp, kmeans and spmm takes about half an hour on two cores, of coding two minutes; --quick, a smoke
+test on small sizes, one minute. --only picks workloads by name while a kernel is being tuned.
 """
 
 from __future__ import annotations

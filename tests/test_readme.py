@@ -10,7 +10,16 @@ SCRIPT = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.
 
 
 def test_every_kernel_has_an_example():
-    for call in ("omp(", "kmeans(", "balanced=True", "assign(", "spmm(", "PackedCodes.pack("):
+    for call in (
+        "omp(",
+        "kmeans(",
+        "balanced=True",
+        "assign(",
+        "spmm(",
+        "PackedCodes.pack(",
+        "gap_encode(",
+        "huffman_encode(",
+    ):
         assert call in SCRIPT
 
 

@@ -16,7 +16,7 @@ struct SymbolsView {
 
 struct HuffmanOptions {
   int max_length = 0;                 // bits of a word, at most 20; 0: chosen
-  index block_size = index(1) << 19;  // symbols, a power of two in [2^12, 2^22]
+  index block_size = index(1) << 20;  // symbols, a power of two in [2^12, 2^22]
 };
 
 // The stored form that huffman_format.hpp describes, into what allocate(its bytes) gives. Throws

@@ -18,7 +18,7 @@ def huffman_encode(
     symbols: Any,
     *,
     max_length: int | None = None,
-    block_size: int = 2**19,
+    block_size: int = 2**20,
     n_threads: int | None = None,
 ) -> Array:
     """Code symbols in as few bits as their frequencies allow, one by one or in groups.

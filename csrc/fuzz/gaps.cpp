@@ -1,5 +1,5 @@
-// Width, size of the array, gaps: positions that rise and fit, and encode to the same gaps again, or
-// CorruptData.
+// Width, size of the array, gaps: positions that rise and fit, and encode to the same gaps again,
+// or CorruptData.
 #include "kernels/gaps.hpp"
 
 #include <cstring>

@@ -1,10 +1,11 @@
 """Measure fastfactor against its rivals.
 
-    python bench/run.py omp kmeans kmeans1d spmm codebook select [--quick] [--json FILE]
+    python bench/run.py omp kmeans spmm … [--only NAME …] [--quick] [--json FILE]
 
 Rivals are those of requirements.txt; one that is not installed is named and skipped. A full run of
 all takes about half an hour on two cores; --quick, a smoke test on small sizes, one minute.
---only picks workloads by name while a kernel is being tuned.
+Kernels are omp, kmeans, kmeans1d, spmm, codebook, coding and select; --only picks workloads by name
+while one is being tuned.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cases import Workload, workloads_of
 from harness import judge, measure
 from report import print_rows, print_targets
 
-KERNELS = ("omp", "kmeans", "kmeans1d", "spmm", "codebook", "select")
+KERNELS = ("omp", "kmeans", "kmeans1d", "spmm", "codebook", "coding", "select")
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ README.md marks their places:
     (replaced)
     <!-- /bench -->
 
-Names: omp, kmeans, kmeans1d, spmm (cold medians of every contestant), spmm-hot, levels (of
-instruction sets) and targets. Each workload comes from the newest full run that holds it. --check
-writes nothing and fails if the README differs from what it should hold.
+Names: omp, kmeans, kmeans1d, spmm, codebook, coding, select (cold medians of every contestant),
+spmm-hot, levels (of instruction sets) and targets. Each workload comes from the newest full run that
+holds it. --check writes nothing and fails if the README differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -202,6 +202,7 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]]
     "kmeans": (("kmeans",), "rows", contestants_by_workload("cold")),
     "kmeans1d": (("kmeans1d",), "rows", contestants_by_workload("cold")),
     "spmm": (("spmm",), "rows", contestants_by_workload("cold")),
+    "coding": (("coding",), "rows", contestants_by_workload("cold")),
     "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
     "levels": (EVERY_KERNEL, "rows", levels),
     "targets": (EVERY_KERNEL, "targets", targets),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import fastfactor
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SCRIPT = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE))
 
 
 def test_every_kernel_has_an_example():
-    for call in ("omp(", "kmeans(", "balanced=True", "assign(", "spmm(", "PackedCodes.pack("):
+    calls = [name for name in fastfactor.__all__ if name.islower() and name[0] != "_"]
+    calls.remove("show_config")
+    for call in (*calls, "balanced=True", "CSR", "PackedCodes.pack"):
         assert call in SCRIPT
 
 

@@ -77,6 +77,7 @@ def test_includes_go_down_only(path):
         "core": {"core"},
         "kernels": {"kernels", "core"},
         "bindings": {"bindings", "kernels", "core"},
+        "fuzz": {"fuzz", "kernels", "core"},
     }
     own = {name.split("/")[0] for name in includes(path) if (CSRC / name).exists()}
     assert own <= below[folder]

@@ -29,9 +29,10 @@ py::array pack_codes(const py::array& codes, int n_bits, int n_threads) {
   view.book_stride = codes.strides(0), view.row_stride = codes.strides(1);
   view.col_stride = codes.strides(2);
   const PackedShape shape{n_bits, view.books, view.rows, view.cols};
-  Buffer<std::uint8_t> packed(shape.rows * shape.row_bytes());
-  without_gil([&](Stop& stop) { ff::pack_codes(view, n_bits, packed.data(), n_threads, stop); });
-  return to_numpy(std::move(packed), {shape.rows, shape.row_bytes()});
+  py::array_t<std::uint8_t> packed({shape.rows, shape.row_bytes()});
+  std::uint8_t* to = packed.mutable_data();
+  without_gil([&](Stop& stop) { ff::pack_codes(view, n_bits, to, n_threads, stop); });
+  return packed;
 }
 
 py::array unpack_codes(const py::array_t<std::uint8_t, py::array::c_style>& packed, int n_bits,
@@ -42,11 +43,12 @@ py::array unpack_codes(const py::array_t<std::uint8_t, py::array::c_style>& pack
   if (books < 1 || books > 256 || rows < 0 || rows > most || cols < 0 || cols > most ||
       !shape.takes(packed.size()))
     throw py::value_error("shape of packed does not fit");
-  Buffer<std::uint8_t> codes(books * rows * cols);
+  py::array_t<std::uint8_t> codes({books, rows, cols});
+  std::uint8_t* to = codes.mutable_data();
   without_gil([&](Stop& stop) {
-    ff::unpack_codes(packed.data(), packed.size(), shape, codes.data(), n_threads, stop);
+    ff::unpack_codes(packed.data(), packed.size(), shape, to, n_threads, stop);
   });
-  return to_numpy(std::move(codes), {books, rows, cols});
+  return codes;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <Eigen/Core>
 
 #include "bindings/convert.hpp"
+#include "core/corrupt.hpp"
 
 namespace ff::bindings {
 
@@ -10,6 +11,8 @@ void bind_codebook(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_kmeans1d(py::module_& m);
 void bind_csr(py::module_& m);
+void bind_gaps(py::module_& m);
+void bind_huffman(py::module_& m);
 void bind_omp(py::module_& m);
 void bind_select(py::module_& m);
 void bind_spmm(py::module_& m);
@@ -32,11 +35,20 @@ py::dict build_info() {
   return info;
 }
 
+void throw_corrupt_data(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const CorruptData& error) {
+    py::set_error(py::module_::import("fastfactor.errors").attr("CorruptDataError"), error.what());
+  }
+}
+
 }  // namespace
 }  // namespace ff::bindings
 
 PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   using namespace ff::bindings;
+  py::register_local_exception_translator(&throw_corrupt_data);
   m.def("build_info", &build_info);
   m.def("default_threads", &ff::default_threads);
   bind_balance(m);
@@ -45,6 +57,8 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_kmeans(m);
   bind_kmeans1d(m);
   bind_csr(m);
+  bind_gaps(m);
+  bind_huffman(m);
   bind_omp(m);
   bind_select(m);
   bind_spmm(m);

@@ -138,6 +138,21 @@ inline Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
+// The lower halves of the lanes multiplied, as unsigned numbers.
+inline Vec<std::int64_t> multiply_low_halves(Vec<std::int64_t> a, Vec<std::int64_t> b) {
+#if defined(__AVX512F__)
+  return (Vec<std::int64_t>)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Vec<std::int64_t>)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Vec<std::int64_t>)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  for (int i = 0; i < kLanes<std::int64_t>; ++i)
+    a[i] = std::int64_t(std::uint64_t(std::uint32_t(a[i])) * std::uint32_t(b[i]));
+  return a;
+#endif
+}
+
 // a < b ? a : b, and the same for max: the operand order that minps and maxps have.
 template <class V>
 inline V min(V a, V b) {

@@ -1,31 +1,44 @@
 """fastfactor: fast, exact kernels for compressing neural networks.
 
 Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions here find the factors
-(:func:`omp`, :func:`kmeans`) or use them without building W (:func:`spmm`,
-:func:`codebook_matmul`).
+(:func:`omp`, :func:`kmeans`, :func:`kmeans1d`), choose what of W is kept (:func:`prune_mask`), use
+the factors without building W (:func:`spmm`, :func:`codebook_matmul`) or code them for storage
+(:class:`PackedCodes`, :func:`huffman_encode`).
 """
 
 __version__ = "0.1.0"
 
 from .clustering import KMeansResult, assign, kmeans
+from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
 from .config import show_config
 from .errors import CorruptDataError
 from .packing import PackedCodes
 from .products import codebook_matmul, codebook_rows, spmm
+from .scalar_clustering import kmeans1d
+from .selection import n_m_mask, prune_mask, threshold_for
 from .sparse import CSR
 from .sparse_coding import omp
 
 __all__ = [
     "CSR",
     "CorruptDataError",
+    "GapCodes",
     "KMeansResult",
     "PackedCodes",
     "__version__",
     "assign",
     "codebook_matmul",
     "codebook_rows",
+    "gap_decode",
+    "gap_encode",
+    "huffman_decode",
+    "huffman_encode",
     "kmeans",
+    "kmeans1d",
+    "n_m_mask",
     "omp",
+    "prune_mask",
     "show_config",
     "spmm",
+    "threshold_for",
 ]

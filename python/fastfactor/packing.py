@@ -81,7 +81,7 @@ class PackedCodes:
         vector_dim = _check_vector_dim(self.vector_dim, shape[1])
         n_codebooks = _checks.integer(self.n_codebooks, "n_codebooks", 1, MAX_CODEBOOKS)
         segment = -(-(shape[1] // vector_dim) * n_bits // 8)
-        data = np.array(_as_bytes(self.data), order="C", copy=True)
+        data = np.array(as_bytes(self.data, "data"), order="C", copy=True)
         expected = (shape[0], n_codebooks * segment)
         if data.size != expected[0] * expected[1] or (data.ndim > 1 and data.shape != expected):
             raise ValueError(
@@ -229,11 +229,12 @@ def _check_vector_dim(vector_dim: Any, columns: int) -> int:
     return length
 
 
-def _as_bytes(data: Any) -> Array:
+def as_bytes(data: Any, name: str) -> Array:
+    """Bytes, or an array of uint8, as an array; nothing is copied."""
     if isinstance(data, bytes | bytearray | memoryview):
         data = np.frombuffer(data, np.uint8)
     if not isinstance(data, np.ndarray):
-        raise TypeError(f"data must be bytes or a uint8 array, got {type(data).__name__}")
+        raise TypeError(f"{name} must be bytes or a uint8 array, got {type(data).__name__}")
     if data.dtype != np.uint8:
-        raise TypeError(f"data must have dtype uint8, got {data.dtype}")
+        raise TypeError(f"{name} must have dtype uint8, got {data.dtype}")
     return data

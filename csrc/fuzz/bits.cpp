@@ -1,0 +1,32 @@
+// Bits a code, codebooks, rows, codes a row, packed bytes: unpacked where the sizes fit, and packed
+// to the same bits again.
+#include "kernels/bits.hpp"
+
+#include <vector>
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size < 6) return 0;
+  ff::PackedShape shape;
+  shape.n_bits = 1 + data[0] % 8;
+  shape.books = 1 + data[1] % 4;
+  shape.rows = data[2] | data[3] << 8;
+  shape.cols = data[4] | data[5] << 8;
+  const std::uint8_t* packed = data + 6;
+  const ff::index n = ff::index(size) - 6;
+  std::vector<std::uint8_t> codes(shape.takes(n) ? shape.books * shape.rows * shape.cols : 0);
+  ff::Stop stop;
+  if (!ff::unpack_codes(packed, n, shape, codes.data(), 1, stop)) return 0;
+  ff::CodesView view;
+  view.data = reinterpret_cast<const char*>(codes.data());
+  view.books = shape.books, view.rows = shape.rows, view.cols = shape.cols;
+  view.book_stride = shape.rows * shape.cols, view.row_stride = shape.cols, view.col_stride = 1;
+  std::vector<std::uint8_t> again(n);
+  ff::pack_codes(view, shape.n_bits, again.data(), 1, stop);
+  const ff::index segment = shape.segment_bytes();
+  const int unused = int(segment * 8 - shape.cols * shape.n_bits);
+  for (ff::index i = 0; i < n; ++i) {
+    const bool last = (i + 1) % segment == 0;
+    if ((packed[i] ^ again[i]) & (last ? 255 >> unused : 255)) __builtin_trap();
+  }
+  return 0;
+}

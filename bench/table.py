@@ -7,8 +7,8 @@ README.md marks their places:
     <!-- /bench -->
 
 Names: omp, kmeans, kmeans1d, spmm, codebook, coding, select (cold medians of every contestant),
-spmm-hot, levels (of instruction sets) and targets. Each workload comes from the newest full run that
-holds it. --check writes nothing and fails if the README differs from what it should hold.
+spmm-hot, levels (of instruction sets) and targets. Each workload comes from the newest full run
+that holds it. --check writes nothing and fails if the README differs from what it should hold.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_any_shape(n_bits, out, places, dim, books, batch, kind, seed):
         rng, n_bits=n_bits, out=out, places=places, dim=dim, books=books, kind=kind, group=group
     )
     case.check(rng.standard_normal((batch, places * dim)).astype(np.float32))
-    rows = codebook_rows(case.packed, case.codebook, group_size=case.group_size)
+    rows = codebook_rows(case.packed, case.codebook, None, group_size=case.group_size)
     np.testing.assert_allclose(rows, case.dense, atol=1e-6 * books * 10)
 
 

@@ -175,7 +175,7 @@ def codebook_matmul(
 def codebook_rows(
     packed: PackedCodes,
     codebook: Any,
-    ids: Any = None,
+    ids: Any,
     *,
     group_size: int | None = None,
     n_threads: int | None = None,
@@ -186,8 +186,8 @@ def codebook_rows(
     ----------
     packed, codebook, group_size
         As in :func:`codebook_matmul`.
-    ids : array of integers, optional
-        Which rows, any shape; all of them, in order, where it is not given.
+    ids : array of integers, or None
+        Which rows, any shape; None for all of them, in order.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -252,7 +252,8 @@ def _codebook(packed: Any, codebook: Any, group_size: int | None) -> tuple[Packe
     if group_size is None:
         if len(lead) > 1:
             raise ValueError(f"group_size must be given for a codebook of shape {table.shape}")
-        groups, size = (), max(columns, packed.vector_dim)
+        groups: tuple[int, ...] = ()
+        size = max(columns, packed.vector_dim)
     else:
         size = _checks.integer(group_size, "group_size", 1)
         if size % packed.vector_dim:

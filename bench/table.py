@@ -1,6 +1,6 @@
-"""Write the README's tables from bench/results: python bench/table.py [--check]
+"""Write the tables of README.md and bench/README.md from bench/results: table.py [--check]
 
-README.md marks their places:
+They mark the places:
 
     <!-- bench:omp -->
     (replaced)
@@ -8,7 +8,7 @@ README.md marks their places:
 
 Names: omp, kmeans, kmeans1d, spmm, codebook, coding, select (cold medians of every contestant),
 spmm-hot, levels (of instruction sets) and targets. Each workload comes from the newest full run
-that holds it. --check writes nothing and fails if the README differs from what it should hold.
+that holds it. --check writes nothing and fails if a file differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (kernel, workload) -> its newest run
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 RESULTS = ROOT / "bench" / "results"
 PLACE = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 OURS = "fastfactor"
@@ -39,16 +39,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="fail if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="fail if a page is out of date")
     arguments = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    if not PLACE.search(text):
-        sys.exit("README.md must hold a `<!-- bench:NAME -->` … `<!-- /bench -->` pair, found none")
-    filled = fill(text, newest_results())
-    if arguments.check and filled != text:
-        sys.exit("README.md differs from bench/results: run `python bench/table.py`")
-    if filled != text:
-        README.write_text(filled, encoding="utf-8")
+    results = newest_results()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        name = page.relative_to(ROOT)
+        if not PLACE.search(text):
+            sys.exit(f"{name} must hold a `<!-- bench:NAME -->` … `<!-- /bench -->` pair, got none")
+        filled = fill(text, results)
+        if arguments.check and filled != text:
+            sys.exit(f"{name} differs from bench/results: run `python bench/table.py`")
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
 
 
 def fill(text: str, results: Results) -> str:
@@ -196,12 +199,14 @@ def markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (heads, rule, *lines)]
 
 
-EVERY_KERNEL = ("omp", "kmeans", "spmm")
+EVERY_KERNEL = ("omp", "kmeans", "kmeans1d", "spmm", "codebook", "coding", "select")
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {
     "omp": (("omp",), "rows", contestants_by_workload("cold")),
     "kmeans": (("kmeans",), "rows", contestants_by_workload("cold")),
     "kmeans1d": (("kmeans1d",), "rows", contestants_by_workload("cold")),
     "spmm": (("spmm",), "rows", contestants_by_workload("cold")),
+    "codebook": (("codebook",), "rows", contestants_by_workload("cold")),
+    "select": (("select",), "rows", contestants_by_workload("cold")),
     "coding": (("coding",), "rows", contestants_by_workload("cold")),
     "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
     "levels": (EVERY_KERNEL, "rows", levels),

@@ -24,7 +24,7 @@ def huffman_encode(
     """Code symbols in as few bits as their frequencies allow, one by one or in groups.
 
     One canonical, length-limited Huffman code serves all symbols. Where a word for each symbol
-    wastes more than 1.5 % over the entropy, the code is one of pairs (or fours) of neighbours, if
+    wastes more than 0.5 % over the entropy, the code is one of pairs (or fours) of neighbours, if
     these take less. Where no code takes less than the symbols as they are, these are stored.
 
     Parameters

@@ -1,8 +1,8 @@
 """The compiled kernels, in the build that suits this processor.
 
-One module a level: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and ``_v4_vnni`` (with 8-bit dot
-products) on x86-64, ``_baseline`` elsewhere. The environment variable ``FASTFACTOR_LEVEL``
-overrides the choice.
+One module a level: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and ``_v4_vnni`` (with VNNI's
+8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline`` elsewhere. The environment
+variable ``FASTFACTOR_LEVEL`` overrides the choice.
 """
 
 from __future__ import annotations

@@ -138,7 +138,9 @@ def fastfactor_with(workload: Workload, dtype: Any) -> Job:
         out = np.empty((*x.shape[:-1], packed.shape[0]), np.float32)
         return lambda i: codebook_matmul(x, copies[i], table, out=out, n_threads=THREADS), out
 
-    return job(workload, dense_weight(codes, table), packed.nbytes, len(copies), with_inputs)
+    weight = dense_weight(codes, table)
+    note = level_in_use()
+    return job(workload, weight, packed.nbytes, len(copies), with_inputs, note)
 
 
 def numpy_dense(workload: Workload) -> Job:
@@ -178,7 +180,8 @@ def torch_gather(workload: Workload) -> Job:
     weight = dense_weight(codes, table)
     books = int(workload.sizes["books"])
     tables = torch.from_numpy(table.reshape(books, *table.shape[-2:]))
-    places = torch.from_numpy(codes.reshape(books, *codes.shape[-2:]).astype(np.int64))
+    by_place = codes.reshape(books, *codes.shape[-2:]).swapaxes(1, 2)
+    places = torch.from_numpy(np.ascontiguousarray(by_place, np.int64))  # (books, places, out)
     copies = [places.clone() for _ in range(2)]
 
     def product(right: Any, index: Any) -> Any:
@@ -187,7 +190,7 @@ def torch_gather(workload: Workload) -> Job:
         for book in range(books):
             products = pieces @ tables[book].T  # (batch, places, K)
             total = total + torch.stack(
-                [torch.gather(p, 1, index[book].T).sum(dim=0) for p in products]
+                [torch.gather(p, 1, index[book]).sum(dim=0) for p in products]
             )
         return total
 
@@ -325,7 +328,7 @@ def job(
         samples,
         lambda: {name: {"error / Σ|wx|": relative_error(*check)} for name, check in checks.items()},
         work,
-        note or (level_in_use() if n_copies and weight is not None else ""),
+        note,
     )
 
 

@@ -6,8 +6,17 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+from fastfactor import _core
 
 LIMIT = 120  # seconds; what runs here takes a few
+
+
+def built_levels():
+    """The instruction-set levels that this build holds and this processor runs."""
+    folder = Path(_core.__file__).parent
+    return [level for level in _core.supported_levels() if any(folder.glob(f"_{level}.*"))]
 
 
 def run_python(code, *arguments, environment=None, limit=LIMIT):

@@ -291,7 +291,7 @@ inline unsigned less_bits(Vec<std::int32_t> a, Vec<std::int32_t> b) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b);
 #else
-  return mask_bits(a < b);
+  return mask_bits((Vec<std::int32_t>)(a < b));
 #endif
 }
 
@@ -299,7 +299,7 @@ inline unsigned less_bits(Vec<std::int64_t> a, Vec<std::int64_t> b) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epi64_mask((__m512i)a, (__m512i)b);
 #else
-  return mask_bits(a < b);
+  return mask_bits((Vec<std::int64_t>)(a < b));
 #endif
 }
 

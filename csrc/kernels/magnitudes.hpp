@@ -48,7 +48,7 @@ bool all_finite(const char* p, index n, Key<Stored> infinity) {
   simd::Vec<Key<Stored>> signs{};
   index i = 0;
   for (; i + kLanes <= n; i += kLanes) signs = signs | (last - keys_at<Stored>(p, i));
-  bool finite = simd::mask_bits(signs < 0) == 0;
+  bool finite = simd::mask_bits(simd::Vec<Key<Stored>>(signs < 0)) == 0;
   for (; i < n; ++i) finite &= key_at<Stored>(p, i) < infinity;
   return finite;
 }
@@ -136,7 +136,7 @@ Tally count_about(const char* p, index n, Bracket<Key<Stored>> bracket, Key<Stor
   tally.less_than_low = index(simd::reduce_add<K>(less));
   tally.up_to_low = i - index(simd::reduce_add<K>(above_low));
   tally.up_to_high = i - index(simd::reduce_add<K>(above_high));
-  tally.finite = simd::mask_bits(signs < 0) == 0;
+  tally.finite = simd::mask_bits(simd::Vec<K>(signs < 0)) == 0;
   for (; i < n; ++i) {
     const K key = key_at<Stored>(p, i);
     tally.less_than_low += key < bracket.low;

@@ -71,7 +71,7 @@ class Coder {
       index to = 0;
       for (index t = 0; t < padded; t += simd::kLanes<T>)
         to += __builtin_popcount(
-            simd::mask_bits(simd::load(chosen_.data() + t) < simd::splat(chosen_[i])));
+            simd::mask_bits(Vec<I>(simd::load(chosen_.data() + t) < simd::splat(chosen_[i]))));
       indices[to] = std::int32_t(chosen_[i]);
       data[to] = gamma_[i] * unscale;
     }

@@ -28,7 +28,7 @@ struct CodebookView {
 };
 
 // out (x.rows, packed rows) = x · Wᵀ, where W is what codes and codebook stand for and is never
-// built. In float, so that |y − Wx| ≤ 1e-5 · Σ|w x|.
+// built. In float, so that |y − Wx| ≤ 1e-5 · Σ|w x|, each book's part of w counted by itself.
 void codebook_matmul(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
                      float* out, int n_threads, Stop& stop);
 

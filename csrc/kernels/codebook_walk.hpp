@@ -69,8 +69,8 @@ class CodeRow {
   index row_ = 0, loaded_book_ = -1, loaded_group_ = -1;
 };
 
-// Loops below must become one, their sums in registers: GCC leaves calls in it otherwise, and one
-// input against 4-bit codes takes three times as long.
+// Loops below must become one, their sums in registers. GCC 12 leaves calls in it otherwise: one
+// input against 4096 × 4096 codes of 4 bits then took 1.26 ms on one thread, 0.54 so.
 #define FASTFACTOR_INLINE __attribute__((always_inline))
 
 // Scalar codes of one codebook by look-up Table: vector(position, v, values) for vector v of the

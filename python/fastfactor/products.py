@@ -127,8 +127,9 @@ def codebook_matmul(
 
     Notes
     -----
-    ``|y − Wx| ≤ 1e-5 · Σ|w x|``: sums in float32, of long rows in float64; what is float64 is
-    rounded to float32 first. Products follow IEEE 754. The same bits for any number of threads.
+    ``|y − Wx| ≤ 1e-5 · Σ|w x|``, where of several codebooks each vector counts by itself: they may
+    cancel in w. Sums in float32, of long rows in float64; what is float64 is rounded to float32
+    first. Products follow IEEE 754. The same bits for any number of threads.
     Codes are used as they are stored, so no second layout takes memory: besides ``x`` in
     float32 there are tables of a few hundred kilobytes a thread. One ``x`` against scalar codes
     costs little more than reading the codes; against vectors that all rows share, the products of

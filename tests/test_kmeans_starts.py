@@ -72,11 +72,15 @@ def test_random_draws_in_proportion_to_weight():
     assert_drawn_as(X, 2, "random", probabilities, weights=weights, sort=True)
 
 
+# Rows in lanes, rows behind a filter, the filter where it tells nothing, and rows in tiles.
+@pytest.mark.parametrize("outlier", [0, 1e4])
+@pytest.mark.parametrize("n_features", [3, 21])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_plus_plus_starts_are_as_good_as_plain_ones_draw_by_draw(dtype):
+def test_plus_plus_starts_are_as_good_as_plain_ones_draw_by_draw(dtype, n_features, outlier):
     """More centroids than one refresh takes: a start's cost after one step, over many starts."""
     rng = np.random.default_rng(5)
-    X = blobs(rng, 1500, 3, 60, spread=0.02).astype(dtype)
+    X = blobs(rng, 1500, n_features, 60, spread=0.02).astype(dtype)
+    X[7, 0] += outlier  # always drawn, and so coarse a scale for the rest that nothing is filtered
     ours = [kmeans(X, 90, max_iter=1, random_state=seed).inertia for seed in range(40)]
     theirs = []
     for _ in range(40):
@@ -88,13 +92,28 @@ def test_plus_plus_starts_are_as_good_as_plain_ones_draw_by_draw(dtype):
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random"])
-@pytest.mark.parametrize("n_samples", [2, 5, 33, 100])
-def test_as_many_clusters_as_rows_takes_every_row(rng, init, n_samples):
-    X = rng.standard_normal((n_samples, 3)).astype(np.float32)
+@pytest.mark.parametrize("n_samples", [2, 5, 33, 100, 1100])
+@pytest.mark.parametrize("n_features", [3, 11, 32, 65])
+def test_as_many_clusters_as_rows_takes_every_row(rng, init, n_features, n_samples):
+    X = rng.standard_normal((n_samples, n_features)).astype(np.float32)
     result = kmeans(X, n_samples, init=init, random_state=1)
     assert result.inertia == 0
     np.testing.assert_array_equal(np.sort(result.labels), np.arange(n_samples))
     np.testing.assert_array_equal(result.centroids[result.labels], X)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n_features", [3, 17, 40])
+def test_plus_plus_takes_every_distinct_row_before_it_repeats_one(rng, dtype, n_features):
+    """Rows on a centroid are at distance zero exactly."""
+    distinct = (rng.standard_normal((90, n_features)) * 64).round().astype(dtype) / dtype(64)
+    distinct[:30] *= dtype(0.25)
+    distinct[30:60] *= dtype(4)
+    X = distinct[rng.permutation(np.repeat(np.arange(90), rng.integers(1, 40, 90)))]
+    result = kmeans(X, 90, max_iter=1, random_state=2)
+    found = np.unique(result.centroids, axis=0)
+    np.testing.assert_array_equal(found, np.unique(distinct.astype(found.dtype), axis=0))
+    assert result.inertia == 0
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

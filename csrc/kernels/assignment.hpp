@@ -48,7 +48,7 @@ class Assignment {
 #if defined(__AVX512VNNI__)
     // 256 centroids, ns a row and thread, filter against lanes: d 8: 29 / 21, d 12: 30 / 34, d 16:
     // 32 / 51. Few centroids are told apart faster than they are packed twice: 14 / 2.6 with 16.
-    if (sizeof(T) == 4 && d > 10 && d <= FilteredNearest::kMaxDepth && n_clusters_ >= 64)
+    if (sizeof(T) == 4 && d > 10 && d <= coded::kMaxDepth && n_clusters_ >= 64)
       return Search::filtered;
 #endif
     return LaneNearest<T>::takes(d) ? Search::lanes : Search::plain;

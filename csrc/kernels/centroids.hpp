@@ -1,4 +1,5 @@
 #pragma once
+#include "core/prefetch.hpp"
 #include "kernels/samples.hpp"
 
 // The second half of a Lloyd iteration: labels → centroids, and what a labelling costs.
@@ -178,12 +179,8 @@ class CentroidUpdate {
   // A row of x from memory and the sums it goes to from L2, while rows before it are added.
   void prefetch(const MatrixView& part, const double* sums, const std::int32_t* labels,
                 index i) const {
-    const char* row = part.row(i);
-    const char* sum = reinterpret_cast<const char*>(sums + labels[i] * d_);
-    for (index b = 0; b < part.cols * part.col_stride; b += index(kCacheLine))
-      __builtin_prefetch(row + b);
-    for (index b = 0; b < part.cols * index(sizeof(double)); b += index(kCacheLine))
-      __builtin_prefetch(sum + b, 1);
+    ff::prefetch(part.row(i), part.cols * part.col_stride);
+    ff::prefetch(sums + labels[i] * d_, part.cols * index(sizeof(double)));
   }
 
   void add_up() {

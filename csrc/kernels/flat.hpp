@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "core/buffer.hpp"
+#include "core/prefetch.hpp"
 #include "kernels/select.hpp"
 
 namespace ff {
@@ -37,7 +37,7 @@ class Flat {
                : least;
   }
 
-  void prefetch(index position) const { __builtin_prefetch(address(position)); }
+  void prefetch(index position) const { ff::prefetch(address(position)); }
 
   // Entries [begin, begin + n), valid until the next call with this buffer.
   const char* fetch(index begin, index n, Buffer<Stored>& buffer) const {

@@ -119,14 +119,6 @@ class Atoms {
     return scratch;
   }
 
-  // Where the matrix is larger than a core's cache: starts to fetch a row that will be asked for.
-  void prefetch_gram_row(index s) const {
-    constexpr index kCached = index(512) << 10;
-    if (gram_.size() * index(sizeof(T)) <= kCached) return;
-    for (index c = 0; c < ld_; c += index(kCacheLine / sizeof(T)))
-      __builtin_prefetch(gram_.data() + s * ld_ + c);
-  }
-
   // out[r·ld + c] = ⟨row r, atom c⟩ for R interleaved rows.
   template <int R>
   void multiply(const T* rows, T* out) const {

@@ -44,7 +44,6 @@ class Coder {
     std::fill(chosen_.begin(), chosen_.end(), I(-1));
     if (options_.orthogonal_select) std::copy_n(atoms_.diagonal(), ld_, outside_.data());
     best_ = options_.orthogonal_select ? select<true>() : select<false>();
-    atoms_.prefetch_gram_row(best_.atom);
   }
 
   // One more atom; false when the row is done.
@@ -56,7 +55,6 @@ class Coder {
     error_ -= double(a_[n_ - 1]) * double(correlation);
     if (n_ == options_.max_nonzeros) return false;  // nobody asks for α again
     best_ = options_.orthogonal_select ? update<true>(s) : update<false>(s);
-    atoms_.prefetch_gram_row(best_.atom);
     return true;
   }
 

@@ -1,49 +1,60 @@
 #include "kernels/seeding.hpp"
 
 #include <numeric>
+#include <optional>
 #include <unordered_set>
 
 #include "core/random.hpp"
+#include "kernels/centroids.hpp"
 #include "kernels/nearest_lanes.hpp"
+#include "kernels/seeding_filtered.hpp"
+#include "kernels/seeding_tiles.hpp"
 
 namespace ff {
 namespace {
 
-using simd::Vec;
-
 // k-means++ (D. Arthur, S. Vassilvitskii 2007), one candidate a draw. A centroid is drawn with
 // probability proportional to w·D², D the distance to the nearest one drawn before. Distances are
-// refreshed for kBlock centroids in one pass over the data. Between refreshes a row is drawn by its
-// stale D² and accepted with probability true/stale: that is a draw by the true D² again.
+// refreshed for a block of centroids in one pass over the data. Between refreshes a row is drawn by
+// its stale D² and accepted with probability true/stale: that is a draw by the true D² again.
 template <class T>
 class PlusPlus {
  public:
-  PlusPlus(const Samples<T>& samples, std::uint64_t seed, int n_threads, Stop& stop)
+  PlusPlus(const Samples<T>& samples, index n_clusters, std::uint64_t seed, int n_threads,
+           Stop& stop)
       : samples_(samples),
         n_(samples.x.rows),
         d_(samples.x.cols),
+        n_clusters_(n_clusters),
         n_threads_(n_threads),
         stop_(stop),
         random_(seed, 0),
         distance_(n_),
         part_sum_(ceil_div(n_, kPart)),
         row_(d_) {
-    std::fill_n(distance_.data(), n_, T(1));  // so that the first draw is by weight alone
-    sum_parts();
+#if defined(__AVX512VNNI__)
+    // Rows are coded once, which is worth it where they meet many centroids.
+    if constexpr (sizeof(T) == 4)
+      if (d_ > 10 && d_ <= coded::kMaxDepth && n_clusters >= 64)
+        filter_.emplace(samples.x, samples.frame, kPart, n_threads, stop);
+#endif
+    // So that the first draw is by weight alone.
+    refresh_parts([&](index, index first, index n) { std::fill_n(&distance_[first], n, T(1)); });
   }
 
-  void draw(index n_clusters, T* centroids) {
-    for (index j = 0; j < n_clusters; ++j) {
+  void draw(T* centroids) {
+    for (index j = 0; j < n_clusters_; ++j) {
       load_row(samples_.x, next(), centroids + j * d_);
       pending_.resize(pending_.size() + d_);
       samples_.frame.to_frame(centroids + j * d_, pending_.data() + pending_.size() - d_);
       if (j == 0) std::fill_n(distance_.data(), n_, std::numeric_limits<T>::infinity());
-      if (j + 1 < n_clusters && (j == 0 || n_pending() == kBlock)) refresh();
+      // Blocks no larger than what came before them: a row then finds about one centroid nearer.
+      if (j + 1 < n_clusters_ && n_pending() >= std::min((j + 2) / 2, kBlock)) refresh();
     }
   }
 
  private:
-  static constexpr index kBlock = 32;   // centroids a refresh
+  static constexpr index kBlock = 32;   // centroids a refresh, at most
   static constexpr index kPart = 1024;  // rows summed together, searched one by one
 
   index n_pending() const { return index(pending_.size()) / d_; }
@@ -54,7 +65,7 @@ class PlusPlus {
     for (;;) {
       if (!(total_ > 0)) return any_row();
       const index i = by_distance();
-      if (random_.uniform() * double(distance_[i]) < double(true_distance(i))) return i;
+      if (farther(i, random_.uniform() * double(distance_[i]))) return i;
       spent += kPart + n_pending() * d_;
       if (spent > n_ * d_ / 4) {
         refresh();
@@ -87,95 +98,74 @@ class PlusPlus {
     return last;
   }
 
-  T true_distance(index i) {
-    if (pending_.empty()) return distance_[i];
+  // Whether row i is farther from all pending centroids than that.
+  bool farther(index i, double distance2) {
     samples_.frame.load(samples_.x, i, row_.data());
-    T least = distance_[i];
-    for (index j = 0; j < n_pending(); ++j) {
-      T sum = 0;
-      for (index k = 0; k < d_; ++k) {
-        const T off = row_[k] - pending_[j * d_ + k];
-        sum = simd::mul_add(off, off, sum);
-      }
-      least = std::min(least, sum);
-    }
-    return least;
+    for (index j = 0; j < n_pending(); ++j)
+      if (squared_distance(row_.data(), pending_.data() + j * d_, d_) <= distance2) return false;
+    return true;
   }
 
   void refresh() {
+#if defined(__AVX512VNNI__)
+    if constexpr (sizeof(T) == 4)
+      if (filter_) return refresh_filtered();
+#endif
     if (LaneNearest<T>::takes(d_)) refresh_short_rows();
     else refresh_tiles();
-    pending_.clear();
-    sum_parts();
   }
+
+#if defined(__AVX512VNNI__)
+  void refresh_filtered() {
+    coded::Centroids centroids(n_pending(), d_);
+    set_pending(centroids);
+    centroids.ready();
+    const TileShrink<T> tiles(samples_, pending_);
+    refresh_parts([&](index part, index first, index n) {
+      FilteredShrink::Scratch scratch(*filter_);
+      if (!filter_->shrink(part, centroids, scratch, distance_.data() + first))
+        tiles.shrink(first, n, distance_.data() + first);
+    });
+  }
+#endif
 
   void refresh_short_rows() {
     LaneNearest<T> search(n_pending(), d_);
-    for (index j = 0; j < n_pending(); ++j) search.set(j, pending_.data() + j * d_);
-    parallel_for(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
+    set_pending(search);
+    refresh_parts([&](index, index first, index n) {
       typename LaneNearest<T>::Scratch scratch(search);
-      const index first = part * kPart, n = std::min(n_ - first, kPart);
       search.shrink(samples_.x, samples_.frame, first, n, scratch, distance_.data() + first);
     });
   }
 
   void refresh_tiles() {
-    Panels<T> panels(n_pending(), d_);
-    for (index j = 0; j < n_pending(); ++j) panels.set(j, pending_.data() + j * d_);
-    // Columns that pad the last panel repeat the first centroid.
-    for (index j = n_pending(); j < panels.padded(); ++j) panels.set(j, pending_.data());
-    parallel_for(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
-      Buffer<T> rows(kTileRows * d_), interleaved(kTileRows * d_);
-      const index end = std::min(n_, (part + 1) * kPart);
-      for (index i = part * kPart; i < end; i += kTileRows) {
-        for (index r = 0; r < kTileRows; ++r)
-          samples_.frame.load(samples_.x, std::min(i + r, end - 1), rows.data() + r * d_);
-        interleave<kTileRows>(rows.data(), d_, d_, interleaved.data());
-        T least[kTileRows];
-        least_distances(interleaved.data(), panels, least);
-        for (index r = 0; r < std::min<index>(kTileRows, end - i); ++r)
-          distance_[i + r] = std::min(distance_[i + r], least[r]);
-      }
-    });
+    const TileShrink<T> tiles(samples_, pending_);
+    refresh_parts(
+        [&](index, index first, index n) { tiles.shrink(first, n, distance_.data() + first); });
   }
 
-  // Σ (x − c)² as it stands, so that a row on a centroid is at distance zero exactly.
-  void least_distances(const T* x, const Panels<T>& panels, T* least) const {
-    Vec<T> running[kTileRows];
-    for (auto& v : running) v = simd::splat(std::numeric_limits<T>::infinity());
-    for (index p = 0; p < panels.n_panels(); ++p) {
-      const T* c = panels.panel(p);
-      Vec<T> acc[kTileRows][kPanelVectors] = {};
-      for (index k = 0; k < d_; ++k, c += kPanelCols<T>) {
-        const Vec<T> c0 = simd::load(c), c1 = simd::load(c + simd::kLanes<T>);
-#pragma GCC unroll 12
-        for (int r = 0; r < kTileRows; ++r) {
-          const Vec<T> xr = simd::splat(x[k * kTileRows + r]);
-          const Vec<T> off0 = xr - c0, off1 = xr - c1;
-          acc[r][0] = simd::mul_add(off0, off0, acc[r][0]);
-          acc[r][1] = simd::mul_add(off1, off1, acc[r][1]);
-        }
-      }
-#pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r)
-        running[r] = simd::min(running[r], simd::min(acc[r][0], acc[r][1]));
-    }
-    for (int r = 0; r < kTileRows; ++r) least[r] = simd::reduce_min<T>(running[r]);
+  template <class Search>
+  void set_pending(Search& search) const {
+    for (index j = 0; j < n_pending(); ++j) search.set(j, pending_.data() + j * d_);
   }
 
-  void sum_parts() {
+  // shrink(part, first, n) for the rows of each part; then nothing is pending.
+  template <class Shrink>
+  void refresh_parts(Shrink shrink) {
     parallel_for(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
+      const index first = part * kPart, n = std::min(n_ - first, kPart);
+      shrink(part, first, n);
       double sum = 0;
-      for (index i = part * kPart; i < std::min(n_, (part + 1) * kPart); ++i)
-        sum += samples_.weight(i) * double(distance_[i]);
+      for (index i = first; i < first + n; ++i) sum += samples_.weight(i) * double(distance_[i]);
       part_sum_[part] = sum;
     });
     std::partial_sum(part_sum_.begin(), part_sum_.end(), part_sum_.begin());
     total_ = part_sum_.back();
+    pending_.clear();
   }
 
   const Samples<T>& samples_;
-  const index n_, d_;
+  const index n_, d_, n_clusters_;
   const int n_threads_;
   Stop& stop_;
   Random random_;
@@ -184,6 +174,9 @@ class PlusPlus {
   double total_ = 0;
   std::vector<T> pending_;  // centroids drawn since the last refresh, in the frame
   std::vector<T> row_;
+#if defined(__AVX512VNNI__)
+  std::optional<FilteredShrink> filter_;
+#endif
 };
 
 // Distinct rows, each set equally likely; with weights a row comes next in proportion to its weight
@@ -264,7 +257,7 @@ void seed_centroids(const Samples<T>& samples, Init init, index n_clusters, std:
                     int n_threads, Stop& stop, T* centroids) {
   switch (init) {
     case Init::plus_plus:
-      return PlusPlus<T>(samples, seed, n_threads, stop).draw(n_clusters, centroids);
+      return PlusPlus<T>(samples, n_clusters, seed, n_threads, stop).draw(centroids);
     case Init::random:
       return draw_rows(samples, n_clusters, seed, centroids);
     case Init::linear:

@@ -23,7 +23,7 @@
 #include <limits>
 #include <thread>
 
-#include "core/buffer.hpp"
+#include "core/prefetch.hpp"
 #include "core/simd.hpp"
 
 namespace ff {
@@ -92,8 +92,8 @@ struct Matrix {
 
   // The nonzeros that will be wanted soon. May point past the end: a prefetch cannot fault.
   void prefetch(index p) const {
-    __builtin_prefetch(reinterpret_cast<const char*>(data + p) + kAheadBytes);
-    __builtin_prefetch(reinterpret_cast<const char*>(indices + p) + kAheadBytes);
+    ff::prefetch(reinterpret_cast<const char*>(data + p) + kAheadBytes);
+    ff::prefetch(reinterpret_cast<const char*>(indices + p) + kAheadBytes);
   }
 };
 

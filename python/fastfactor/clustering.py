@@ -92,8 +92,7 @@ def kmeans(
     An iteration takes 2 · n_samples · n_clusters · n_features operations; distances are never
     stored. A label's squared distance is within 8 ε (‖x‖ + ‖c‖)², ε of the computing type and
     coordinates centred, of the least; of equals the lowest index wins. k-means++ costs two
-    to three iterations, and up to six where 8-bit products make iterations cheaper than it. The
-    same bits for any number of threads.
+    to three iterations. The same bits for any number of threads.
 
     A cluster that ends up empty, lowest index first, takes the sample farthest from its centroid
     (of equals the lowest index) whose own cluster keeps another; if all that is left lies on its

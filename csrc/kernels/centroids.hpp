@@ -88,21 +88,29 @@ class CentroidUpdate {
                  [&](index task, int) { add_piece(task / slices_, task % slices_, labels); });
     add_up();
     refill_empty(labels, centroids);
+    double shift = 0;
+    with_width(d_, [&](auto d) { shift = move_to_means(d, centroids); });
+    return shift;
+  }
+
+ private:
+  template <class Width>
+  double move_to_means(Width d, T* centroids) {
+    T* mean = mean_.data();
     double rest = 0;
     simd::Vec<double> lanes = {};
     for (index j = 0; j < k_; ++j) {
-      if (!(mass_[j] > 0)) continue;  // nothing to refill it with: it stays
-      const double* sum = sums_.data() + j * d_;
-      T* centroid = centroids + j * d_;
-      for (index k = 0; k < d_; ++k) mean_[k] = T(sum[k] / mass_[j]);
-      rest +=
-          detail::add_squares(mean_.data(), centroid, d_, double(samples_.frame.scale), 1, lanes);
-      std::copy_n(mean_.data(), d_, centroid);
+      const double mass = mass_[j];
+      if (!(mass > 0)) continue;  // nothing to refill it with: it stays
+      const double* sum = sums_.data() + j * d;
+      T* centroid = centroids + j * d;
+      for (index k = 0; k < d; ++k) mean[k] = T(sum[k] / mass);
+      rest += detail::add_squares(mean, centroid, d, double(samples_.frame.scale), 1, lanes);
+      std::copy_n(mean, d, centroid);
     }
     return rest + simd::reduce_add<double>(lanes);
   }
 
- private:
   void add_piece(index piece, index slice, const std::int32_t* labels) {
     const index first = slice * width_, width = std::min(width_, d_ - first);
     const MatrixView part = columns(samples_.x, first, width);

@@ -187,11 +187,8 @@ class Centroids {
   // Centroid j, in the frame's coordinates. After the last one: ready().
   void set(index j, const float* centroid) {
     std::copy_n(centroid, depth_, rows_.data() + j * ld_);
-    double norm2 = 0;
-    for (index k = 0; k < depth_; ++k) {
-      norm2 += double(centroid[k]) * double(centroid[k]);
-      largest_ = std::max(largest_, std::abs(centroid[k]));
-    }
+    for (index k = 0; k < depth_; ++k) largest_ = std::max(largest_, std::abs(centroid[k]));
+    const double norm2 = squared_norm(centroid, depth_);
     half_norm_[j] = float(0.5 * norm2);
     norm_[j] = float(std::sqrt(norm2)) * kUp;
   }

@@ -30,6 +30,20 @@ struct Frame {
   }
 };
 
+// Σ x² in double.
+template <class T>
+inline double squared_norm(const T* x, index d) {
+  simd::Vec<double> lanes = {};
+  index k = 0;
+  for (; k + simd::kLanes<double> <= d; k += simd::kLanes<double>) {
+    const auto v = simd::load_wide(x + k);
+    lanes = lanes + v * v;
+  }
+  double rest = simd::reduce_add<double>(lanes);
+  for (; k < d; ++k) rest += double(x[k]) * double(x[k]);
+  return rest;
+}
+
 template <class T>
 class Nearest {
  public:
@@ -66,9 +80,7 @@ class Nearest {
   // Centroid j, in the frame's coordinates. After the last one: ready().
   void set(index j, const T* centroid) {
     panels_.set(j, centroid);
-    double norm2 = 0;
-    for (index k = 0; k < depth(); ++k) norm2 += double(centroid[k]) * double(centroid[k]);
-    minus_half_norm_[j] = T(-0.5 * norm2);
+    minus_half_norm_[j] = T(-0.5 * squared_norm(centroid, depth()));
   }
 
   void ready() {}

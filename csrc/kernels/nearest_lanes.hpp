@@ -188,12 +188,8 @@ class LaneNearest {
   // Centroid j, in the frame's coordinates. After the last one: ready().
   void set(index j, const T* centroid) {
     T* to = centroids_.data() + j * (depth_ + 1);
-    double norm2 = 0;
-    for (index k = 0; k < depth_; ++k) {
-      to[k] = centroid[k];
-      norm2 += double(centroid[k]) * double(centroid[k]);
-    }
-    to[depth_] = T(-0.5 * norm2);
+    std::copy_n(centroid, depth_, to);
+    to[depth_] = T(-0.5 * squared_norm(centroid, depth_));
   }
 
   void ready() {}

@@ -46,7 +46,7 @@ def test_assign_any_number_of_rows(rng, dtype, n_samples):
 
 
 @pytest.mark.parametrize("n_samples", [1, 31, 33, 70_001])
-@pytest.mark.parametrize("n_clusters", [3, 64])
+@pytest.mark.parametrize("n_clusters", [3, 64, 640])
 @pytest.mark.parametrize("n_features", [*range(1, 19)])
 def test_assign_every_short_row(rng, n_features, n_clusters, n_samples):
     """Short rows have loops of their own; small problems are laid out once for all iterations."""

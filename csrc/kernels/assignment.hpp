@@ -1,6 +1,7 @@
 #pragma once
 #include <memory>
 
+#include "kernels/nearest_coded_lanes.hpp"
 #include "kernels/nearest_filtered.hpp"
 #include "kernels/nearest_lanes.hpp"
 #include "kernels/samples.hpp"
@@ -27,9 +28,14 @@ class Assignment {
     switch (choice()) {
       case Search::lanes:
         return run_blocks<LaneNearest<T>>(centroids, labels);
-      case Search::filtered:
 #if defined(__AVX512VNNI__)
+      case Search::coded_lanes:
+        if constexpr (sizeof(T) == 4)
+          return run_blocks<CodedLaneNearest>(centroids, labels, float(samples_.reach));
+        break;
+      case Search::filtered:
         if constexpr (sizeof(T) == 4) return run_blocks<FilteredNearest>(centroids, labels);
+        break;
 #endif
       case Search::plain:
         break;
@@ -38,7 +44,11 @@ class Assignment {
   }
 
  private:
-  enum class Search { lanes, filtered, plain };
+#if defined(__AVX512VNNI__)
+  enum class Search { lanes, coded_lanes, filtered, plain };
+#else
+  enum class Search { lanes, plain };
+#endif
 
   // A problem that stays in a core's L2 beside its sums is laid out for the search once.
   static constexpr index kSmallBytes = index(256) << 10;
@@ -46,10 +56,17 @@ class Assignment {
   Search choice() const {
     const index d = samples_.x.cols;
 #if defined(__AVX512VNNI__)
-    // 256 centroids, ns a row and thread, filter against lanes: d 8: 29 / 21, d 12: 30 / 34, d 16:
-    // 32 / 51. Few centroids are told apart faster than they are packed twice: 14 / 2.6 with 16.
-    if (sizeof(T) == 4 && d > 10 && d <= coded::kMaxDepth && n_clusters_ >= 64)
-      return Search::filtered;
+    // ns a row and thread:      lanes  coded lanes  filtered
+    //   d  8,   64 centroids     5.9      5.9
+    //   d  8,  256              20       17
+    //   d 12,  256              33       23          31
+    //   d 16,  256              48       29          30
+    //   d 16, 1024             189      110          90
+    if (sizeof(T) == 4) {
+      const bool long_rows = d > kMaxLaneDepth || (d > 12 && n_clusters_ > 512);
+      if (long_rows && d <= coded::kMaxDepth && n_clusters_ >= 64) return Search::filtered;
+      if (!long_rows && d >= 6 && d * n_clusters_ >= 640) return Search::coded_lanes;
+    }
 #endif
     return LaneNearest<T>::takes(d) ? Search::lanes : Search::plain;
   }
@@ -74,9 +91,9 @@ class Assignment {
     return changed;
   }
 
-  template <class Nearest>
-  bool run_blocks(const T* centroids, std::int32_t* labels) {
-    Nearest search(n_clusters_, samples_.x.cols);
+  template <class Nearest, class... Args>
+  bool run_blocks(const T* centroids, std::int32_t* labels, Args... args) {
+    Nearest search(n_clusters_, samples_.x.cols, args...);
     pack(centroids, search);
     const index n = samples_.x.rows, block = search.block_rows();
     std::vector<std::unique_ptr<typename Nearest::Scratch>> scratch(n_threads_);

@@ -80,8 +80,9 @@ struct Samples {
   MatrixView x;
   const double* weights = nullptr;
   Frame<T> frame;
-  double mean_variance =
-      0;  // over the columns, in the frame's units; unweighted, as scikit-learn has it
+  // In the frame's units: over the columns, unweighted, as scikit-learn has it; and a bound of the
+  // magnitude of any coordinate, of rows as of the others that make_samples() was told of.
+  double mean_variance = 0, reach = 0;
 
   double weight(index i) const { return weights ? weights[i] : 1; }
 };
@@ -180,7 +181,7 @@ template <class T>
 Samples<T> make_samples(const MatrixView& x, const double* weights, const MatrixView* others,
                         int n_threads, Stop& stop) {
   const index d = x.cols;
-  Samples<T> samples{x, weights, {std::vector<T>(d, T(0)), 1}, 0};
+  Samples<T> samples{x, weights, {std::vector<T>(d, T(0)), 1}};
   if (x.rows == 0) return samples;
   const double n = double(x.rows);
   std::vector<double> origin(d);
@@ -209,6 +210,8 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
     samples.frame.scale = T(scale);
     moments = detail::column_moments<T>(x, origin.data(), scale, n_threads, stop);
   }
+  // The centre is off the mean by a sixteenth of a reach at most.
+  samples.reach = spread * double(samples.frame.scale) * (1 + 1.0 / 15);
   for (index k = 0; k < d; ++k) {
     const double mean = moments.sum[k] / n;
     samples.mean_variance += std::max(moments.square[k] / n - mean * mean, 0.0) / double(d);

@@ -51,13 +51,15 @@ struct Wide {
   tables::BytePlanes<8, 4> table;
 };
 
-// weights[16 step + lane]
+// Weights of a chunk, one at a time in all lanes of a vector.
 template <class Values>
-void store_weights(const Values& values, const PairCodes& codes, float* weights) {
+struct Weights {
+  Weights(const Values& values, const PairCodes& codes) { values.load(codes, found); }
+  [[gnu::always_inline]] tables::Floats splat(int lane, int step) const {
+    return (tables::Floats)_mm512_permutexvar_ps(_mm512_set1_epi32(lane), (__m512)found[step]);
+  }
   tables::Floats found[4];
-  values.load(codes, found);
-  for (int step = 0; step < 4; ++step) simd::store(weights + 16 * step, found[step]);
-}
+};
 
 template <class Values>
 [[gnu::always_inline]] inline void add_chunk(const Line& positions, const PairCodes& codes,
@@ -90,12 +92,18 @@ struct Scalar {
 using Narrow = Scalar<false>;
 using Wide = Scalar<true>;
 
-// weights[16 step + lane]
+// Weights of a chunk, one at a time in all lanes of a vector.
 template <class Values>
-void store_weights(const Values& values, const PairCodes& codes, float* weights) {
-  for (int step = 0; step < 4; ++step)
-    for (int lane = 0; lane < 16; ++lane) weights[16 * step + lane] = values.at(codes, lane, step);
-}
+struct Weights {
+  Weights(const Values& values, const PairCodes& codes) {
+    for (int step = 0; step < 4; ++step)
+      for (int lane = 0; lane < 16; ++lane) found[16 * step + lane] = values.at(codes, lane, step);
+  }
+  [[gnu::always_inline]] simd::Vec<float> splat(int lane, int step) const {
+    return simd::splat(found[16 * step + lane]);
+  }
+  float found[64];
+};
 
 template <class Values>
 [[gnu::always_inline]] inline void add_chunk(const Line& positions, const PairCodes& codes,

@@ -129,19 +129,20 @@ void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
   for (index chunk = 0; chunk < 2 * tile.n_pairs; ++chunk) {
     const Layout::Line* lines = pair + chunk / 2 * kLines;
     const std::uint8_t* positions = lines[chunk % 2].bytes;
-    alignas(64) float weights[Layout::kSteps * Layout::kStripRows];
-    chunks::store_weights(values, {lines + 2, int(chunk % 2)}, weights);
+    const chunks::Weights<Values> weights(values, {lines + 2, int(chunk % 2)});
+    const std::uint8_t* own_rows = rows + strips[chunk] * Layout::kStripRows;
+#pragma GCC unroll 16
     for (int lane = 0; lane < Layout::kStripRows; ++lane) {
-      float* to = sums + index(rows[strips[chunk] * Layout::kStripRows + lane]) * kWidth;
       Vec<float> sum[NV] = {};
 #pragma GCC unroll 4
       for (int step = 0; step < Layout::kSteps; ++step) {
         const float* from = x + index(positions[Layout::byte_of(lane, step)]) * kWidth;
-        const Vec<float> weight = simd::splat(weights[step * Layout::kStripRows + lane]);
+        const Vec<float> weight = weights.splat(lane, step);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v)
           sum[v] = simd::mul_add(weight, simd::load(from + v * kLanes), sum[v]);
       }
+      float* to = sums + index(own_rows[lane]) * kWidth;
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
         simd::store(to + v * kLanes, simd::load(to + v * kLanes) + sum[v]);

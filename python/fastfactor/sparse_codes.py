@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,6 @@ class SparseCodes:
     gap_bits: int
     codebook: Array
     shape: tuple[int, int]
-    _execution: tuple[object, Array] = field(init=False)  # arranged entries, and values as float32
-    _execution_nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         shape = sparse_shape(self.shape, "shape")
@@ -83,7 +81,9 @@ class SparseCodes:
         codebook = _check_codebook(self.codebook)
         codes = _codes(self.codes, codebook.size)
         gaps = np.array(self.gaps, order="C", copy=True)
-        positions = gap_decode(gaps, self.gap_bits, size)
+        widest = 16 if gaps.dtype == np.uint16 else 8
+        gap_bits = _checks.integer(self.gap_bits, "gap_bits", 1, widest)
+        positions = gap_decode(gaps, gap_bits, size)
         if codes.size != gaps.size:
             raise ValueError(f"codes must be as many as gaps, {gaps.size}, got {codes.size}")
         kept = codebook[codes].astype(np.float32) != 0
@@ -102,11 +102,10 @@ class SparseCodes:
         for name, value in (
             ("codes", codes),
             ("gaps", gaps),
-            ("gap_bits", int(self.gap_bits)),
+            ("gap_bits", gap_bits),
             ("codebook", codebook),
             ("shape", shape),
-            ("_execution", (layout, table.astype(np.float32))),
-            ("_execution_nbytes", execution_nbytes),
+            ("_arranged", (layout, table.astype(np.float32), execution_nbytes)),
         ):
             object.__setattr__(self, name, value)
 
@@ -149,6 +148,8 @@ class SparseCodes:
         Linear in the size of the matrix. The same codes for any number of threads.
         """
         table = _check_codebook(codebook)
+        if gap_bits is not None:
+            gap_bits = _checks.integer(gap_bits, "gap_bits", 1, 16)
         array = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
         if array.dtype.kind not in "iu":
             raise TypeError(f"labels must be integers, got dtype {array.dtype}")
@@ -202,6 +203,12 @@ class SparseCodes:
         return positions[values != 0], values[values != 0]
 
     @property
+    def _execution(self) -> tuple[object, Array]:
+        """What products take: the arranged entries, and as many float32 values as codes name."""
+        layout, table, _ = self.__dict__["_arranged"]
+        return layout, table
+
+    @property
     def n_bits(self) -> int:
         """Bits of a code: enough for the values of the codebook."""
         return _bits_for(self.codebook.size)
@@ -214,7 +221,7 @@ class SparseCodes:
     @property
     def execution_nbytes(self) -> int:
         """Bytes of the entries as they are arranged for products."""
-        return self._execution_nbytes
+        return int(self.__dict__["_arranged"][2])
 
     def __repr__(self) -> str:
         return (

@@ -17,8 +17,14 @@ using simd::Vec;
 constexpr int kLanes = simd::kLanes<float>;
 constexpr index kBlockRows = Layout::kBlockRows, kTilePitch = Layout::kTilePitch;
 
-// Most inputs for which looking each of them up takes less than multiplying rows of 16 of them.
-constexpr index kLookedUp = 4;
+// Most inputs for which looking each of them up takes less than multiplying them side by side:
+// measured on the matrix of bench/sparse_codebook.py, where one thread takes 0.12 ms an input by
+// permutes (0.5 ms by gathers or one by one) and 0.8 ms for 1 to 16 side by side.
+#if defined(__AVX512VBMI__)
+constexpr index kLookedUp = 6;
+#else
+constexpr index kLookedUp = 1;
+#endif
 
 // Terms of a sum in float before it goes to double. Rounding stays below 1e-5 of the sum of
 // magnitudes then, even where all of it has one sign.
@@ -116,6 +122,56 @@ Buffer<float> lay_side_by_side(const MatrixView& x, index first, index width, in
   return panel;
 }
 
+// The chunks of a tile, strip after strip.
+class StripChunks {
+ public:
+  StripChunks(const std::uint8_t* strips, int n) {
+    for (int c = 0; c < n; ++c) ++begins_[strips[c] + 2];
+    for (index s = 2; s <= Layout::kStrips; ++s) begins_[s + 1] += begins_[s];
+    for (int c = 0; c < n; ++c) chunks_[begins_[strips[c] + 1]++] = std::uint16_t(c);
+  }
+  const std::uint16_t* begin(index strip) const { return chunks_ + begins_[strip]; }
+  const std::uint16_t* end(index strip) const { return chunks_ + begins_[strip + 1]; }
+
+ private:
+  int begins_[Layout::kStrips + 2] = {};
+  std::uint16_t chunks_[Layout::kStrips * Layout::kTilePitch / Layout::kSteps + 1];
+};
+
+// Rows of a strip whose sums are in registers at a time.
+constexpr int kRowsAtOnce = 8;
+
+// sum[row] = Σ w x for the strip's rows from kFirst on, x a row of NV vectors.
+template <int NV, int kFirst, class Values>
+void multiply_rows(const Layout::Line* pairs, const std::uint16_t* chunk, const std::uint16_t* end,
+                   const float* x, const Values& values, Vec<float> (&sums)[kRowsAtOnce][NV]) {
+  constexpr int kWidth = NV * kLanes, kLines = Values::kWide ? 4 : 3;
+  Vec<float> sum[kRowsAtOnce][NV] = {};
+  for (; chunk < end; ++chunk) {
+    const Layout::Line* lines = pairs + *chunk / 2 * kLines;
+    const std::uint8_t* positions = lines[*chunk % 2].bytes;
+    const chunks::Weights<Values, kFirst> weights(values, {lines + 2, *chunk % 2});
+#pragma GCC unroll 8
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      Vec<float> part[NV] = {};
+#pragma GCC unroll 4
+      for (int step = 0; step < Layout::kSteps; ++step) {
+        const float* from = x + index(positions[Layout::byte_of(kFirst + r, step)]) * kWidth;
+        const Vec<float> weight = weights.splat(r, step);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          const Vec<float> xs = simd::load(from + v * kLanes);
+          part[v] = step ? simd::mul_add(weight, xs, part[v]) : weight * xs;
+        }
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + part[v];
+    }
+  }
+  for (int r = 0; r < kRowsAtOnce; ++r)
+    for (int v = 0; v < NV; ++v) sums[r][v] = sum[r][v];
+}
+
 // sums[row][b] += Σ w x[b]
 template <int NV, class Values>
 void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
@@ -124,29 +180,24 @@ void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
   std::uint8_t rows[kBlockRows];
   for (index r = 0; r < kBlockRows; ++r)
     rows[r / Layout::kGroupRows * Layout::kGroupRows + lanes[r]] = std::uint8_t(r);
-  const Layout::Line* pair = block.pairs.data() + tile.first_pair * kLines;
-  const std::uint8_t* strips = block.strips.data() + tile.first_pair * 2;
-  for (index chunk = 0; chunk < 2 * tile.n_pairs; ++chunk) {
-    const Layout::Line* lines = pair + chunk / 2 * kLines;
-    const std::uint8_t* positions = lines[chunk % 2].bytes;
-    const chunks::Weights<Values> weights(values, {lines + 2, int(chunk % 2)});
-    const std::uint8_t* own_rows = rows + strips[chunk] * Layout::kStripRows;
-#pragma GCC unroll 16
-    for (int lane = 0; lane < Layout::kStripRows; ++lane) {
-      Vec<float> sum[NV] = {};
-#pragma GCC unroll 4
-      for (int step = 0; step < Layout::kSteps; ++step) {
-        const float* from = x + index(positions[Layout::byte_of(lane, step)]) * kWidth;
-        const Vec<float> weight = weights.splat(lane, step);
-#pragma GCC unroll 4
+  const Layout::Line* pairs = block.pairs.data() + tile.first_pair * kLines;
+  const StripChunks chunks(block.strips.data() + tile.first_pair * 2, 2 * tile.n_pairs);
+  for (index strip = 0; strip < Layout::kStrips; ++strip) {
+    const auto *begin = chunks.begin(strip), *end = chunks.end(strip);
+    if (begin == end) continue;
+    const auto add = [&](const std::uint8_t* own_rows, const Vec<float>(&found)[kRowsAtOnce][NV]) {
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        float* to = sums + index(own_rows[r]) * kWidth;
         for (int v = 0; v < NV; ++v)
-          sum[v] = simd::mul_add(weight, simd::load(from + v * kLanes), sum[v]);
+          simd::store(to + v * kLanes, simd::load(to + v * kLanes) + found[r][v]);
       }
-      float* to = sums + index(own_rows[lane]) * kWidth;
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v)
-        simd::store(to + v * kLanes, simd::load(to + v * kLanes) + sum[v]);
-    }
+    };
+    const std::uint8_t* own_rows = rows + strip * Layout::kStripRows;
+    Vec<float> found[kRowsAtOnce][NV];
+    multiply_rows<NV, 0>(pairs, begin, end, x, values, found);
+    add(own_rows, found);
+    multiply_rows<NV, kRowsAtOnce>(pairs, begin, end, x, values, found);
+    add(own_rows + kRowsAtOnce, found);
   }
 }
 

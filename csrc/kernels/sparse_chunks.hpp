@@ -166,17 +166,18 @@ struct TileTable {
   float values[Layout::kTilePitch];
 };
 
-template <bool Wide_>
-struct Values_ {
-  static constexpr bool kWide = Wide_;
-  explicit Values_(const float* from) : table(from) {}
+// A value at a time.
+template <bool kBytes>
+struct Entries {
+  static constexpr bool kWide = kBytes;
+  explicit Entries(const float* from) : table(from) {}
   float at(const ChunkCodes& codes, int lane, int step) const {
     return table[kWide ? int(codes.wide()[Layout::byte_of(lane, step)]) : codes.narrow(lane, step)];
   }
   const float* table;
 };
-using Narrow = Values_<false>;
-using Wide = Values_<true>;
+using Narrow = Entries<false>;
+using Wide = Entries<true>;
 
 template <class Values, int kFirst>
 struct Weights {

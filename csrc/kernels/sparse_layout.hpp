@@ -9,8 +9,9 @@
 // zero) and for a tile of the input to stay in registers. Each group of 64 rows of a tile is sorted
 // by how many entries its rows have there and cut into four strips of 16 rows, one a lane. What is
 // multiplied at a time is a chunk: four entries of each row of a strip, rows that have fewer filled
-// up. Sorting keeps these fillers few: at random places, 10 % of a matrix, they are a sixth of all;
-// unsorted they were more than a third.
+// up. Sorting keeps the filled places few: of 4096 × 4080 at random with 10 % entries they are 15 %
+// of all places, 29 % unsorted. An entry then takes 1.85 bytes with codes of four bits; 3.6 where
+// only 1 % are entries, more than a float CSR's 8 where fewer than 0.2 % are.
 namespace ff {
 
 struct SparseLayout {
@@ -54,7 +55,7 @@ struct SparseLayout {
 };
 
 // Of entries whose positions (row · cols + column) rise and lie in the matrix. Linear in their
-// number: a tile takes some 600 bytes at least.
+// number: a tile takes 474 bytes at least.
 SparseLayout make_sparse_layout(const std::int64_t* positions, const std::uint8_t* codes, index n,
                                 index rows, index cols, bool wide, int n_threads, Stop& stop);
 

@@ -271,7 +271,8 @@ def sparse_codebook_matmul(
     ``|y − Wx| ≤ 1e-5 · Σ|w x|``: sums in float32, of long rows in float64; what is float64 is
     rounded to float32 first. NaN and infinity in ``x`` spread as IEEE 754 says; what is coded as
     zero is not multiplied. The same bits for any number of threads.
-    Work and memory traffic go by ``sparse_codes.execution_nbytes``. One input, and up to 6 with
+    Work and memory traffic go by ``sparse_codes.execution_nbytes``; threads take 256 rows at a
+    time. One input, and up to 6 with
     AVX-512 VBMI, are looked up by position a tile at a time; of more, up to 32 at a time are laid
     side by side first, a copy in float32.
 

@@ -52,8 +52,9 @@ class SparseCodes:
     -----
     S. Han, H. Mao, W. Dally, Deep Compression, 2016. The arrays are copies and read-only. Making
     one arranges the entries once more in the order in which products read them, in time linear in
-    their number (a matrix with fewer than one entry in 200 pays for empty places), in parallel,
-    and keeps both; ``execution_nbytes`` says how large that is.
+    their number, in parallel, and keeps both; ``execution_nbytes`` says how large that is. With
+    codes of 4 bits it is about 1.7 bytes an entry at 80 % zeros, 1.9 at 90 %, 3.6 at 99 %; a
+    matrix with fewer than one entry in 500 is smaller as a :class:`CSR` of float32.
 
     Examples
     --------
@@ -86,7 +87,7 @@ class SparseCodes:
         positions = gap_decode(gaps, gap_bits, size)
         if codes.size != gaps.size:
             raise ValueError(f"codes must be as many as gaps, {gaps.size}, got {codes.size}")
-        kept = codebook[codes].astype(np.float32) != 0
+        kept = (codebook.astype(np.float32) != 0)[codes]
         layout, execution_nbytes = kernels.sparse_layout(
             positions[kept],
             codes[kept],

@@ -182,7 +182,14 @@ void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
     rows[r / Layout::kGroupRows * Layout::kGroupRows + lanes[r]] = std::uint8_t(r);
   const Layout::Line* pairs = block.pairs.data() + tile.first_pair * kLines;
   const StripChunks chunks(block.strips.data() + tile.first_pair * 2, 2 * tile.n_pairs);
+  // Strips are read here and there, so the next tile is asked for before it is their turn: 8 cold
+  // inputs of bench/sparse_codebook.py then take one thread 0.9 ms, 1.4 without.
+  const index next = (tile.first_pair + tile.n_pairs) * kLines;
+  const index last = index(block.pairs.size()) - 1;
+  const index share = ceil_div(tile.n_pairs * kLines, Layout::kStrips);
   for (index strip = 0; strip < Layout::kStrips; ++strip) {
+    for (index i = 0; i < share; ++i)
+      __builtin_prefetch(block.pairs.data() + std::min(next + strip * share + i, last));
     const auto *begin = chunks.begin(strip), *end = chunks.end(strip);
     if (begin == end) continue;
     const auto add = [&](const std::uint8_t* own_rows, const Vec<float>(&found)[kRowsAtOnce][NV]) {

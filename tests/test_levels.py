@@ -132,6 +132,24 @@ def test_a_level_gives_the_same_bits_for_any_number_of_threads(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_sparse_codes_are_multiplied_right_at_every_level(level):
+    code = """
+        import numpy as np
+        from test_sparse_codebook import check, inputs, random_case
+
+        rng = np.random.default_rng(2)
+        for entries in (3, 16, 17, 256):
+            for shape, density in (((70, 600), 0.1), ((300, 255), 0.6), ((1, 1021), 1)):
+                sparse, dense = random_case(rng, shape, density=density, entries=entries)
+                for batch in (1, 2, 3, 4, 5, 8, 17, 40):
+                    x = inputs(rng, batch, shape[1])
+                    bits = {check(sparse, dense, x, n_threads=n).tobytes() for n in (1, 2, 7)}
+                    assert len(bits) == 1
+    """
+    output_of(code, environment={VARIABLE: level, "PYTHONPATH": WITH_TESTS})
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_configuration_names_the_level(level):
     code = "import fastfactor; fastfactor.show_config()"
     lines = output_of(code, environment={VARIABLE: level}).splitlines()

@@ -14,7 +14,7 @@ SCRIPT = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.
 def test_every_kernel_has_an_example():
     calls = [name for name in fastfactor.__all__ if name.islower() and name[0] != "_"]
     calls.remove("show_config")
-    for call in (*calls, "balanced=True", "CSR", "PackedCodes.pack"):
+    for call in (*calls, "balanced=True", "CSR", "PackedCodes.pack", "SparseCodes"):
         assert call in SCRIPT
 
 

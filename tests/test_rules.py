@@ -31,6 +31,7 @@ FUNCTION_LAYER = {
     "selection",
     "convolutions",
     "sparse",
+    "sparse_codes",
     "config",
     "_checks",
 }

@@ -15,6 +15,7 @@ void bind_gaps(py::module_& m);
 void bind_huffman(py::module_& m);
 void bind_omp(py::module_& m);
 void bind_select(py::module_& m);
+void bind_sparse_codebook(py::module_& m);
 void bind_spmm(py::module_& m);
 
 namespace {
@@ -61,5 +62,6 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_huffman(m);
   bind_omp(m);
   bind_select(m);
+  bind_sparse_codebook(m);
   bind_spmm(m);
 }

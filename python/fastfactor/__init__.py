@@ -13,10 +13,11 @@ from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_en
 from .config import show_config
 from .errors import CorruptDataError
 from .packing import PackedCodes
-from .products import codebook_matmul, codebook_rows, spmm
+from .products import codebook_matmul, codebook_rows, sparse_codebook_matmul, spmm
 from .scalar_clustering import kmeans1d
 from .selection import n_m_mask, prune_mask, threshold_for
 from .sparse import CSR
+from .sparse_codes import SparseCodes
 from .sparse_coding import omp
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GapCodes",
     "KMeansResult",
     "PackedCodes",
+    "SparseCodes",
     "__version__",
     "assign",
     "codebook_matmul",
@@ -39,6 +41,7 @@ __all__ = [
     "omp",
     "prune_mask",
     "show_config",
+    "sparse_codebook_matmul",
     "spmm",
     "threshold_for",
 ]

@@ -79,6 +79,17 @@ def codebook_rows(
     ids: npt.NDArray[np.int64] | None,
     n_threads: int,
 ) -> npt.NDArray[np.float32]: ...
+def sparse_layout(
+    positions: npt.NDArray[np.int64],
+    codes: _Bytes,
+    rows: int,
+    cols: int,
+    wide: bool,
+    n_threads: int,
+) -> tuple[object, int]: ...
+def sparse_codebook_matmul(
+    x: _Array, layout: object, codebook: npt.NDArray[np.float32], out: _Array, n_threads: int
+) -> None: ...
 def gap_encode(
     positions: npt.NDArray[np.int64], size: int, n_bits: int, value_bits: int, n_threads: int
 ) -> tuple[_Array, npt.NDArray[np.int64], int]: ...

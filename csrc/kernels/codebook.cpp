@@ -7,8 +7,7 @@
 
 #include <vector>
 
-#include "core/panels.hpp"
-#include "kernels/codebook_walk.hpp"
+#include "kernels/codebook_products.hpp"
 
 namespace ff {
 namespace {
@@ -18,33 +17,6 @@ constexpr int kLanes = simd::kLanes<float>;
 
 // Inputs up to which a table of products beats decoding.
 constexpr index kTableBatch = 2;
-
-// ---- inputs, in the order in which a look-up gives values ----
-
-struct Inputs {
-  index pitch;
-  Buffer<float> values;
-
-  const float* row(index b) const { return values.data() + b * pitch; }
-};
-
-Inputs arrange(const MatrixView& x, const Lookup& lookup, int n_threads, Stop& stop) {
-  Inputs inputs{round_up(x.cols, kLanes), {}};
-  inputs.values = Buffer<float>(x.rows * inputs.pitch);
-  const index whole = x.cols - x.cols % lookup.block;
-  std::vector<index> columns(lookup.block);
-  for (index p = 0; p < lookup.block; ++p) columns[p] = lookup.column(p);
-  parallel_for(x.rows, n_threads, stop, [&](index b, int) {
-    std::vector<float> row(x.cols);
-    load_row(x, b, row.data());
-    float* to = inputs.values.data() + b * inputs.pitch;
-    for (index first = 0; first < whole; first += lookup.block)
-      for (index p = 0; p < lookup.block; ++p) to[first + p] = row[first + columns[p]];
-    std::copy(row.begin() + whole, row.end(), to + whole);
-    std::fill(to + x.cols, to + inputs.pitch, 0.0f);
-  });
-  return inputs;
-}
 
 // ---- one input, scalar codes ----
 
@@ -59,75 +31,6 @@ void multiply_one(const PackedView& packed, const CodebookView& codebook, const 
       row.go_to(r);
       out[r] = lookup.dot(row, x);
     }
-  });
-}
-
-// ---- several inputs: rows decoded a tile at a time ----
-
-constexpr int kTileOut = 3;                             // rows of W
-constexpr int kTileBatch = simd::kBytes == 64 ? 8 : 4;  // inputs: 24 or 12 accumulators
-constexpr index kDecodedRows = 2 * kTileOut;
-
-// y[r·ld + b] += Σ_k w[r][k] x[b][k]
-template <int R, int B>
-void multiply_tile(const float* w, index w_pitch, const float* x, index x_pitch, index n, double* y,
-                   index y_pitch) {
-  Vec<float> sum[R][B] = {};
-  for (index k = 0; k < n; k += kLanes) {
-    Vec<float> wk[R];
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) wk[r] = simd::load(w + r * w_pitch + k);
-#pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) {
-      const Vec<float> xk = simd::load(x + b * x_pitch + k);
-#pragma GCC unroll 3
-      for (int r = 0; r < R; ++r) sum[r][b] = simd::mul_add(wk[r], xk, sum[r][b]);
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int b = 0; b < B; ++b) y[r * y_pitch + b] += double(simd::reduce_add<float>(sum[r][b]));
-}
-
-using TileProduct = void (*)(const float*, index, const float*, index, index, double*, index);
-
-template <int R, int... B>
-TileProduct tile_product(index batch, std::integer_sequence<int, B...>) {
-  static constexpr TileProduct all[] = {multiply_tile<R, B + 1>...};
-  return all[batch - 1];
-}
-
-TileProduct tile_product(index rows, index batch) {
-  const auto sizes = std::make_integer_sequence<int, kTileBatch>();
-  if (rows == 1) return tile_product<1>(batch, sizes);
-  return rows == 2 ? tile_product<2>(batch, sizes) : tile_product<3>(batch, sizes);
-}
-
-void multiply_decoded(const PackedView& packed, const CodebookView& codebook, const Lookup& lookup,
-                      const Inputs& inputs, index batch, float* out, int n_threads, Stop& stop) {
-  const index rows = packed.shape.rows, columns = packed.shape.cols * codebook.dim;
-  const index block = column_block(codebook.dim);
-  parallel_for(ceil_div(rows, kDecodedRows), n_threads, stop, [&](index task, int) {
-    const index first_row = task * kDecodedRows, n = std::min(kDecodedRows, rows - first_row);
-    // A line more than the block, so that rows do not fall on the same lines of L1.
-    const index pitch = round_up(block, kLanes) + 16;
-    CodeRow row(packed, codebook);
-    Buffer<float> w(kDecodedRows * pitch);
-    std::vector<double> y(kDecodedRows * batch);
-    for (index first = 0; first < columns; first += block) {
-      const index last = std::min(first + block, columns), width = round_up(last - first, kLanes);
-      for (index r = 0; r < n; ++r) {
-        row.go_to(first_row + r);
-        lookup.decode(row, first, last, w.data() + r * pitch);
-        std::fill(w.data() + r * pitch + (last - first), w.data() + r * pitch + width, 0.0f);
-      }
-      for (index b = 0; b < batch; b += kTileBatch)
-        for (index r = 0; r < n; r += kTileOut)
-          tile_product(std::min<index>(kTileOut, n - r), std::min<index>(kTileBatch, batch - b))(
-              w.data() + r * pitch, pitch, inputs.row(b) + first, inputs.pitch, width,
-              y.data() + r * batch + b, batch);
-    }
-    for (index b = 0; b < batch; ++b)
-      for (index r = 0; r < n; ++r) out[b * rows + first_row + r] = float(y[r * batch + b]);
   });
 }
 
@@ -222,7 +125,7 @@ void multiply_by_table(const PackedView& packed, const CodebookView& codebook, c
     std::fill(y.begin(), y.end(), 0.0);
     for (index first = 0; first < cols; first += table.span()) {
       const index n = std::min(table.span(), cols - first);
-      table.fill(inputs.row(b), first, n, n_threads, stop);
+      table.fill(inputs.at(b, 0), first, n, n_threads, stop);
       parallel_for(ceil_div(rows, kRows), n_threads, stop, [&](index task, int) {
         CodeRow row(packed, codebook);
         for (index book = 0; book < codebook.books; ++book)
@@ -241,6 +144,27 @@ void multiply_by_table(const PackedView& packed, const CodebookView& codebook, c
 
 }  // namespace
 
+Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_threads, Stop& stop) {
+  Inputs inputs{x.rows, tile, round_up(x.cols, kLanes), {}};
+  inputs.values = Buffer<float>(x.rows * inputs.width);
+  const index whole = x.cols - x.cols % lookup.block;
+  std::vector<index> columns(lookup.block);
+  for (index p = 0; p < lookup.block; ++p) columns[p] = lookup.column(p);
+  parallel_for(x.rows, n_threads, stop, [&](index b, int) {
+    std::vector<float> row(inputs.width), moved(lookup.block);
+    load_row(x, b, row.data());
+    for (index first = 0; first < whole; first += lookup.block) {
+      for (index p = 0; p < lookup.block; ++p) moved[p] = row[first + columns[p]];
+      std::copy(moved.begin(), moved.end(), row.begin() + first);
+    }
+    const index tile_of_b = b / tile * tile, size = inputs.tile_size(tile_of_b);
+    float* to = inputs.values.data() + tile_of_b * inputs.width + b % tile * kLanes;
+    for (index k = 0; k < inputs.width; k += kLanes)
+      simd::store(to + k * size, simd::load(row.data() + k));
+  });
+  return inputs;
+}
+
 void CodebookView::load(index book, index row, index group, float* out) const {
   const index size = dtype == DType::f32 ? 4 : 2;
   const index at = (book * rows + (rows > 1 ? row : 0)) * groups + group;
@@ -254,14 +178,15 @@ void codebook_matmul(const MatrixView& x, const PackedView& packed, const Codebo
   if (batch == 0 || packed.shape.rows == 0) return;
   if (x.cols == 0) return void(std::fill_n(out, batch * packed.shape.rows, 0.0f));
   const Lookup lookup = choose_lookup(packed, codebook);
-  const Inputs inputs = arrange(x, lookup, n_threads, stop);
   if (lookup.dot && batch == 1) {
-    multiply_one(packed, codebook, lookup, inputs.row(0), out, n_threads, stop);
+    const Inputs inputs = arrange(x, lookup, 1, n_threads, stop);
+    multiply_one(packed, codebook, lookup, inputs.at(0, 0), out, n_threads, stop);
   } else if (!lookup.dot && codebook.rows == 1 && batch <= kTableBatch &&
              packed.shape.rows >= codebook.entries) {
+    const Inputs inputs = arrange(x, lookup, 1, n_threads, stop);
     multiply_by_table(packed, codebook, inputs, batch, out, n_threads, stop);
   } else {
-    multiply_decoded(packed, codebook, lookup, inputs, batch, out, n_threads, stop);
+    multiply_tiles(x, packed, codebook, lookup, out, n_threads, stop);
   }
 }
 

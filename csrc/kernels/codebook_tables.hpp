@@ -13,8 +13,6 @@ using Floats = simd::Vec<float>;
 inline constexpr int kLanes = simd::kLanes<float>;
 
 #if defined(__AVX512F__)
-inline constexpr bool kPermutes = true;
-
 struct Table16 {
   explicit Table16(const float* values) : table(_mm512_loadu_ps(values)) {}
   Floats operator[](__m512i index) const {  // of each lane the low four bits count
@@ -24,8 +22,6 @@ struct Table16 {
 };
 
 #elif defined(__AVX2__)
-inline constexpr bool kPermutes = true;
-
 struct Table16 {
   explicit Table16(const float* values)
       : low(_mm256_loadu_ps(values)), high(_mm256_loadu_ps(values + 8)) {}
@@ -37,9 +33,6 @@ struct Table16 {
   }
   __m256 low, high;
 };
-
-#else
-inline constexpr bool kPermutes = false;
 #endif
 
 #if defined(__AVX2__)

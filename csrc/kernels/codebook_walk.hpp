@@ -13,8 +13,8 @@ inline constexpr index kColumnBlock = 1024;
 
 // The same for vectors of any length: whole ones, and eight of them at least, so that codes begin
 // on a byte.
-inline index column_block(index dim) {
-  return std::max<index>(kColumnBlock / (8 * dim), 1) * 8 * dim;
+inline index column_block(index dim, index most = kColumnBlock) {
+  return std::max<index>(most / (8 * dim), 1) * 8 * dim;
 }
 
 // What one worker knows of the row it is at. Codes are unpacked and tables widened here.
@@ -75,7 +75,7 @@ class CodeRow {
 
 // Scalar codes of one codebook by look-up Table: vector(position, v, values) for vector v of the
 // block at `position` of the columns [first, last), scalar(position, value) for the rest; positions
-// count from `first`, which is a multiple of kColumnBlock, as last is or ends the row.
+// count from `first`, which is a multiple of the look-up's block.
 template <class Table, class Vector, class Scalar>
 [[gnu::always_inline]] inline void walk_scalars(CodeRow& row, index first, index last,
                                                 Vector&& vector, Scalar&& scalar) {

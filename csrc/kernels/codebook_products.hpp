@@ -1,0 +1,32 @@
+#pragma once
+#include <algorithm>
+
+#include "core/buffer.hpp"
+#include "kernels/codebook.hpp"
+#include "kernels/codebook_walk.hpp"
+
+// The ways in which codebook_matmul() multiplies; it chooses.
+namespace ff {
+
+// x in float, columns in the order in which a look-up gives values, vectors of a few inputs side by
+// side: [tile of inputs][vector][input of the tile][lane]. A product of a tile so reads one stream,
+// and no two rows of x fall on the same lines of L1.
+struct Inputs {
+  index batch, tile, width;
+  Buffer<float> values;
+
+  index tile_size(index b) const { return std::min(tile, batch - b); }
+
+  // Of the tile that begins with input b; `column` begins a vector.
+  const float* at(index b, index column) const {
+    return values.data() + b * width + column * tile_size(b);
+  }
+};
+
+Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_threads, Stop& stop);
+
+// codebook_tiles.cpp: any codes, any number of inputs.
+void multiply_tiles(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
+                    const Lookup& lookup, float* out, int n_threads, Stop& stop);
+
+}  // namespace ff

@@ -29,4 +29,8 @@ Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_thre
 void multiply_tiles(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
                     const Lookup& lookup, float* out, int n_threads, Stop& stop);
 
+// codebook_sums.cpp: codebooks that all rows share.
+void multiply_sums(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
+                   const Lookup& lookup, float* out, int n_threads, Stop& stop);
+
 }  // namespace ff

@@ -1,6 +1,7 @@
 // Several inputs: tiles of W, decoded in registers where a permute does that, else in L1.
 #include "kernels/codebook_tiles.hpp"
 
+#include <optional>
 #include <vector>
 
 #include "kernels/codebook_products.hpp"
@@ -51,6 +52,22 @@ class Sums {
   std::vector<double> totals_;
 };
 
+// What a worker needs for its tasks, made by its first one.
+template <class T>
+class PerWorker {
+ public:
+  explicit PerWorker(int n_threads) : all_(n_threads) {}
+
+  template <class Make>
+  T& of(int worker, Make&& make) {
+    if (!all_[worker]) all_[worker].emplace(make());
+    return *all_[worker];
+  }
+
+ private:
+  std::vector<std::optional<T>> all_;
+};
+
 // Every tile of n_rows rows and all inputs, columns [first, first + blocks · a block of Source).
 template <class Rows>
 void multiply_span(index n_rows, const Inputs& inputs, index first, index blocks, Sums& sums,
@@ -71,28 +88,35 @@ void multiply_decoded(const PackedView& packed, const CodebookView& codebook, co
   const index block = column_block(codebook.dim, tiles::kColumns);
   // A line more than the block, so that rows do not fall on the same lines of L1.
   const index pitch = round_up(block, kLanes) + 16;
-  parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int) {
+  struct Scratch {
+    CodeRow row;
+    Buffer<float> w;
+    Sums sums;
+  };
+  PerWorker<Scratch> scratch(n_threads);
+  parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
     const index first_row = task * kTaskRows, n = std::min(kTaskRows, rows - first_row);
-    CodeRow row(packed, codebook);
-    Buffer<float> w(kTaskRows * pitch);
-    Sums sums(kTaskRows, inputs.batch);
-    sums.clear();
+    Scratch& my = scratch.of(worker, [&] {
+      return Scratch{CodeRow(packed, codebook), Buffer<float>(kTaskRows * pitch),
+                     Sums(kTaskRows, inputs.batch)};
+    });
+    my.sums.clear();
     index spans = 0;
     for (index first = 0; first < columns; first += block) {
       const index last = std::min(first + block, columns), width = round_up(last - first, kLanes);
       for (index r = 0; r < n; ++r) {
-        row.go_to(first_row + r);
-        lookup.decode(row, first, last, w.data() + r * pitch);
-        std::fill(w.data() + r * pitch + (last - first), w.data() + r * pitch + width, 0.0f);
+        my.row.go_to(first_row + r);
+        lookup.decode(my.row, first, last, my.w.data() + r * pitch);
+        std::fill(my.w.data() + r * pitch + (last - first), my.w.data() + r * pitch + width, 0.0f);
       }
       for (index k = 0; k < width; k += tiles::kColumns) {
-        multiply_span(n, inputs, first + k, std::min(tiles::kColumns, width - k) / kLanes, sums,
-                      [&](index r) { return tiles::Decoded{w.data() + r * pitch + k, pitch}; });
-        if (++spans % tiles::kSpans == 0) sums.fold();
+        multiply_span(n, inputs, first + k, std::min(tiles::kColumns, width - k) / kLanes, my.sums,
+                      [&](index r) { return tiles::Decoded{my.w.data() + r * pitch + k, pitch}; });
+        if (++spans % tiles::kSpans == 0) my.sums.fold();
       }
     }
-    sums.fold();
-    sums.store(n, out + first_row, rows);
+    my.sums.fold();
+    my.sums.store(n, out + first_row, rows);
   });
 }
 
@@ -117,35 +141,47 @@ void multiply_packed(const PackedView& packed, const CodebookView& codebook, con
   constexpr index kBlock = Source::Table::kBlock;
   const index rows = packed.shape.rows, columns = packed.shape.cols;
   const index whole = columns - columns % kBlock, width = round_up(columns - whole, kLanes);
-  parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int) {
+  struct Scratch {
+    CodeRow row;
+    Buffer<float> tables, rest;
+    Sums sums;
+  };
+  PerWorker<Scratch> scratch(n_threads);
+  parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
     const index first_row = task * kTaskRows, n = std::min(kTaskRows, rows - first_row);
-    Buffer<float> tables(codebook.groups * kTaskRows * 16);
-    load_tables<Bits>(codebook, first_row, n, kTaskRows, tables.data());
-    CodeRow row(packed, codebook);
-    Buffer<float> rest(kTaskRows * kBlock);
+    Scratch& my = scratch.of(worker, [&] {
+      return Scratch{CodeRow(packed, codebook), Buffer<float>(codebook.groups * kTaskRows * 16),
+                     Buffer<float>(kTaskRows * kBlock), Sums(kTaskRows, inputs.batch)};
+    });
+    load_tables<Bits>(codebook, first_row, n, kTaskRows, my.tables.data());
     for (index r = 0; r < n && width > 0; ++r) {
-      row.go_to(first_row + r);
-      lookup.decode(row, whole, columns, rest.data() + r * kBlock);
-      std::fill(rest.data() + r * kBlock + (columns - whole), rest.data() + r * kBlock + width,
-                0.0f);
+      my.row.go_to(first_row + r);
+      lookup.decode(my.row, whole, columns, my.rest.data() + r * kBlock);
+      std::fill(my.rest.data() + r * kBlock + (columns - whole),
+                my.rest.data() + r * kBlock + width, 0.0f);
     }
-    Sums sums(kTaskRows, inputs.batch);
-    sums.clear();
+    my.sums.clear();
     index spans = 0;
     for (index c = 0; c < whole;) {
       const index group = c / codebook.group_size;
       const index next = std::min({whole, c + tiles::kColumns, (group + 1) * codebook.group_size});
-      multiply_span(n, inputs, c, (next - c) / kBlock, sums, [&](index r) {
+      // The next span of these rows; after their last, the first of the next task's.
+      const index ahead = next < whole ? (next - c) / 8 * Bits
+                          : first_row + 2 * kTaskRows <= rows
+                              ? n * packed.shape.row_bytes() - c / 8 * Bits
+                              : 0;
+      multiply_span(n, inputs, c, (next - c) / kBlock, my.sums, [&](index r) {
         return Source{packed.row(first_row + r, 0) + c / 8 * Bits, packed.shape.row_bytes(),
-                      tables.data() + (group * kTaskRows + r) * 16};
+                      my.tables.data() + (group * kTaskRows + r) * 16, ahead};
       });
-      if (++spans % tiles::kSpans == 0) sums.fold();
+      if (++spans % tiles::kSpans == 0) my.sums.fold();
       c = next;
     }
-    multiply_span(n, inputs, whole, width / kLanes, sums,
-                  [&](index r) { return tiles::Decoded{rest.data() + r * kBlock, kBlock}; });
-    sums.fold();
-    sums.store(n, out + first_row, rows);
+    if (width > 0)
+      multiply_span(n, inputs, whole, width / kLanes, my.sums,
+                    [&](index r) { return tiles::Decoded{my.rest.data() + r * kBlock, kBlock}; });
+    my.sums.fold();
+    my.sums.store(n, out + first_row, rows);
   });
 }
 #endif

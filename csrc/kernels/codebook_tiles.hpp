@@ -25,7 +25,7 @@ inline constexpr index kSpans = 16;
 struct Decoded {
   static constexpr int kVectors = 1;
 
-  void go_on() { first += kLanes; }
+  void go_on(int) { first += kLanes; }
   Floats values(int row, int) const { return simd::load(first + row * pitch); }
 
   const float* first;
@@ -41,7 +41,10 @@ struct Packed {
   using Table = tables::Nibbles<Bits>;
   static constexpr int kVectors = int(Table::kCodesLane);
 
-  void go_on() { codes += 64; }
+  void go_on(int n_rows) {
+    for (int r = 0; r < n_rows; ++r) _mm_prefetch(codes + r * pitch + ahead, _MM_HINT_T0);
+    codes += 64;
+  }
   Floats values(int row, int vector) const {
     const __m512i lanes = _mm512_loadu_si512(codes + row * pitch);
     const __m512 table = _mm512_load_ps(tables + row * 16);
@@ -51,6 +54,7 @@ struct Packed {
   const std::uint8_t* codes;
   index pitch;
   const float* tables;  // [row][16], aligned
+  index ahead;          // from codes in use to those that will be next
 };
 #endif
 
@@ -66,7 +70,7 @@ inline void hold([[maybe_unused]] Floats& v) {
 template <int R, int B, class Source>
 void multiply(Source w, const float* x, index blocks, Floats* sums) {
   Floats sum[R][B] = {};
-  for (index k = 0; k < blocks; ++k, w.go_on(), x += Source::kVectors * B * kLanes) {
+  for (index k = 0; k < blocks; ++k, w.go_on(R), x += Source::kVectors * B * kLanes) {
 #pragma GCC unroll 32
     for (int v = 0; v < Source::kVectors; ++v) {
       Floats wk[R];

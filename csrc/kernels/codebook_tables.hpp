@@ -146,17 +146,7 @@ struct BytePlanes {
       for (int i = 0; i < 64; ++i) repeated[i] = values[i & ((1 << Bits) - 1)];
       values = repeated;
     }
-    for (int q = 0; q < kRegisters; ++q)
-      for (int p = 0; p < Bytes; ++p) {
-        const auto narrow = [&](int i) {
-          const __m512i bits = _mm512_loadu_si512(values + 64 * q + 16 * i);
-          return _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8 * (4 - Bytes + p)));
-        };
-        __m512i plane = _mm512_castsi128_si512(narrow(0));
-        plane = _mm512_inserti32x4(plane, narrow(1), 1);
-        plane = _mm512_inserti32x4(plane, narrow(2), 2);
-        table[p][q] = _mm512_inserti32x4(plane, narrow(3), 3);
-      }
+    for (int q = 0; q < kRegisters; ++q) split(values + 64 * q, q);
     alignas(64) std::uint8_t bytes[64], shifts[64];
     for (int i = 0; i < 64; ++i) {
       bytes[i] = std::uint8_t(std::min(i / 8 * Bits + i % 8, 8 * Bits - 1));
@@ -174,7 +164,12 @@ struct BytePlanes {
 
   template <class Sink>
   [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
-    const __m512i index = indices(codes), zero = _mm512_setzero_si512();
+    values(indices(codes), sink);
+  }
+
+  template <class Sink>
+  [[gnu::always_inline]] void values(__m512i index, Sink&& sink) const {
+    const __m512i zero = _mm512_setzero_si512();
     const __mmask64 upper = _mm512_movepi8_mask(index);
     const auto plane = [&](int p) __attribute__((always_inline)) -> __m512i {
       p -= 4 - Bytes;
@@ -200,6 +195,24 @@ struct BytePlanes {
     constexpr __mmask64 kOwn = (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // nothing past the block
     const __m512i packed = _mm512_maskz_loadu_epi8(kOwn, codes);
     return _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(spread, packed));
+  }
+
+  // Bytes of 64 values: a lane's are brought together, then the four lanes of each of four vectors.
+  void split(const float* values, int q) {
+    const __m512i by_byte = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+    const __m512i low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(2));
+    __m512i v[4];
+    for (int i = 0; i < 4; ++i)
+      v[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(values + 16 * i), by_byte);
+    const __m512i low01 = _mm512_permutex2var_epi32(v[0], low, v[1]);
+    const __m512i low23 = _mm512_permutex2var_epi32(v[2], low, v[3]);
+    const __m512i high01 = _mm512_permutex2var_epi32(v[0], high, v[1]);
+    const __m512i high23 = _mm512_permutex2var_epi32(v[2], high, v[3]);
+    const __m512i planes[4] = {
+        _mm512_shuffle_i64x2(low01, low23, 0x44), _mm512_shuffle_i64x2(low01, low23, 0xee),
+        _mm512_shuffle_i64x2(high01, high23, 0x44), _mm512_shuffle_i64x2(high01, high23, 0xee)};
+    for (int p = 0; p < Bytes; ++p) table[p][q] = planes[4 - Bytes + p];
   }
 
   __m512i table[Bytes][kRegisters], spread, shift;

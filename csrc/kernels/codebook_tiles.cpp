@@ -1,7 +1,6 @@
 // Several inputs: tiles of W, decoded in registers where a permute does that, else in L1.
 #include "kernels/codebook_tiles.hpp"
 
-#include <optional>
 #include <vector>
 
 #include "kernels/codebook_products.hpp"
@@ -50,22 +49,6 @@ class Sums {
   index n_rows_, batch_;
   Buffer<Floats> sums_;
   std::vector<double> totals_;
-};
-
-// What a worker needs for its tasks, made by its first one.
-template <class T>
-class PerWorker {
- public:
-  explicit PerWorker(int n_threads) : all_(n_threads) {}
-
-  template <class Make>
-  T& of(int worker, Make&& make) {
-    if (!all_[worker]) all_[worker].emplace(make());
-    return *all_[worker];
-  }
-
- private:
-  std::vector<std::optional<T>> all_;
 };
 
 // Every tile of n_rows rows and all inputs, columns [first, first + blocks · a block of Source).

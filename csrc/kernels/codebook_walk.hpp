@@ -11,10 +11,10 @@ namespace ff {
 // Columns at a time: a multiple of every look-up's block, few enough for L1 beside the operand.
 inline constexpr index kColumnBlock = 1024;
 
-// The same for vectors of any length: whole ones, and eight of them at least, so that codes begin
-// on a byte.
+// The same for vectors of any length: whole ones, and a multiple of 16, so that codes begin on a
+// byte and columns on a vector of any level.
 inline index column_block(index dim, index most = kColumnBlock) {
-  return std::max<index>(most / (8 * dim), 1) * 8 * dim;
+  return std::max<index>(most / (16 * dim), 1) * 16 * dim;
 }
 
 // What one worker knows of the row it is at. Codes are unpacked and tables widened here.

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <cstring>
 
 #include "core/simd.hpp"
 #include "core/types.hpp"
@@ -96,6 +97,49 @@ struct Gathered {
   }
 
   const float* table;
+};
+#endif
+
+#if defined(__SSSE3__) && !defined(__AVX2__)
+// Codes of 1, 2 or 4 bits by shuffles of bytes: a table of 16 for each byte of the values.
+template <int Bits>
+struct ByteShuffles {
+  static constexpr bool kPacked = true;
+  static constexpr index kCodesByte = 8 / Bits, kBlock = 16 * kCodesByte;
+
+  explicit ByteShuffles(const float* values) {
+    alignas(16) std::uint8_t planes[4][16] = {};
+    for (int i = 0; i < 1 << Bits; ++i) {
+      std::uint8_t bytes[4];
+      std::memcpy(bytes, values + i, 4);
+      for (int p = 0; p < 4; ++p) planes[p][i] = bytes[p];
+    }
+    for (int p = 0; p < 4; ++p)
+      table[p] = _mm_load_si128(reinterpret_cast<const __m128i*>(planes[p]));
+  }
+
+  // Code s of each of 16 bytes, four bytes to a vector.
+  static index column(index position) { return position % 16 * kCodesByte + position / 16; }
+
+  template <class Sink>
+  [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    const __m128i mask = _mm_set1_epi8((1 << Bits) - 1);
+#  pragma GCC unroll 8
+    for (int s = 0; s < kCodesByte; ++s) {
+      const __m128i index = _mm_and_si128(_mm_srli_epi16(bytes, s * Bits), mask);
+      const __m128i b0 = _mm_shuffle_epi8(table[0], index), b1 = _mm_shuffle_epi8(table[1], index);
+      const __m128i b2 = _mm_shuffle_epi8(table[2], index), b3 = _mm_shuffle_epi8(table[3], index);
+      const __m128i low0 = _mm_unpacklo_epi8(b0, b1), high0 = _mm_unpacklo_epi8(b2, b3);
+      const __m128i low1 = _mm_unpackhi_epi8(b0, b1), high1 = _mm_unpackhi_epi8(b2, b3);
+      sink(4 * s, (Floats)_mm_unpacklo_epi16(low0, high0));
+      sink(4 * s + 1, (Floats)_mm_unpackhi_epi16(low0, high0));
+      sink(4 * s + 2, (Floats)_mm_unpacklo_epi16(low1, high1));
+      sink(4 * s + 3, (Floats)_mm_unpackhi_epi16(low1, high1));
+    }
+  }
+
+  __m128i table[4];
 };
 #endif
 

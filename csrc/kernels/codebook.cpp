@@ -1,8 +1,6 @@
 // Products from packed codes and the codebooks they index. One input against scalar codes: values
-// come out of registers and are multiplied as they come. One or two inputs against vectors that all
-// rows share: products of the input's pieces with every code vector first, then sums of those (the
-// asymmetric distance of product quantization, H. Jégou, M. Douze, C. Schmid 2011). Else a few rows
-// are decoded into cache and multiplied with all inputs.
+// come out of registers and are multiplied as they come. Few inputs against vectors that all rows
+// share: sums of products that are made first. Else tiles of a few rows and a few inputs.
 #include "kernels/codebook.hpp"
 
 #include <vector>

@@ -18,7 +18,7 @@ inline constexpr int kInputs = simd::kBytes == 64 ? 8 : 4;  // 24 or 12 sums
 
 // Columns whose products a sum takes before it goes where longer sums are made, and how many of
 // those go into one: at most 128 + 16 + 4 roundings, 9e-6, before the rest is done in double.
-inline constexpr index kColumns = 64 * kLanes;
+inline constexpr index kColumns = std::min(1024, 128 * kLanes);
 inline constexpr index kSpans = 16;
 
 // Rows that lie decoded in memory.
@@ -34,8 +34,8 @@ struct Decoded {
 
 #if defined(__AVX512F__)
 // Rows that are decoded as they are multiplied: a permute more for each value of W costs less than
-// to store and load it. 4096 × 4096 codes of 4 bits by 8 inputs, one thread of Zen 5: 1.4 ms, where
-// the multiply-adds alone take 1.25; decoded into L1 first, 3.1.
+// to store and load it. 4096 × 4096 codes of 4 bits by 8 inputs, one thread of Zen 5: 1.5 ms, and
+// 2.9 decoded into L1 first; multiply-adds alone would take 1.25 at the peak.
 template <int Bits>
 struct Packed {
   using Table = tables::Nibbles<Bits>;

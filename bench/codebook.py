@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -11,6 +13,7 @@ from cases import (
     THREADS,
     Contestant,
     Job,
+    Sample,
     Target,
     Workload,
     at_every_level,
@@ -73,10 +76,12 @@ def contestants(name: str) -> tuple[Contestant, ...]:
             Contestant("fastfactor, bfloat16 tables", fastfactor_bfloat16),
             *dense,
         )
+    aqlm = (Contestant("AQLM numba", aqlm_numba),) if name == "additive" else ()
     return (
         *at_every_level(fastfactor),
         *dense,
         Contestant("torch products and gather", torch_gather),
+        *aqlm,
     )
 
 
@@ -109,7 +114,7 @@ def targets(name: str) -> tuple[Target, ...]:
             Target(eight, gather, at_least=8),
             *quality,
         )
-    return (Target(one, gather, at_least=2, aim=4), *quality)
+    return (Target(one, (*gather, "AQLM numba"), at_least=2, aim=4), *quality)
 
 
 def fastfactor(workload: Workload) -> Job:
@@ -200,6 +205,40 @@ def torch_gather(workload: Workload) -> Job:
         return lambda i: product(right, copies[i]), result
 
     return job(workload, weight, codes.size, len(copies), with_inputs)
+
+
+def aqlm_numba(workload: Workload) -> Job:
+    """AQLM's kernel for processors. Its threads add to the same outputs, unguarded."""
+    import numba
+    import torch
+    from aqlm.inference_kernels.numba_kernel import numba_gemm_lut
+
+    codes, table = codes_and_table(workload)
+    weight = dense_weight(codes, table)
+    size = len(weight)
+    by_place = np.ascontiguousarray(codes.transpose(2, 1, 0)).view(np.int8)  # (places, out, books)
+    copies = [torch.from_numpy(by_place.copy()) for _ in range(copies_for_cold(by_place.nbytes))]
+    tables = torch.from_numpy(table[:, :, np.newaxis])
+    scales = torch.ones(size, 1, 1, 1)
+
+    def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
+        right = torch.from_numpy(x)
+
+        def multiply(i: int) -> Any:
+            return numba_gemm_lut(right, copies[i], tables, scales, None)
+
+        return multiply, multiply(0).numpy()
+
+    def best(sample: Sample) -> float:
+        times = []
+        for n_threads in (1, THREADS) * 2:
+            numba.set_num_threads(n_threads)
+            times.append(sample())
+        return min(times)
+
+    note = "best of runs on 1 and more threads; data race"
+    made = job(workload, weight, by_place.nbytes, len(copies), with_inputs, note)
+    return replace(made, samples={key: partial(best, s) for key, s in made.samples.items()})
 
 
 def torch_int4(workload: Workload) -> Job:

@@ -68,7 +68,7 @@ def test_scalar_codes_of_every_width(rng, n_bits, kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("books", [1, 2, 3])
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 8, 16, 130])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 8, 16, 130])
 def test_vectors_and_several_codebooks(rng, dim, books, kind):
     for n_bits, out, places in [(1, 1, 1), (3, 9, 15), (4, 40, 17), (8, 300, 33)]:
         group = 4 * dim if "group" in kind else 0
@@ -93,16 +93,64 @@ def test_every_batch(rng, batch):
         case.check(rng.standard_normal((batch, 1100)).astype(np.float32))
 
 
+@pytest.mark.parametrize("n_bits", [1, 2, 4, 8])
+def test_more_rows_and_columns_than_a_task_takes(rng, n_bits):
+    for kind, group in (("tensor", 0), ("row", 0), ("row and group", 512)):
+        for out, places in [(53, 1024 * 17 + 3), (24, 4096), (49, 1024)]:
+            case = Case(rng, n_bits=n_bits, out=out, places=places, kind=kind, group=group)
+            case.check(rng.standard_normal((9, places)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "group"])
+@pytest.mark.parametrize("books", [1, 2])
+@pytest.mark.parametrize("n_bits", [3, 6, 8])
+def test_sums_of_products_and_tiles(rng, n_bits, books, kind):
+    """Rows around a vector of bytes and a task, codes around a span, batches on both sides."""
+    for out, places, dim, batches in [
+        (256, 150, 8, (1, 8, 9, 16, 17)),
+        (577, 133, 8, (1, 9)),
+        (319, 913, 2, (1, 2, 9, 10, 19)),
+        (260, 1040, 4, (1, 3)),
+        (300, 40, 64, (1, 9)),
+        (300, 40, 65, (1, 9)),
+        (300, 240, 5, (1, 60)),
+    ]:
+        group = 48 * dim if kind == "group" else 0
+        case = Case(
+            rng, n_bits=n_bits, out=out, places=places, dim=dim, books=books, kind=kind, group=group
+        )
+        for batch in batches:
+            case.check(rng.standard_normal((batch, places * dim)).astype(np.float32))
+
+
+def test_what_no_code_names_reaches_no_sum(rng):
+    codes = rng.integers(0, 255, (300, 40))
+    codes[7, 3] = 255
+    table = rng.standard_normal((256, 8)).astype(np.float32)
+    table[255] = np.inf
+    packed = PackedCodes.pack(codes, 8, vector_dim=8)
+    for batch in (1, 3, 9):
+        found = codebook_matmul(np.ones((batch, 320), np.float32), packed, table)
+        assert np.isinf(found[:, 7]).all()
+        assert np.isfinite(np.delete(found, 7, axis=1)).all()
+
+
 def test_long_rows_stay_within_the_bound(rng):
     """All of one sign, where rounding adds up."""
     places = 400_000
     codes = np.ones((1, places), np.uint8)
-    x = np.full(places, 0.1, np.float32)
+    x = np.full((3, places), 0.1, np.float32)
     for n_bits in (1, 4, 8):
         codebook = np.full((2**n_bits, 1), 0.7, np.float32)
-        found = codebook_matmul(x, PackedCodes.pack(codes, n_bits), codebook)
-        exact = places * float(x[0]) * float(codebook[0, 0])
-        assert abs(found[0] - exact) <= 1e-5 * exact
+        packed = PackedCodes.pack(codes, n_bits)
+        exact = places * float(x[0, 0]) * float(codebook[0, 0])
+        for inputs in (x[0], x):
+            found = codebook_matmul(inputs, packed, codebook)
+            assert (np.abs(found - exact) <= 1e-5 * exact).all()
+    vectors = PackedCodes.pack(np.ones((256, places // 8), np.uint8), 8, vector_dim=8)
+    for inputs in (x[0], x):
+        found = codebook_matmul(inputs, vectors, np.full((256, 8), 0.7, np.float32))
+        assert (np.abs(found - exact) <= 1e-5 * exact).all()
 
 
 @pytest.mark.parametrize("n_bits", [2, 4, 6, 8])

@@ -1,49 +1,29 @@
 // Products from packed codes and the codebooks they index. One input against scalar codes: values
-// come out of registers and are multiplied as they come. One or two inputs against vectors that all
-// rows share: products of the input's pieces with every code vector first, then sums of those (the
-// asymmetric distance of product quantization, H. Jégou, M. Douze, C. Schmid 2011). Else a few rows
-// are decoded into cache and multiplied with all inputs.
+// come out of registers and are multiplied as they come. Few inputs against vectors that all rows
+// share: sums of products that are made first. Else tiles of a few rows and a few inputs.
 #include "kernels/codebook.hpp"
 
 #include <vector>
 
-#include "core/panels.hpp"
-#include "kernels/codebook_walk.hpp"
+#include "kernels/codebook_products.hpp"
 
 namespace ff {
 namespace {
 
-using simd::Vec;
 constexpr int kLanes = simd::kLanes<float>;
 
-// Inputs up to which a table of products beats decoding.
-constexpr index kTableBatch = 2;
-
-// ---- inputs, in the order in which a look-up gives values ----
-
-struct Inputs {
-  index pitch;
-  Buffer<float> values;
-
-  const float* row(index b) const { return values.data() + b * pitch; }
-};
-
-Inputs arrange(const MatrixView& x, const Lookup& lookup, int n_threads, Stop& stop) {
-  Inputs inputs{round_up(x.cols, kLanes), {}};
-  inputs.values = Buffer<float>(x.rows * inputs.pitch);
-  const index whole = x.cols - x.cols % lookup.block;
-  std::vector<index> columns(lookup.block);
-  for (index p = 0; p < lookup.block; ++p) columns[p] = lookup.column(p);
-  parallel_for(x.rows, n_threads, stop, [&](index b, int) {
-    std::vector<float> row(x.cols);
-    load_row(x, b, row.data());
-    float* to = inputs.values.data() + b * inputs.pitch;
-    for (index first = 0; first < whole; first += lookup.block)
-      for (index p = 0; p < lookup.block; ++p) to[first + p] = row[first + columns[p]];
-    std::copy(row.begin() + whole, row.end(), to + whole);
-    std::fill(to + x.cols, to + inputs.pitch, 0.0f);
-  });
-  return inputs;
+// Whether sums of products cost less than tiles. 4096 × 4096 on one thread of Zen 5, permuting
+// bytes: sums take 1.3 ms · books / dim an input, tiles 0.17 ms an input and 9 ms · books / dim to
+// decode. Elsewhere a look-up is a load and costs five times as much, and one or two inputs pay.
+bool sums_pay(const CodebookView& codebook, index batch) {
+#if defined(__AVX512VBMI__)
+  constexpr index kLongest = 64;  // products are summed in float
+  return batch * (8 * codebook.books - codebook.dim) <= 56 * codebook.books &&
+         codebook.dim <= kLongest;
+#else
+  (void)codebook;
+  return batch <= 2;
+#endif
 }
 
 // ---- one input, scalar codes ----
@@ -62,184 +42,28 @@ void multiply_one(const PackedView& packed, const CodebookView& codebook, const 
   });
 }
 
-// ---- several inputs: rows decoded a tile at a time ----
-
-constexpr int kTileOut = 3;                             // rows of W
-constexpr int kTileBatch = simd::kBytes == 64 ? 8 : 4;  // inputs: 24 or 12 accumulators
-constexpr index kDecodedRows = 2 * kTileOut;
-
-// y[r·ld + b] += Σ_k w[r][k] x[b][k]
-template <int R, int B>
-void multiply_tile(const float* w, index w_pitch, const float* x, index x_pitch, index n, double* y,
-                   index y_pitch) {
-  Vec<float> sum[R][B] = {};
-  for (index k = 0; k < n; k += kLanes) {
-    Vec<float> wk[R];
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) wk[r] = simd::load(w + r * w_pitch + k);
-#pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) {
-      const Vec<float> xk = simd::load(x + b * x_pitch + k);
-#pragma GCC unroll 3
-      for (int r = 0; r < R; ++r) sum[r][b] = simd::mul_add(wk[r], xk, sum[r][b]);
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int b = 0; b < B; ++b) y[r * y_pitch + b] += double(simd::reduce_add<float>(sum[r][b]));
-}
-
-using TileProduct = void (*)(const float*, index, const float*, index, index, double*, index);
-
-template <int R, int... B>
-TileProduct tile_product(index batch, std::integer_sequence<int, B...>) {
-  static constexpr TileProduct all[] = {multiply_tile<R, B + 1>...};
-  return all[batch - 1];
-}
-
-TileProduct tile_product(index rows, index batch) {
-  const auto sizes = std::make_integer_sequence<int, kTileBatch>();
-  if (rows == 1) return tile_product<1>(batch, sizes);
-  return rows == 2 ? tile_product<2>(batch, sizes) : tile_product<3>(batch, sizes);
-}
-
-void multiply_decoded(const PackedView& packed, const CodebookView& codebook, const Lookup& lookup,
-                      const Inputs& inputs, index batch, float* out, int n_threads, Stop& stop) {
-  const index rows = packed.shape.rows, columns = packed.shape.cols * codebook.dim;
-  const index block = column_block(codebook.dim);
-  parallel_for(ceil_div(rows, kDecodedRows), n_threads, stop, [&](index task, int) {
-    const index first_row = task * kDecodedRows, n = std::min(kDecodedRows, rows - first_row);
-    // A line more than the block, so that rows do not fall on the same lines of L1.
-    const index pitch = round_up(block, kLanes) + 16;
-    CodeRow row(packed, codebook);
-    Buffer<float> w(kDecodedRows * pitch);
-    std::vector<double> y(kDecodedRows * batch);
-    for (index first = 0; first < columns; first += block) {
-      const index last = std::min(first + block, columns), width = round_up(last - first, kLanes);
-      for (index r = 0; r < n; ++r) {
-        row.go_to(first_row + r);
-        lookup.decode(row, first, last, w.data() + r * pitch);
-        std::fill(w.data() + r * pitch + (last - first), w.data() + r * pitch + width, 0.0f);
-      }
-      for (index b = 0; b < batch; b += kTileBatch)
-        for (index r = 0; r < n; r += kTileOut)
-          tile_product(std::min<index>(kTileOut, n - r), std::min<index>(kTileBatch, batch - b))(
-              w.data() + r * pitch, pitch, inputs.row(b) + first, inputs.pitch, width,
-              y.data() + r * batch + b, batch);
-    }
-    for (index b = 0; b < batch; ++b)
-      for (index r = 0; r < n; ++r) out[b * rows + first_row + r] = float(y[r * batch + b]);
-  });
-}
-
-// ---- few inputs, vectors that all rows share ----
-
-// Products of pieces of one input with every code vector: at(book, j)[entry].
-class ProductTable {
- public:
-  ProductTable(const PackedView& packed, const CodebookView& codebook)
-      : codebook_(codebook),
-        pitch_(round_up(codebook.entries, kLanes)),
-        span_(std::clamp<index>(
-            kTableBytes / (codebook.books * pitch_ * index(sizeof(float))) / 8 * 8, 8,
-            round_up(packed.shape.cols, 8))),
-        across_(codebook.books * codebook.groups * codebook.dim * pitch_),
-        products_(codebook.books * span_ * pitch_) {}
-
-  index span() const { return span_; }  // codes a row at a time, a multiple of 8
-  index pitch() const { return pitch_; }
-
-  // Code vectors, entries side by side.
-  void load_vectors() {
-    const index d = codebook_.dim;
-    std::vector<float> table(codebook_.table_size());
-    std::fill_n(across_.data(), across_.size(), 0.0f);
-    for (index book = 0; book < codebook_.books; ++book)
-      for (index group = 0; group < codebook_.groups; ++group) {
-        codebook_.load(book, 0, group, table.data());
-        float* to = across_.data() + (book * codebook_.groups + group) * d * pitch_;
-        for (index e = 0; e < codebook_.entries; ++e)
-          for (index k = 0; k < d; ++k) to[k * pitch_ + e] = table[e * d + k];
-      }
-  }
-
-  void fill(const float* x, index first, index n, int n_threads, Stop& stop) {
-    constexpr index kTask = 16;
-    const index tasks = ceil_div(n, kTask);
-    parallel_for(codebook_.books * tasks, n_threads, stop, [&](index task, int) {
-      const index book = task / tasks, begin = task % tasks * kTask;
-      for (index j = begin; j < std::min(n, begin + kTask); ++j) {
-        const float* piece = x + (first + j) * codebook_.dim;
-        const index group = (first + j) * codebook_.dim / codebook_.group_size;
-        multiply(piece, vectors(book, group), products_.data() + (book * span_ + j) * pitch_);
-      }
-    });
-  }
-
-  const float* at(index book, index j) const {
-    return products_.data() + (book * span_ + j) * pitch_;
-  }
-
- private:
-  static constexpr index kTableBytes = index(512) << 10;
-
-  const float* vectors(index book, index group) const {
-    return across_.data() + (book * codebook_.groups + group) * codebook_.dim * pitch_;
-  }
-
-  void multiply(const float* piece, const float* vectors, float* to) const {
-    for (index e = 0; e < pitch_; e += kLanes) {
-      Vec<float> sum = {};
-      for (index k = 0; k < codebook_.dim; ++k)
-        sum = simd::mul_add(simd::splat(piece[k]), simd::load(vectors + k * pitch_ + e), sum);
-      simd::store(to + e, sum);
-    }
-  }
-
-  const CodebookView& codebook_;
-  const index pitch_, span_;
-  Buffer<float> across_, products_;
-};
-
-float sum_products(const float* products, index pitch, const std::uint8_t* codes, index n) {
-  float sum[4] = {};
-  index j = 0;
-  for (; j + 4 <= n; j += 4, products += 4 * pitch)
-    for (int u = 0; u < 4; ++u) sum[u] += products[u * pitch + codes[j + u]];
-  for (; j < n; ++j, products += pitch) sum[0] += products[codes[j]];
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-void multiply_by_table(const PackedView& packed, const CodebookView& codebook, const Inputs& inputs,
-                       index batch, float* out, int n_threads, Stop& stop) {
-  // Codes whose products are added in float before they go to double; a multiple of 8, a table of
-  // 256 entries then takes 128 KB.
-  constexpr index kPiece = 128, kRows = 128;
-  const index rows = packed.shape.rows, cols = packed.shape.cols;
-  ProductTable table(packed, codebook);
-  table.load_vectors();
-  std::vector<double> y(rows);
-  for (index b = 0; b < batch; ++b) {
-    std::fill(y.begin(), y.end(), 0.0);
-    for (index first = 0; first < cols; first += table.span()) {
-      const index n = std::min(table.span(), cols - first);
-      table.fill(inputs.row(b), first, n, n_threads, stop);
-      parallel_for(ceil_div(rows, kRows), n_threads, stop, [&](index task, int) {
-        CodeRow row(packed, codebook);
-        for (index book = 0; book < codebook.books; ++book)
-          for (index piece = 0; piece < n; piece += kPiece)
-            for (index r = task * kRows; r < std::min(rows, (task + 1) * kRows); ++r) {
-              const index count = std::min(kPiece, n - piece);
-              row.go_to(r);
-              y[r] += double(sum_products(table.at(book, piece), table.pitch(),
-                                          row.codes(book, first + piece, count), count));
-            }
-      });
-    }
-    for (index r = 0; r < rows; ++r) out[b * rows + r] = float(y[r]);
-  }
-}
-
 }  // namespace
+
+Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_threads, Stop& stop) {
+  Inputs inputs{x.rows, tile, round_up(x.cols, kLanes), {}};
+  inputs.values = Buffer<float>(x.rows * inputs.width);
+  const index whole = x.cols - x.cols % lookup.block;
+  std::vector<index> columns(lookup.block);
+  for (index p = 0; p < lookup.block; ++p) columns[p] = lookup.column(p);
+  parallel_for(x.rows, n_threads, stop, [&](index b, int) {
+    std::vector<float> row(inputs.width), moved(lookup.block);
+    load_row(x, b, row.data());
+    for (index first = 0; first < whole && lookup.block > 1; first += lookup.block) {
+      for (index p = 0; p < lookup.block; ++p) moved[p] = row[first + columns[p]];
+      std::copy(moved.begin(), moved.end(), row.begin() + first);
+    }
+    const index tile_of_b = b / tile * tile, size = inputs.tile_size(tile_of_b);
+    float* to = inputs.values.data() + tile_of_b * inputs.width + b % tile * kLanes;
+    for (index k = 0; k < inputs.width; k += kLanes)
+      simd::store(to + k * size, simd::load(row.data() + k));
+  });
+  return inputs;
+}
 
 void CodebookView::load(index book, index row, index group, float* out) const {
   const index size = dtype == DType::f32 ? 4 : 2;
@@ -254,14 +78,15 @@ void codebook_matmul(const MatrixView& x, const PackedView& packed, const Codebo
   if (batch == 0 || packed.shape.rows == 0) return;
   if (x.cols == 0) return void(std::fill_n(out, batch * packed.shape.rows, 0.0f));
   const Lookup lookup = choose_lookup(packed, codebook);
-  const Inputs inputs = arrange(x, lookup, n_threads, stop);
   if (lookup.dot && batch == 1) {
-    multiply_one(packed, codebook, lookup, inputs.row(0), out, n_threads, stop);
-  } else if (!lookup.dot && codebook.rows == 1 && batch <= kTableBatch &&
-             packed.shape.rows >= codebook.entries) {
-    multiply_by_table(packed, codebook, inputs, batch, out, n_threads, stop);
+    const Inputs inputs = arrange(x, lookup, 1, n_threads, stop);
+    multiply_one(packed, codebook, lookup, inputs.at(0, 0), out, n_threads, stop);
+  } else if (!lookup.dot && codebook.rows == 1 && packed.shape.rows >= codebook.entries &&
+             sums_pay(codebook, batch)) {
+    const Inputs inputs = arrange(x, lookup, 1, n_threads, stop);
+    multiply_sums(inputs, packed, codebook, out, n_threads, stop);
   } else {
-    multiply_decoded(packed, codebook, lookup, inputs, batch, out, n_threads, stop);
+    multiply_tiles(x, packed, codebook, lookup, out, n_threads, stop);
   }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <cstring>
 
 #include "core/simd.hpp"
 #include "core/types.hpp"
@@ -13,8 +14,6 @@ using Floats = simd::Vec<float>;
 inline constexpr int kLanes = simd::kLanes<float>;
 
 #if defined(__AVX512F__)
-inline constexpr bool kPermutes = true;
-
 struct Table16 {
   explicit Table16(const float* values) : table(_mm512_loadu_ps(values)) {}
   Floats operator[](__m512i index) const {  // of each lane the low four bits count
@@ -24,8 +23,6 @@ struct Table16 {
 };
 
 #elif defined(__AVX2__)
-inline constexpr bool kPermutes = true;
-
 struct Table16 {
   explicit Table16(const float* values)
       : low(_mm256_loadu_ps(values)), high(_mm256_loadu_ps(values + 8)) {}
@@ -37,9 +34,6 @@ struct Table16 {
   }
   __m256 low, high;
 };
-
-#else
-inline constexpr bool kPermutes = false;
 #endif
 
 #if defined(__AVX2__)
@@ -106,6 +100,49 @@ struct Gathered {
 };
 #endif
 
+#if defined(__SSSE3__) && !defined(__AVX2__)
+// Codes of 1, 2 or 4 bits by shuffles of bytes: a table of 16 for each byte of the values.
+template <int Bits>
+struct ByteShuffles {
+  static constexpr bool kPacked = true;
+  static constexpr index kCodesByte = 8 / Bits, kBlock = 16 * kCodesByte;
+
+  explicit ByteShuffles(const float* values) {
+    alignas(16) std::uint8_t planes[4][16] = {};
+    for (int i = 0; i < 1 << Bits; ++i) {
+      std::uint8_t bytes[4];
+      std::memcpy(bytes, values + i, 4);
+      for (int p = 0; p < 4; ++p) planes[p][i] = bytes[p];
+    }
+    for (int p = 0; p < 4; ++p)
+      table[p] = _mm_load_si128(reinterpret_cast<const __m128i*>(planes[p]));
+  }
+
+  // Code s of each of 16 bytes, four bytes to a vector.
+  static index column(index position) { return position % 16 * kCodesByte + position / 16; }
+
+  template <class Sink>
+  [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    const __m128i mask = _mm_set1_epi8((1 << Bits) - 1);
+#  pragma GCC unroll 8
+    for (int s = 0; s < kCodesByte; ++s) {
+      const __m128i index = _mm_and_si128(_mm_srli_epi16(bytes, s * Bits), mask);
+      const __m128i b0 = _mm_shuffle_epi8(table[0], index), b1 = _mm_shuffle_epi8(table[1], index);
+      const __m128i b2 = _mm_shuffle_epi8(table[2], index), b3 = _mm_shuffle_epi8(table[3], index);
+      const __m128i low0 = _mm_unpacklo_epi8(b0, b1), high0 = _mm_unpacklo_epi8(b2, b3);
+      const __m128i low1 = _mm_unpackhi_epi8(b0, b1), high1 = _mm_unpackhi_epi8(b2, b3);
+      sink(4 * s, (Floats)_mm_unpacklo_epi16(low0, high0));
+      sink(4 * s + 1, (Floats)_mm_unpackhi_epi16(low0, high0));
+      sink(4 * s + 2, (Floats)_mm_unpacklo_epi16(low1, high1));
+      sink(4 * s + 3, (Floats)_mm_unpackhi_epi16(low1, high1));
+    }
+  }
+
+  __m128i table[4];
+};
+#endif
+
 #if defined(__AVX512F__)
 // Codes one a byte, up to 6 bits: 32 entries are two registers and one permute.
 template <int Entries>
@@ -153,17 +190,7 @@ struct BytePlanes {
       for (int i = 0; i < 64; ++i) repeated[i] = values[i & ((1 << Bits) - 1)];
       values = repeated;
     }
-    for (int q = 0; q < kRegisters; ++q)
-      for (int p = 0; p < Bytes; ++p) {
-        const auto narrow = [&](int i) {
-          const __m512i bits = _mm512_loadu_si512(values + 64 * q + 16 * i);
-          return _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8 * (4 - Bytes + p)));
-        };
-        __m512i plane = _mm512_castsi128_si512(narrow(0));
-        plane = _mm512_inserti32x4(plane, narrow(1), 1);
-        plane = _mm512_inserti32x4(plane, narrow(2), 2);
-        table[p][q] = _mm512_inserti32x4(plane, narrow(3), 3);
-      }
+    for (int q = 0; q < kRegisters; ++q) split(values + 64 * q, q);
     alignas(64) std::uint8_t bytes[64], shifts[64];
     for (int i = 0; i < 64; ++i) {
       bytes[i] = std::uint8_t(std::min(i / 8 * Bits + i % 8, 8 * Bits - 1));
@@ -181,7 +208,12 @@ struct BytePlanes {
 
   template <class Sink>
   [[gnu::always_inline]] void block(const std::uint8_t* codes, Sink&& sink) const {
-    const __m512i index = indices(codes), zero = _mm512_setzero_si512();
+    values(indices(codes), sink);
+  }
+
+  template <class Sink>
+  [[gnu::always_inline]] void values(__m512i index, Sink&& sink) const {
+    const __m512i zero = _mm512_setzero_si512();
     const __mmask64 upper = _mm512_movepi8_mask(index);
     const auto plane = [&](int p) __attribute__((always_inline)) -> __m512i {
       p -= 4 - Bytes;
@@ -207,6 +239,24 @@ struct BytePlanes {
     constexpr __mmask64 kOwn = (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // nothing past the block
     const __m512i packed = _mm512_maskz_loadu_epi8(kOwn, codes);
     return _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(spread, packed));
+  }
+
+  // Bytes of 64 values: a lane's are brought together, then the four lanes of each of four vectors.
+  void split(const float* values, int q) {
+    const __m512i by_byte = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+    const __m512i low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(2));
+    __m512i v[4];
+    for (int i = 0; i < 4; ++i)
+      v[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(values + 16 * i), by_byte);
+    const __m512i low01 = _mm512_permutex2var_epi32(v[0], low, v[1]);
+    const __m512i low23 = _mm512_permutex2var_epi32(v[2], low, v[3]);
+    const __m512i high01 = _mm512_permutex2var_epi32(v[0], high, v[1]);
+    const __m512i high23 = _mm512_permutex2var_epi32(v[2], high, v[3]);
+    const __m512i planes[4] = {
+        _mm512_shuffle_i64x2(low01, low23, 0x44), _mm512_shuffle_i64x2(low01, low23, 0xee),
+        _mm512_shuffle_i64x2(high01, high23, 0x44), _mm512_shuffle_i64x2(high01, high23, 0xee)};
+    for (int p = 0; p < Bytes; ++p) table[p][q] = planes[4 - Bytes + p];
   }
 
   __m512i table[Bytes][kRegisters], spread, shift;

@@ -44,7 +44,18 @@ index in_order(index position) {
   return position;
 }
 
-#if defined(__AVX2__)
+// Columns stay where they are, and there is no dot.
+constexpr Lookup kAnyLookup = {1, in_order, nullptr, decode_any};
+
+#if defined(__SSSE3__)
+#  if defined(__AVX2__)
+template <int Bits>
+using Shifted = tables::Nibbles<Bits>;
+#  else
+template <int Bits>
+using Shifted = tables::ByteShuffles<Bits>;
+#  endif
+
 #  if defined(__AVX512VBMI__)
 template <int Bits>
 Lookup byte_planes(DType dtype) {
@@ -57,11 +68,11 @@ Lookup byte_planes(DType dtype) {
 Lookup scalar_lookup(int n_bits, [[maybe_unused]] DType dtype) {
   switch (n_bits) {
     case 1:
-      return lookup_by<tables::Nibbles<1>>();
+      return lookup_by<Shifted<1>>();
     case 2:
-      return lookup_by<tables::Nibbles<2>>();
+      return lookup_by<Shifted<2>>();
     case 4:
-      return lookup_by<tables::Nibbles<4>>();
+      return lookup_by<Shifted<4>>();
 #  if defined(__AVX512VBMI__)
     case 3:
       return byte_planes<3>(dtype);
@@ -79,9 +90,12 @@ Lookup scalar_lookup(int n_bits, [[maybe_unused]] DType dtype) {
       return lookup_by<tables::Permuted<64>>();
     default:
       return lookup_by<tables::Gathered>();
-#  else
+#  elif defined(__AVX2__)
     default:
       return lookup_by<tables::Gathered>();
+#  else
+    default:
+      return kAnyLookup;
 #  endif
   }
 }
@@ -107,7 +121,7 @@ void decode_any(CodeRow& row, index first, index last, float* out) {
 }
 
 Lookup choose_lookup(const PackedView& packed, const CodebookView& codebook) {
-#if defined(__AVX2__)
+#if defined(__SSSE3__)
   if (codebook.dim == 1 && codebook.books == 1) {
     const Lookup lookup = scalar_lookup(packed.shape.n_bits, codebook.dtype);
     if (codebook.groups == 1 || codebook.group_size % lookup.block == 0) return lookup;
@@ -116,7 +130,7 @@ Lookup choose_lookup(const PackedView& packed, const CodebookView& codebook) {
   (void)packed;
   (void)codebook;
 #endif
-  return {1, in_order, nullptr, decode_any};
+  return kAnyLookup;
 }
 
 }  // namespace ff

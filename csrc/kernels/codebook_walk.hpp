@@ -11,10 +11,10 @@ namespace ff {
 // Columns at a time: a multiple of every look-up's block, few enough for L1 beside the operand.
 inline constexpr index kColumnBlock = 1024;
 
-// The same for vectors of any length: whole ones, and eight of them at least, so that codes begin
-// on a byte.
-inline index column_block(index dim) {
-  return std::max<index>(kColumnBlock / (8 * dim), 1) * 8 * dim;
+// The same for vectors of any length: whole ones, and a multiple of 16, so that codes begin on a
+// byte and columns on a vector of any level.
+inline index column_block(index dim, index most = kColumnBlock) {
+  return std::max<index>(most / (16 * dim), 1) * 16 * dim;
 }
 
 // What one worker knows of the row it is at. Codes are unpacked and tables widened here.
@@ -75,7 +75,7 @@ class CodeRow {
 
 // Scalar codes of one codebook by look-up Table: vector(position, v, values) for vector v of the
 // block at `position` of the columns [first, last), scalar(position, value) for the rest; positions
-// count from `first`, which is a multiple of kColumnBlock, as last is or ends the row.
+// count from `first`, which is a multiple of the look-up's block.
 template <class Table, class Vector, class Scalar>
 [[gnu::always_inline]] inline void walk_scalars(CodeRow& row, index first, index last,
                                                 Vector&& vector, Scalar&& scalar) {

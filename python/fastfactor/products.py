@@ -134,9 +134,9 @@ def codebook_matmul(
     Codes are used as they are stored, so no second layout takes memory: besides ``x`` in
     float32 there are tables of a few hundred kilobytes a thread. One ``x`` against scalar codes
     costs little more than reading the codes; against vectors that all rows share, the products of
-    ``x``'s pieces with every code vector are made once and then added (H. Jégou, M. Douze,
-    C. Schmid, Product Quantization for Nearest Neighbor Search, 2011). Larger batches decode a few
-    rows at a time into cache.
+    ``x``'s pieces with every code vector are made once, in at most 1 MB, and then added (H. Jégou,
+    M. Douze, C. Schmid, Product Quantization for Nearest Neighbor Search, 2011). Larger batches
+    decode a few rows at a time, into registers or cache.
 
     Examples
     --------

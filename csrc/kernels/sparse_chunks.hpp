@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/prefetch.hpp"
 #include "kernels/codebook_tables.hpp"
 #include "kernels/sparse_layout.hpp"
 
@@ -224,8 +225,7 @@ void add_tile(const Layout::RowBlock& block, const Layout::Tile& tile, const Til
   const std::uint8_t* strips = block.strips.data();
   for (index p = tile.first_pair; p < end; ++p) {
     const Line* pair = lines + p * kLines;
-    for (int i = 0; i < kLines; ++i)
-      __builtin_prefetch(lines + std::min(p * kLines + kAhead + i, last));
+    for (int i = 0; i < kLines; ++i) ff::prefetch(lines + std::min(p * kLines + kAhead + i, last));
     add_chunk(pair[0], {pair + 2, 0}, x, values, sums + kStripRows * strips[2 * p]);
     add_chunk(pair[1], {pair + 2, 1}, x, values, sums + kStripRows * strips[2 * p + 1]);
   }

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/buffer.hpp"
+#include "core/prefetch.hpp"
 #include "kernels/sparse_chunks.hpp"
 
 namespace ff {
@@ -189,7 +189,7 @@ void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
   const index share = ceil_div(tile.n_pairs * kLines, Layout::kStrips);
   for (index strip = 0; strip < Layout::kStrips; ++strip) {
     for (index i = 0; i < share; ++i)
-      __builtin_prefetch(block.pairs.data() + std::min(next + strip * share + i, last));
+      ff::prefetch(block.pairs.data() + std::min(next + strip * share + i, last));
     const auto *begin = chunks.begin(strip), *end = chunks.end(strip);
     if (begin == end) continue;
     const auto add = [&](const std::uint8_t* own_rows, const Vec<float>(&found)[kRowsAtOnce][NV]) {

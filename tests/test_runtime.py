@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -207,7 +208,10 @@ os._exit(0)
 @pytest.mark.parametrize("kernel", ENDLESS)
 def test_control_c_interrupts(kernel, n_threads):
     call = ENDLESS[kernel].format(n_threads=n_threads)
+    # A job in the background of a shell begins with the signal ignored.
     code = f"""{WORK}
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 expected = answer()
 print("ready", flush=True)
 try:
@@ -219,6 +223,8 @@ except KeyboardInterrupt:
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
     ) as process:
+        limit = threading.Timer(LIMIT, process.kill)
+        limit.start()
         try:
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.7)  # well inside the call
@@ -229,6 +235,7 @@ except KeyboardInterrupt:
             assert process.stdout.readline() == "True\n"
             assert process.wait(LIMIT) == 0
         finally:
+            limit.cancel()
             process.kill()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,17 +15,22 @@ from cases import (
     Target,
     Workload,
     at_every_level,
-    burst,
     copies_for_cold,
     level_in_use,
     level_targets,
 )
 from numpy.typing import NDArray
+from product_jobs import (
+    BATCHES,
+    Floats,
+    Multiply,
+    WithInputs,
+    input_job,
+    measure_of,
+    numpy_dense_job,
+    torch_dense_job,
+)
 
-Floats = NDArray[np.float32]
-Multiply = Callable[[int], object]  # runs the product with copy number i of the codes
-
-BATCHES = (1, 8)
 GROUP = 128  # columns that share a scale, of the rivals that have one
 DENSE = ("NumPy dense", "torch dense")
 AFFINE = ("torch int4pack, bfloat16", "ONNX Runtime MatMulNBits")
@@ -149,31 +152,11 @@ def fastfactor_with(workload: Workload, dtype: Any) -> Job:
 
 
 def numpy_dense(workload: Workload) -> Job:
-    weight = dense_weight(*codes_and_table(workload))
-    copies = [weight.copy() for _ in range(copies_for_cold(weight.nbytes))]
-
-    def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
-        out = np.empty((*x.shape[:-1], len(weight)), np.float32)
-        if x.ndim == 1:
-            return lambda i: np.matmul(copies[i], x, out=out), out
-        return lambda i: np.matmul(x, copies[i].T, out=out), out
-
-    return job(workload, weight, weight.nbytes, len(copies), with_inputs)
+    return numpy_dense_job(dense_weight(*codes_and_table(workload)))
 
 
 def torch_dense(workload: Workload) -> Job:
-    import torch
-
-    torch.set_num_threads(THREADS)
-    weight = dense_weight(*codes_and_table(workload))
-    copies = [torch.from_numpy(weight.copy()) for _ in range(copies_for_cold(weight.nbytes))]
-
-    def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
-        right = torch.from_numpy(x)
-        linear = torch.nn.functional.linear
-        return lambda i: linear(right, copies[i]), linear(right, copies[0]).numpy()
-
-    return job(workload, weight, weight.nbytes, len(copies), with_inputs)
+    return torch_dense_job(dense_weight(*codes_and_table(workload)))
 
 
 def torch_gather(workload: Workload) -> Job:
@@ -350,50 +333,10 @@ def job(
     weight: Floats | None,
     nbytes: int,
     n_copies: int,
-    with_inputs: Callable[[Floats], tuple[Multiply, Floats]],
+    with_inputs: WithInputs,
     note: str = "",
 ) -> Job:
-    """Cold and hot samples for each batch; `with_inputs` gives the result to check."""
-    samples, checks, work = {}, {}, {}
-    for batch in BATCHES:
-        x = inputs(int(workload.sizes["size"]), batch)
-        multiply, result = with_inputs(x)
-        samples[measure_of(batch), "cold"] = burst(rotating(multiply, n_copies))
-        samples[measure_of(batch), "hot"] = burst(pinned(multiply))
-        if weight is not None:
-            checks[measure_of(batch)] = (weight, x, result)
-        work[measure_of(batch)] = {"GB": nbytes / 1e9}
-    return Job(
-        samples,
-        lambda: {name: {"error / Σ|wx|": relative_error(*check)} for name, check in checks.items()},
-        work,
-        note,
-    )
-
-
-def rotating(multiply: Multiply, n_copies: int) -> Callable[[], object]:
-    numbers = cycle(range(n_copies))
-    return lambda: multiply(next(numbers))
-
-
-def pinned(multiply: Multiply) -> Callable[[], object]:
-    return lambda: multiply(0)
-
-
-def relative_error(weight: Floats, x: Floats, result: Floats) -> float:
-    """Largest |y − ŷ| over Σ|w x|, with y in float64."""
-    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
-    scale = np.abs(x.astype(np.float64)) @ np.abs(weight.T).astype(np.float64)
-    return float((np.abs(exact - result) / scale).max())
-
-
-def measure_of(batch: int) -> str:
-    return "1 input" if batch == 1 else f"{batch} inputs"
-
-
-def inputs(size: int, batch: int) -> Floats:
-    shape = (size,) if batch == 1 else (batch, size)
-    return np.random.default_rng(13).standard_normal(shape, dtype=np.float32)
+    return input_job(weight, int(workload.sizes["size"]), nbytes, n_copies, with_inputs, note)
 
 
 def pairs(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -6,10 +6,6 @@ others rounded to one of 15 values. Codes take 4 bits and a gap as many as are b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import cycle
-from typing import Any
-
 import numpy as np
 from cases import (
     THREADS,
@@ -18,17 +14,25 @@ from cases import (
     Target,
     Workload,
     at_every_level,
-    burst,
     copies_for_cold,
     level_in_use,
     level_targets,
 )
 from numpy.typing import NDArray
+from product_jobs import (
+    BATCHES,
+    Floats,
+    Multiply,
+    WithInputs,
+    csr_bytes,
+    csr_copies,
+    input_job,
+    measure_of,
+    numpy_dense_job,
+    torch_csr_copies,
+    torch_dense_job,
+)
 
-Floats = NDArray[np.float32]
-Multiply = Callable[[int], object]  # runs the product with copy number i of the operand
-
-BATCHES = (1, 8)
 SPARSE_RIVALS = ("MKL", "torch CSR", "SciPy")
 DENSE_RIVALS = ("NumPy dense", "torch dense")
 
@@ -91,7 +95,6 @@ def fastfactor_spmm(workload: Workload) -> Job:
     from fastfactor import CSR, spmm
 
     weight = dense_weight(workload)
-    first = CSR.from_dense(weight)
     matrices = [CSR.from_dense(weight) for _ in range(copies_for_cold(csr_bytes(weight)))]
 
     def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
@@ -99,145 +102,63 @@ def fastfactor_spmm(workload: Workload) -> Job:
         out = np.empty((len(weight), *right.shape[1:]), np.float32)
         return lambda i: spmm(matrices[i], right, out=out, n_threads=THREADS), out.T
 
-    return job(workload, first.nbytes, len(matrices), with_inputs)
+    return csr_job(workload, len(matrices), with_inputs)
 
 
 def scipy_csr(workload: Workload) -> Job:
-    matrices = csr_copies(workload)
+    matrices = csr_copies(dense_weight(workload))
 
     def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
         right = np.ascontiguousarray(x.T)
         return lambda i: matrices[i] @ right, (matrices[0] @ right).T
 
-    return job(workload, csr_bytes(matrices[0]), len(matrices), with_inputs)
+    return csr_job(workload, len(matrices), with_inputs)
 
 
 def mkl(workload: Workload) -> Job:
     """In C order, which takes MKL half the time or less of Fortran order from 8 columns on."""
     from sparse_dot_mkl import dot_product_mkl
 
-    matrices = csr_copies(workload)
+    matrices = csr_copies(dense_weight(workload))
 
     def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
         right = np.ascontiguousarray(x.T)
         out = np.zeros((matrices[0].shape[0], *right.shape[1:]), np.float32)
         return lambda i: dot_product_mkl(matrices[i], right, out=out, out_scalar=0), out.T
 
-    return job(workload, csr_bytes(matrices[0]), len(matrices), with_inputs)
+    return csr_job(workload, len(matrices), with_inputs)
 
 
 def torch_csr(workload: Workload) -> Job:
     import torch
 
-    torch.set_num_threads(THREADS)
-    matrices = [
-        torch.sparse_csr_tensor(
-            torch.from_numpy(m.indptr),
-            torch.from_numpy(m.indices),
-            torch.from_numpy(m.data),
-            m.shape,
-        )
-        for m in csr_copies(workload)
-    ]
+    matrices = torch_csr_copies(dense_weight(workload))
 
     def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
         right = torch.from_numpy(np.ascontiguousarray(x.T))
         return lambda i: matrices[i] @ right, (matrices[0] @ right).numpy().T
 
-    nbytes = csr_bytes(dense_weight(workload))
-    return job(workload, nbytes, len(matrices), with_inputs)
+    return csr_job(workload, len(matrices), with_inputs)
 
 
 def numpy_dense(workload: Workload) -> Job:
-    weight = dense_weight(workload)
-    copies = [weight.copy() for _ in range(copies_for_cold(weight.nbytes))]
-
-    def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
-        out = np.empty((*x.shape[:-1], len(weight)), np.float32)
-        if x.ndim == 1:
-            return lambda i: np.matmul(copies[i], x, out=out), out
-        return lambda i: np.matmul(x, copies[i].T, out=out), out
-
-    return job(workload, weight.nbytes, len(copies), with_inputs)
+    return numpy_dense_job(dense_weight(workload))
 
 
 def torch_dense(workload: Workload) -> Job:
-    import torch
+    return torch_dense_job(dense_weight(workload))
 
-    torch.set_num_threads(THREADS)
-    weight = dense_weight(workload)
-    copies = [torch.from_numpy(weight.copy()) for _ in range(copies_for_cold(weight.nbytes))]
 
-    def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
-        right = torch.from_numpy(x)
-        linear = torch.nn.functional.linear
-        return lambda i: linear(right, copies[i]), linear(right, copies[0]).numpy()
-
-    return job(workload, weight.nbytes, len(copies), with_inputs)
+def csr_job(workload: Workload, n_copies: int, with_inputs: WithInputs) -> Job:
+    nbytes = csr_bytes(dense_weight(workload))
+    return job(workload, nbytes, n_copies, with_inputs)
 
 
 def job(
-    workload: Workload,
-    nbytes: int,
-    n_copies: int,
-    with_inputs: Callable[[Floats], tuple[Multiply, Floats]],
-    note: str = "",
+    workload: Workload, nbytes: int, n_copies: int, with_inputs: WithInputs, note: str = ""
 ) -> Job:
-    """Cold and hot samples for each batch; `with_inputs` gives the result to check."""
     weight = dense_weight(workload)
-    samples, checks, work = {}, {}, {}
-    for batch in BATCHES:
-        x = inputs(len(weight), batch)
-        multiply, result = with_inputs(x)
-        samples[measure_of(batch), "cold"] = burst(rotating(multiply, n_copies))
-        samples[measure_of(batch), "hot"] = burst(pinned(multiply))
-        checks[measure_of(batch)] = (weight, x, result)
-        work[measure_of(batch)] = {"GB": nbytes / 1e9}
-    return Job(
-        samples,
-        lambda: {name: {"error / Σ|wx|": relative_error(*check)} for name, check in checks.items()},
-        work,
-        note,
-    )
-
-
-def rotating(multiply: Multiply, n_copies: int) -> Callable[[], object]:
-    numbers = cycle(range(n_copies))
-    return lambda: multiply(next(numbers))
-
-
-def pinned(multiply: Multiply) -> Callable[[], object]:
-    return lambda: multiply(0)
-
-
-def relative_error(weight: Floats, x: Floats, result: Floats) -> float:
-    """Largest |y − ŷ| over Σ|w x|, with y in float64."""
-    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
-    scale = np.abs(x.astype(np.float64)) @ np.abs(weight.T).astype(np.float64)
-    return float((np.abs(exact - result) / scale).max())
-
-
-def measure_of(batch: int) -> str:
-    return "1 input" if batch == 1 else f"{batch} inputs"
-
-
-def inputs(size: int, batch: int) -> Floats:
-    shape = (size,) if batch == 1 else (batch, size)
-    return np.random.default_rng(13).standard_normal(shape, dtype=np.float32)
-
-
-def csr_copies(workload: Workload) -> list[Any]:
-    from scipy.sparse import csr_array
-
-    weight = dense_weight(workload)
-    matrix = csr_array(weight)
-    return [matrix.copy() for _ in range(copies_for_cold(csr_bytes(weight)))]
-
-
-def csr_bytes(weight: Any) -> int:
-    """Of float32 values and 32-bit indices."""
-    nonzeros = weight.nnz if hasattr(weight, "nnz") else int(np.count_nonzero(weight))
-    return 8 * int(nonzeros) + 4 * (weight.shape[0] + 1)
+    return input_job(weight, len(weight), nbytes, n_copies, with_inputs, note)
 
 
 def dense_weight(workload: Workload) -> Floats:

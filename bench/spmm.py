@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle
-from typing import Any
 
 import numpy as np
 from cases import (
@@ -19,10 +17,15 @@ from cases import (
     level_in_use,
     level_targets,
 )
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
-Multiply = Callable[[int], object]  # runs the product with copy number i of the operand
+from product_jobs import (
+    Floats,
+    Multiply,
+    csr_bytes,
+    csr_copies,
+    pinned,
+    rotating,
+    torch_csr_copies,
+)
 
 COLUMNS = (1, 8, 64, 512)
 SPARSE_RIVALS = ("MKL", "torch CSR", "SciPy")
@@ -114,17 +117,8 @@ def mkl(workload: Workload) -> Job:
 def torch_csr(workload: Workload) -> Job:
     import torch
 
-    torch.set_num_threads(THREADS)
     weight = dense_weight(workload)
-    matrices = [
-        torch.sparse_csr_tensor(
-            torch.from_numpy(m.indptr),
-            torch.from_numpy(m.indices),
-            torch.from_numpy(m.data),
-            m.shape,
-        )
-        for m in csr_copies(weight)
-    ]
+    matrices = torch_csr_copies(weight)
 
     def with_columns(b: Floats) -> tuple[Multiply, Floats]:
         right = torch.from_numpy(b)
@@ -199,15 +193,6 @@ def job(
     )
 
 
-def rotating(multiply: Multiply, n_copies: int) -> Callable[[], object]:
-    numbers = cycle(range(n_copies))
-    return lambda: multiply(next(numbers))
-
-
-def pinned(multiply: Multiply) -> Callable[[], object]:
-    return lambda: multiply(0)
-
-
 def relative_error(weight: Floats, b: Floats, result: Floats) -> float:
     """Largest |y − ŷ| over the largest |y|, with y in float64."""
     exact = weight.astype(np.float64) @ b.astype(np.float64)
@@ -216,17 +201,6 @@ def relative_error(weight: Floats, b: Floats, result: Floats) -> float:
 
 def measure_of(columns: int) -> str:
     return "1 column" if columns == 1 else f"{columns} columns"
-
-
-def csr_copies(weight: Floats) -> list[Any]:
-    from scipy.sparse import csr_array
-
-    matrix = csr_array(weight)
-    return [matrix.copy() for _ in range(copies_for_cold(csr_bytes(weight)))]
-
-
-def csr_bytes(weight: Floats) -> int:
-    return 8 * int(np.count_nonzero(weight)) + 4 * (len(weight) + 1)
 
 
 def dense_weight(workload: Workload) -> Floats:

@@ -66,12 +66,8 @@ def spmm(A: Any, B: Any, *, out: Any = None, n_threads: int | None = None) -> Ar
     dtype = np.dtype(_checks.result_dtype(data, B))
     fortran = bool(B.flags.f_contiguous and not B.flags.c_contiguous)
     result_shape = (shape[0], *B.shape[1:])
-    if out is None:
-        out = np.empty(result_shape, dtype, order="F" if fortran else "C")
-    else:
-        _checks.writeable(out, "out", result_shape, dtype)
-        _check_layout(out, fortran)
-        _check_apart(out, {"B": B, "A.data": data, "A.indices": indices, "A.indptr": indptr})
+    operands = {"B": B, "A.data": data, "A.indices": indices, "A.indptr": indptr}
+    result = _output(out, result_shape, dtype, operands, fortran=fortran)
     kernels.spmm(
         data,
         indices,
@@ -79,11 +75,11 @@ def spmm(A: Any, B: Any, *, out: Any = None, n_threads: int | None = None) -> Ar
         rows=shape[0],
         cols=shape[1],
         dense=B if B.ndim == 2 else B[:, np.newaxis],
-        out=out if out.ndim == 2 else out[:, np.newaxis],
+        out=result if result.ndim == 2 else result[:, np.newaxis],
         trusted=type(A) is CSR,
         n_threads=_checks.threads(n_threads),
     )
-    return out  # type: ignore[no-any-return]
+    return result
 
 
 def codebook_matmul(
@@ -154,12 +150,7 @@ def codebook_matmul(
             f"got shape {x.shape}"
         )
     shape = (*x.shape[:-1], packed.shape[0])
-    if out is None:
-        out = np.empty(shape, np.float32)
-    else:
-        _checks.writeable(out, "out", shape, np.dtype(np.float32))
-        _check_layout(out, fortran=False)
-        _check_apart(out, {"x": x, "codebook": table})
+    result = _output(out, shape, np.dtype(np.float32), {"x": x, "codebook": table})
     kernels.codebook_matmul(
         x if x.ndim == 2 else x[np.newaxis],
         packed.data,
@@ -168,10 +159,10 @@ def codebook_matmul(
         cols=packed.shape[1] // packed.vector_dim,
         codebook=table,
         group_size=group_size,
-        out=out if out.ndim == 2 else out[np.newaxis],
+        out=result if result.ndim == 2 else result[np.newaxis],
         n_threads=_checks.threads(n_threads),
     )
-    return out  # type: ignore[no-any-return]
+    return result
 
 
 def codebook_rows(
@@ -293,19 +284,14 @@ def sparse_codebook_matmul(
             f"got shape {x.shape}"
         )
     shape = (*x.shape[:-1], sparse_codes.shape[0])
-    if out is None:
-        out = np.empty(shape, np.float32)
-    else:
-        _checks.writeable(out, "out", shape, np.dtype(np.float32))
-        _check_layout(out, fortran=False)
-        _check_apart(out, {"x": x})
+    result = _output(out, shape, np.dtype(np.float32), {"x": x})
     kernels.sparse_codebook_matmul(
         x if x.ndim == 2 else x[np.newaxis],
         *sparse_codes._execution,
-        out=out if out.ndim == 2 else out[np.newaxis],
+        out=result if result.ndim == 2 else result[np.newaxis],
         n_threads=_checks.threads(n_threads),
     )
-    return out  # type: ignore[no-any-return]
+    return result
 
 
 def _codebook(packed: Any, codebook: Any, group_size: int | None) -> tuple[PackedCodes, Array, int]:
@@ -369,6 +355,24 @@ def _csr_arrays(A: Any) -> tuple[Array, Array, Array, tuple[int, int]]:
     shape = sparse_shape(shape, "A.shape")
     check_arrays(*arrays, shape=shape, prefix="A.")
     return *arrays, shape
+
+
+def _output(
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    operands: dict[str, Array],
+    *,
+    fortran: bool = False,
+) -> Array:
+    """A new array, or the one that was given if a result may be written there."""
+    if out is None:
+        return np.empty(shape, dtype, order="F" if fortran else "C")
+    _checks.writeable(out, "out", shape, dtype)
+    array: Array = out
+    _check_layout(array, fortran)
+    _check_apart(array, operands)
+    return array
 
 
 def _check_layout(out: Array, fortran: bool) -> None:

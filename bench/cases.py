@@ -15,6 +15,16 @@ COLD_BYTES = 128 << 20  # copies of an operand to rotate over: several times any
 BURST_SECONDS = 0.06  # a sample of a short call is the median of a burst at least this long
 LEVELS = ("v4", "v3", "v2")
 
+KERNELS = (
+    "omp",
+    "kmeans",
+    "kmeans1d",
+    "spmm",
+    "codebook",
+    "sparse_codebook",
+    "coding",
+    "select",
+)
 MODULES = {"select": "selection"}  # where a kernel's own name is one of the standard library's
 
 Sample = Callable[[], float]

@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cases import LEVELS, workloads_of
+from cases import KERNELS, LEVELS, workloads_of
 from report import against, bound, duration, verdict
 
 Row = dict[str, Any]
@@ -199,28 +199,11 @@ def markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (heads, rule, *lines)]
 
 
-EVERY_KERNEL = (
-    "omp",
-    "kmeans",
-    "kmeans1d",
-    "spmm",
-    "codebook",
-    "sparse_codebook",
-    "coding",
-    "select",
-)
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {
-    "omp": (("omp",), "rows", contestants_by_workload("cold")),
-    "kmeans": (("kmeans",), "rows", contestants_by_workload("cold")),
-    "kmeans1d": (("kmeans1d",), "rows", contestants_by_workload("cold")),
-    "spmm": (("spmm",), "rows", contestants_by_workload("cold")),
-    "codebook": (("codebook",), "rows", contestants_by_workload("cold")),
-    "sparse_codebook": (("sparse_codebook",), "rows", contestants_by_workload("cold")),
-    "select": (("select",), "rows", contestants_by_workload("cold")),
-    "coding": (("coding",), "rows", contestants_by_workload("cold")),
+    **{kernel: ((kernel,), "rows", contestants_by_workload("cold")) for kernel in KERNELS},
     "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
-    "levels": (EVERY_KERNEL, "rows", levels),
-    "targets": (EVERY_KERNEL, "targets", targets),
+    "levels": (KERNELS, "rows", levels),
+    "targets": (KERNELS, "targets", targets),
 }
 
 if __name__ == "__main__":

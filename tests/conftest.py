@@ -17,7 +17,7 @@ settings.register_profile("ci", settings.get_profile("default"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # So that a failing assertion in these shows its values too.
-pytest.register_assert_rewrite("kmeans_checks", "omp_checks", "processes")
+pytest.register_assert_rewrite("contract", "kmeans_checks", "omp_checks", "processes")
 
 
 @pytest.fixture
@@ -41,3 +41,10 @@ def as_memmap(tmp_path):
         return np.load(path, mmap_mode="r")
 
     return mapped
+
+
+def pytest_generate_tests(metafunc):
+    """`method` in a class that inherits contract.MethodContract: each of its METHODS."""
+    methods = getattr(metafunc.cls, "METHODS", ())
+    if "method" in metafunc.fixturenames:
+        metafunc.parametrize("method", methods, ids=repr)

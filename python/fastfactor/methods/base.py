@@ -1,0 +1,351 @@
+"""What every method is: settings that compress a matrix, and the factors that they give back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from ..errors import CorruptDataError
+from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for, relative_error
+
+Tensors = dict[str, Array]
+Config = dict[str, Any]  # what JSON can hold
+
+ROWS_AT_ONCE = 256
+FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Factors(ABC):
+    """A matrix W (out_features, in_features) in compressed form, W ≈ B ∘ C.
+
+    A subclass is a frozen dataclass. Its fields that are arrays are its tensors, what is stored;
+    its other fields are its configuration, numbers and words. Where a field is neither, it
+    overrides `tensors` and `config`. `from_tensors` checks what it is given: a file may hold
+    anything.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Of W.
+    dtype : dtype
+        Of W, and of what `to_dense` and `rows` give.
+    """
+
+    kind: ClassVar[str]  # what files call it
+    trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
+    kinds: ClassVar[dict[str, type[Factors]]] = {}
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    def __init_subclass__(cls) -> None:
+        Factors.kinds[cls.kind] = cls
+
+    # --- what a subclass must say
+
+    @abstractmethod
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        """``W[ids]`` for an array of integers: an embedding's look-up."""
+
+    @abstractmethod
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        """``x @ W.T`` without rebuilding W: (in,) → (out,) or (batch, in) → (batch, out).
+
+        In float32, float64 where x or a factor is.
+        """
+
+    @abstractmethod
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        """The same product of (batch, in) in an array library's own operations.
+
+        ``xp`` has matmul, take(array, ids, axis), reshape, transpose and what NumPy calls by these
+        names; ``tensors`` are those of `trainable`, as arrays of that library.
+        """
+
+    # --- what follows
+
+    def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
+        """W, rebuilt."""
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        else:
+            _checks.writeable(out, "out", self.shape, self.dtype)
+        result: Array = out
+        for first in range(0, self.shape[0], ROWS_AT_ONCE):
+            last = min(first + ROWS_AT_ONCE, self.shape[0])
+            result[first:last] = self.rows(np.arange(first, last), n_threads=n_threads)
+        return result
+
+    def matmul(self, x: Any, *, n_threads: int | None = None) -> Array:
+        """``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
+        x = _checks.float_array(x, "x", ndim=(1, 2))
+        return self.linear(x.T, n_threads=n_threads).T
+
+    def __matmul__(self, x: Any) -> Array:
+        return self.matmul(x)
+
+    @property
+    def nbytes(self) -> int:
+        """What a file holds of it: codes, tables and indices with their padding."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 · nbytes over the number of weights; 0 where there are none."""
+        size = self.shape[0] * self.shape[1]
+        return 8 * self.nbytes / size if size else 0.0
+
+    def error(self, W: Any, *, metric: Metric | None = None, n_threads: int | None = None) -> float:
+        """‖W − Ŵ‖² / ‖W‖² under the metric (default: the sum of squares), in float64."""
+        W = check_matrix(W, self.shape)
+
+        def rows_of(first: int, last: int) -> Array:
+            return self.rows(np.arange(first, last), n_threads=n_threads).astype(np.float64)
+
+        return relative_error(W, rows_of, metric or Frobenius())
+
+    def tensors(self) -> Tensors:
+        """What is stored, by name."""
+        return {name: value for name, value in self._own() if isinstance(value, np.ndarray)}
+
+    def config(self) -> Config:
+        """What is stored beside the tensors, shape and dtype: values that JSON can hold."""
+        return {name: value for name, value in self._own() if not isinstance(value, np.ndarray)}
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> Factors:
+        """The inverse of `tensors` and `config`. Tensors more than it has are refused by the store.
+
+        Raises
+        ------
+        CorruptDataError
+            Where they contradict each other or are not what this kind has.
+        """
+
+    def _own(self) -> list[tuple[str, Any]]:
+        names = [f.name for f in fields(self) if f.name not in ("shape", "dtype")]
+        return [(name, getattr(self, name)) for name in names]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A matrix to compress, what its errors weigh, and how many threads may work on it."""
+
+    W: Array
+    metric: Metric
+    n_threads: int | None
+
+    @property
+    def importance(self) -> Array | None:
+        return self.metric.importance if isinstance(self.metric, Diagonal) else None
+
+    @property
+    def input_covariance(self) -> Array | None:
+        return self.metric.input_covariance if isinstance(self.metric, Covariance) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Settings that compress a matrix.
+
+    A subclass is a frozen dataclass. Its `parameter` says how much is kept; instead of it a size
+    or an error may be asked for.
+
+    Parameters
+    ----------
+    ratio : float, optional
+        How many times smaller the factors must be than W: the least error that is so.
+    max_error : float, optional
+        The most that ‖W − Ŵ‖² / ‖W‖² may be, under the metric asked for: the least size that is so.
+    """
+
+    parameter: ClassVar[str]
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # which it can minimise
+    otherwise: ClassVar[str] = ""  # what to do where it cannot, for the message
+
+    ratio: float | None = None
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        goals = {name: getattr(self, name) for name in (self.parameter, "ratio", "max_error")}
+        given = [name for name, value in goals.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"one of {', '.join(goals)} must be given to {type(self).__name__}, "
+                f"got {' and '.join(given) or 'none'}"
+            )
+        for name in ("ratio", "max_error"):
+            if goals[name] is not None and _checks.nonnegative(goals[name], name) == 0:
+                raise ValueError(f"{name} must be positive, got {goals[name]!r}")
+
+    def compress(
+        self,
+        W: Any,
+        *,
+        importance: Any = None,
+        input_covariance: Any = None,
+        n_threads: int | None = None,
+    ) -> Factors:
+        """Factor a matrix.
+
+        Parameters
+        ----------
+        W : array of shape (out_features, in_features)
+            float16, bfloat16, float32 or float64, finite; left as it is.
+        importance : array of W's shape, optional
+            What the squared error of each weight counts: squared gradients, Fisher information.
+        input_covariance : array of shape (in_features, in_features), optional
+            Mean of x xᵀ over the layer's inputs: the error of outputs is minimised.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        Factors
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape, a metric that this method cannot minimise, and a ratio or
+            error that it cannot reach.
+        """
+        W = check_matrix(W)
+        _checks.finite(W, "W")
+        metric = metric_for(W.shape, importance, input_covariance)
+        if type(metric) not in self.metrics:
+            name = "importance" if isinstance(metric, Diagonal) else "input_covariance"
+            raise ValueError(
+                f"{name} must not be given to {type(self).__name__}, which cannot minimise "
+                f"that error{self.otherwise and '; ' + self.otherwise}"
+            )
+        problem = Problem(W, metric, n_threads)
+        if getattr(self, self.parameter) is not None:
+            return self._compress(problem)
+        return self._search(problem)
+
+    @abstractmethod
+    def _compress(self, problem: Problem) -> Factors:
+        """The factors for a given `parameter`."""
+
+    @abstractmethod
+    def _levels(self, problem: Problem) -> Sequence[Any]:
+        """Values of `parameter` from the smallest factors to the largest."""
+
+    def _search(self, problem: Problem) -> Factors:
+        """Bisects `_levels`: size rises along them and error falls."""
+        levels = self._levels(problem)
+        if len(levels) == 0:
+            raise ValueError(
+                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
+            )
+        best: Factors | None = None
+        low, high = 0, len(levels)
+        while low < high:
+            middle = (low + high) // 2
+            factors = self._at(levels[middle])._compress(problem)
+            if self.ratio is not None:
+                fits = factors.nbytes * self.ratio <= problem.W.nbytes
+                low, high = (middle + 1, high) if fits else (low, middle)
+            else:
+                error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+                fits = error <= self._wanted_error()
+                low, high = (low, middle) if fits else (middle + 1, high)
+            if fits:
+                best = factors
+        if best is None:
+            raise ValueError(self._out_of_reach(factors, problem))
+        return best
+
+    def _at(self: Any, level: Any) -> Any:
+        return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
+
+    def _wanted_error(self) -> float:
+        assert self.max_error is not None
+        return self.max_error
+
+    def _out_of_reach(self, last: Factors, problem: Problem) -> str:
+        if self.ratio is not None:
+            most = problem.W.nbytes / max(last.nbytes, 1)
+            return f"ratio must be at most {most:.4g} for this matrix, got {self.ratio!r}"
+        least = last.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+        return f"max_error must be at least {least:.4g} for this matrix, got {self.max_error!r}"
+
+
+def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:
+    """A matrix of floats, of a given shape where one is given."""
+    array = _checks.float_array(W, "W", ndim=(2,))
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"W must have shape {shape}, got {array.shape}")
+    return array
+
+
+def check_ids(ids: Any, n: int) -> Array:
+    """Row numbers as int64, any shape, each in [0, n)."""
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got {array.dtype}")
+    outside = (array < 0) | (array >= n)
+    if outside.any():
+        raise IndexError(f"ids must be in [0, {n}), got {array[outside].flat[0]}")
+    return array.astype(np.int64)
+
+
+def check_input(x: Any, shape: tuple[int, int]) -> Array:
+    """Inputs of a layer: (in,) or (batch, in)."""
+    array = _checks.float_array(x, "x", ndim=(1, 2))
+    if array.shape[-1] != shape[1]:
+        raise ValueError(f"x must have {shape[1]} columns, got shape {array.shape}")
+    return array
+
+
+def into(out: Any, result: Array) -> Array:
+    """The result, copied to `out` where one was given."""
+    if out is None:
+        return result
+    _checks.writeable(out, "out", result.shape, result.dtype)
+    given: Array = out
+    given[...] = result
+    return given
+
+
+def stored_tensor(
+    tensors: Mapping[str, Array], name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]
+) -> Array:
+    """One of the tensors that a file gave, if it is what this kind has; None: any length."""
+    if name not in tensors:
+        raise CorruptDataError(f"tensor {name!r} is missing")
+    array = tensors[name]
+    if array.dtype.name not in dtypes:
+        raise CorruptDataError(
+            f"tensor {name!r} must have dtype {' or '.join(dtypes)}, got {array.dtype}"
+        )
+    if array.ndim != len(shape) or any(
+        wanted not in (None, got) for wanted, got in zip(shape, array.shape, strict=False)
+    ):
+        expected = tuple("any" if n is None else n for n in shape)
+        raise CorruptDataError(f"tensor {name!r} must have shape {expected}, got {array.shape}")
+    return array
+
+
+def stored_number(config: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    """One of the integers that a file gave, if it is there and in [low, high]."""
+    value = config.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise CorruptDataError(f"{name!r} must be an integer in [{low}, {high}], got {value!r}")
+    return value

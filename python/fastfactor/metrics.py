@@ -1,0 +1,100 @@
+"""What "close" means: the error of an approximation is ‖W − Ŵ‖² / ‖W‖² under one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import _checks
+from ._checks import Array
+
+ROWS_AT_ONCE = 256
+
+
+class Metric(Protocol):
+    """A squared norm of matrices, given a few of their rows at a time."""
+
+    def squares(self, rows: Array, first: int) -> float:
+        """Of the rows ``first``, ``first + 1``, … of a matrix, float64: their part of ‖·‖²."""
+
+
+@dataclass(frozen=True)
+class Frobenius:
+    """The sum of squares."""
+
+    def squares(self, rows: Array, first: int) -> float:
+        return float(np.einsum("ij,ij->", rows, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """The sum of ``importance[i, j] · E[i, j]²``: squared gradients, Fisher information.
+
+    Its root is the Mahalanobis distance of E. Denton, W. Zaremba, J. Bruna, Y. LeCun, R. Fergus,
+    2014.
+    """
+
+    importance: Array
+
+    def squares(self, rows: Array, first: int) -> float:
+        weights = self.importance[first : first + len(rows)]
+        return float(np.einsum("ij,ij,ij->", weights, rows, rows, dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """trace(E Σ Eᵀ), Σ the mean of x xᵀ over inputs: the mean squared change of outputs."""
+
+    input_covariance: Array
+
+    def squares(self, rows: Array, first: int) -> float:
+        return float(np.einsum("ij,ij->", rows @ self.input_covariance.astype(np.float64), rows))
+
+
+def relative_error(W: Array, rows_of: Callable[[int, int], Array], metric: Metric) -> float:
+    """‖W − Ŵ‖² / ‖W‖², where ``rows_of(first, last)`` gives rows of Ŵ.
+
+    0 where both are zero, infinity where W alone is. Some rows at a time, in float64.
+    """
+    lost = total = 0.0
+    for first in range(0, len(W), ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, len(W))
+        exact = W[first:last].astype(np.float64)
+        total += metric.squares(exact, first)
+        lost += metric.squares(exact - rows_of(first, last), first)
+    if total == 0:
+        return 0.0 if lost == 0 else float("inf")
+    return lost / total
+
+
+def metric_for(
+    shape: tuple[int, ...], importance: Any = None, input_covariance: Any = None
+) -> Metric:
+    """The metric that the arguments of `compress` name; one of them at most may be given."""
+    if importance is not None and input_covariance is not None:
+        raise ValueError("importance and input_covariance must not both be given, got both")
+    if importance is not None:
+        array = _checks.float_array(importance, "importance", ndim=(2,))
+        if array.shape != shape:
+            raise ValueError(f"importance must have the shape of W, {shape}, got {array.shape}")
+        _checks.finite(array, "importance")
+        if array.size and float(array.min()) < 0:
+            raise ValueError(f"importance must not be negative, got {array.min()}")
+        if array.size and float(array.max()) == 0:
+            raise ValueError("importance must be positive somewhere, got zeros")
+        return Diagonal(array)
+    if input_covariance is not None:
+        array = _checks.float_array(input_covariance, "input_covariance", ndim=(2,))
+        if array.shape != (shape[1], shape[1]):
+            raise ValueError(
+                f"input_covariance must have shape {(shape[1], shape[1])}, got {array.shape}"
+            )
+        _checks.finite(array, "input_covariance")
+        wide = array.astype(np.float64)
+        if not np.allclose(wide, wide.T, rtol=1e-4, atol=1e-6 * float(np.abs(wide).max(initial=0))):
+            raise ValueError("input_covariance must be symmetric, got a matrix that is not")
+        return Covariance(array)
+    return Frobenius()

@@ -1,0 +1,327 @@
+"""What every method and its factors must obey: inherit `MethodContract` and name the methods.
+
+    class TestLowRank(MethodContract):
+        METHODS = (LowRank(rank=3), …)
+
+conftest.py gives each test that asks for `method` one after the other of `METHODS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fastfactor import CorruptDataError
+from fastfactor.methods import Factors
+from fastfactor.metrics import Covariance, Diagonal, Frobenius
+from layouts import LAYOUTS
+
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+class MethodContract:
+    METHODS = ()
+    SHAPE = (24, 32)
+    EXACT_BITS = True  # the same for any number of threads; not where LAPACK decides
+
+    def matrix(self, dtype=np.float32, shape=None, seed=0):
+        """With some structure in it: low rank, a few large values."""
+        rng = np.random.default_rng(seed)
+        out, inputs = shape or self.SHAPE
+        W = rng.standard_normal((out, 3)) @ rng.standard_normal((3, inputs))
+        W += 0.3 * rng.standard_normal((out, inputs))
+        return W.astype(dtype)
+
+    def tolerance(self, dtype):
+        """Of a value rounded to dtype, relative to the largest."""
+        return 4 * float(ml_dtypes.finfo(dtype).eps)
+
+    # --- products
+
+    @pytest.mark.parametrize("batch", [None, 0, 1, 2, 9])
+    def test_linear_is_the_product_with_what_to_dense_gives(self, method, batch):
+        factors = method.compress(self.matrix())
+        rng = np.random.default_rng(1)
+        inputs = self.SHAPE[1]
+        x = rng.standard_normal(inputs if batch is None else (batch, inputs)).astype(np.float32)
+        dense = factors.to_dense().astype(np.float64)
+        expected, size = x @ dense.T, np.abs(x) @ np.abs(dense).T
+        result = factors.linear(x)
+        assert result.dtype == np.float32
+        assert result.shape == expected.shape
+        scale = max(float(size.max(initial=0)), 1e-30)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5 * scale)
+        out = np.full(expected.shape, np.nan, np.float32)
+        assert factors.linear(x, out=out) is out
+        np.testing.assert_array_equal(out, result)
+        np.testing.assert_allclose(factors.matmul(x.T), expected.T, rtol=0, atol=2e-5 * scale)
+        np.testing.assert_array_equal(factors @ x.T, factors.matmul(x.T))
+
+    def test_strided_and_wide_input_give_the_same_product(self, method):
+        factors = method.compress(self.matrix())
+        x = np.random.default_rng(2).standard_normal((5, self.SHAPE[1])).astype(np.float32)
+        expected = factors.linear(x)
+        scale = 1e-5 * float(np.abs(expected).max(initial=1))
+        for layout in LAYOUTS:
+            np.testing.assert_allclose(factors.linear(layout(x)), expected, rtol=0, atol=scale)
+        wide = factors.linear(x.astype(np.float64))
+        np.testing.assert_allclose(wide, expected, rtol=0, atol=2 * scale)
+
+    def test_forward_is_the_same_product_in_another_library(self, method):
+        factors = method.compress(self.matrix())
+        tensors = factors.tensors()
+        assert set(factors.trainable) <= set(tensors)
+        trained = {name: tensors[name].astype(np.float32) for name in factors.trainable}
+        x = np.random.default_rng(3).standard_normal((4, self.SHAPE[1])).astype(np.float32)
+        expected = factors.linear(x)
+        result = factors.forward(np, trained, x)
+        scale = float(np.abs(expected).max(initial=1e-30))
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * scale)
+
+    def test_bad_input_is_named(self, method):
+        factors = method.compress(self.matrix())
+        inputs = self.SHAPE[1]
+        with pytest.raises(ValueError, match="x must have"):
+            factors.linear(np.zeros(inputs + 1, np.float32))
+        with pytest.raises(ValueError, match="x must have"):
+            factors.linear(np.zeros((1, 1, inputs), np.float32))
+        with pytest.raises(TypeError, match="x must have dtype"):
+            factors.linear(np.zeros(inputs, int))
+        with pytest.raises((TypeError, ValueError), match="out must"):
+            factors.linear(
+                np.zeros(inputs, np.float32), out=np.zeros(self.SHAPE[0] + 1, np.float32)
+            )
+
+    # --- rows
+
+    @pytest.mark.parametrize("ids", [[], [0], [3, 3, 1], [[5, 0], [23, 7]], 4])
+    def test_rows_are_those_of_to_dense(self, method, ids):
+        factors = method.compress(self.matrix())
+        ids = np.array(ids, np.int32)
+        rows = factors.rows(ids)
+        assert rows.dtype == factors.dtype
+        assert rows.shape == (*ids.shape, self.SHAPE[1])
+        expected = factors.to_dense()[ids].astype(np.float64)
+        np.testing.assert_allclose(
+            rows.astype(np.float64), expected, rtol=self.tolerance(factors.dtype), atol=1e-5
+        )
+
+    def test_bad_ids_are_named(self, method):
+        factors = method.compress(self.matrix())
+        for bad in ([self.SHAPE[0]], [-1]):
+            with pytest.raises(IndexError, match="ids must be in"):
+                factors.rows(bad)
+        with pytest.raises(TypeError, match="ids must be integers"):
+            factors.rows([0.5])
+
+    def test_to_dense_writes_to_out(self, method):
+        factors = method.compress(self.matrix())
+        out = np.full(self.SHAPE, np.nan, np.float32)
+        assert factors.to_dense(out=out) is out
+        np.testing.assert_array_equal(out, factors.to_dense())
+        with pytest.raises(ValueError, match="out must have shape"):
+            factors.to_dense(out=np.zeros((1, 1), np.float32))
+
+    # --- sizes and errors
+
+    def test_sizes_are_those_of_the_tensors(self, method):
+        factors = method.compress(self.matrix())
+        assert factors.nbytes == sum(t.nbytes for t in factors.tensors().values()) > 0
+        assert factors.bits_per_weight == 8 * factors.nbytes / (self.SHAPE[0] * self.SHAPE[1])
+
+    def test_error_is_what_its_definition_says(self, method):
+        W = self.matrix().astype(np.float64)
+        factors = method.compress(W.astype(np.float32))
+        E = W.astype(np.float32) - factors.to_dense().astype(np.float64)
+        rng = np.random.default_rng(4)
+        importance = rng.random(self.SHAPE)
+        x = rng.standard_normal((50, self.SHAPE[1]))
+        covariance = x.T @ x / 50
+        expected = {
+            None: np.sum(E**2) / np.sum(W**2),
+            Frobenius(): np.sum(E**2) / np.sum(W**2),
+            Diagonal(importance): np.sum(importance * E**2) / np.sum(importance * W**2),
+            Covariance(covariance): np.trace(E @ covariance @ E.T) / np.trace(W @ covariance @ W.T),
+        }
+        for metric, value in expected.items():
+            error = factors.error(W.astype(np.float32), metric=metric)
+            assert error == pytest.approx(value, rel=1e-4, abs=1e-12)
+
+    def test_zeros_cost_no_error(self, method):
+        W = np.zeros(self.SHAPE, np.float32)
+        factors = method.compress(W)
+        assert factors.error(W) == 0
+        assert not factors.to_dense().any()
+
+    # --- what compress takes
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_every_float_is_taken_and_given_back(self, method, dtype):
+        W = self.matrix(dtype)
+        before = W.copy()
+        factors = method.compress(W)
+        assert isinstance(factors, Factors)
+        assert factors.shape == W.shape
+        assert factors.dtype == W.dtype == factors.to_dense().dtype
+        np.testing.assert_array_equal(W, before)
+        plain = method.compress(self.matrix()).error(self.matrix())
+        assert factors.error(W) <= 1.25 * plain + 10 * self.tolerance(dtype) ** 2 + 1e-4
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_every_layout_gives_the_same_factors(self, method, layout):
+        W = self.matrix()
+        expected = method.compress(W).to_dense()
+        result = method.compress(layout(W)).to_dense()
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 3), (16, 16), (17, 31)])
+    def test_small_shapes_work_or_are_refused_by_name(self, method, shape):
+        W = self.matrix(shape=shape)
+        try:
+            factors = method.compress(W)
+        except ValueError as error:
+            self.check_refusal(str(error))
+            return
+        assert factors.to_dense().shape == shape
+        assert factors.linear(np.ones(shape[1], np.float32)).shape == (shape[0],)
+        assert np.isfinite(factors.error(W))
+
+    def test_bad_matrices_are_named(self, method):
+        W = self.matrix()
+        for value in (np.nan, np.inf):
+            broken = W.copy()
+            broken[1, 2] = value
+            with pytest.raises(ValueError, match="W must be finite"):
+                method.compress(broken)
+        with pytest.raises(ValueError, match="W must have 2 dimensions"):
+            method.compress(W[0])
+        with pytest.raises(TypeError, match="W must have dtype"):
+            method.compress(W.astype(int))
+        with pytest.raises(ValueError, match="importance must have the shape of W"):
+            method.compress(W, importance=np.ones((2, 2)))
+        with pytest.raises(ValueError, match="importance must not be negative"):
+            method.compress(W, importance=-np.ones(W.shape))
+        with pytest.raises(ValueError, match="input_covariance must have shape"):
+            method.compress(W, input_covariance=np.ones((2, 2)))
+        with pytest.raises(ValueError, match="must not both be given"):
+            method.compress(W, importance=np.ones(W.shape), input_covariance=np.eye(W.shape[1]))
+
+    def test_same_factors_for_any_number_of_threads(self, method):
+        W = self.matrix()
+        first = method.compress(W, n_threads=1)
+        for n_threads in (2, 3, 7):
+            other = method.compress(W, n_threads=n_threads)
+            for name, tensor in first.tensors().items():
+                if self.EXACT_BITS:
+                    np.testing.assert_array_equal(tensor, other.tensors()[name])
+                else:
+                    np.testing.assert_allclose(tensor, other.tensors()[name], rtol=1e-4, atol=1e-5)
+
+    def check_refusal(self, message):
+        """Of a shape that is too small: what must be otherwise, and what came."""
+        assert "must" in message
+        assert "got" in message
+
+    # --- metrics
+
+    def test_importance_is_minimised_or_refused(self, method):
+        W = self.matrix()
+        importance = np.random.default_rng(5).random(W.shape) ** 4 + 1e-3
+        self._lower_or_refused(method, W, Diagonal(importance), importance=importance)
+
+    def test_input_covariance_is_minimised_or_refused(self, method):
+        W = self.matrix()
+        rng = np.random.default_rng(6)
+        x = rng.standard_normal((200, W.shape[1])) * np.geomspace(0.05, 5, W.shape[1])
+        covariance = x.T @ x / 200
+        self._lower_or_refused(method, W, Covariance(covariance), input_covariance=covariance)
+
+    def _lower_or_refused(self, method, W, metric, **argument):
+        if type(metric) not in method.metrics:
+            with pytest.raises(ValueError, match="cannot minimise"):
+                method.compress(W, **argument)
+            return
+        plain = method.compress(W).error(W, metric=metric)
+        weighted = method.compress(W, **argument).error(W, metric=metric)
+        assert weighted <= plain * (1 + 1e-6)
+        if plain > 1e-6:
+            assert weighted < plain
+
+    # --- how much
+
+    def test_sizes_and_errors_may_be_asked_for(self, method):
+        W = self.matrix(shape=(96, 128))
+        plain = method.compress(W)
+        error, ratio = plain.error(W), W.nbytes / plain.nbytes
+        by_error = self.asked(method, max_error=error * 1.01).compress(W)
+        assert by_error.error(W) <= error * 1.01
+        assert by_error.nbytes <= plain.nbytes * 1.02
+        by_ratio = self.asked(method, ratio=ratio).compress(W)
+        assert by_ratio.nbytes * ratio <= W.nbytes * (1 + 1e-12)
+        assert by_ratio.error(W) <= error * 1.02 + 1e-12
+
+    def test_what_cannot_be_reached_is_said(self, method):
+        with pytest.raises(ValueError, match="ratio must be at most"):
+            self.asked(method, ratio=1e9).compress(self.matrix())
+
+    def test_one_way_to_say_how_much(self, method):
+        parameter = method.parameter
+        value = getattr(method, parameter)
+        with pytest.raises(ValueError, match=r"one of .* must be given"):
+            dataclasses.replace(method, ratio=2.0)
+        with pytest.raises(ValueError, match=r"one of .* must be given"):
+            dataclasses.replace(method, **{parameter: None})
+        for name in ("ratio", "max_error"):
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                dataclasses.replace(method, **{parameter: None, name: -1.0})
+        with pytest.raises((TypeError, ValueError), match=parameter):
+            dataclasses.replace(method, **{parameter: "many"})
+        assert dataclasses.replace(method, **{parameter: value}) == method
+
+    def asked(self, method, **goal):
+        return dataclasses.replace(method, **{method.parameter: None}, **goal)
+
+    # --- what is stored
+
+    def test_tensors_and_config_make_the_same_factors(self, method):
+        factors = method.compress(self.matrix())
+        config = json.loads(json.dumps(factors.config()))
+        tensors = {name: t.copy() for name, t in factors.tensors().items()}
+        again = Factors.kinds[factors.kind].from_tensors(
+            tensors, config, factors.shape, factors.dtype
+        )
+        np.testing.assert_array_equal(again.to_dense(), factors.to_dense())
+        x = np.ones((3, self.SHAPE[1]), np.float32)
+        np.testing.assert_array_equal(again.linear(x), factors.linear(x))
+        assert again.nbytes == factors.nbytes
+        copied = pickle.loads(pickle.dumps(factors))
+        np.testing.assert_array_equal(copied.to_dense(), factors.to_dense())
+
+    def test_tensors_that_do_not_fit_are_refused(self, method):
+        factors = method.compress(self.matrix())
+        tensors, config = factors.tensors(), factors.config()
+        make = Factors.kinds[factors.kind].from_tensors
+        for name in tensors:
+            rest = {other: t for other, t in tensors.items() if other != name}
+            with pytest.raises(CorruptDataError, match=name):
+                make(rest, config, factors.shape, factors.dtype)
+            for broken in (
+                tensors[name][..., :-1],
+                tensors[name].astype(np.int64),
+                tensors[name][None],
+            ):
+                with pytest.raises(CorruptDataError):
+                    make(rest | {name: broken}, config, factors.shape, factors.dtype)
+        with pytest.raises(CorruptDataError):
+            make(tensors, config, (factors.shape[0] + 1, factors.shape[1]), factors.dtype)
+        with pytest.raises(CorruptDataError):
+            make(tensors, config, (factors.shape[0], factors.shape[1] + 64), factors.dtype)
+        for name in config:
+            rest = {other: value for other, value in config.items() if other != name}
+            for broken in (rest, rest | {name: -7}, rest | {name: 10**12}, rest | {name: "x"}):
+                with pytest.raises(CorruptDataError, match=name):
+                    make(tensors, broken, factors.shape, factors.dtype)

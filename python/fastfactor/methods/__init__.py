@@ -5,6 +5,14 @@ rows, says what it takes and gives its arrays, in the same way.
 """
 
 from .base import Factors, Method
+from .codebook import Codebook, CodebookFactors
 from .low_rank import LowRank, LowRankFactors
 
-__all__ = ["Factors", "LowRank", "LowRankFactors", "Method"]
+__all__ = [
+    "Codebook",
+    "CodebookFactors",
+    "Factors",
+    "LowRank",
+    "LowRankFactors",
+    "Method",
+]

@@ -258,7 +258,7 @@ class Method(ABC):
             middle = (low + high) // 2
             factors = self._at(levels[middle])._compress(problem)
             if self.ratio is not None:
-                fits = factors.nbytes * self.ratio <= problem.W.nbytes
+                fits = self._fits(factors.nbytes, problem)
                 low, high = (middle + 1, high) if fits else (low, middle)
             else:
                 error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
@@ -272,6 +272,11 @@ class Method(ABC):
 
     def _at(self: Any, level: Any) -> Any:
         return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
+
+    def _fits(self, nbytes: int, problem: Problem) -> bool:
+        """Whether a size is what `ratio` asks for; a ratio of two sizes may be rounded up."""
+        assert self.ratio is not None
+        return nbytes * self.ratio <= problem.W.nbytes * (1 + 1e-12)
 
     def _wanted_error(self) -> float:
         assert self.max_error is not None

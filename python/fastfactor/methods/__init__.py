@@ -7,6 +7,8 @@ rows, says what it takes and gives its arrays, in the same way.
 from .base import Factors, Method
 from .codebook import Codebook, CodebookFactors
 from .low_rank import LowRank, LowRankFactors
+from .prune_codebook import PruneCodebook, PruneCodebookFactors
+from .pruning import Prune, PruneFactors
 
 __all__ = [
     "Codebook",
@@ -15,4 +17,8 @@ __all__ = [
     "LowRank",
     "LowRankFactors",
     "Method",
+    "Prune",
+    "PruneCodebook",
+    "PruneCodebookFactors",
+    "PruneFactors",
 ]

@@ -154,7 +154,7 @@ def _improve(problem: _Problem, start: _Sums, rng: np.random.Generator) -> _Sums
 def _mean_square(problem: _Problem, cost: float) -> float:
     """Of a vector's error, as its weights see it."""
     n, d = problem.x.shape
-    weight = n if problem.weights is None else float(problem.weights.sum()) / d
+    weight: float = n if problem.weights is None else float(problem.weights.sum()) / d
     return cost / max(weight, 1e-300)
 
 

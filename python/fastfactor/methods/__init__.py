@@ -5,6 +5,20 @@ rows, says what it takes and gives its arrays, in the same way.
 """
 
 from .base import Factors, Method
+from .codebook import Codebook, CodebookFactors
 from .low_rank import LowRank, LowRankFactors
+from .prune_codebook import PruneCodebook, PruneCodebookFactors
+from .pruning import Prune, PruneFactors
 
-__all__ = ["Factors", "LowRank", "LowRankFactors", "Method"]
+__all__ = [
+    "Codebook",
+    "CodebookFactors",
+    "Factors",
+    "LowRank",
+    "LowRankFactors",
+    "Method",
+    "Prune",
+    "PruneCodebook",
+    "PruneCodebookFactors",
+    "PruneFactors",
+]

@@ -174,6 +174,7 @@ class Method(ABC):
     """
 
     parameter: ClassVar[str]
+    alternatives: ClassVar[tuple[str, ...]] = ()  # other settings that say how much is kept
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # which it can minimise
     otherwise: ClassVar[str] = ""  # what to do where it cannot, for the message
 
@@ -181,7 +182,8 @@ class Method(ABC):
     max_error: float | None = None
 
     def __post_init__(self) -> None:
-        goals = {name: getattr(self, name) for name in (self.parameter, "ratio", "max_error")}
+        names = (self.parameter, *self.alternatives, "ratio", "max_error")
+        goals = {name: getattr(self, name) for name in names}
         given = [name for name, value in goals.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
@@ -233,13 +235,13 @@ class Method(ABC):
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
         problem = Problem(W, metric, n_threads)
-        if getattr(self, self.parameter) is not None:
+        if self.ratio is None and self.max_error is None:
             return self._compress(problem)
         return self._search(problem)
 
     @abstractmethod
     def _compress(self, problem: Problem) -> Factors:
-        """The factors for a given `parameter`."""
+        """The factors for a given `parameter`, or one of the `alternatives`."""
 
     @abstractmethod
     def _levels(self, problem: Problem) -> Sequence[Any]:
@@ -258,7 +260,7 @@ class Method(ABC):
             middle = (low + high) // 2
             factors = self._at(levels[middle])._compress(problem)
             if self.ratio is not None:
-                fits = factors.nbytes * self.ratio <= problem.W.nbytes
+                fits = self._fits(factors.nbytes, problem)
                 low, high = (middle + 1, high) if fits else (low, middle)
             else:
                 error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
@@ -272,6 +274,11 @@ class Method(ABC):
 
     def _at(self: Any, level: Any) -> Any:
         return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
+
+    def _fits(self, nbytes: int, problem: Problem) -> bool:
+        """Whether a size is what `ratio` asks for; a ratio of two sizes may be rounded up."""
+        assert self.ratio is not None
+        return nbytes * self.ratio <= problem.W.nbytes * (1 + 1e-12)
 
     def _wanted_error(self) -> float:
         assert self.max_error is not None

@@ -275,8 +275,6 @@ def test_what_does_not_go_together_is_said(rng):
         Codebook(n_bits=4, vector_dim=2).compress(W)
     with pytest.raises(ValueError, match="importance must not be given for vectors where balanced"):
         Codebook(n_bits=1, vector_dim=3, balanced=True).compress(W, importance=np.ones(W.shape))
-    with pytest.raises(ValueError, match=r"input_covariance must not be given.*importance"):
-        Codebook(n_bits=1).compress(W, input_covariance=np.eye(9))
     with pytest.raises(ValueError, match="W must be within ±65504 for tables of float16"):
         Codebook(n_bits=1, vector_dim=3, codebook_dtype="float16").compress(W * 1e30)
 

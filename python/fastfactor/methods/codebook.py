@@ -12,7 +12,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..metrics import Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius
 from ..packing import MAX_CODEBOOKS, WIDTHS, PackedCodes
 from ..products import codebook_matmul, codebook_rows
 from .base import (
@@ -29,6 +29,7 @@ from .base import (
     stored_tensor,
 )
 from .codebook_cells import Coding, Sharing, find_codes
+from .codebook_outputs import OutputProblem, improve_outputs
 
 TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -141,16 +142,12 @@ class CodebookFactors(Factors):
     def _places(self) -> Array:
         """(n_codebooks, codes): which vector of all tables, laid one after the other."""
         packed = self.packed
-        rows, columns = self.shape[0], self.shape[1] // packed.vector_dim
-        codes = packed.unpack().reshape(packed.n_codebooks, rows, columns)
-        lead = self.codebook.shape[int(packed.n_codebooks > 1) : -2]
-        groups = lead[-1] if self.group_size else 1
-        group = np.arange(columns) * packed.vector_dim // (self.group_size or max(self.shape[1], 1))
-        by_row = len(lead) > (self.group_size > 0)
-        table = (np.arange(rows)[:, None] * groups if by_row else 0) + group
-        book = np.arange(packed.n_codebooks)[:, None, None] * int(np.prod(lead))
-        places: Array = (book + table) * 2**packed.n_bits + codes
-        return places.reshape(packed.n_codebooks, -1)
+        codes = packed.unpack().reshape(
+            packed.n_codebooks, self.shape[0], self.shape[1] // packed.vector_dim
+        )
+        rank = 2 + (packed.n_codebooks > 1) + (self.group_size > 0)
+        sharing = Sharing(self.shape, packed.vector_dim, self.codebook.ndim > rank, self.group_size)
+        return sharing.places(codes, 2**packed.n_bits).reshape(packed.n_codebooks, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +212,7 @@ class Codebook(Method):
     """
 
     parameter: ClassVar[str] = "n_bits"
-    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal})
-    otherwise: ClassVar[str] = (
-        "give importance, in every row the diagonal of the covariance, which is minimised"
-    )
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
 
     n_bits: int | None = None
     vector_dim: int = 1
@@ -270,6 +264,16 @@ class Codebook(Method):
         )
         check_range(problem.W, coding.dtype)
         codebook, codes = find_codes(problem.W, problem.importance, coding)
+        if problem.input_covariance is not None and problem.W.size:
+            outputs = OutputProblem(
+                problem.W,
+                problem.input_covariance,
+                coding.sharing,
+                coding.dtype,
+                self.balanced,
+                problem.n_threads,
+            )
+            codebook, codes = improve_outputs(outputs, codebook, codes)
         packed = PackedCodes.pack(
             codes if self.n_codebooks > 1 else codes[0],
             self.n_bits,

@@ -37,6 +37,18 @@ class Sharing:
         groups = (self.n_groups,) if self.group_size else ()
         return (*books, *rows, *groups, n_vectors, self.vector_dim)
 
+    def places(self, codes: Array, n_vectors: int) -> Array:
+        """Of codes (n_codebooks, rows, vectors): which vector, all tables laid end to end."""
+        n_codebooks, rows, vectors = codes.shape
+        group: Any = 0
+        if self.group_size:
+            group = np.arange(vectors) * self.vector_dim // self.group_size
+        row: Any = np.arange(rows)[:, None] * self.n_groups if self.by_row else 0
+        n_tables = (rows if self.by_row else 1) * self.n_groups
+        book = np.arange(n_codebooks)[:, None, None] * n_tables
+        places: Array = (book + row + group) * n_vectors + codes
+        return places
+
     def pieces(self) -> Iterator[Piece]:
         """The matrix in pieces of whole cells of one size, as large as is convenient."""
         rows, columns = self.shape

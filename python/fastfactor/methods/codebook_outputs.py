@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ ROUNDS = 8
 LEAST_GAIN = 1e-3  # of the error, for one more round
 STEPS = 10  # of conjugate gradients, for tables
 COLUMNS_AT_ONCE = 128
-RIDGE = 1e-6  # of the mean variance, so that inputs that never came have a solution
+RIDGE = 1e-6  # of the mean variance of a place, so that inputs that never came have a solution
+LEAST_VARIANCE = 1e-12  # of the largest
 DISTANCES_AT_ONCE = 1 << 22
 
 
@@ -31,14 +33,18 @@ class OutputProblem:
     n_threads: int | None
 
 
-def improve_outputs(problem: OutputProblem, tables: Array, codes: Array) -> tuple[Array, Array]:
-    """Tables in their stored shape and codes (B, rows, vectors), no worse than those given.
+def improve_outputs(
+    problem: OutputProblem, starts: list[tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Tables in their stored shape and codes (B, rows, vectors), no worse than any given.
 
     Codes by coordinate descent: given all others, the best vector for a place is the one nearest,
     in the metric of its own columns, to what makes up for the others' errors. Tables, which are
     linear in Ŵ, by conjugate gradients. In turn, until little is gained.
     """
-    search = _Search(problem, tables, codes)
+    begun = [_Search(problem, *start) for start in starts]
+    given = min(begun, key=_Search.error)
+    search = given.copy()
     last = search.error()
     for _ in range(ROUNDS):
         if not problem.codes_stay:
@@ -51,9 +57,8 @@ def improve_outputs(problem: OutputProblem, tables: Array, codes: Array) -> tupl
     search.round_tables()
     if not problem.codes_stay:
         search.recode()
-    given = _Search(problem, tables, codes)
-    best = search if search.error() < given.error() else given
-    return best.tables.astype(problem.dtype).reshape(tables.shape), best.codes
+    best = min((search, given), key=_Search.error)
+    return best.tables.astype(problem.dtype).reshape(starts[0][0].shape), best.codes
 
 
 class _Search:
@@ -66,11 +71,15 @@ class _Search:
         self.codes = codes.copy()
         self.W = problem.W.astype(np.float32)
         covariance = problem.covariance.astype(np.float64)
-        ridge = RIDGE * float(np.trace(covariance)) / max(len(covariance), 1)
-        damped = covariance + max(ridge, 1e-300) * np.eye(len(covariance))
-        self.covariance = (damped / np.abs(damped).max(initial=1e-300)).astype(np.float32)
+        top = float(np.abs(covariance).max(initial=0))
+        self.covariance = (covariance / (top if top > 0 else 1)).astype(np.float32)
         # Where the vectors of a place begin among all tables: a code more is a vector more.
         self.bases = problem.sharing.places(np.zeros_like(codes), self.n_vectors)
+
+    def copy(self) -> _Search:
+        other = copy.copy(self)
+        other.codes = self.codes.copy()
+        return other
 
     def dense(self) -> Array:
         total = np.zeros(self.W.shape, np.float32)
@@ -102,7 +111,7 @@ class _Search:
             pull = gap @ self.covariance[:, block]
             for left in range(block.start, block.stop, self.d):
                 columns = slice(left, left + self.d)
-                own = self.covariance[columns, columns].astype(np.float64)
+                own = _damped(self.covariance[columns, columns])
                 here = slice(left - first, left - first + self.d)
                 back = np.linalg.solve(own, pull[:, here].T.astype(np.float64)).T
                 wanted = rebuilt[:, columns] - back.astype(np.float32)
@@ -175,3 +184,10 @@ class _Search:
                 part = values[:, i :: self.d].reshape(-1)
                 result[:, i] += np.bincount(flat, part, len(result))
         return result
+
+
+def _damped(covariance: Array) -> Array:
+    wide: Array = covariance.astype(np.float64)
+    wide[np.diag_indices(len(wide))] += RIDGE * max(float(np.trace(wide)) / len(wide), 0)
+    wide[np.diag_indices(len(wide))] += LEAST_VARIANCE
+    return wide

@@ -11,10 +11,11 @@ from .. import _checks
 from .._checks import Array
 from ..coding import gap_encode
 from ..sparse_codes import SparseCodes
-from .layer import CodedLayer
+from .layer import CodedLayer, packed
 from .stages import SharedWeights
 
 MAX_GAP_BITS = 16
+NEAR = 1.05
 
 
 def encode(
@@ -26,8 +27,7 @@ def encode(
     ----------
     shared : SharedWeights
     gap_bits : int, optional
-        Bits of a gap, 1 to 16. Unless given, the number for which the coded layer takes least,
-        estimated from the entropies.
+        Bits of a gap, 1 to 16. Unless given, the number for which the coded layer takes least.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -91,23 +91,51 @@ def decode(data: Any) -> CodedLayer:
 
 
 def coded_layer(shared: SharedWeights, gap_bits: int | None, n_threads: int | None) -> CodedLayer:
+    """Positions as gaps of the width given, or of that for which the bytes are fewest."""
     if not isinstance(shared, SharedWeights):
         raise TypeError(f"shared must be SharedWeights, got {type(shared).__name__}")
-    labels, codebook, mask = shared.labels, shared.codebook, shared.mask
-    codes = labels[mask]
-    width = check_gap_bits(gap_bits) or _best_gap_bits(np.flatnonzero(mask), codes)
-    coded = gap_encode(mask, n_bits=width, n_threads=n_threads)
+    positions, codes = np.flatnonzero(shared.mask), shared.labels[shared.mask]
+    check_gap_bits(gap_bits)
+    widths = _likely_widths(positions, codes) if gap_bits is None else [gap_bits]
+    tried = [_entries(shared, codes, width, n_threads) for width in widths]
+    if len(tried) > 1:
+        code_bits = max((shared.codebook.size - 1).bit_length(), 1)
+        sizes = [
+            packed(entries, code_bits)[1].size + packed(gaps, width)[1].size
+            for width, (entries, gaps) in zip(widths, tried, strict=True)
+        ]
+        best = int(np.argmin(sizes))
+    else:
+        best = 0
+    shape = shared.labels.shape
+    matrix = shape[0], math.prod(shape[1:])
+    return CodedLayer(SparseCodes(*tried[best], widths[best], shared.codebook, matrix), shape)
+
+
+def check_gap_bits(gap_bits: int | None) -> None:
+    """None, or a width that a gap may have."""
+    if gap_bits is not None:
+        _checks.integer(gap_bits, "gap_bits", 1, MAX_GAP_BITS)
+
+
+def _entries(
+    shared: SharedWeights, codes: Array, width: int, n_threads: int | None
+) -> tuple[Array, Array]:
+    """Codes and gaps of all entries, fillers among them."""
+    coded = gap_encode(shared.mask, n_bits=width, n_threads=n_threads)
     # Fillers stand for zero; the codebook has one first wherever something was pruned.
     entries = np.zeros(coded.gaps.size, np.uint8)
     kept = np.ones(entries.size, np.bool_)
     kept[coded.fillers] = False
     entries[kept] = codes
-    matrix = labels.shape[0], math.prod(labels.shape[1:])
-    return CodedLayer(SparseCodes(entries, coded.gaps, width, codebook, matrix), labels.shape)
+    return entries, coded.gaps
 
 
-def _best_gap_bits(positions: Array, codes: Array) -> int:
-    """The width for which the entropies of gaps and codes, fillers among them, are least."""
+def _likely_widths(positions: Array, codes: Array) -> list[int]:
+    """The widths for which the entropies of gaps and codes, fillers among them, are near the least.
+
+    Huffman codes come within a few percent of an entropy: which width is best is seen by trying.
+    """
     gaps = np.diff(positions, prepend=-1) - 1
     counts = np.bincount(codes, minlength=1).astype(np.float64)
     sizes = []
@@ -118,7 +146,9 @@ def _best_gap_bits(positions: Array, codes: Array) -> int:
         with_fillers = counts.copy()
         with_fillers[0] += fillers
         sizes.append(_entropy_bytes(rest) + _entropy_bytes(with_fillers))
-    return int(np.argmin(sizes)) + 1
+        if not fillers:  # from here on they are all the same
+            break
+    return [1 + i for i, size in enumerate(sizes) if size <= NEAR * min(sizes)]
 
 
 def _entropy_bytes(counts: Array) -> float:
@@ -126,7 +156,3 @@ def _entropy_bytes(counts: Array) -> float:
     used = counts[counts > 0]
     bits = used.sum() * np.log2(used.sum()) - (used * np.log2(used)).sum() if used.size else 0
     return float(bits + 3 * used.size) / 8
-
-
-def check_gap_bits(gap_bits: int | None) -> int | None:
-    return None if gap_bits is None else _checks.integer(gap_bits, "gap_bits", 1, MAX_GAP_BITS)

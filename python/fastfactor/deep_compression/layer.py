@@ -206,13 +206,13 @@ class CodedLayer:
     @cached_property
     def _streams(self) -> tuple[tuple[bool, Array], tuple[bool, Array]]:
         sparse = self.sparse
-        return _packed(sparse.codes, sparse.n_bits), _packed(sparse.gaps, sparse.gap_bits)
+        return packed(sparse.codes, sparse.n_bits), packed(sparse.gaps, sparse.gap_bits)
 
 
 # --- streams of symbols
 
 
-def _packed(symbols: Array, n_bits: int) -> tuple[bool, Array]:
+def packed(symbols: Array, n_bits: int) -> tuple[bool, Array]:
     """Whether they are Huffman-coded, and the bytes: whichever takes less."""
     coded = huffman_encode(symbols)
     width = _width(n_bits)

@@ -194,6 +194,20 @@ def test_the_gradient_of_a_shared_value_is_a_sum(W, rng):
         shared.gradient(gradient[:3])
 
 
+def test_shared_weights_are_checked():
+    labels, codebook, mask = np.zeros((2, 3), np.uint8), np.ones(2), np.ones((2, 3), bool)
+    SharedWeights(labels, codebook, mask)
+    for arrays, error, message in (
+        ((labels.astype(int), codebook, mask), TypeError, "labels must be a uint8 array"),
+        ((labels + np.uint8(2), codebook, mask), ValueError, r"labels must be in \[0, 2\), got 2"),
+        ((labels, codebook[:, None], mask), ValueError, "codebook must have 1 dimensions"),
+        ((labels, codebook, mask[0]), ValueError, "mask must have the shape of labels"),
+        ((labels, codebook, ~mask), ValueError, "codebook must begin with the zero"),
+    ):
+        with pytest.raises(error, match=message):
+            SharedWeights(*arrays)
+
+
 # --- code
 
 

@@ -93,11 +93,31 @@ class SharedWeights:
         The values. The first is zero where something was pruned.
     mask : bool array of W's shape
         True for what is kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong types and shapes, labels of no value, and a first value that is not zero where
+        something is pruned.
     """
 
     labels: Array
     codebook: Array
     mask: Array
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.labels, np.ndarray) or self.labels.dtype != np.uint8:
+            raise TypeError(f"labels must be a uint8 array, got {self.labels!r:.200}")
+        codebook = _checks.float_array(self.codebook, "codebook", ndim=(1,))
+        mask = _mask(self.mask, self.labels, "labels")
+        if self.labels.size and int(self.labels.max()) >= codebook.size:
+            raise ValueError(
+                f"labels must be in [0, {codebook.size}), got {int(self.labels.max())}"
+            )
+        if not mask.all() and codebook[0] != 0:
+            raise ValueError(
+                f"codebook must begin with the zero of what is pruned, got {codebook[0]}"
+            )
 
     def to_dense(self) -> Array:
         """The weights, each with its shared value, in the codebook's dtype."""
@@ -231,12 +251,12 @@ def _checked(W: Any) -> Array:
     return array
 
 
-def _mask(mask: Any, W: Array) -> Array:
+def _mask(mask: Any, W: Array, name: str = "W") -> Array:
     array = np.asarray(mask)
     if array.dtype != np.bool_:
         raise TypeError(f"mask must have dtype bool, got {array.dtype}")
     if array.shape != W.shape:
-        raise ValueError(f"mask must have the shape of W, {W.shape}, got {array.shape}")
+        raise ValueError(f"mask must have the shape of {name}, {W.shape}, got {array.shape}")
     return array
 
 

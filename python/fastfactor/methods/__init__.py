@@ -6,5 +6,6 @@ rows, says what it takes and gives its arrays, in the same way.
 
 from .base import Factors, Method
 from .low_rank import LowRank, LowRankFactors
+from .simhash import Simhash, SimhashFactors
 
-__all__ = ["Factors", "LowRank", "LowRankFactors", "Method"]
+__all__ = ["Factors", "LowRank", "LowRankFactors", "Method", "Simhash", "SimhashFactors"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -252,6 +253,14 @@ class Method(ABC):
             raise ValueError(
                 f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
             )
+        ratio = self.ratio
+        if ratio is not None and self._nbytes(problem, levels[0]) is not None:
+
+            def size(level: Any) -> float:
+                return (self._nbytes(problem, level) or 0) * ratio
+
+            fitting = bisect_right(levels, float(problem.W.nbytes), key=size)
+            levels = levels[max(fitting - 1, 0) :][:1]
         best: Factors | None = None
         low, high = 0, len(levels)
         while low < high:
@@ -269,6 +278,10 @@ class Method(ABC):
         if best is None:
             raise ValueError(self._out_of_reach(factors, problem))
         return best
+
+    def _nbytes(self, problem: Problem, level: Any) -> int | None:
+        """What the factors of a level take, where that is known without finding them."""
+        return None
 
     def _at(self: Any, level: Any) -> Any:
         return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})

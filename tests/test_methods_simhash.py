@@ -122,6 +122,17 @@ def test_a_projection_that_is_drawn_at_each_product_is_the_same(rng, axis, monke
     assert again.rows([]).shape == (0, 40)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_matrices_without_weights(shape, axis):
+    W = np.zeros(shape, np.float32)
+    factors = Simhash(n_hashes=3, axis=axis).compress(W)
+    assert factors.to_dense().shape == shape
+    assert not factors.linear(np.ones((2, shape[1]), np.float32)).any()
+    with pytest.raises(ValueError, match="W must not be empty"):
+        Simhash(ratio=2, axis=axis).compress(W)
+
+
 def test_a_seed_is_drawn_once_and_stored(rng):
     W = rng.standard_normal((30, 40)).astype(np.float32)
     method = Simhash(ratio=20, random_state=np.random.default_rng(1))

@@ -14,7 +14,7 @@ from .._checks import Array
 from ..errors import CorruptDataError
 from ..metrics import Covariance, Diagonal, Frobenius
 from ..packing import PackedCodes
-from ..products import codebook_matmul, codebook_rows
+from ..products import codebook_matmul
 from .base import (
     FLOAT_NAMES,
     Factors,
@@ -73,13 +73,10 @@ class SimhashFactors(Factors):
         found = np.zeros((flat.size, self.shape[1]), dtype)
         if self.axis == 0:
             for part, tile in self._tiles(flat):
-                signs = codebook_rows(
-                    self._packed, SIGNS, np.arange(part.start, part.stop), n_threads=n_threads
-                )
-                found += tile.astype(dtype, copy=False) @ signs
+                found += tile.astype(dtype, copy=False) @ self._unpack(part, dtype)
             found *= self._wide * self._constant
         else:
-            signs = codebook_rows(self._packed, SIGNS, flat, n_threads=n_threads).astype(dtype)
+            signs = self._unpack(flat, dtype)
             for part, tile in self._tiles():
                 found += signs[:, part] @ tile.T
             found *= self._wide[flat, None] * self._constant
@@ -88,7 +85,7 @@ class SimhashFactors(Factors):
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         x = check_input(x, self.shape)
         dtype = _checks.result_dtype(x, self._wide)
-        batch = x.astype(dtype, copy=False).reshape(-1, self.shape[1])
+        batch = np.atleast_2d(x.astype(dtype, copy=False))
         if self.axis == 0:
             hashes = self._by_signs(batch * self._wide, n_threads)
             y = np.zeros((len(batch), self.shape[0]), dtype)
@@ -153,7 +150,7 @@ class SimhashFactors(Factors):
 
     @cached_property
     def _dense(self) -> tuple[Array, Array]:
-        return self._projection(), codebook_rows(self._packed, SIGNS, None)
+        return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
 
     @cached_property
     def _kept(self) -> Array | None:
@@ -185,15 +182,22 @@ class SimhashFactors(Factors):
                 tile = np.concatenate(tiles)[places] if tiles else np.empty((0, TILE), np.float32)
             yield part, tile[:, :width]
 
+    def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
+        """Rows of the stored signs, as numbers."""
+        # NumPy's, between its products: a second pool of threads there would hold them up.
+        bits = np.unpackbits(
+            self.signs[rows], axis=1, count=self._packed.shape[1], bitorder="little"
+        )
+        return np.array([-1, 1], dtype)[bits]
+
     def _by_signs(self, vectors: Array, n_threads: int | None) -> Array:
         """``vectors @ Sᵀ``, in float64 where they are."""
         if vectors.dtype == np.float32:
             return codebook_matmul(vectors, self._packed, SIGNS, n_threads=n_threads)
         result = np.empty((len(vectors), self._packed.shape[0]))
         for first in range(0, result.shape[1], ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, result.shape[1])
-            signs = codebook_rows(self._packed, SIGNS, np.arange(first, last), n_threads=n_threads)
-            result[:, first:last] = vectors @ signs.T
+            part = slice(first, first + ROWS_AT_ONCE)
+            result[:, part] = vectors @ self._unpack(part, vectors.dtype).T
         return result
 
 

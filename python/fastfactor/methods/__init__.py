@@ -5,7 +5,21 @@ rows, says what it takes and gives its arrays, in the same way.
 """
 
 from .base import Factors, Method
+from .block_diagonal import BlockDiagonal, BlockDiagonalFactors
+from .block_projection import BlockProjection, BlockProjectionFactors, RandomProjectionFactors
 from .low_rank import LowRank, LowRankFactors
+from .mixed_block import MixedBlock, MixedBlockFactors
 from .simhash import Simhash, SimhashFactors
 
-__all__ = ["Factors", "LowRank", "LowRankFactors", "Method", "Simhash", "SimhashFactors"]
+__all__ = [
+    "BlockDiagonal",
+    "BlockDiagonalFactors",
+    "Factors",
+    "LowRank",
+    "LowRankFactors",
+    "Method",
+    "MixedBlock",
+    "MixedBlockFactors",
+    "RandomProjectionFactors", "Simhash",
+    "SimhashFactors",
+]

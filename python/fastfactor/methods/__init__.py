@@ -14,12 +14,15 @@ from .simhash import Simhash, SimhashFactors
 __all__ = [
     "BlockDiagonal",
     "BlockDiagonalFactors",
+    "BlockProjection",
+    "BlockProjectionFactors",
     "Factors",
     "LowRank",
     "LowRankFactors",
     "Method",
     "MixedBlock",
     "MixedBlockFactors",
-    "RandomProjectionFactors", "Simhash",
+    "RandomProjectionFactors",
+    "Simhash",
     "SimhashFactors",
 ]

@@ -19,6 +19,7 @@ Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
 
 ROWS_AT_ONCE = 256
+SLACK = 1 + 1e-12  # so that a ratio computed from sizes is reached by those sizes
 FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -259,7 +260,7 @@ class Method(ABC):
             def size(level: Any) -> float:
                 return (self._nbytes(problem, level) or 0) * ratio
 
-            fitting = bisect_right(levels, float(problem.W.nbytes), key=size)
+            fitting = bisect_right(levels, problem.W.nbytes * SLACK, key=size)
             levels = levels[max(fitting - 1, 0) :][:1]
         best: Factors | None = None
         low, high = 0, len(levels)
@@ -267,7 +268,7 @@ class Method(ABC):
             middle = (low + high) // 2
             factors = self._at(levels[middle])._compress(problem)
             if self.ratio is not None:
-                fits = factors.nbytes * self.ratio <= problem.W.nbytes
+                fits = factors.nbytes * self.ratio <= problem.W.nbytes * SLACK
                 low, high = (middle + 1, high) if fits else (low, middle)
             else:
                 error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)

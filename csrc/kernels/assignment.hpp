@@ -99,7 +99,7 @@ class Assignment {
     std::vector<std::unique_ptr<typename Nearest::Scratch>> scratch(n_threads_);
     std::vector<std::vector<std::int32_t>> found(n_threads_);
     std::atomic<bool> changed{false};
-    parallel_for(ceil_div(n, block), n_threads_, stop_, [&](index b, int worker) {
+    parallel_ranges(ceil_div(n, block), n_threads_, stop_, [&](index b, int worker) {
       auto& mine = found[worker];
       if (!scratch[worker]) {
         scratch[worker] = std::make_unique<typename Nearest::Scratch>(search);

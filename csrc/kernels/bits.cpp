@@ -95,7 +95,7 @@ void for_pieces(index rows, index cols, int n_threads, Stop& stop, Body body) {
   if (rows == 0 || cols == 0) return;
   const index pieces = ceil_div(cols, kTaskCodes);
   const index group = std::max<index>(1, kTaskCodes / cols);
-  parallel_for(ceil_div(rows, group) * pieces, n_threads, stop, [&](index task, int) {
+  parallel_ranges(ceil_div(rows, group) * pieces, n_threads, stop, [&](index task, int) {
     const index first = task % pieces * kTaskCodes, last = std::min(first + kTaskCodes, cols);
     const index row = task / pieces * group;
     for (index r = row; r < std::min(row + group, rows); ++r) body(r, first, last);

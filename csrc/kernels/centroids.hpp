@@ -84,8 +84,8 @@ class CentroidUpdate {
   // Moves the centroids to the means of their rows; returns the squared shift of all together, in
   // the frame's units.
   double move(const std::int32_t* labels, T* centroids) {
-    parallel_for(pieces_ * slices_, n_threads_, stop_,
-                 [&](index task, int) { add_piece(task / slices_, task % slices_, labels); });
+    parallel_ranges(pieces_ * slices_, n_threads_, stop_,
+                    [&](index task, int) { add_piece(task / slices_, task % slices_, labels); });
     add_up();
     refill_empty(labels, centroids);
     double shift = 0;

@@ -33,8 +33,9 @@ void multiply_one(const PackedView& packed, const CodebookView& codebook, const 
   constexpr index kTaskCodes = index(1) << 18;
   const index rows = packed.shape.rows;
   const index task_rows = std::max<index>(kTaskCodes / std::max<index>(packed.shape.cols, 1), 1);
-  parallel_for(ceil_div(rows, task_rows), n_threads, stop, [&](index task, int) {
-    CodeRow row(packed, codebook);
+  PerWorker<CodeRow> code_rows(n_threads);
+  parallel_ranges(ceil_div(rows, task_rows), n_threads, stop, [&](index task, int worker) {
+    CodeRow& row = code_rows.of(worker, [&] { return CodeRow(packed, codebook); });
     for (index r = task * task_rows; r < std::min(rows, (task + 1) * task_rows); ++r) {
       row.go_to(r);
       out[r] = lookup.dot(row, x);
@@ -95,7 +96,7 @@ void codebook_rows(const PackedView& packed, const CodebookView& codebook, const
   const index columns = packed.shape.cols * codebook.dim, block = column_block(codebook.dim);
   constexpr index kTaskValues = index(1) << 16;
   const index task_rows = std::max<index>(kTaskValues / std::max<index>(columns, 1), 1);
-  parallel_for(ceil_div(n, task_rows), n_threads, stop, [&](index task, int) {
+  parallel_ranges(ceil_div(n, task_rows), n_threads, stop, [&](index task, int) {
     CodeRow row(packed, codebook);
     for (index i = task * task_rows; i < std::min(n, (task + 1) * task_rows); ++i) {
       row.go_to(ids ? index(ids[i]) : i);

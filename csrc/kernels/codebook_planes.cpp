@@ -13,11 +13,12 @@ using tables::Floats;
 constexpr int kLanes = tables::kLanes;
 constexpr index kRows = 64;     // a byte of a vector each
 constexpr index kColumns = 16;  // of codes, transposed at a time
-constexpr index kTaskRows = 4 * kRows;
+constexpr index kTaskRows = 8 * kRows;
 constexpr index kPart = 64;       // products that are added in float before they go to a sum,
 constexpr index kParts = 16;      // and how many of those before they go to double
 constexpr index kTileInputs = 8;  // inputs that share a transposition
 constexpr index kTableBytes = index(1) << 20;
+constexpr index kAheadOfTables = 8;  // pairs of lines of codes fetched for each table that is made
 
 // Transposes kRows × kColumns bytes: to[column · pitch + row].
 void transpose(const std::uint8_t* from, index from_pitch, std::uint8_t* to, index pitch) {
@@ -87,14 +88,14 @@ class Ahead {
     left_ = kTaskRows;
   }
 
-  // A line of two rows.
-  void fetch() {
-    if (left_ < 2) return;
-    _mm_prefetch(from_ + at_, _MM_HINT_T1);
-    _mm_prefetch(from_ + pitch_ + at_, _MM_HINT_T1);
-    at_ += 64;
-    if (at_ < bytes_) return;
-    at_ = 0, left_ -= 2, from_ += 2 * pitch_;
+  // So many times a line of two rows.
+  void fetch(index n) {
+    for (index i = 0; i < n && left_ >= 2; ++i) {
+      _mm_prefetch(from_ + at_, _MM_HINT_T1);
+      _mm_prefetch(from_ + pitch_ + at_, _MM_HINT_T1);
+      at_ += 64;
+      if (at_ >= bytes_) at_ = 0, left_ -= 2, from_ += 2 * pitch_;
+    }
   }
 
  private:
@@ -129,7 +130,7 @@ void add_span(const Table* products, Scratch& my, index n, index n_rows, Ahead& 
     for (index first = begin; first < end; first += kPart) {
       std::fill_n(my.part.data(), padded, 0.0f);
       for (index j = first; j < std::min(end, first + kPart); ++j) {
-        ahead.fetch(), ahead.fetch();
+        ahead.fetch(kTaskRows / 128);
         add_products(products[j], my.codes.column(j), padded, my.part.data());
       }
       for (index r = 0; r < padded; r += kLanes)
@@ -158,24 +159,29 @@ void multiply(const Inputs& inputs, const PackedView& packed, const CodebookView
   std::vector<double> totals(inputs.batch * rows, 0.0);
   // Tables for columns [first, first + n) and inputs from `input` on, then all rows.
   const auto add = [&](index input, index n_inputs, index book, index first, index n) {
-    const index pieces = ceil_div(n, kColumns);
-    parallel_for(n_inputs * pieces, n_threads, stop, [&](index task, int) {
+    const index pieces = ceil_div(n, kColumns), row_tasks = ceil_div(rows, kTaskRows);
+    PerWorker<Ahead> own_codes(n_threads);
+    parallel_for(n_inputs * pieces, n_threads, stop, [&](index task, int worker) {
       const index b = task / pieces, begin = task % pieces * kColumns;
+      Ahead& ahead = own_codes.of(worker, [&] {
+        const index first_row = first_of_range(row_tasks, n_threads, worker) * kTaskRows;
+        return Ahead(packed, first_row, book, first, n);
+      });
       alignas(64) float products[kEntries];
       for (index j = begin; j < std::min(n, begin + kColumns); ++j) {
+        ahead.fetch(kAheadOfTables);
         vectors.multiply(inputs.at(input + b, 0), book, first + j, products);
         new (&tables[b * span + j]) Table(products);
       }
     });
-    parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
+    parallel_ranges(row_tasks, n_threads, stop, [&](index task, int worker) {
       const index first_row = task * kTaskRows, n_rows = std::min(kTaskRows, rows - first_row);
       Scratch& my = scratch.of(worker, [&] {
         return Scratch{Columns(packed, codebook, span), Buffer<float>(kTaskRows),
                        Buffer<float>(kTaskRows)};
       });
       my.codes.load(first_row, n_rows, book, first, n);
-      // Of the task that this worker will take, should all be as fast.
-      Ahead ahead(packed, first_row + n_threads * kTaskRows, book, first, n);
+      Ahead ahead(packed, first_row + kTaskRows, book, first, n);
       for (index b = 0; b < n_inputs; ++b)
         add_span(&tables[b * span], my, n, n_rows, ahead,
                  totals.data() + (input + b) * rows + first_row);

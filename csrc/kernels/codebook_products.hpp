@@ -27,7 +27,8 @@ struct Inputs {
 
 Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_threads, Stop& stop);
 
-// What a worker needs for its tasks, made by its first one.
+// What a worker needs for its tasks, made by its first one. On cache lines of its own: on shared
+// ones two threads took longer than one.
 template <class T>
 class PerWorker {
  public:
@@ -35,12 +36,16 @@ class PerWorker {
 
   template <class Make>
   T& of(int worker, Make&& make) {
-    if (!all_[worker]) all_[worker].emplace(make());
-    return *all_[worker];
+    auto& own = all_[worker].value;
+    if (!own) own.emplace(make());
+    return *own;
   }
 
  private:
-  std::vector<std::optional<T>> all_;
+  struct alignas(kCacheLine) Own {
+    std::optional<T> value;
+  };
+  std::vector<Own> all_;
 };
 
 // codebook_tiles.cpp: any codes, any number of inputs.

@@ -41,7 +41,7 @@ void multiply_sums(const Inputs& inputs, const PackedView& packed, const Codeboo
         for (index j = begin; j < std::min(n, begin + kTask); ++j)
           vectors.multiply(inputs.at(b, 0), book, first + j, at(book, j));
       });
-      parallel_for(ceil_div(rows, kRows), n_threads, stop, [&](index task, int) {
+      parallel_ranges(ceil_div(rows, kRows), n_threads, stop, [&](index task, int) {
         CodeRow row(packed, codebook);
         for (index book = 0; book < books; ++book)
           for (index piece = 0; piece < n; piece += kPiece)

@@ -77,7 +77,7 @@ void multiply_decoded(const PackedView& packed, const CodebookView& codebook, co
     Sums sums;
   };
   PerWorker<Scratch> scratch(n_threads);
-  parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
+  parallel_ranges(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
     const index first_row = task * kTaskRows, n = std::min(kTaskRows, rows - first_row);
     Scratch& my = scratch.of(worker, [&] {
       return Scratch{CodeRow(packed, codebook), Buffer<float>(kTaskRows * pitch),
@@ -130,7 +130,7 @@ void multiply_packed(const PackedView& packed, const CodebookView& codebook, con
     Sums sums;
   };
   PerWorker<Scratch> scratch(n_threads);
-  parallel_for(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
+  parallel_ranges(ceil_div(rows, kTaskRows), n_threads, stop, [&](index task, int worker) {
     const index first_row = task * kTaskRows, n = std::min(kTaskRows, rows - first_row);
     Scratch& my = scratch.of(worker, [&] {
       return Scratch{CodeRow(packed, codebook), Buffer<float>(codebook.groups * kTaskRows * 16),

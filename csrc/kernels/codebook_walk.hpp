@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <cstdlib>
 
 #include "core/buffer.hpp"
 #include "kernels/codebook.hpp"
@@ -120,20 +121,31 @@ struct Lookup {
 template <class Table>
 float dot_scalars(CodeRow& row, const float* x) {
   using tables::Floats;
-  // Sums of 16 terms a lane and 4 lanes, of 16 of those, and the rest in double: rounding stays
-  // below 1e-5 of the sum of magnitudes however long the row.
-  constexpr index kSpan = 16 * kColumnBlock;
+  // Sums of 64 terms a lane and 4 lanes, of 16 of those, and the rest in double: at most 90
+  // roundings, which stay below 1e-5 of the sum of magnitudes however long the row.
+  constexpr index kBlock = Table::kPacked ? 256 * tables::kLanes : kColumnBlock;
+  constexpr index kSpan = 16 * kBlock;
   double total = 0;
   const index columns = row.columns();
   for (index begin = 0; begin < columns; begin += kSpan) {
     const index end = std::min(columns, begin + kSpan);
     Floats sum = {};
-    for (index first = begin; first < end; first += kColumnBlock) {
+    for (index first = begin; first < end; first += kBlock) {
       Floats part[4] = {};
       float rest = 0;
       const float* xs = x + first;
+      {
+        static const int A = atoi(getenv("PFA") ? getenv("PFA") : "0"),
+                         L = atoi(getenv("PFL") ? getenv("PFL") : "0"),
+                         S = atoi(getenv("PFS") ? getenv("PFS") : "64");
+        const std::uint8_t* p = row.bits(0, first) + A;
+        for (int l = 0; l < L; ++l) {
+          __builtin_prefetch(p + l * S, 0, 2);
+          asm volatile("");
+        }
+      }
       walk_scalars<Table>(
-          row, first, std::min(end, first + kColumnBlock),
+          row, first, std::min(end, first + kBlock),
           [&](index at, int v, Floats values) FASTFACTOR_INLINE {
             part[v % 4] =
                 simd::mul_add(values, simd::load(xs + at + v * tables::kLanes), part[v % 4]);

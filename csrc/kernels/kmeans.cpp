@@ -127,7 +127,7 @@ void assign(const StackView& x, const StackView& centroids, std::int32_t* labels
     std::fill_n(labels + g * n, n, -1);
     Assignment<T>(samples, k, threads, stop).run(own.data(), labels + g * n);
     const Chunks chunks(n);
-    parallel_for(chunks.count, threads, stop, [&](index chunk, int) {
+    parallel_ranges(chunks.count, threads, stop, [&](index chunk, int) {
       Rows<T> rows(samples.x);
       for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
         distances[g * n + i] = T(squared_distance(rows[i], own.data() + labels[g * n + i] * d, d));

@@ -108,7 +108,7 @@ template <class T>
 void label_group(const MatrixView& x, const Labeller<T>& labeller, std::int32_t* labels,
                  int n_threads, Stop& stop) {
   constexpr index kBlock = 1024, kTask = 64 * kBlock;
-  parallel_for(ceil_div(x.cols, kTask), n_threads, stop, [&](index task, int) {
+  parallel_ranges(ceil_div(x.cols, kTask), n_threads, stop, [&](index task, int) {
     T block[kBlock];
     const index end = std::min(x.cols, (task + 1) * kTask);
     for (index i = task * kTask; i < end; i += kBlock) {
@@ -129,7 +129,7 @@ void label_patterns(const MatrixView& x, const Labeller<T>& labeller, std::int32
     labeller.label(&value, 1, table.data() + bits);
   }
   constexpr index kTask = index(1) << 17;
-  parallel_for(ceil_div(x.cols, kTask), n_threads, stop, [&](index task, int) {
+  parallel_ranges(ceil_div(x.cols, kTask), n_threads, stop, [&](index task, int) {
     const index end = std::min(x.cols, (task + 1) * kTask);
     for (index i = task * kTask; i < end; ++i) labels[i] = table[pattern_at(x, i)];
   });

@@ -75,7 +75,7 @@ struct WeightedKey {
 template <class T, class Item, class MakeItem>
 void make_items(const MatrixView& x, Item* items, int n_threads, Stop& stop, MakeItem make) {
   constexpr index kBlock = 512, kTask = 128 * kBlock;
-  parallel_for(ceil_div(x.cols, kTask), n_threads, stop, [&](index task, int) {
+  parallel_ranges(ceil_div(x.cols, kTask), n_threads, stop, [&](index task, int) {
     T block[kBlock];
     const index end = std::min(x.cols, (task + 1) * kTask);
     for (index i = task * kTask; i < end; i += kBlock) {

@@ -155,7 +155,7 @@ ColumnMoments column_moments(const MatrixView& x, const double* origin, double s
                              Stop& stop) {
   const Chunks chunks(x.rows);
   std::vector<ColumnMoments> partial(chunks.count, ColumnMoments(x.cols));
-  parallel_for(chunks.count, n_threads, stop, [&](index chunk, int) {
+  parallel_ranges(chunks.count, n_threads, stop, [&](index chunk, int) {
     partial[chunk].add_rows<T>(x, chunks.begin(chunk), chunks.end(chunk), origin, scale);
     for (index k = 0; k < x.cols; ++k)
       if (!std::isfinite(partial[chunk].square[k])) {

@@ -152,7 +152,7 @@ class PlusPlus {
   // shrink(part, first, n) for the rows of each part; then nothing is pending.
   template <class Shrink>
   void refresh_parts(Shrink shrink) {
-    parallel_for(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
+    parallel_ranges(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
       const index first = part * kPart, n = std::min(n_ - first, kPart);
       shrink(part, first, n);
       double sum = 0;

@@ -41,7 +41,7 @@ class FilteredShrink {
     codes_ = Buffer<std::int32_t>(tiles * quads_ * kTileRows);
     tiles_ = Buffer<coded::Tile>(tiles);
     norm2_ = Buffer<float>(tiles * kTileRows);
-    parallel_for(parts, n_threads, stop, [&](index part, int) { code_part(part); });
+    parallel_ranges(parts, n_threads, stop, [&](index part, int) { code_part(part); });
   }
 
   static constexpr index kMaxCentroids = coded::kCols;  // that come at a time

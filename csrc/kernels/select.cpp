@@ -116,7 +116,7 @@ class Selection {
   void for_each_piece(Body&& body) {
     const index size = round_up(flat_.piece_size(kChunk), groups_.length);
     std::vector<Worker<Stored>> workers(n_threads_);
-    parallel_for(ceil_div(flat_.size(), size), n_threads_, stop_, [&](index task, int w) {
+    parallel_ranges(ceil_div(flat_.size(), size), n_threads_, stop_, [&](index task, int w) {
       const index first = task * size, n = std::min(size, flat_.size() - first);
       const char* p = flat_.fetch(first, n, workers[w].piece);
       if (!all_finite<Stored>(p, n, infinity_)) throw_first_not_finite(as_given_);
@@ -134,7 +134,7 @@ class Selection {
   template <class Body>
   void for_each_chunk(index first, Body&& body) {
     std::vector<Buffer<Stored>> pieces(n_threads_);
-    parallel_for(ceil_div(groups_.length, chunk_), n_threads_, stop_, [&](index chunk, int w) {
+    parallel_ranges(ceil_div(groups_.length, chunk_), n_threads_, stop_, [&](index chunk, int w) {
       const index begin = chunk * chunk_, n = std::min(chunk_, groups_.length - begin);
       body(begin, n, flat_.fetch(first + begin, n, pieces[w]), w);
     });

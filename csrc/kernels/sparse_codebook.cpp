@@ -75,7 +75,7 @@ void look_up(const MatrixView& x, const Layout& layout, const float* codebook, f
   std::vector<std::vector<chunks::TileTable>> inputs(x.rows);
   parallel_for(x.rows, n_threads, stop, [&](index b, int) { inputs[b] = cut_input(x, b, layout); });
   const Values values(codebook);
-  parallel_for(index(layout.row_blocks.size()), n_threads, stop, [&](index task, int) {
+  parallel_ranges(index(layout.row_blocks.size()), n_threads, stop, [&](index task, int) {
     const Layout::RowBlock& block = layout.row_blocks[task];
     alignas(64) float strips[kBlockRows], sums[kLookedUp][kBlockRows] = {};
     double totals[kLookedUp][kBlockRows] = {};
@@ -214,7 +214,7 @@ void multiply_panel(const MatrixView& x, index first, const Layout& layout, cons
   constexpr int kWidth = NV * kLanes;
   const Buffer<float> panel = lay_side_by_side(x, first, kWidth, n_threads, stop);
   const index n = std::min<index>(kWidth, x.rows - first);
-  parallel_for(index(layout.row_blocks.size()), n_threads, stop, [&](index task, int) {
+  parallel_ranges(index(layout.row_blocks.size()), n_threads, stop, [&](index task, int) {
     const Layout::RowBlock& block = layout.row_blocks[task];
     Buffer<float> sums(kBlockRows * kWidth);
     std::vector<double> totals(kBlockRows * kWidth);

@@ -244,7 +244,7 @@ class Product {
     const index n_packs =
         as_it_is || a_.view.nonzeros == 0 ? 0 : n_panels * ceil_div(b_.rows, kPackRows);
     std::atomic<index> n_packed{0};
-    parallel_for(n_packs + n_panels * n_pieces, n_threads, stop, [&](index t, int) {
+    const auto run = [&](index t, int) {
       if (t < n_packs) {
         const index row = t / n_panels * kPackRows;
         pack(panels[t % n_panels], row, std::min(kPackRows, b_.rows - row));
@@ -253,7 +253,9 @@ class Product {
       }
       while (n_packed.load(std::memory_order_acquire) < n_packs) std::this_thread::yield();
       multiply_piece(panels[(t - n_packs) / n_pieces], (t - n_packs) % n_pieces);
-    });
+    };
+    if (n_packs == 0) return parallel_ranges(n_panels * n_pieces, n_threads, stop, run);
+    parallel_for(n_packs + n_panels * n_pieces, n_threads, stop, run);
   }
 
   std::vector<Panel<T>> cut_columns(index first, index count) const {

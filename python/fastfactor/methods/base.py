@@ -19,7 +19,6 @@ Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
 
 ROWS_AT_ONCE = 256
-SLACK = 1 + 1e-12  # so that a ratio computed from sizes is reached by those sizes
 FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -176,6 +175,7 @@ class Method(ABC):
     """
 
     parameter: ClassVar[str]
+    alternatives: ClassVar[tuple[str, ...]] = ()  # other settings that say how much is kept
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # which it can minimise
     otherwise: ClassVar[str] = ""  # what to do where it cannot, for the message
 
@@ -183,7 +183,8 @@ class Method(ABC):
     max_error: float | None = None
 
     def __post_init__(self) -> None:
-        goals = {name: getattr(self, name) for name in (self.parameter, "ratio", "max_error")}
+        names = (self.parameter, *self.alternatives, "ratio", "max_error")
+        goals = {name: getattr(self, name) for name in names}
         given = [name for name, value in goals.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
@@ -235,13 +236,13 @@ class Method(ABC):
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
         problem = Problem(W, metric, n_threads)
-        if getattr(self, self.parameter) is not None:
+        if self.ratio is None and self.max_error is None:
             return self._compress(problem)
         return self._search(problem)
 
     @abstractmethod
     def _compress(self, problem: Problem) -> Factors:
-        """The factors for a given `parameter`."""
+        """The factors for a given `parameter`, or one of the `alternatives`."""
 
     @abstractmethod
     def _levels(self, problem: Problem) -> Sequence[Any]:
@@ -254,13 +255,12 @@ class Method(ABC):
             raise ValueError(
                 f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
             )
-        ratio = self.ratio
-        if ratio is not None and self._nbytes(problem, levels[0]) is not None:
+        if self.ratio is not None and self._known_nbytes(problem, levels[0]) is not None:
 
-            def size(level: Any) -> float:
-                return (self._nbytes(problem, level) or 0) * ratio
+            def too_large(level: Any) -> bool:
+                return not self._fits(self._known_nbytes(problem, level) or 0, problem)
 
-            fitting = bisect_right(levels, problem.W.nbytes * SLACK, key=size)
+            fitting = bisect_right(levels, False, key=too_large)
             levels = levels[max(fitting - 1, 0) :][:1]
         best: Factors | None = None
         low, high = 0, len(levels)
@@ -268,7 +268,7 @@ class Method(ABC):
             middle = (low + high) // 2
             factors = self._at(levels[middle])._compress(problem)
             if self.ratio is not None:
-                fits = factors.nbytes * self.ratio <= problem.W.nbytes * SLACK
+                fits = self._fits(factors.nbytes, problem)
                 low, high = (middle + 1, high) if fits else (low, middle)
             else:
                 error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
@@ -280,12 +280,17 @@ class Method(ABC):
             raise ValueError(self._out_of_reach(factors, problem))
         return best
 
-    def _nbytes(self, problem: Problem, level: Any) -> int | None:
+    def _known_nbytes(self, problem: Problem, level: Any) -> int | None:
         """What the factors of a level take, where that is known without finding them."""
         return None
 
     def _at(self: Any, level: Any) -> Any:
         return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
+
+    def _fits(self, nbytes: int, problem: Problem) -> bool:
+        """Whether a size is what `ratio` asks for; a ratio of two sizes may be rounded up."""
+        assert self.ratio is not None
+        return nbytes * self.ratio <= problem.W.nbytes * (1 + 1e-12)
 
     def _wanted_error(self) -> float:
         assert self.max_error is not None

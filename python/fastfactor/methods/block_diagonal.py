@@ -268,7 +268,7 @@ class BlockDiagonal(Method):
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(min(problem.W.shape), 0, -1)
 
-    def _nbytes(self, problem: Problem, level: int) -> int:
+    def _known_nbytes(self, problem: Problem, level: int) -> int:
         sizes = [_sizes(n, level) for n in problem.W.shape]
         width = next(np.dtype(d).itemsize for d in LABELS if level - 1 <= np.iinfo(d).max)
         labels = sum(problem.W.shape) * width if self.permute and level > 1 else 0

@@ -257,7 +257,7 @@ class BlockProjection(Method):
         blocks = self._sizes(problem, 1)[0]
         return sorted({b / r for b in blocks for r in range(1, b + 1)}, reverse=True)
 
-    def _nbytes(self, problem: Problem, level: float) -> int:
+    def _known_nbytes(self, problem: Problem, level: float) -> int:
         blocks, reduced, counts = self._sizes(problem, level)
         C = counts[0] * reduced[0] * counts[1] * reduced[1]
         if not self.learned:

@@ -330,7 +330,7 @@ class Simhash(Method):
             last = min(2 * last, most)
         return range(last // 2 + 1, last + 1)
 
-    def _nbytes(self, problem: Problem, level: int) -> int:
+    def _known_nbytes(self, problem: Problem, level: int) -> int:
         out, inputs = problem.W.shape
         n_signs = (level, inputs) if self.axis == 0 else (out, level)
         scales = problem.W.shape[1 - self.axis] * problem.W.itemsize

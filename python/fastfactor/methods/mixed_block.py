@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
@@ -13,7 +13,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..metrics import Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius
 from .base import (
     FLOAT_NAMES,
     Factors,
@@ -24,7 +24,12 @@ from .base import (
     into,
     stored_tensor,
 )
+from .least_squares import descend
 from .low_rank import LowRank, LowRankFactors
+
+SWEEPS = 30
+LEAST_GAIN = 1e-4  # of the error, for one more sweep
+STEPS = 10  # of conjugate gradients within a sweep
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,9 +117,10 @@ class MixedBlock(Method):
     -----
     W is a sum of Kronecker products, and a low-rank matrix once every block is laid out as a row:
     under the sum of squares the error is the least there is, under an importance a local minimum,
-    found as :class:`LowRank` does. The sum over blocks under an input covariance mixes them, which
-    this form is not solved for. Factors have W's dtype. A product costs ``2 · rank · in · (b_o +
-    out / b_i)`` operations an input. Goes through LAPACK: bits may depend on NumPy's threads.
+    found as :class:`LowRank` does. An input covariance joins the blocks of a row; there M and the
+    blocks take turns, by conjugate gradients, from the plain ones on. Factors have W's dtype. A
+    product costs ``2 · rank · in · (b_o + out / b_i)`` operations an input. Goes through LAPACK:
+    bits may depend on NumPy's threads.
 
     Source: C. Van Loan and N. Pitsianis, Approximation with Kronecker Products, 1993; as a layer
     A. Panigrahi et al., 2020.
@@ -132,8 +138,7 @@ class MixedBlock(Method):
     """
 
     parameter: ClassVar[str] = "rank"
-    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal})
-    otherwise: ClassVar[str] = "give its diagonal as the importance of each column"
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
 
     rank: int | None = None
     block_shape: tuple[int, int] | None = None
@@ -162,15 +167,36 @@ class MixedBlock(Method):
             n_threads=problem.n_threads,
         )
         assert isinstance(factors, LowRankFactors)
-        rank = len(factors.C)
+        B, C, dtype = factors.B, factors.C, problem.W.dtype
+        if problem.input_covariance is not None:
+
+            def from_rows(array: Array) -> Array:
+                blocks = array.reshape(down, across, rows, columns).transpose(0, 2, 1, 3)
+                return blocks.reshape(problem.W.shape)
+
+            covariance = problem.input_covariance.astype(np.float64)
+            B, C = _refine(
+                as_rows(problem.W).astype(np.float64),
+                lambda E: as_rows(from_rows(E) @ covariance),
+                B.astype(np.float64),
+                C.astype(np.float64),
+            )
         return MixedBlockFactors(
-            mixture=factors.B.reshape(down, across, rank),
-            blocks=factors.C.reshape(rank, rows, columns),
+            mixture=B.reshape(down, across, len(C)).astype(dtype),
+            blocks=C.reshape(len(C), rows, columns).astype(dtype),
             shape=problem.W.shape,
-            dtype=problem.W.dtype,
+            dtype=dtype,
         )
 
-    _search = _compress
+    def _search(self, problem: Problem) -> Factors:
+        """Under a covariance each rank is refined before its error counts; else LowRank knows."""
+        if problem.input_covariance is not None:
+            return super()._search(problem)
+        return self._compress(problem)
+
+    def _known_nbytes(self, problem: Problem, level: int) -> int:
+        (rows, columns), (down, across) = self._layout(problem)
+        return level * (rows * columns + down * across) * problem.W.itemsize
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         (rows, columns), (down, across) = self._layout(problem)
@@ -188,6 +214,28 @@ class MixedBlock(Method):
                 f"block_shape must divide the shape of W, {out, inputs}, got {self.block_shape}"
             )
         return (rows, columns), (out // rows, inputs // max(columns, 1))
+
+
+def _refine(W: Array, weigh: Callable[[Array], Array], B: Array, C: Array) -> tuple[Array, Array]:
+    """W ≈ B C for a metric that joins the rows of W: B and C in turn, from these on."""
+    last = np.inf
+    for _ in range(SWEEPS):
+        C = _right(weigh, W, B, C)
+        B = _left(weigh, W, B, C)
+        left = W - B @ C
+        error = float(np.sum(left * weigh(left)))
+        if error >= last * (1 - LEAST_GAIN):
+            break
+        last = error
+    return B, C
+
+
+def _left(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
+    return descend(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
+
+
+def _right(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
+    return descend(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
 
 
 def _divisor(n: int) -> int:

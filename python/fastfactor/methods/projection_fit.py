@@ -15,12 +15,12 @@ import numpy as np
 from .._checks import Array
 from ..metrics import Frobenius
 from .base import Problem
+from .least_squares import descend
 
 SWEEPS = 30
 LEAST_GAIN = 1e-4  # of the error or energy, for one more sweep
 SIDE_STEPS = 10  # of conjugate gradients within a sweep
 STEPS = 200
-CONVERGED = 1e-16  # of the gradient's square
 
 
 def between(W: Array, problem: Problem, B: Array, D: Array) -> Array:
@@ -36,7 +36,7 @@ def between(W: Array, problem: Problem, B: Array, D: Array) -> Array:
     C: Array = blockwise(np, right, _inverse(D, out)).T
     if problem.importance is None:
         return C
-    return _descend(
+    return descend(
         _weigher(problem),
         W,
         lambda C: _dense(B, C, D, W.shape),
@@ -130,34 +130,7 @@ def _side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) 
         product: Array = blockwise(np, left, swap(M))
         return product[:, : W.shape[1]]
 
-    return _descend(weigh, W, apply, adjoint, start, SIDE_STEPS)
-
-
-def _descend(
-    weigh: Callable[[Array], Array],
-    W: Array,
-    apply: Callable[[Array], Array],
-    adjoint: Callable[[Array], Array],
-    start: Array,
-    steps: int,
-) -> Array:
-    """Conjugate gradients on ``adjoint(weigh(W − apply(·))) = 0``, the error falling at each."""
-    x = start.copy()
-    gradient = adjoint(weigh(W - apply(x)))
-    direction, size = gradient, float(np.sum(gradient**2))
-    first = size
-    for _ in range(steps):
-        if size <= CONVERGED * first:
-            break
-        change = adjoint(weigh(apply(direction)))
-        curvature = float(np.sum(direction * change))
-        if curvature <= 0:
-            break
-        x += size / curvature * direction
-        gradient = gradient - size / curvature * change
-        last, size = size, float(np.sum(gradient**2))
-        direction = gradient + size / last * direction
-    return x
+    return descend(weigh, W, apply, adjoint, start, SIDE_STEPS)
 
 
 def _weigher(problem: Problem) -> Callable[[Array], Array]:

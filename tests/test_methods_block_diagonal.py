@@ -136,7 +136,7 @@ def test_matrices_without_weights(shape):
 
 def test_labels_that_do_not_balance_are_refused(rng):
     factors = BlockDiagonal(n_blocks=4).compress(rng.standard_normal((24, 32)))
-    for broken in (np.zeros(24, np.uint8), np.full(24, 9, np.uint8)):
+    for broken in (np.zeros(24, np.uint8), np.full(24, 2**32 - 1, np.uint32)):
         with pytest.raises(CorruptDataError, match="row_labels"):
             BlockDiagonalFactors.from_tensors(
                 factors.tensors() | {"row_labels": broken},

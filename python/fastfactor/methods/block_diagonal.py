@@ -98,7 +98,8 @@ class BlockDiagonalFactors(Factors):
             names = tuple(np.dtype(dtype).name for dtype in LABELS)
             for axis, name in enumerate(("row_labels", "column_labels")):
                 given = stored_tensor(tensors, name, names, (shape[axis],))
-                sizes = np.bincount(given, minlength=n_blocks) if given.size else np.zeros(n_blocks)
+                inside = given.size and int(given.max()) < n_blocks
+                sizes = np.bincount(given, minlength=n_blocks) if inside else np.zeros(n_blocks)
                 if not np.array_equal(sizes, _sizes(shape[axis], n_blocks)):
                     raise CorruptDataError(
                         f"{name} must put as many into each of {n_blocks} groups"

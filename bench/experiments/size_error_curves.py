@@ -60,9 +60,9 @@ def main() -> None:
                     continue
             lines.append(curve(name, W, method, settings))
             show(lines[-1])
-    if args.only is None:
-        result = {**describe(), "ratios": RATIOS, "curves": lines}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+            if args.only is None:  # after each, so that what was found outlasts a stop
+                result = {**describe(), "ratios": RATIOS, "curves": lines}
+                args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def embedding() -> np.ndarray:

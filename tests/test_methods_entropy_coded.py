@@ -8,8 +8,8 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import EntropyCoded
-from fastfactor.methods.entropy_coder import LARGEST, N_BUCKETS, Lanes, Tables, encode_lanes
 from fastfactor.methods.entropy_coder import BUCKET_OF as BUCKETS
+from fastfactor.methods.entropy_coder import LARGEST, N_BUCKETS, Lane, Lanes, Tables, encode_lanes
 from fastfactor.methods.entropy_trellis import NEXT_STATE, reconstruct, trellis_quantize
 from fastfactor.metrics import Covariance, Diagonal
 
@@ -32,16 +32,16 @@ def uneven(rng, shape, spread=1.0):
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
 def test_a_matrix_with_structure_is_below_the_equal_rate_limit(rng, bits):
-    W = uneven(rng, (3000, 24))
+    W = uneven(rng, (1200, 24))
     factors = EntropyCoded(bits_per_weight=bits).compress(W)
-    assert 0.99 * bits <= factors.bits_per_weight <= bits
+    assert 0.985 * bits <= factors.bits_per_weight <= bits
     assert factors.rotation is not None
     assert factors.classes > 1
-    assert factors.error(W) < 0.5 * 4.0**-bits
+    assert factors.error(W) < 0.6 * 4.0**-bits
 
 
 def test_gaussian_noise_is_within_a_decibel_of_the_limit(rng):
-    W = rng.standard_normal((2000, 64)).astype(np.float32)
+    W = rng.standard_normal((800, 64)).astype(np.float32)
     factors = EntropyCoded(bits_per_weight=2.5).compress(W)
     assert 4.0**-2.5 < factors.error(W) < 1.26 * 4.0**-2.5
     assert factors.rotation is None
@@ -51,19 +51,28 @@ def test_no_rotation_where_it_takes_more_than_it_saves(rng):
     assert EntropyCoded(bits_per_weight=3).compress(uneven(rng, (40, 60))).rotation is None
 
 
+def water_filling(variances, bits):
+    """The least mean squared error at this many bits each (Cover and Thomas, 10.3.3)."""
+    for noise in np.geomspace(variances.max(), variances.max() * 1e-12, 4000):
+        if 0.5 * np.log2(np.maximum(variances / noise, 1)).mean() >= bits:
+            return np.minimum(variances, noise).mean()
+    raise AssertionError
+
+
 def test_covariance_counts_even_where_it_is_nearly_singular(rng):
-    W = rng.standard_normal((2000, 32)).astype(np.float32)
-    x = rng.standard_normal((500, 32)) * np.geomspace(1, 1e-3, 32)
-    covariance = x.T @ np.eye(500) @ x / 500
+    W = rng.standard_normal((1500, 32)).astype(np.float32)
     turn = np.linalg.qr(rng.standard_normal((32, 32)))[0]
-    covariance = turn @ covariance @ turn.T
-    method, metric = EntropyCoded(bits_per_weight=2), Covariance(covariance)
-    weighted = method.compress(W, input_covariance=covariance)
-    assert weighted.error(W, metric=metric) < 0.1 * method.compress(W).error(W, metric=metric)
+    variances = np.geomspace(1, 1e-6, 32)
+    covariance = turn * variances @ turn.T
+    factors = EntropyCoded(bits_per_weight=2).compress(W, input_covariance=covariance)
+    error = factors.error(W, metric=Covariance(covariance))
+    rotation = 8 * (factors.rotation.nbytes + factors.column_steps.nbytes) / W.size
+    least = water_filling(variances, 2 - rotation) / variances.mean()
+    assert least < error < 1.8 * least
 
 
 def test_weights_without_importance_cost_little(rng):
-    W = rng.standard_normal((400, 64)).astype(np.float32)
+    W = rng.standard_normal((200, 64)).astype(np.float32)
     importance = (rng.random(W.shape) < 0.5).astype(np.float64)
     method, metric = EntropyCoded(bits_per_weight=1.5), Diagonal(importance)
     weighted = method.compress(W, importance=importance)
@@ -117,6 +126,17 @@ def test_any_words_are_safe_to_decode(rng):
     assert damage > 50  # a lane must end where its words do, in the state where it began
 
 
+def test_few_rows_and_many_are_read_alike(rng):
+    W = uneven(rng, (330, 12)) * np.where(rng.random((330, 1)) < 0.1, 200, 1).astype(np.float32)
+    factors = EntropyCoded(bits_per_weight=8, block_rows=4).compress(W)
+    assert len(factors.lengths) > 80
+    dense = factors.to_dense()  # side by side
+    assert np.abs(dense).max() > 0
+    np.testing.assert_array_equal(factors.rows(np.arange(330)), dense)
+    one_by_one = np.concatenate([factors.rows([at]) for at in range(330)])
+    np.testing.assert_allclose(one_by_one, dense, rtol=1e-4, atol=1e-4)
+
+
 # --- the coder
 
 
@@ -139,6 +159,12 @@ def test_levels_come_back(rng, spread, n_lanes):
     result = np.array([lanes.next(context) for context in contexts])
     lanes.check_end()
     np.testing.assert_array_equal(result, levels)
+    at = np.cumsum(lengths) - lengths
+    for number in range(n_lanes):
+        lane = Lane(words[at[number] : at[number] + lengths[number]], tables)
+        alone = [lane.next(context) for context in contexts[:, number].tolist()]
+        lane.check_end()
+        assert alone == levels[:, number].tolist()
 
 
 @pytest.mark.parametrize("spread", [0.3, 2])
@@ -163,7 +189,7 @@ def test_tables_fill_their_range(rng):
 
 def test_the_levels_are_the_best_of_all(rng):
     n_columns = 4
-    values = (2 * rng.standard_normal((6, n_columns))).astype(np.float32)
+    values = (1.5 * rng.standard_normal((4, n_columns))).astype(np.float32)
     bits = np.cumsum(rng.random((4, N_BUCKETS)), axis=1).astype(np.float32)
     centers = (0.2 * rng.standard_normal((4, 3))).astype(np.float32)
     classes = rng.integers(2, size=values.shape)
@@ -181,7 +207,7 @@ def test_the_levels_are_the_best_of_all(rng):
         return total + np.sum(weights[row] * (values[row] - points) ** 2), used
 
     for row in range(len(values)):
-        span = [range(-5, 6)] * n_columns
+        span = [range(-4, 5)] * n_columns
         best = min(cost(row, candidate)[0] for candidate in itertools.product(*span))
         found, used = cost(row, levels[row].tolist())
         np.testing.assert_array_equal(contexts[row], used)

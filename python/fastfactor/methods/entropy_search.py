@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import Array
-from ..metrics import Covariance, Diagonal
+from ..metrics import Covariance, Diagonal, Metric
 from ..packing import PackedCodes
 from .base import Problem
 from .entropy_coder import BUCKET_OF, FIRSTS, LANE_BYTES, LARGEST, N_BUCKETS, Tables, encode_lanes
@@ -20,6 +20,8 @@ RATE_WEIGHT = 0.22
 CLASS_ZERO = 16  # 4 log₂ of step over the scale of what is in class 0
 MOST_LOGS = 64  # classes cover this many quarters of an octave
 LARGEST_ROTATION = 1024
+# By bits of an entry, the range in standard deviations that loses least of a normal one.
+RANGES = {2: 1.6, 3: 2.3, 4: 2.8, 5: 3.3, 6: 3.8, 8: 4.6}
 SAMPLE = 1 << 19
 PASSES = 3
 EVALUATIONS = 12
@@ -27,7 +29,11 @@ TOLERANCE = 1e-3  # of the goal
 
 
 def search(
-    problem: Problem, block_rows: int, *, nbytes: float | None = None, max_error: float | None = None
+    problem: Problem,
+    block_rows: int,
+    *,
+    nbytes: float | None = None,
+    max_error: float | None = None,
 ) -> tuple[Encoding, bool]:
     """The encoding of least error within a size, or of least size within an error.
 
@@ -49,7 +55,7 @@ def search(
         return encoding, measure(encoding) <= goal
     sampled = source.sample()
     shifts = [Encoding(sampled, source.first_step, shift, None) for shift in (None, 3, 2, 1, 0)]
-    start = min(shifts, key=lambda encoding: encoding.nbytes)
+    start = min(shifts, key=lambda encoding: encoding.cost)
     if sampled is not source:
         start, _ = _solve(sampled, start, measure, goal, nbytes is not None)
     return _solve(source, start, measure, goal, nbytes is not None)
@@ -58,11 +64,16 @@ def search(
 def _solve(
     source: _Source, start: Encoding, measure: Callable[[Encoding], float], goal: float, size: bool
 ) -> tuple[Encoding, bool]:
-    """Steps by secants within a bracket; the measure falls with the step where it is a size."""
+    """Steps by Newton's method; the measure falls with the step where it is a size.
+
+    Each encoding starts from the tables of the one before, so that a step does not fix its size:
+    a bracket would go stale. What is kept is the best that met the goal.
+    """
     best: Encoding | None = None
-    good: tuple[float, float] | None = None
-    bad: tuple[float, float] | None = None
+    best_gap = -np.inf
     step, near = start.log_step, start
+    before: tuple[float, float] | None = None
+    slope = 1.0
     for _ in range(EVALUATIONS):
         near = Encoding(source, step, near.shift, near)
         value = measure(near)
@@ -70,24 +81,16 @@ def _solve(
             gap = (value - goal) * 8 / source.full_size  # octaves of the step, about
         else:
             gap = 0.5 * np.log2(max(value, 1e-300) / goal)
-        if gap <= 0:
-            if best is None or (step < best.log_step) == size:
-                best, good = near, (step, gap)
-        elif bad is None or (step > bad[0]) == size:
-            bad = (step, gap)
-        close = value >= goal * (1 - TOLERANCE)
-        if gap <= 0 and (close or step <= source.finest == best.log_step and size):
+        if gap <= 0 and gap > best_gap:
+            best, best_gap = near, gap
+        if goal * (1 - TOLERANCE) <= value <= goal:
             break
-        if good is not None and bad is not None:
-            if abs(good[0] - bad[0]) < 1e-5:
-                break
-            share = np.clip(good[1] / (good[1] - bad[1]), 0.05, 0.95)
-            # Aims a little to the good side, so that a good step is found soon.
-            step = good[0] + 0.98 * share * (bad[0] - good[0])
-        else:
-            move = np.clip(gap if size else -gap, -6, 6)
-            step += move + (0.002 if (move > 0) == (gap > 0) else -0.002) * np.sign(move)
-        step = float(np.clip(step, source.finest, source.coarsest))
+        if before is not None and abs(step - before[0]) > 0.02:
+            slope = float(np.clip(abs((gap - before[1]) / (step - before[0])), 0.25, 1.25))
+        before = step, gap
+        inside = TOLERANCE / 2 * (8 * goal / source.full_size if size else 0.72)
+        move = float(np.clip((gap + inside) / slope, -6, 6)) * (1 if size else -1)
+        step = float(np.clip(step + move, source.finest, source.coarsest))
         if step == near.log_step:
             break
     return (best, True) if best is not None else (near, False)
@@ -119,15 +122,10 @@ class _Source:
             weighing = metric.input_covariance.astype(np.float64)
         elif isinstance(metric, Diagonal):
             weighing = np.diag(metric.importance.mean(axis=0, dtype=np.float64))
-        if nbytes is not None:
-            bits = 8 * nbytes / self.full_size
-        else:
-            # The limit for one Gaussian, at this error.
-            bits = max(-0.5 * np.log2(max(max_error or 1.0, 1e-12)), 0.1)
-        basis, self.noise = np.eye(n_columns), _noise_at(gram, weighing, bits)
-        if not isinstance(metric, Diagonal) and n_columns <= LARGEST_ROTATION and self.noise > 0:
-            target = weighing if isinstance(metric, Covariance) else gram
-            basis = self._rotate(target, gram, weighing)
+        bits = None if nbytes is None else 8 * nbytes / self.full_size
+        power = float(np.sum(gram * weighing)) / max(n_columns, 1)
+        self.noise = (max_error or 0.0) * max(power, 0.0)
+        basis = self._rotate(gram, weighing, bits, metric)
         weights = np.maximum(np.einsum("ij,ij->j", basis, weighing @ basis), 0)
         largest = float(weights.max(initial=0)) or 1.0
         steps = np.clip(np.rint(-2 * np.log2(np.maximum(weights / largest, 1e-18))), 0, 239)
@@ -148,34 +146,41 @@ class _Source:
             first = 0.5 * np.log2(max(self.noise, 1e-300) / 0.27)
             self.first_step = float(np.clip(first, self.finest, self.coarsest))
 
-    def _rotate(self, target: Array, gram: Array, weighing: Array) -> Array:
-        """The rotation whose gain is largest, its own bytes counted; none is one of them."""
-        n = len(gram)
-        rows = self.full_rows
+    def _rotate(self, gram: Array, weighing: Array, bits: float | None, metric: Metric) -> Array:
+        """The rotation that leaves the least error at this rate, or the least rate at `noise`.
 
-        def cost(basis: Array) -> float:
+        Its own bits count; none is one of them. Sets `noise` where a rate is given.
+        """
+        n = len(gram)
+
+        def products(basis: Array) -> Array:
             scales = np.einsum("ij,ij->j", basis, gram @ basis)
-            counts = np.einsum("ij,ij->j", basis, weighing @ basis)
-            share = np.maximum(np.maximum(scales * counts, 0) / self.noise, 1)
-            return float(rows * 0.5 * np.log2(share).sum())
+            return np.maximum(scales * np.einsum("ij,ij->j", basis, weighing @ basis), 0)
+
+        def cost(basis: Array, n_bits: int) -> float:
+            own = n_bits * n * n / self.full_size
+            if bits is None:
+                return _rate(products(basis), self.noise) + own
+            return _noise_at(products(basis), bits - own)
 
         best = np.eye(n)
-        least = cost(best)
-        exact = np.linalg.eigh(target)[1]
-        gain = least - cost(exact)
-        for n_bits in (3, 4, 5, 6, 8):
-            if n_bits * n * n >= gain:
-                break
-            # Entries are about normal: the range in standard deviations that loses least.
-            top = (1 << n_bits) - 1
-            reach = {3: 2.3, 4: 2.8, 5: 3.3, 6: 3.8, 8: 4.6}[n_bits] / np.sqrt(n)
-            codes = np.clip(np.rint((exact / reach + 1) * top / 2), 0, top).astype(np.uint8)
-            basis = nearest_rotation(codes, n_bits)
-            total = cost(basis) + n_bits * n * n
-            if total < least:
-                best, least = basis, total
-                packed = PackedCodes.pack(codes, n_bits)
-                self.rotation, self.rotation_bits = packed.data, n_bits
+        least = cost(best, 0)
+        if not isinstance(metric, Diagonal) and 2 <= n <= LARGEST_ROTATION and least > 0:
+            exact = np.linalg.eigh(weighing if isinstance(metric, Covariance) else gram)[1]
+            for n_bits, range_of_normal in RANGES.items():
+                if cost(exact, n_bits) >= least:
+                    break
+                top = (1 << n_bits) - 1
+                scaled = exact * np.sqrt(n) / range_of_normal
+                codes = np.clip(np.rint((scaled + 1) * top / 2), 0, top).astype(np.uint8)
+                basis = nearest_rotation(codes, n_bits)
+                found = cost(basis, n_bits)
+                if found < least:
+                    best, least = basis, found
+                    packed = PackedCodes.pack(codes, n_bits)
+                    self.rotation, self.rotation_bits = packed.data, n_bits
+        if bits is not None:
+            self.noise = least
         return best
 
     @cached_property
@@ -239,7 +244,7 @@ class Encoding:
             self.classes = int(each.max(initial=0)) + 1
         n = 2 * self.classes
         bits, centers = self._beginning(start, values)
-        for _ in range(PASSES if start is None else PASSES - 1):
+        for _ in range(_passes(source, start)):
             self.levels, self.contexts = trellis_quantize(
                 values, each, bits, centers, source.weights, RATE_WEIGHT
             )
@@ -291,12 +296,18 @@ class Encoding:
         fixed = 4 + self.tables.nbytes + self.centers.nbytes
         for part in (self.columns, source.column_steps, source.rotation):
             fixed += 0 if part is None else part.nbytes
-        return coded + fixed + n_blocks * (LANE_BYTES + 2.5)
+        return coded + fixed + n_blocks * LANE_BYTES
+
+    @property
+    def cost(self) -> float:
+        """Bytes, and those that an error this much larger is worth: half a bit for its double."""
+        doublings = float(np.log2(max(self.error, 1e-300)))
+        return self.nbytes + doublings * self.source.full_size / 16
 
     def tensors(self) -> dict[str, Any]:
         """Fields of the factors."""
         source = self.source
-        n_rows, n_columns = self.levels.shape
+        n_rows = len(self.levels)
         height = source.block_rows
         whole = n_rows // height * height
         words, lengths = [], []
@@ -342,15 +353,28 @@ class Encoding:
         )
 
 
-def _noise_at(gram: Array, weighing: Array, bits: float) -> float:
-    """The squared error a weight that this many bits leave, of columns as they are."""
-    scales = np.diag(gram) * np.diag(weighing)
-    low, high = -120.0, float(np.log2(max(scales.max(initial=0), 1e-300)))
-    if scales.max(initial=0) <= 0:
-        return 0.0
-    low += high
+def _passes(source: _Source, start: Encoding | None) -> int:
+    """One where tables are fitted already and a pass takes seconds."""
+    if start is None:
+        return PASSES
+    return 1 if source.values.size > 4 * SAMPLE else 2
+
+
+def _rate(variances: Array, noise: float) -> float:
+    """Bits a weight of Gaussian columns at this squared error: reverse water-filling."""
+    share = np.maximum(variances / max(noise, 1e-300), 1)
+    return float(0.5 * np.log2(share).mean()) if variances.size else 0.0
+
+
+def _noise_at(variances: Array, bits: float) -> float:
+    """The squared error a weight at which `_rate` is this; infinite where bits are negative."""
+    largest = float(variances.max(initial=0))
+    if bits < 0 or largest == 0:
+        return np.inf if bits < 0 else 0.0
+    low, high = -120.0, 0.0
     for _ in range(60):
         middle = 0.5 * (low + high)
-        rate = 0.5 * np.log2(np.maximum(scales / 2.0**middle, 1)).mean()
-        low, high = (middle, high) if rate > bits else (low, middle)
-    return float(2.0**high)
+        above = _rate(variances, largest * 2.0**middle) > bits
+        low, high = (middle, high) if above else (low, middle)
+    noise = largest * 2.0**high
+    return float(np.minimum(variances, noise).mean())

@@ -35,7 +35,9 @@ NEXT_STATE = _next_states()
 
 def _arrivals() -> tuple[Array, Array]:
     """(2, N_STATES): the two states that lead to each, and the parities by which they do."""
-    before = [[divmod(int(at), 2) for at in np.flatnonzero(NEXT_STATE == s)] for s in range(N_STATES)]
+    before = [
+        [divmod(int(at), 2) for at in np.flatnonzero(s == NEXT_STATE)] for s in range(N_STATES)
+    ]
     pairs = np.array(before)
     return pairs[:, :, 0].T.copy(), pairs[:, :, 1].T.copy()
 
@@ -71,7 +73,9 @@ def trellis_quantize(
     weights = np.broadcast_to(weights, values.shape)
     for first in range(0, len(values), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
-        costs, choices = _costs(values[rows], classes[rows], bits, centers, weights[rows], rate_weight)
+        costs, choices = _costs(
+            values[rows], classes[rows], bits, centers, weights[rows], rate_weight
+        )
         _viterbi(costs, choices, levels[rows], quantizers[rows])
     levels[values < 0] *= -1
     return levels, (2 * classes + quantizers).astype(np.uint8)

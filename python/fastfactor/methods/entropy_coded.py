@@ -19,7 +19,6 @@ from .base import (
     Factors,
     Method,
     Problem,
-    Tensors,
     check_ids,
     check_input,
     check_matrix,
@@ -29,7 +28,7 @@ from .base import (
 )
 from .entropy_coder import Lane, Lanes, Tables
 from .entropy_search import Encoding, nearest_rotation, search
-from .entropy_trellis import CENTER_STEP, N_CENTERS, NEXT_STATE, reconstruct
+from .entropy_trellis import CENTER_STEP, N_CENTERS, read_lane, read_lanes, reconstruct
 
 WEIGHTS_AT_ONCE = 1 << 21
 FEW_BLOCKS = 32  # below, lanes read one after the other are faster than side by side
@@ -135,9 +134,6 @@ class EntropyCodedFactors(Factors):
 
         return relative_error(W, rows_of, metric or Frobenius())
 
-    def tensors(self) -> Tensors:
-        return {name: value for name, value in self._own() if isinstance(value, np.ndarray)}
-
     def config(self) -> Config:
         return {
             "out_features": self.shape[0],
@@ -179,7 +175,7 @@ class EntropyCodedFactors(Factors):
             "table_logs": stored_tensor(tensors, "table_logs", ("uint8",), (None,)),
             "centers": stored_tensor(tensors, "centers", ("int8",), (2 * classes, N_CENTERS)),
         }
-        optional: dict[str, Array | None] = {
+        optional: dict[str, Any] = {
             "columns": stored_tensor(tensors, "columns", ("int8",), (shape[1],))
             if classes > 1
             else None,
@@ -232,62 +228,38 @@ class EntropyCodedFactors(Factors):
         if len(blocks) and blocks[-1] == len(self.lengths) - 1:
             tail = self.shape[0] - int(blocks[-1]) * height
             if len(blocks) > 1 and n_rows > tail:
-                values = np.zeros((n_rows, len(blocks), self.shape[1]), np.float32)
-                values[:, :-1] = self._decode(blocks[:-1], n_rows)
-                values[:tail, -1:] = self._decode(blocks[-1:], tail)
-                return values
+                both = np.zeros((n_rows, len(blocks), self.shape[1]), np.float32)
+                both[:, :-1] = self._decode(blocks[:-1], n_rows)
+                both[:tail, -1:] = self._decode(blocks[-1:], tail)
+                return both
             height = min(tail, height) if len(blocks) == 1 else height
         lengths = self.lengths.astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         levels = np.empty((n_rows, self.shape[1], len(blocks)), np.int32)
         contexts = np.empty(levels.shape, np.uint8)
+        scale = None if self.columns is None else 2 * self.classes
         if len(blocks) < FEW_BLOCKS:
             for at, block in enumerate(blocks):
                 words = self.words[starts[block] : starts[block] + lengths[block]]
                 lane = Lane(words, self._tables)
-                self._read_one(lane, levels[:, :, at], contexts[:, :, at])
+                read_lane(lane, self._classes_of, scale, levels[:, :, at], contexts[:, :, at])
                 if n_rows == height:
                     lane.check_end()
         else:
             lanes = Lanes(self.words, starts[blocks], lengths[blocks], self._tables)
-            self._read(lanes, levels, contexts)
+            read_lanes(lanes, self._classes_of, scale, levels, contexts)
             if n_rows == height:
                 lanes.check_end()
-        values = reconstruct(levels, contexts, self._centers)
-        return values.swapaxes(1, 2)
-
-    def _read(self, lanes: Lanes, levels: Array, contexts: Array) -> None:
-        n_rows, n_columns, n_blocks = levels.shape
-        for row in range(n_rows):
-            scales = np.zeros(n_blocks, np.int64)
-            if self.columns is not None:
-                scales = lanes.next(np.full(n_blocks, 2 * self.classes))
-            state = np.zeros(n_blocks, np.int64)
-            twice = 2 * self._classes_of(scales)
-            for column in range(n_columns):
-                context = twice[column] + (state & 1)
-                level = lanes.next(context)
-                state = NEXT_STATE[state, level & 1]
-                levels[row, column] = level
-                contexts[row, column] = context
-
-    def _read_one(self, lane: Lane, levels: Array, contexts: Array) -> None:
-        next_state = NEXT_STATE.tolist()
-        for row in range(len(levels)):
-            scale = 0 if self.columns is None else lane.next(2 * self.classes)
-            state, found, used = 0, [], []
-            for twice in (2 * self._classes_of(np.array([scale]))[:, 0]).tolist():
-                used.append(twice + (state & 1))
-                found.append(lane.next(used[-1]))
-                state = next_state[state][found[-1] & 1]
-            levels[row], contexts[row] = found, used
+        values: Array = reconstruct(levels, contexts, self._centers).swapaxes(1, 2)
+        return values
 
     def _classes_of(self, scales: Array) -> Array:
         """(in, n): of rows with these scales."""
         if self.columns is None:
             return np.zeros((self.shape[1], len(scales)), np.int64)
         logs = self.columns.astype(np.int64)[:, None] + scales
-        return np.clip(logs >> self.class_shift, 0, self.classes - 1)
+        classes: Array = np.clip(logs >> self.class_shift, 0, self.classes - 1)
+        return classes
 
     @cached_property
     def _tables(self) -> Tables:

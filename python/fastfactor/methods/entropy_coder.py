@@ -176,8 +176,7 @@ class Lanes:
     def __init__(self, words: Array, starts: Array, lengths: Array, tables: Tables) -> None:
         if lengths.size and int(lengths.min()) < 2:
             raise CorruptDataError(f"lengths must be at least 2, got {lengths.min()}")
-        # A word behind the last, which nothing may use: `_refill` looks before it checks.
-        self.words = np.append(words, np.uint16(0)).astype(np.int64)
+        self.words = words.astype(np.int64)
         self.at = starts + 2
         self.ends = starts + lengths
         self.state = self.words[starts] << 16 | self.words[starts + 1]
@@ -206,7 +205,8 @@ class Lanes:
             self.state = np.where(wide, rest, self.state)
             magnitude = magnitude + np.where(wide, value, 0)
             self._refill()
-        return np.where(symbol & 1, magnitude, -magnitude)
+        level: Array = np.where(symbol & 1, magnitude, -magnitude)
+        return level
 
     def _refill(self) -> None:
         low = np.flatnonzero(self.state < STATE_LOW)

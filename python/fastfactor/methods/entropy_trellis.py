@@ -7,10 +7,14 @@ starts in state 0; the Viterbi algorithm finds the levels of least distortion + 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .._checks import Array
-from .entropy_coder import BUCKET_OF, LARGEST
+from .entropy_coder import BUCKET_OF, LARGEST, Lane, Lanes
+
+ClassesOf = Callable[[Array], Array]
 
 # Ungerboeck's codes (1982) by parity checks; more states look further and cost encoding time only.
 MEMORY, CHECK_0, CHECK_1 = 6, 0o103, 0o024
@@ -81,6 +85,46 @@ def trellis_quantize(
     return levels, (2 * classes + quantizers).astype(np.uint8)
 
 
+def read_lanes(
+    lanes: Lanes, classes_of: ClassesOf, scale: int | None, levels: Array, contexts: Array
+) -> None:
+    """Fill (n_rows, n_columns, n_lanes) levels and contexts, all lanes side by side.
+
+    A row's scale comes first, in the context `scale`, where there is one; `classes_of` tells its
+    columns' classes, (n_columns, n_lanes).
+    """
+    n_rows, n_columns, n_lanes = levels.shape
+    scales = np.zeros(n_lanes, np.int64)
+    for row in range(n_rows):
+        if scale is not None:
+            scales = lanes.next(np.full(n_lanes, scale))
+        state = np.zeros(n_lanes, np.int64)
+        twice = 2 * classes_of(scales)
+        for column in range(n_columns):
+            context = twice[column] + (state & 1)
+            level = lanes.next(context)
+            state = NEXT_STATE[state, level & 1]
+            levels[row, column] = level
+            contexts[row, column] = context
+
+
+def read_lane(
+    lane: Lane, classes_of: ClassesOf, scale: int | None, levels: Array, contexts: Array
+) -> None:
+    """The same for one lane: (n_rows, n_columns)."""
+    next_state = NEXT_STATE.tolist()
+    for row in range(len(levels)):
+        first = 0 if scale is None else lane.next(scale)
+        state = 0
+        found: list[int] = []
+        used: list[int] = []
+        for twice in (2 * classes_of(np.array([first]))[:, 0]).tolist():
+            used.append(twice + (state & 1))
+            found.append(lane.next(used[-1]))
+            state = next_state[state][found[-1] & 1]
+        levels[row], contexts[row] = found, used
+
+
 def reconstruct(levels: Array, contexts: Array, centers: Array) -> Array:
     """Values of levels in units of the grid, float32."""
     magnitude = np.abs(levels)
@@ -88,7 +132,8 @@ def reconstruct(levels: Array, contexts: Array, centers: Array) -> Array:
     wide = np.concatenate([np.zeros((len(centers), 1), np.float32), centers], axis=1)
     value = (2 * magnitude - (contexts & 1) * (magnitude > 0)).astype(np.float32)
     value += wide[contexts, place]
-    return np.where(levels < 0, -value, value)
+    result: Array = np.where(levels < 0, -value, value)
+    return result
 
 
 def fit_centers(values: Array, levels: Array, contexts: Array, weights: Array, n: int) -> Array:

@@ -19,7 +19,7 @@ from fastfactor.methods import EntropyCoded, LowRank
 from safetensors.numpy import load_file
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "entropy_quality.json"
-BITS = (0.5, 1, 1.5, 2, 3, 4)
+BITS = (1, 2, 3, 0.5, 1.5, 4)
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class EntropyCodedFactors(Factors):
         W = np.empty(self.shape, np.float32)
         for first, values in self._spans():
             W[first : first + len(values)] = values @ self._basis.T
-        return xp.matmul(x, xp.transpose(tensors["step"] * W))
+        return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
 
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
         if out is None:

@@ -8,6 +8,7 @@ from .base import Factors, Method
 from .block_diagonal import BlockDiagonal, BlockDiagonalFactors
 from .block_projection import BlockProjection, BlockProjectionFactors, RandomProjectionFactors
 from .codebook import Codebook, CodebookFactors
+from .entropy_coded import EntropyCoded, EntropyCodedFactors
 from .low_rank import LowRank, LowRankFactors
 from .mixed_block import MixedBlock, MixedBlockFactors
 from .prune_codebook import PruneCodebook, PruneCodebookFactors
@@ -21,6 +22,8 @@ __all__ = [
     "BlockProjectionFactors",
     "Codebook",
     "CodebookFactors",
+    "EntropyCoded",
+    "EntropyCodedFactors",
     "Factors",
     "LowRank",
     "LowRankFactors",

@@ -21,6 +21,7 @@ MAX_MATRICES = 12
 MAX_SIDE = 1024  # of a matrix whose singular values are computed
 MAX_VALUES = 1 << 20  # of a histogram
 N_BINS = 200
+UNITS = ((10**9, "GB (10⁹ bytes)"), (10**6, "MB (10⁶ bytes)"), (10**3, "kB (10³ bytes)"))
 COLORS = ("#3b6fb6", "#d1793b", "#4d9a5b", "#a8518a", "#7a6a52", "#4a9fa6", "#b5483f", "#8d8d3a")
 
 
@@ -144,20 +145,26 @@ def _sizes(report: Report) -> Any:
     rows = [row for row in report.rows if row in rows]  # in the model's order
     figure, (axes,) = _figure(1, height=1.6 + 0.22 * len(rows))
     at = np.arange(len(rows))
-    axes.barh(at, [r.bytes_before / 1e6 for r in rows], 0.8, color="#d4d8de", label="before")
-    axes.barh(at, [(r.bytes_after or 0) / 1e6 for r in rows], 0.45, color=COLORS[0], label="after")
+    most = max((row.bytes_before for row in rows), default=0)
+    unit, name = next(((u, n) for u, n in UNITS if most >= u), UNITS[-1])
+    before, after = ([(n or 0) / unit for n in sizes] for sizes in _both_sizes(rows))
+    axes.barh(at, before, 0.8, color="#d4d8de", label="before")
+    axes.barh(at, after, 0.45, color=COLORS[0], label="after")
     axes.set_yticks(at, [_short(row.name) for row in rows], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("MB (10⁶ bytes)")
+    axes.set_xlabel(name)
     some = f"the {len(rows)} largest of " if len(rows) < len(report.rows) else ""
-    after = report.file_bytes_after or 0
     axes.set_title(
-        f"{some}{len(report.rows)} tensors; files {report.file_bytes_before / 1e6:,.2f} → "
-        f"{after / 1e6:,.2f} MB",
+        f"{some}{len(report.rows)} tensors; files: {report.file_bytes_before:,} → "
+        f"{report.file_bytes_after or 0:,} bytes",
         fontsize=9,
     )
     axes.legend(frameon=False)
     return figure
+
+
+def _both_sizes(rows: Sequence[TensorRow]) -> tuple[list[int], list[int | None]]:
+    return [row.bytes_before for row in rows], [row.bytes_after for row in rows]
 
 
 def _errors(report: Report, matrices: Sequence[_Matrix]) -> Any:
@@ -173,7 +180,7 @@ def _errors(report: Report, matrices: Sequence[_Matrix]) -> Any:
         if points:
             axes.scatter(*zip(*points, strict=True), 22, COLORS[number % len(COLORS)], label=method)
     grid = np.linspace(0.1, 8, 80)
-    axes.plot(grid, 4.0**-grid, "k:", linewidth=0.8, label="Gaussian limit, 4^−bits")
+    axes.plot(grid, 4.0**-grid, "k:", linewidth=0.8, label=r"Gaussian limit, $4^{-\mathrm{bits}}$")
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(1e-6, min((r.relative_error or 1 for r in rows), default=1e-4) / 4))
     axes.set_xlim(0, max([8.0, *(1.1 * (row.bits_per_weight or 0) for row in rows)]))
@@ -211,7 +218,7 @@ def _singular_values(report: Report, matrices: Sequence[_Matrix]) -> Any:
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-8), color=COLORS[0])
         axes.set_yscale("log")
         axes.set_title(f"{_short(matrix.row.name)}\n{matrix.spectrum_of}", fontsize=7)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")
     _heading(figure, report, matrices, "Singular values over the largest")
     return figure
 
@@ -226,7 +233,7 @@ def _values(report: Report, matrices: Sequence[_Matrix]) -> Any:
         axes.set_yscale("log")
         title = f"{_short(matrix.row.name)}: {matrix.row.method}\n{matrix.values_of}"
         axes.set_title(title, fontsize=7)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")
     panels[0].legend(frameon=False, fontsize=7)
     _heading(figure, report, matrices, "Weights before and after, 99.9 % of them")
     return figure

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, Stored, open_checkpoint
 from .comparison import difference
 from .container import CODES, dtype_of
 from .methods.base import Factors
-from .recipe import KEEP, Recipe, Rule, read_recipe
+from .recipe import KEEP, Recipe, Rule, located, read_recipe
 from .report import Report, TensorRow
 from .store import Entry, Store, Writer, open_store
 from .store_index import Path, Value
@@ -260,7 +260,7 @@ def _compressed(
             value, error = _converted(W, rule.dtype)
     except (TypeError, ValueError) as fault:
         if recipe.if_impossible == "stop":
-            raise type(fault)(f"tensor {name!r}: {fault}") from fault
+            raise located(fault, f"tensor {name!r}") from fault
         reason = f"impossible: {fault}"
     row = TensorRow(
         name=name,

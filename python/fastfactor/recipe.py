@@ -183,7 +183,7 @@ def read_recipe(source: Any) -> Recipe:
             try:
                 return _recipe(tomllib.load(file))
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{path}: {error}") from error
+                raise located(error, path) from error
     if not isinstance(source, Mapping):
         raise TypeError(f"recipe must be a path or a mapping, got {type(source).__name__}")
     return _recipe(source)
@@ -214,6 +214,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message that knows what may have been meant."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def located(error: TypeError | ValueError, where: str) -> TypeError | ValueError:
+    """The same fault with the place where it was found."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{where}: {error}")
 
 
 def starter() -> str:
@@ -302,7 +308,7 @@ def _rule(source: Any, where: str) -> Rule:
     try:
         return Rule(name, settings, known[name](**settings))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise located(error, where) from error
 
 
 def _check_keys(given: Iterable[str], known: tuple[str, ...], method: str, where: str) -> None:

@@ -81,7 +81,9 @@ def run_bench(n_threads: int | None = None) -> Table:
         f"Medians of {N_SAMPLES} samples, spread: slowest over fastest. Level {config['level']}, "
         f"{config['threads']} threads, fastfactor {config['fastfactor']}."
     )
-    return Table("fastfactor on this machine", records, columns, {"config": config}, summary, ("ms", "rate"))
+    return Table(
+        "fastfactor on this machine", records, columns, {"config": config}, summary, ("ms", "rate")
+    )
 
 
 def _timed(name: str, workload: str, call: Call, work: float, unit: str) -> Timing:

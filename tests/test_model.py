@@ -1,0 +1,584 @@
+"""Whole models: sources, what becomes of each tensor, back again, kills, resuming, comparing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import fastfactor
+import ml_dtypes
+import numpy as np
+import pytest
+from fastfactor import CorruptDataError, compare_files, compress_file, decompress_file, store
+from fastfactor.checkpoint import is_compressed, open_checkpoint
+from fastfactor.inspection import inspect_file
+from fastfactor.methods import Codebook, LowRank
+from safetensors.numpy import load_file, save_file
+
+RECIPE = {"default": {"method": "codebook", "n_bits": 4}}
+FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
+
+
+def network(rng):
+    """Every kind of tensor that a model may have."""
+
+    def normal(*shape):
+        return rng.standard_normal(shape)
+
+    return {
+        **{f"fc.{np.dtype(t).name}": normal(64, 48).astype(t) for t in FLOATS},
+        "conv": normal(40, 16, 3, 3).astype(np.float32),
+        "bias": normal(64).astype(np.float32),
+        "norm.weight": normal(64, 64).astype(np.float32),
+        "small": normal(4, 64).astype(np.float32),
+        "ids": np.arange(4096).reshape(64, 64),
+        "flag": np.array(True),
+        "empty": np.zeros((0, 64), np.float32),
+    }
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    tensors = network(rng)
+    path = tmp_path / "net.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    return path, tensors
+
+
+def shard(folder, tensors, n_shards=3):
+    """The same tensors in shards with an index; returns the index."""
+    names = list(tensors)
+    placed = {}
+    for i in range(n_shards):
+        file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
+        own = names[i::n_shards]
+        save_file({name: tensors[name] for name in own}, folder / file)
+        placed.update(dict.fromkeys(own, file))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": placed}))
+    return index
+
+
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# --- compressing
+
+
+def test_each_tensor_becomes_what_the_recipe_says(model, tmp_path):
+    path, tensors = model
+    target = tmp_path / "out.safetensors"
+    recipe = {**RECIPE, "skip": ["*norm*"], "patterns": {"conv": {"method": "low_rank", "rank": 5}}}
+    report = compress_file(path, target, recipe)
+    rows = {row.name: row for row in report.rows}
+    assert set(rows) == set(tensors)
+    reasons = {name: row.reason for name, row in rows.items() if row.reason}
+    assert reasons == {
+        "bias": "not a matrix",
+        "norm.weight": "on the skip list",
+        "small": "a side of 4",
+        "ids": "not of floats",
+        "flag": "not of floats",
+        "empty": "a side of 0",
+    }
+    with store.open_store(target) as saved:
+        assert set(saved) == set(tensors)
+        assert saved.metadata == {"format": "pt"}
+        for name, W in tensors.items():
+            row = rows[name]
+            assert (row.shape, row.dtype, row.bytes_before) == (W.shape, W.dtype.name, W.nbytes)
+            assert row.bytes_after == saved.info(name).nbytes
+            if row.reason:
+                assert same(saved[name], W)
+                assert row.relative_error is None
+                continue
+            method = LowRank(rank=5) if name == "conv" else Codebook(n_bits=4)
+            expected = method.compress(W.reshape(len(W), -1))
+            assert saved.info(name).shape == W.shape
+            assert same(saved[name].to_dense(), expected.to_dense())
+            assert row.relative_error == expected.error(W.reshape(len(W), -1))
+            assert row.seconds > 0
+    assert report.file_bytes_before == path.stat().st_size
+    assert report.file_bytes_after == target.stat().st_size
+    totals = report.totals()
+    assert totals["n_compressed"] == 5
+    assert totals["bytes_after"] == sum(row.bytes_after for row in report.rows)
+    assert report.ratio == path.stat().st_size / target.stat().st_size
+
+
+def test_shards_a_folder_and_an_archive_give_the_same_file(model, tmp_path):
+    _, tensors = model
+    without = {n: W for n, W in tensors.items() if W.dtype.name != "bfloat16"}
+    results = []
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    single, archive = tmp_path / "one.safetensors", tmp_path / "net.npz"
+    save_file(without, single)
+    np.savez(archive, **without)
+    for number, source in enumerate([single, shard(folder, without), folder, archive]):
+        target = tmp_path / f"{number}.safetensors"
+        report = compress_file(source, target, RECIPE)
+        assert {row.name for row in report.rows} == set(without)
+        with store.open_store(target) as saved:
+            results.append({name: saved.to_dense(name).tobytes() for name in saved})
+    assert all(result == results[0] for result in results)
+    report = compress_file(folder, tmp_path / "again.safetensors", RECIPE)
+    assert report.file_bytes_before == sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_big_endian_and_fortran_arrays_of_an_archive(tmp_path, rng):
+    W = rng.standard_normal((48, 64)).astype(np.float32)
+    np.savez_compressed(tmp_path / "a.npz", big=W.astype(">f4"), fortran=np.asfortranarray(W))
+    compress_file(tmp_path / "a.npz", tmp_path / "a.safetensors", RECIPE)
+    with store.open_store(tmp_path / "a.safetensors") as saved:
+        expected = Codebook(n_bits=4).compress(W).to_dense()
+        for name in ("big", "fortran"):
+            assert same(saved[name].to_dense(), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_keep_converts(model, tmp_path, dtype):
+    path, tensors = model
+    recipe = {"default": {"method": "keep", "dtype": dtype}}
+    report = compress_file(path, tmp_path / "out.safetensors", recipe)
+    rows = {row.name: row for row in report.rows}
+    wanted = np.dtype(dtype if dtype == "float16" else ml_dtypes.bfloat16)
+    with store.open_store(tmp_path / "out.safetensors") as saved:
+        for name, W in tensors.items():
+            is_float = W.dtype.name in {np.dtype(t).name for t in FLOATS}
+            assert same(saved[name], W.astype(wanted) if is_float else W)
+    row = rows["bias"]
+    assert (row.reason, row.bytes_after) == (f"kept as {dtype}", 128)
+    exact = tensors["bias"].astype(np.float64)
+    lost = exact - tensors["bias"].astype(wanted).astype(np.float64)
+    assert row.relative_error == pytest.approx((lost @ lost) / (exact @ exact))
+    assert rows[f"fc.{dtype}"].relative_error is None
+
+
+def test_values_out_of_range_are_not_made_infinite(tmp_path):
+    save_file({"w": np.array([[1e5, np.inf]], np.float32)}, tmp_path / "a.safetensors")
+    recipe = {"default": {"method": "keep", "dtype": "float16"}}
+    with pytest.raises(ValueError, match=r"tensor 'w': .* float16"):
+        compress_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", recipe)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
+    report = compress_file(
+        tmp_path / "a.safetensors",
+        tmp_path / "b.safetensors",
+        {**recipe, "if_impossible": "keep"},
+    )
+    assert report.rows[0].reason.startswith("impossible: ")
+
+
+def test_what_would_not_be_smaller_stays(tmp_path, rng):
+    save_file({"w": rng.standard_normal((32, 40)).astype(np.float16)}, tmp_path / "a.safetensors")
+    recipe = {"default": {"method": "low_rank", "rank": 30}}
+    report = compress_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", recipe)
+    (row,) = report.rows
+    assert row.reason == "not smaller as low_rank: 4320 bytes"
+    assert (row.method, row.settings, row.bytes_after) == ("keep", {}, 2560)
+
+
+def test_a_tensor_that_cannot_be_compressed_is_named_or_kept(model, tmp_path):
+    path, tensors = model
+    target = tmp_path / "out.safetensors"
+    recipe = {"default": {"method": "codebook", "n_bits": 2, "vector_dim": 32}}
+    with pytest.raises(ValueError, match=r"tensor '.*': vector_dim must divide"):
+        compress_file(path, target, recipe)
+    assert sorted(tmp_path.iterdir()) == [path]
+    report = compress_file(path, target, {**recipe, "if_impossible": "keep"})
+    rows = {row.name: row for row in report.rows}
+    assert rows["fc.float32"].reason.startswith("impossible: vector_dim must divide")
+    assert rows["norm.weight"].reason == ""
+    with store.open_store(target) as saved:
+        assert same(saved["fc.float32"], tensors["fc.float32"])
+
+
+def test_nan_is_refused_by_name(tmp_path):
+    W = np.ones((40, 40), np.float32)
+    W[3, 7] = np.nan
+    save_file({"a": np.ones((40, 40), np.float32), "w": W}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"tensor 'w': W must be finite, got nan at \[3, 7\]"):
+        compress_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", RECIPE)
+
+
+def test_a_dry_run_says_and_does_nothing(model, tmp_path):
+    path, _ = model
+    dry = compress_file(path, tmp_path / "out.safetensors", RECIPE, dry_run=True)
+    assert list(tmp_path.iterdir()) == [path]
+    wet = compress_file(path, tmp_path / "out.safetensors", RECIPE)
+    for planned, done in zip(dry.rows, wet.rows, strict=True):
+        same_fields = ("name", "shape", "dtype", "method", "settings", "reason", "bytes_before")
+        for field in same_fields:
+            assert getattr(planned, field) == getattr(done, field)
+        assert planned.bytes_after in (None, done.bytes_after)
+    assert dry.file_bytes_after is None
+    assert dry.ratio is None
+
+
+def test_progress_counts_the_source(model, tmp_path):
+    path, tensors = model
+    seen = []
+    compress_file(path, tmp_path / "out.safetensors", RECIPE, progress=lambda *a: seen.append(a))
+    total = sum(W.nbytes for W in tensors.values())
+    assert [name for name, _, _ in seen] == [*open_checkpoint(path), ""]
+    assert seen[0][1] == 0
+    assert seen[-1] == ("", total, total)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+def test_same_bytes_for_any_number_of_threads(model, tmp_path, n_threads):
+    path, _ = model
+    files = []
+    for n in (1, n_threads):
+        target = tmp_path / f"{n}.safetensors"
+        compress_file(path, target, RECIPE, n_threads=n)
+        files.append(target.read_bytes())
+    assert files[0] == files[1]
+
+
+# --- decompressing and comparing
+
+
+def test_decompressed_tensors_are_those_of_the_factors(model, tmp_path):
+    path, tensors = model
+    small, large = tmp_path / "small.safetensors", tmp_path / "large.safetensors"
+    compress_file(path, small, RECIPE)
+    seen = []
+    report = decompress_file(small, large, progress=lambda *a: seen.append(a))
+    assert seen[-1][1] == seen[-1][2] == sum(W.nbytes for W in tensors.values())
+    assert report.file_bytes_after == large.stat().st_size
+    rebuilt = load_file(large)
+    with store.open_store(small) as saved:
+        for name, W in tensors.items():
+            assert same(rebuilt[name], saved.to_dense(name))
+            assert (rebuilt[name].shape, rebuilt[name].dtype) == (W.shape, W.dtype)
+    with store.open_store(large) as saved:
+        assert saved.metadata == {"format": "pt"}
+        assert all(saved.info(name).kind == "plain" for name in saved)
+    # What was decompressed is a model again.
+    again = compress_file(large, tmp_path / "again.safetensors", RECIPE)
+    assert again.totals()["n_compressed"] == 6
+
+
+def test_many_bytes_reopen_the_file(model, tmp_path, monkeypatch):
+    path, _ = model
+    compress_file(path, tmp_path / "s.safetensors", RECIPE)
+    decompress_file(tmp_path / "s.safetensors", tmp_path / "a.safetensors")
+    monkeypatch.setattr("fastfactor.model.REOPEN_BYTES", 0)
+    opened = []
+    monkeypatch.setattr(
+        "fastfactor.model.open_store", lambda path: opened.append(path) or store.open_store(path)
+    )
+    decompress_file(tmp_path / "s.safetensors", tmp_path / "b.safetensors")
+    assert len(opened) > 5
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_comparing_gives_the_errors_of_the_report(model, tmp_path):
+    path, tensors = model
+    report = compress_file(path, tmp_path / "s.safetensors", RECIPE)
+    found = compare_files(path, tmp_path / "s.safetensors")
+    rows = {row.name: row for row in found.rows}
+    assert set(rows) == set(tensors)
+    for row in report.rows:
+        other = rows[row.name]
+        assert other.equal == bool(row.reason)
+        assert other.relative_error == pytest.approx(row.relative_error or 0)
+        assert (other.bytes_first, other.bytes_second) == (row.bytes_before, row.bytes_after)
+    assert not found.equal
+    assert found.largest_error == max(r.relative_error for r in found.rows)
+    decompress_file(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
+    assert compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors").equal
+
+
+def test_comparing_says_what_cannot_be_compared(tmp_path):
+    nan = np.array([np.nan, 1, np.inf], np.float32)
+    one = {"a": np.zeros(3), "b": np.arange(4), "n": nan, "z": np.zeros(2), "t": np.ones(2)}
+    two = {"a": np.zeros((3, 1)), "c": np.zeros(2), "n": nan, "z": np.ones(2)}
+    two["t"] = np.ones(2, np.float32)
+    np.savez(tmp_path / "1.npz", **one, big=np.array([2**60 + 1]), cx=np.array([1 + 2j], "c8"))
+    np.savez(tmp_path / "2.npz", **two, big=np.array([2**60]), cx=np.array([1 + 3j], "c8"))
+    rows = {r.name: r for r in compare_files(tmp_path / "1.npz", tmp_path / "2.npz").rows}
+    assert rows["a"].fault == "shape (3, 1) in the second"
+    assert rows["b"].fault == "only in the first"
+    assert rows["c"].fault == "only in the second"
+    assert (rows["n"].equal, rows["n"].relative_error) == (True, 0)
+    assert (rows["z"].equal, rows["z"].relative_error, rows["z"].largest) == (False, np.inf, 1)
+    assert (rows["t"].equal, rows["t"].dtype) == (True, "float64, float32")
+    assert not rows["big"].equal  # though float64 cannot tell them apart
+    assert rows["cx"].relative_error == pytest.approx(1 / 5)
+    table = compare_files(tmp_path / "1.npz", tmp_path / "2.npz").table()
+    assert json.loads(table.to_json())["largest_error"] is None
+
+
+def test_inspecting_both_kinds(model, tmp_path):
+    path, tensors = model
+    compress_file(path, tmp_path / "s.safetensors", RECIPE)
+    plain, small = inspect_file(path), inspect_file(tmp_path / "s.safetensors", verify=True)
+    assert plain.totals["bytes"] == sum(W.nbytes for W in tensors.values())
+    assert (plain.totals["n_compressed"], small.totals["n_compressed"]) == (0, 6)
+    kinds = {record["name"]: record["kind"] for record in small.records}
+    assert kinds["conv"] == "codebook"
+    assert kinds["bias"] == "plain"
+    data = bytearray((tmp_path / "s.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "s.safetensors").write_bytes(data)
+    inspect_file(tmp_path / "s.safetensors")
+    with pytest.raises(CorruptDataError, match="checksum"):
+        inspect_file(tmp_path / "s.safetensors", verify=True)
+
+
+# --- sources that cannot be
+
+
+def test_a_compressed_file_is_no_source(model, tmp_path):
+    path, _ = model
+    compress_file(path, tmp_path / "s.safetensors", RECIPE)
+    assert is_compressed(tmp_path / "s.safetensors")
+    assert not is_compressed(path)
+    with pytest.raises(ValueError, match="decompress it first"):
+        compress_file(tmp_path / "s.safetensors", tmp_path / "t.safetensors", RECIPE)
+
+
+def test_targets_that_cannot_be(model, tmp_path):
+    path, tensors = model
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="target must not be the source"):
+        compress_file(path, tmp_path / "." / "net.safetensors", RECIPE)
+    with pytest.raises(ValueError, match="target must not be the source"):
+        decompress_file(path, path)
+    index = shard(tmp_path, tensors)
+    with pytest.raises(ValueError, match="target must not be the source"):
+        compress_file(index, tmp_path / "model-00001-of-00003.safetensors", RECIPE)
+    with pytest.raises(ValueError, match=r"target must be a safetensors file, got '.*\.npz'"):
+        compress_file(path, tmp_path / "out.npz", RECIPE)
+    with pytest.raises(FileNotFoundError):
+        compress_file(path, tmp_path / "none" / "out.safetensors", RECIPE)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["weight_map"].pop("bias"), "must be in .*index"),
+        (lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more'"),
+        (lambda c: c["weight_map"].update(bias="../x.safetensors"), "beside it"),
+        (lambda c: c["weight_map"].update(bias="/x.safetensors"), "beside it"),
+        (lambda c: c["weight_map"].update(bias=3), "weight_map"),
+        (lambda c: c.pop("weight_map"), "weight_map"),
+    ],
+)
+def test_an_index_that_contradicts_its_shards(tmp_path, rng, change, message):
+    index = shard(tmp_path, network(rng))
+    content = json.loads(index.read_text())
+    change(content)
+    index.write_text(json.dumps(content))
+    with pytest.raises(CorruptDataError, match=message):
+        open_checkpoint(index)
+
+
+def test_damaged_sources(model, tmp_path):
+    path, _ = model
+    data = path.read_bytes()
+    for cut in (0, 7, 100, len(data) - 1):
+        path.write_bytes(data[:cut])
+        with pytest.raises(CorruptDataError, match=r"net\.safetensors"):
+            compress_file(path, tmp_path / "out.safetensors", RECIPE)
+    np.savez(tmp_path / "a.npz", w=np.ones((40, 40)))
+    data = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(data[:-30])
+    with pytest.raises(CorruptDataError, match=r"a\.npz"):
+        open_checkpoint(tmp_path / "a.npz")
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(flipped)
+    with pytest.raises(CorruptDataError, match="tensor 'w'"):
+        compress_file(tmp_path / "a.npz", tmp_path / "out.safetensors", RECIPE)
+    (tmp_path / "i.index.json").write_text("{")
+    with pytest.raises(CorruptDataError, match="JSON"):
+        open_checkpoint(tmp_path / "i.index.json")
+    np.savez(tmp_path / "o.npz", w=np.array(["text"]))
+    with pytest.raises(TypeError, match=r"'w\.npy'"):
+        open_checkpoint(tmp_path / "o.npz")
+    with pytest.raises(FileNotFoundError):
+        open_checkpoint(tmp_path / "none.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="got 0 of them"):
+        open_checkpoint(tmp_path / "folder")
+
+
+def test_damage_is_found_while_compressing_what_has_checksums(tmp_path, rng):
+    path = tmp_path / "a.safetensors"
+    store.save(path, {"w": rng.standard_normal((64, 64)).astype(np.float32)})
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(CorruptDataError, match="checksum"):
+        compress_file(path, tmp_path / "b.safetensors", RECIPE)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- kills and resuming
+
+KILLED = """
+import os, signal, sys
+from fastfactor import compress_file, container
+source, target, after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+names = []
+def progress(name, done, total):
+    names.append(name)
+    if len(names) > after:
+        os.kill(os.getpid(), signal.SIGKILL)
+if after < 0:  # when the whole file is written beside, before it is renamed
+    os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+compress_file(source, target, {"default": {"method": "codebook", "n_bits": 4}}, resume=True,
+              progress=progress if after >= 0 else None, n_threads=1)
+"""
+
+
+def killed(source, target, after):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(source), str(target), str(after)], timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 11, -1])
+def test_a_kill_leaves_the_old_file_and_can_be_resumed(model, tmp_path, after):
+    path, _ = model
+    target, straight = tmp_path / "out.safetensors", tmp_path / "straight.safetensors"
+    target.write_bytes(b"the old file")
+    expected = compress_file(path, straight, RECIPE)
+    killed(path, target, after)
+    assert target.read_bytes() == b"the old file"
+    report = compress_file(path, target, RECIPE, resume=True)
+    assert target.read_bytes() == straight.read_bytes()
+    taken_up = 11 if after < 0 else after
+    assert sum(row.seconds is None for row in report.rows) == taken_up
+    for row, other in zip(report.rows, expected.rows, strict=True):
+        assert row.record() | {"seconds": 0} == other.record() | {
+            "seconds": 0,
+            "relative_error": pytest.approx(other.relative_error),
+        }
+    left = {p.name for p in tmp_path.iterdir()}
+    beside = {name for name in left if name.endswith(".tmp")}
+    assert left - beside == {"net.safetensors", "out.safetensors", "straight.safetensors"}
+    assert len(beside) == (after < 0)
+
+
+def test_a_kill_at_any_moment(tmp_path, rng):
+    """By the clock, wherever it strikes."""
+    path, target = tmp_path / "big.safetensors", tmp_path / "out.safetensors"
+    save_file(
+        {f"w{i:02}": rng.standard_normal((256, 512)).astype(np.float32) for i in range(12)}, path
+    )
+    straight = tmp_path / "straight.safetensors"
+    compress_file(path, straight, RECIPE)
+    target.write_bytes(b"the old file")
+    code = textwrap.dedent(
+        """
+        import sys
+        import fastfactor
+        print("ready", flush=True)
+        recipe = {"default": {"method": "codebook", "n_bits": 4}}
+        fastfactor.compress_file(sys.argv[1], sys.argv[2], recipe, resume=True)
+        """
+    )
+    for delay in (0.0, 0.02, 0.05, 0.1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path), str(target)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        assert target.read_bytes() in (b"the old file", straight.read_bytes())
+    compress_file(path, target, RECIPE, resume=True)
+    assert target.read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["recipe", "source"])
+def test_resuming_another_job_is_refused(model, tmp_path, what):
+    path, _ = model
+    target = tmp_path / "out.safetensors"
+    killed(path, target, 4)
+    recipe = RECIPE
+    if what == "recipe":
+        recipe = {"default": {"method": "codebook", "n_bits": 3}}
+    else:
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    left = (tmp_path / "out.safetensors.partial").read_bytes()
+    with pytest.raises(ValueError, match="resume must go on with the recipe and source"):
+        compress_file(path, target, recipe, resume=True)
+    assert (tmp_path / "out.safetensors.partial").read_bytes() == left
+    compress_file(path, target, recipe)
+    assert {p.name for p in tmp_path.iterdir()} == {"net.safetensors", "out.safetensors"}
+
+
+def test_what_an_earlier_run_kept_is_said(tmp_path, rng):
+    path, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    names = [f"w{i}" for i in range(3)]
+    save_file({n: rng.standard_normal((32, 40)).astype(np.float16) for n in names}, path)
+    recipe = {"default": {"method": "low_rank", "rank": 30}}
+
+    def stop(name, done, total):
+        if name == "w2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_file(path, target, recipe, resume=True, progress=stop)
+    report = compress_file(path, target, recipe, resume=True)
+    assert [row.reason for row in report.rows] == [
+        "left so by the earlier run",
+        "left so by the earlier run",
+        "not smaller as low_rank: 4320 bytes",
+    ]
+
+
+# --- memory
+
+MEMORY = """
+import resource, sys
+import numpy as np
+import fastfactor
+from fastfactor import compress_file, decompress_file
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+warm = np.ones((64, 64), np.float16)
+from fastfactor.methods import Codebook
+Codebook(n_bits=4).compress(warm, n_threads=2)
+before = peak()
+recipe = {"default": {"method": "codebook", "n_bits": 4, "scope": "row"}}
+compress_file(sys.argv[1], sys.argv[2], recipe, n_threads=2)
+first = peak() - before
+decompress_file(sys.argv[2], sys.argv[3])
+print(first, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
+def test_memory_is_a_few_times_the_largest_tensor(tmp_path, rng):
+    one = rng.standard_normal((512, 2048)).astype(np.float16)  # 2 MB, 16 of them
+    save_file({f"w{i}": one for i in range(16)}, tmp_path / "a.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in "abc"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *files], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    used, both = map(int, done.stdout.split())
+    assert used < 8 * one.nbytes, used
+    assert both < 12 * one.nbytes, both
+
+
+def test_the_functions_are_public():
+    for name in ("compress_file", "decompress_file", "compare_files"):
+        assert name in fastfactor.__all__

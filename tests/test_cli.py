@@ -267,6 +267,24 @@ def test_a_recipe_is_not_replaced_unless_forced(tmp_path):
     assert methods["codebook"]["scope"] == "global"
 
 
+def test_output_that_cannot_show_an_arrow(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    method = ("--method", "low_rank", "--set", "rank=4")
+    done = run("compress", str(model), str(tmp_path / "out.safetensors"), *method)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "out.safetensors" in done.stdout
+
+
+def test_importance_reaches_the_method(model, tmp_path):
+    method = ("--method", "low_rank", "--set", "rank=4")
+    fisher, target = tmp_path / "fisher.npz", tmp_path / "out.safetensors"
+    np.savez(fisher, fc=np.ones((64, 128), np.float32))
+    arguments = ["compress", model, target, *method, "--importance", fisher]
+    assert "got none for 'norm'" in str(invoke(*arguments).exception)
+    result = invoke(*arguments, "--keep", "norm", "--json")
+    assert result.exit_code == 0, result.output
+
+
 def test_damaged_files_are_one_line(model, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(b"\xff" * 20)

@@ -18,6 +18,7 @@ from fastfactor import CorruptDataError, compare_files, compress_file, decompres
 from fastfactor.checkpoint import is_compressed, open_checkpoint
 from fastfactor.inspection import inspect_file
 from fastfactor.methods import Codebook, LowRank
+from fastfactor.metrics import Diagonal
 from safetensors.numpy import load_file, save_file
 
 RECIPE = {"default": {"method": "codebook", "n_bits": 4}}
@@ -242,6 +243,42 @@ def test_same_bytes_for_any_number_of_threads(model, tmp_path, n_threads):
     assert files[0] == files[1]
 
 
+# --- importance
+
+
+def test_importance_is_minimised_and_is_what_the_error_weighs(model, tmp_path, rng):
+    path, tensors = model
+    importance = {n: rng.random(W.shape).astype(np.float32) ** 4 for n, W in tensors.items()}
+    np.savez(tmp_path / "fisher.npz", **importance)
+    target = tmp_path / "out.safetensors"
+    report = compress_file(path, target, RECIPE, importance=tmp_path / "fisher.npz")
+    rows = {row.name: row for row in report.rows}
+    with store.open_store(target) as saved:
+        for name in ("conv", "fc.float16"):
+            W, weights = (t[name].reshape(len(t[name]), -1) for t in (tensors, importance))
+            expected = Codebook(n_bits=4).compress(W, importance=weights)
+            assert same(saved[name].to_dense(), expected.to_dense())
+            error = expected.error(W, metric=Diagonal(weights))
+            assert rows[name].relative_error == error
+            assert error < Codebook(n_bits=4).compress(W).error(W, metric=Diagonal(weights))
+
+
+def test_importance_must_be_there_and_fit(model, tmp_path, rng):
+    path, tensors = model
+    target, fisher = tmp_path / "out.safetensors", tmp_path / "fisher.npz"
+    ones = {n: np.ones(W.shape, np.float32) for n, W in tensors.items()}
+    np.savez(fisher, **{**ones, "conv": np.ones((40, 48), np.float32)})
+    with pytest.raises(ValueError, match="tensor 'conv': importance must have the shape of W"):
+        compress_file(path, target, RECIPE, importance=fisher)
+    del ones["conv"]
+    np.savez(fisher, **ones)
+    with pytest.raises(ValueError, match=r"importance must hold every .* got none for 'conv'"):
+        compress_file(path, target, RECIPE, importance=fisher)
+    skipping = {**RECIPE, "skip": ["conv"]}
+    first = compress_file(path, target, skipping, importance=fisher)
+    assert first.totals()["n_compressed"] == 5
+
+
 # --- decompressing and comparing
 
 
@@ -462,10 +499,7 @@ def test_a_kill_leaves_the_old_file_and_can_be_resumed(model, tmp_path, after):
     taken_up = 11 if after < 0 else after
     assert sum(row.seconds is None for row in report.rows) == taken_up
     for row, other in zip(report.rows, expected.rows, strict=True):
-        assert row.record() | {"seconds": 0} == other.record() | {
-            "seconds": 0,
-            "relative_error": pytest.approx(other.relative_error),
-        }
+        assert row.record() | {"seconds": 0} == other.record() | {"seconds": 0}
     left = {p.name for p in tmp_path.iterdir()}
     beside = {name for name in left if name.endswith(".tmp")}
     assert left - beside == {"net.safetensors", "out.safetensors", "straight.safetensors"}
@@ -506,23 +540,26 @@ def test_a_kill_at_any_moment(tmp_path, rng):
     assert target.read_bytes() == straight.read_bytes()
 
 
-@pytest.mark.parametrize("what", ["recipe", "source"])
+@pytest.mark.parametrize("what", ["recipe", "source", "importance"])
 def test_resuming_another_job_is_refused(model, tmp_path, what):
-    path, _ = model
+    path, tensors = model
     target = tmp_path / "out.safetensors"
     killed(path, target, 4)
-    recipe = RECIPE
-    if what == "recipe":
+    recipe, options = RECIPE, {}
+    if what == "importance":
+        np.savez(tmp_path / "f.npz", **{n: np.ones(W.shape) for n, W in tensors.items()})
+        options["importance"] = tmp_path / "f.npz"
+    elif what == "recipe":
         recipe = {"default": {"method": "codebook", "n_bits": 3}}
     else:
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     left = (tmp_path / "out.safetensors.partial").read_bytes()
     with pytest.raises(ValueError, match="resume must go on with the recipe and source"):
-        compress_file(path, target, recipe, resume=True)
+        compress_file(path, target, recipe, resume=True, **options)
     assert (tmp_path / "out.safetensors.partial").read_bytes() == left
-    compress_file(path, target, recipe)
-    assert {p.name for p in tmp_path.iterdir()} == {"net.safetensors", "out.safetensors"}
+    compress_file(path, target, recipe, **options)
+    assert {"out.safetensors"} == {p.name for p in tmp_path.iterdir() if "out" in p.name}
 
 
 def test_what_an_earlier_run_kept_is_said(tmp_path, rng):
@@ -547,12 +584,13 @@ def test_what_an_earlier_run_kept_is_said(tmp_path, rng):
 
 # --- memory
 
+# Not ru_maxrss, which begins at what the process had that started this one.
 MEMORY = """
-import resource, sys
+import re, sys
 import numpy as np
-import fastfactor
 from fastfactor import compress_file, decompress_file
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 warm = np.ones((64, 64), np.float16)
 from fastfactor.methods import Codebook
 Codebook(n_bits=4).compress(warm, n_threads=2)
@@ -565,7 +603,7 @@ print(first, peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_a_few_times_the_largest_tensor(tmp_path, rng):
     one = rng.standard_normal((512, 2048)).astype(np.float16)  # 2 MB, 16 of them
     save_file({f"w{i}": one for i in range(16)}, tmp_path / "a.safetensors")
@@ -575,8 +613,9 @@ def test_memory_is_a_few_times_the_largest_tensor(tmp_path, rng):
     )
     assert done.returncode == 0, done.stderr
     used, both = map(int, done.stdout.split())
-    assert used < 8 * one.nbytes, used
-    assert both < 12 * one.nbytes, both
+    assert one.nbytes < used
+    assert used < 14 * one.nbytes, used
+    assert both < 14 * one.nbytes, both
 
 
 def test_the_functions_are_public():

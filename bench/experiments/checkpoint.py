@@ -4,7 +4,8 @@
 
 Makes a checkpoint of random float16 matrices in two shards with an index, in a temporary folder,
 and runs `fastfactor compress` with 4-bit codebooks, one a row, then `fastfactor decompress`, each
-in a process of its own whose peak memory the system reports.
+in a process of its own whose peak memory the system reports. That figure begins at what this
+process has, so the checkpoint is made in another one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -29,19 +31,24 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (8192, 4096)
 N_TENSORS, N_SHARDS = 16, 2
 THREADS = 2
+INDEX = "model.safetensors.index.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/checkpoint.json")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.make:
+        make_checkpoint(args.make)
+        return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        index = make_checkpoint(folder)
+        subprocess.run([sys.executable, __file__, "--make", folder], check=True)
         small, large = folder / "small.safetensors", folder / "large.safetensors"
         settings = ["--method", "codebook", "--set", "n_bits=4", "--set", "scope=row"]
-        compressed, report = run("compress", index, small, *settings)
+        compressed, report = run("compress", folder / INDEX, small, *settings)
         decompressed, _ = run("decompress", small, large)
         errors = [row["relative_error"] for row in report["rows"]]
         result = {
@@ -65,7 +72,7 @@ def main() -> None:
     print(json.dumps({key: result[key] for key in ("compress", "decompress")}, indent=2))
 
 
-def make_checkpoint(folder: Path) -> Path:
+def make_checkpoint(folder: Path) -> None:
     """Normal weights with a scale of its own for each row, written a tensor at a time."""
     weight_map = {}
     each = N_TENSORS // N_SHARDS
@@ -88,9 +95,7 @@ def make_checkpoint(folder: Path) -> Path:
                 W = 0.02 * scale * rng.standard_normal(SHAPE, dtype=np.float32)
                 file.write(W.astype(np.float16).data)
                 weight_map[tensor] = name
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return index
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def run(*arguments: Any) -> tuple[dict[str, float], dict[str, Any]]:
@@ -106,6 +111,8 @@ def run(*arguments: Any) -> tuple[dict[str, float], dict[str, Any]]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} left with {process.returncode}")
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert usage.ru_maxrss > own, "the figure is this process'"
     used = {
         "seconds": round(seconds, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),

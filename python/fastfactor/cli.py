@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usag
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated, cast
@@ -27,6 +28,9 @@ UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow is not worth failing for
     try:
         code = app(prog_name="fastfactor", standalone_mode=False)
     except UsageError as error:

@@ -45,6 +45,10 @@ def compress(
         list[str] | None,
         typer.Option("--keep", metavar="PATTERN", help="With --method: names that stay. Repeat."),
     ] = None,
+    importance: Annotated[
+        Path | None,
+        typer.Option("--importance", metavar="FILE", help="What each weight's error counts."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     resume: Annotated[
         bool,
@@ -81,6 +85,7 @@ def compress(
             source,
             target,
             checked,
+            importance=importance,
             dry_run=dry_run,
             resume=resume,
             progress=progress,

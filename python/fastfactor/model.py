@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, Stored, open_checkpoint
 from .comparison import difference
 from .container import CODES, dtype_of
 from .methods.base import Factors
+from .metrics import Diagonal
 from .recipe import KEEP, Recipe, Rule, located, read_recipe
 from .report import Report, TensorRow
 from .store import Entry, Store, Writer, open_store
@@ -34,6 +35,7 @@ def compress_file(
     target: Path,
     recipe: Any,
     *,
+    importance: Path | None = None,
     dry_run: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -51,6 +53,9 @@ def compress_file(
         there is replaced when the new one is whole.
     recipe : path, mapping or Recipe
         What is done to which tensor: see :mod:`fastfactor.recipe`.
+    importance : path, optional
+        A model of the same names and shapes, not compressed: what the squared error of each weight
+        counts (squared gradients, Fisher information). It is minimised, and errors are under it.
     dry_run : bool
         Say what would be done, and do nothing.
     resume : bool
@@ -111,10 +116,17 @@ def compress_file(
         (name, stored, *rules.decide(name, stored.shape, is_float=stored.is_float))
         for name, stored in checkpoint.tensors.items()
     ]
+    weights = None if importance is None else open_checkpoint(importance)
+    for name, _, rule, _ in plan:
+        if weights is not None and rule.compressor is not None and name not in weights:
+            raise ValueError(
+                f"importance must hold every tensor that is compressed, got none for {name!r}"
+            )
     if dry_run:
         rows = [_planned(name, stored, rule, reason) for name, stored, rule, reason in plan]
     else:
-        job = _job(rules, checkpoint)
+        files = (*checkpoint.files, *(weights.files if weights is not None else ()))
+        job = _job(rules, files)
         if resume and left_behind(target) not in (None, job):
             raise ValueError(
                 f"resume must go on with the recipe and source that {os.fspath(target)}.journal "
@@ -128,13 +140,14 @@ def compress_file(
                 if name in taken_up:
                     continue
                 W = checkpoint[name]
-                value, row = _compressed(name, W, rule, reason, rules, n_threads)
+                weighing = weights if rule.compressor is not None else None
+                value, row = _compressed(name, W, rule, reason, rules, weighing, n_threads)
                 is_factors = isinstance(value, Factors)
                 writer.add(name, value, shape=stored.shape if is_factors else None)
                 rows.append(row)
                 del W, value
         if taken_up:
-            rows = _with_earlier(rows, taken_up, plan, checkpoint, target, n_threads)
+            rows = _with_earlier(rows, taken_up, plan, checkpoint, weights, target, n_threads)
     return Report(
         task="compress",
         source=os.fspath(source),
@@ -242,7 +255,13 @@ def decompress_file(
 
 
 def _compressed(
-    name: str, W: Array, rule: Rule, reason: str, recipe: Recipe, n_threads: int | None
+    name: str,
+    W: Array,
+    rule: Rule,
+    reason: str,
+    recipe: Recipe,
+    weights: Checkpoint | None,
+    n_threads: int | None,
 ) -> tuple[Value, TensorRow]:
     """What is stored for a tensor, and the report's row."""
     before = time.perf_counter()
@@ -250,10 +269,13 @@ def _compressed(
     error = None
     try:
         if rule.compressor is not None:
-            factors = rule.compressor.compress(_as_matrix(W), n_threads=n_threads)
+            weight = None if weights is None else _as_matrix(weights[name])
+            factors = rule.compressor.compress(
+                _as_matrix(W), importance=weight, n_threads=n_threads
+            )
             if factors.nbytes < W.nbytes:
                 value = factors
-                error = factors.error(_as_matrix(W), n_threads=n_threads)
+                error = _error(W, factors, weight, n_threads)
             else:
                 reason = f"not smaller as {rule.method}: {factors.nbytes} bytes"
         elif rule.dtype not in (None, W.dtype.name):
@@ -275,6 +297,11 @@ def _compressed(
         seconds=time.perf_counter() - before,
     )
     return value, row
+
+
+def _error(W: Array, factors: Factors, weight: Array | None, n_threads: int | None) -> float:
+    metric = None if weight is None else Diagonal(weight)
+    return factors.error(_as_matrix(W), metric=metric, n_threads=n_threads)
 
 
 def _as_matrix(array: Array) -> Array:
@@ -312,6 +339,7 @@ def _with_earlier(
     taken_up: set[str],
     plan: list[tuple[str, Stored, Rule, str]],
     checkpoint: Checkpoint,
+    weights: Checkpoint | None,
     target: Path,
     n_threads: int | None,
 ) -> list[TensorRow]:
@@ -322,16 +350,15 @@ def _with_earlier(
         entries = [store.info(name) for name in planned if name in taken_up]
     for entry, store in _entries(target, entries):
         row, value = planned[entry.name], store[entry.name]
-        error, kept = None, not isinstance(value, Factors)
-        if not kept or entry.dtype.name != row.dtype:
-            error = difference(_as_matrix(checkpoint[entry.name]), value, n_threads=n_threads)
+        error = None
+        if isinstance(value, Factors):
+            weight = None if weights is None else _as_matrix(weights[entry.name])
+            error = _error(checkpoint[entry.name], value, weight, n_threads)
+        elif entry.dtype.name != row.dtype:
+            error = difference(checkpoint[entry.name], value).relative_error
         elif not row.reason:
             row = replace(row, method=KEEP, settings={}, reason="left so by the earlier run")
-        by_name[entry.name] = replace(
-            row,
-            bytes_after=entry.nbytes,
-            relative_error=None if error is None else error.relative_error,
-        )
+        by_name[entry.name] = replace(row, bytes_after=entry.nbytes, relative_error=error)
     return [by_name[name] for name in planned]
 
 
@@ -373,10 +400,10 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
             raise ValueError(f"target must not be the source, got {os.fspath(target)!r} for both")
 
 
-def _job(recipe: Recipe, checkpoint: Checkpoint) -> str:
+def _job(recipe: Recipe, files: tuple[str, ...]) -> str:
     """What must be the same for a run to go on where another ended."""
     found = [recipe.fingerprint()]
-    for file in checkpoint.files:
+    for file in files:
         status = os.stat(file)
         found.append(f"{os.path.basename(file)} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()

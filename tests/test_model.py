@@ -1,72 +1,27 @@
-"""Whole models: sources, what becomes of each tensor, back again, kills, resuming, comparing."""
+"""Whole models: what becomes of each tensor, back again, comparing, memory."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import textwrap
-import time
 
 import fastfactor
 import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, compare_files, compress_file, decompress_file, store
-from fastfactor.checkpoint import is_compressed, open_checkpoint
+from fastfactor.checkpoint import open_checkpoint
 from fastfactor.inspection import inspect_file
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.metrics import Diagonal
+from models import FLOATS, RECIPE, same, saved, shard
 from safetensors.numpy import load_file, save_file
-
-RECIPE = {"default": {"method": "codebook", "n_bits": 4}}
-FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
-
-
-def network(rng):
-    """Every kind of tensor that a model may have."""
-
-    def normal(*shape):
-        return rng.standard_normal(shape)
-
-    return {
-        **{f"fc.{np.dtype(t).name}": normal(64, 48).astype(t) for t in FLOATS},
-        "conv": normal(40, 16, 3, 3).astype(np.float32),
-        "bias": normal(64).astype(np.float32),
-        "norm.weight": normal(64, 64).astype(np.float32),
-        "small": normal(4, 64).astype(np.float32),
-        "ids": np.arange(4096).reshape(64, 64),
-        "flag": np.array(True),
-        "empty": np.zeros((0, 64), np.float32),
-    }
 
 
 @pytest.fixture
 def model(tmp_path, rng):
-    tensors = network(rng)
-    path = tmp_path / "net.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
-    return path, tensors
-
-
-def shard(folder, tensors, n_shards=3):
-    """The same tensors in shards with an index; returns the index."""
-    names = list(tensors)
-    placed = {}
-    for i in range(n_shards):
-        file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
-        own = names[i::n_shards]
-        save_file({name: tensors[name] for name in own}, folder / file)
-        placed.update(dict.fromkeys(own, file))
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": placed}))
-    return index
-
-
-def same(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return saved(tmp_path, rng)
 
 
 # --- compressing
@@ -88,21 +43,21 @@ def test_each_tensor_becomes_what_the_recipe_says(model, tmp_path):
         "flag": "not of floats",
         "empty": "a side of 0",
     }
-    with store.open_store(target) as saved:
-        assert set(saved) == set(tensors)
-        assert saved.metadata == {"format": "pt"}
+    with store.open_store(target) as opened:
+        assert set(opened) == set(tensors)
+        assert opened.metadata == {"format": "pt"}
         for name, W in tensors.items():
             row = rows[name]
             assert (row.shape, row.dtype, row.bytes_before) == (W.shape, W.dtype.name, W.nbytes)
-            assert row.bytes_after == saved.info(name).nbytes
+            assert row.bytes_after == opened.info(name).nbytes
             if row.reason:
-                assert same(saved[name], W)
+                assert same(opened[name], W)
                 assert row.relative_error is None
                 continue
             method = LowRank(rank=5) if name == "conv" else Codebook(n_bits=4)
             expected = method.compress(W.reshape(len(W), -1))
-            assert saved.info(name).shape == W.shape
-            assert same(saved[name].to_dense(), expected.to_dense())
+            assert opened.info(name).shape == W.shape
+            assert same(opened[name].to_dense(), expected.to_dense())
             assert row.relative_error == expected.error(W.reshape(len(W), -1))
             assert row.seconds > 0
     assert report.file_bytes_before == path.stat().st_size
@@ -126,8 +81,8 @@ def test_shards_a_folder_and_an_archive_give_the_same_file(model, tmp_path):
         target = tmp_path / f"{number}.safetensors"
         report = compress_file(source, target, RECIPE)
         assert {row.name for row in report.rows} == set(without)
-        with store.open_store(target) as saved:
-            results.append({name: saved.to_dense(name).tobytes() for name in saved})
+        with store.open_store(target) as opened:
+            results.append({name: opened.to_dense(name).tobytes() for name in opened})
     assert all(result == results[0] for result in results)
     report = compress_file(folder, tmp_path / "again.safetensors", RECIPE)
     assert report.file_bytes_before == sum(file.stat().st_size for file in folder.iterdir())
@@ -137,10 +92,10 @@ def test_big_endian_and_fortran_arrays_of_an_archive(tmp_path, rng):
     W = rng.standard_normal((48, 64)).astype(np.float32)
     np.savez_compressed(tmp_path / "a.npz", big=W.astype(">f4"), fortran=np.asfortranarray(W))
     compress_file(tmp_path / "a.npz", tmp_path / "a.safetensors", RECIPE)
-    with store.open_store(tmp_path / "a.safetensors") as saved:
+    with store.open_store(tmp_path / "a.safetensors") as opened:
         expected = Codebook(n_bits=4).compress(W).to_dense()
         for name in ("big", "fortran"):
-            assert same(saved[name].to_dense(), expected)
+            assert same(opened[name].to_dense(), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -150,10 +105,10 @@ def test_keep_converts(model, tmp_path, dtype):
     report = compress_file(path, tmp_path / "out.safetensors", recipe)
     rows = {row.name: row for row in report.rows}
     wanted = np.dtype(dtype if dtype == "float16" else ml_dtypes.bfloat16)
-    with store.open_store(tmp_path / "out.safetensors") as saved:
+    with store.open_store(tmp_path / "out.safetensors") as opened:
         for name, W in tensors.items():
             is_float = W.dtype.name in {np.dtype(t).name for t in FLOATS}
-            assert same(saved[name], W.astype(wanted) if is_float else W)
+            assert same(opened[name], W.astype(wanted) if is_float else W)
     row = rows["bias"]
     assert (row.reason, row.bytes_after) == (f"kept as {dtype}", 128)
     exact = tensors["bias"].astype(np.float64)
@@ -196,8 +151,8 @@ def test_a_tensor_that_cannot_be_compressed_is_named_or_kept(model, tmp_path):
     rows = {row.name: row for row in report.rows}
     assert rows["fc.float32"].reason.startswith("impossible: vector_dim must divide")
     assert rows["norm.weight"].reason == ""
-    with store.open_store(target) as saved:
-        assert same(saved["fc.float32"], tensors["fc.float32"])
+    with store.open_store(target) as opened:
+        assert same(opened["fc.float32"], tensors["fc.float32"])
 
 
 def test_nan_is_refused_by_name(tmp_path):
@@ -253,11 +208,11 @@ def test_importance_is_minimised_and_is_what_the_error_weighs(model, tmp_path, r
     target = tmp_path / "out.safetensors"
     report = compress_file(path, target, RECIPE, importance=tmp_path / "fisher.npz")
     rows = {row.name: row for row in report.rows}
-    with store.open_store(target) as saved:
+    with store.open_store(target) as opened:
         for name in ("conv", "fc.float16"):
             W, weights = (t[name].reshape(len(t[name]), -1) for t in (tensors, importance))
             expected = Codebook(n_bits=4).compress(W, importance=weights)
-            assert same(saved[name].to_dense(), expected.to_dense())
+            assert same(opened[name].to_dense(), expected.to_dense())
             error = expected.error(W, metric=Diagonal(weights))
             assert rows[name].relative_error == error
             assert error < Codebook(n_bits=4).compress(W).error(W, metric=Diagonal(weights))
@@ -291,13 +246,13 @@ def test_decompressed_tensors_are_those_of_the_factors(model, tmp_path):
     assert seen[-1][1] == seen[-1][2] == sum(W.nbytes for W in tensors.values())
     assert report.file_bytes_after == large.stat().st_size
     rebuilt = load_file(large)
-    with store.open_store(small) as saved:
+    with store.open_store(small) as opened:
         for name, W in tensors.items():
-            assert same(rebuilt[name], saved.to_dense(name))
+            assert same(rebuilt[name], opened.to_dense(name))
             assert (rebuilt[name].shape, rebuilt[name].dtype) == (W.shape, W.dtype)
-    with store.open_store(large) as saved:
-        assert saved.metadata == {"format": "pt"}
-        assert all(saved.info(name).kind == "plain" for name in saved)
+    with store.open_store(large) as opened:
+        assert opened.metadata == {"format": "pt"}
+        assert all(opened.info(name).kind == "plain" for name in opened)
     # What was decompressed is a model again.
     again = compress_file(large, tmp_path / "again.safetensors", RECIPE)
     assert again.totals()["n_compressed"] == 6
@@ -369,217 +324,6 @@ def test_inspecting_both_kinds(model, tmp_path):
     inspect_file(tmp_path / "s.safetensors")
     with pytest.raises(CorruptDataError, match="checksum"):
         inspect_file(tmp_path / "s.safetensors", verify=True)
-
-
-# --- sources that cannot be
-
-
-def test_a_compressed_file_is_no_source(model, tmp_path):
-    path, _ = model
-    compress_file(path, tmp_path / "s.safetensors", RECIPE)
-    assert is_compressed(tmp_path / "s.safetensors")
-    assert not is_compressed(path)
-    with pytest.raises(ValueError, match="decompress it first"):
-        compress_file(tmp_path / "s.safetensors", tmp_path / "t.safetensors", RECIPE)
-
-
-def test_targets_that_cannot_be(model, tmp_path):
-    path, tensors = model
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="target must not be the source"):
-        compress_file(path, tmp_path / "." / "net.safetensors", RECIPE)
-    with pytest.raises(ValueError, match="target must not be the source"):
-        decompress_file(path, path)
-    index = shard(tmp_path, tensors)
-    with pytest.raises(ValueError, match="target must not be the source"):
-        compress_file(index, tmp_path / "model-00001-of-00003.safetensors", RECIPE)
-    with pytest.raises(ValueError, match=r"target must be a safetensors file, got '.*\.npz'"):
-        compress_file(path, tmp_path / "out.npz", RECIPE)
-    with pytest.raises(FileNotFoundError):
-        compress_file(path, tmp_path / "none" / "out.safetensors", RECIPE)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c["weight_map"].pop("bias"), "must be in .*index"),
-        (lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more'"),
-        (lambda c: c["weight_map"].update(bias="../x.safetensors"), "beside it"),
-        (lambda c: c["weight_map"].update(bias="/x.safetensors"), "beside it"),
-        (lambda c: c["weight_map"].update(bias=3), "weight_map"),
-        (lambda c: c.pop("weight_map"), "weight_map"),
-    ],
-)
-def test_an_index_that_contradicts_its_shards(tmp_path, rng, change, message):
-    index = shard(tmp_path, network(rng))
-    content = json.loads(index.read_text())
-    change(content)
-    index.write_text(json.dumps(content))
-    with pytest.raises(CorruptDataError, match=message):
-        open_checkpoint(index)
-
-
-def test_damaged_sources(model, tmp_path):
-    path, _ = model
-    data = path.read_bytes()
-    for cut in (0, 7, 100, len(data) - 1):
-        path.write_bytes(data[:cut])
-        with pytest.raises(CorruptDataError, match=r"net\.safetensors"):
-            compress_file(path, tmp_path / "out.safetensors", RECIPE)
-    np.savez(tmp_path / "a.npz", w=np.ones((40, 40)))
-    data = (tmp_path / "a.npz").read_bytes()
-    (tmp_path / "a.npz").write_bytes(data[:-30])
-    with pytest.raises(CorruptDataError, match=r"a\.npz"):
-        open_checkpoint(tmp_path / "a.npz")
-    flipped = bytearray(data)
-    flipped[len(data) // 2] ^= 1
-    (tmp_path / "a.npz").write_bytes(flipped)
-    with pytest.raises(CorruptDataError, match="tensor 'w'"):
-        compress_file(tmp_path / "a.npz", tmp_path / "out.safetensors", RECIPE)
-    (tmp_path / "i.index.json").write_text("{")
-    with pytest.raises(CorruptDataError, match="JSON"):
-        open_checkpoint(tmp_path / "i.index.json")
-    np.savez(tmp_path / "o.npz", w=np.array(["text"]))
-    with pytest.raises(TypeError, match=r"'w\.npy'"):
-        open_checkpoint(tmp_path / "o.npz")
-    with pytest.raises(FileNotFoundError):
-        open_checkpoint(tmp_path / "none.safetensors")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="got 0 of them"):
-        open_checkpoint(tmp_path / "folder")
-
-
-def test_damage_is_found_while_compressing_what_has_checksums(tmp_path, rng):
-    path = tmp_path / "a.safetensors"
-    store.save(path, {"w": rng.standard_normal((64, 64)).astype(np.float32)})
-    data = bytearray(path.read_bytes())
-    data[-100] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(CorruptDataError, match="checksum"):
-        compress_file(path, tmp_path / "b.safetensors", RECIPE)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-# --- kills and resuming
-
-KILLED = """
-import os, signal, sys
-from fastfactor import compress_file, container
-source, target, after = sys.argv[1], sys.argv[2], int(sys.argv[3])
-names = []
-def progress(name, done, total):
-    names.append(name)
-    if len(names) > after:
-        os.kill(os.getpid(), signal.SIGKILL)
-if after < 0:  # when the whole file is written beside, before it is renamed
-    os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
-compress_file(source, target, {"default": {"method": "codebook", "n_bits": 4}}, resume=True,
-              progress=progress if after >= 0 else None, n_threads=1)
-"""
-
-
-def killed(source, target, after):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(source), str(target), str(after)], timeout=60
-    )
-    assert done.returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("after", [0, 1, 5, 11, -1])
-def test_a_kill_leaves_the_old_file_and_can_be_resumed(model, tmp_path, after):
-    path, _ = model
-    target, straight = tmp_path / "out.safetensors", tmp_path / "straight.safetensors"
-    target.write_bytes(b"the old file")
-    expected = compress_file(path, straight, RECIPE)
-    killed(path, target, after)
-    assert target.read_bytes() == b"the old file"
-    report = compress_file(path, target, RECIPE, resume=True)
-    assert target.read_bytes() == straight.read_bytes()
-    taken_up = 11 if after < 0 else after
-    assert sum(row.seconds is None for row in report.rows) == taken_up
-    for row, other in zip(report.rows, expected.rows, strict=True):
-        assert row.record() | {"seconds": 0} == other.record() | {"seconds": 0}
-    left = {p.name for p in tmp_path.iterdir()}
-    beside = {name for name in left if name.endswith(".tmp")}
-    assert left - beside == {"net.safetensors", "out.safetensors", "straight.safetensors"}
-    assert len(beside) == (after < 0)
-
-
-def test_a_kill_at_any_moment(tmp_path, rng):
-    """By the clock, wherever it strikes."""
-    path, target = tmp_path / "big.safetensors", tmp_path / "out.safetensors"
-    save_file(
-        {f"w{i:02}": rng.standard_normal((256, 512)).astype(np.float32) for i in range(12)}, path
-    )
-    straight = tmp_path / "straight.safetensors"
-    compress_file(path, straight, RECIPE)
-    target.write_bytes(b"the old file")
-    code = textwrap.dedent(
-        """
-        import sys
-        import fastfactor
-        print("ready", flush=True)
-        recipe = {"default": {"method": "codebook", "n_bits": 4}}
-        fastfactor.compress_file(sys.argv[1], sys.argv[2], recipe, resume=True)
-        """
-    )
-    for delay in (0.0, 0.02, 0.05, 0.1):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(path), str(target)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        process.stdout.readline()
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        assert target.read_bytes() in (b"the old file", straight.read_bytes())
-    compress_file(path, target, RECIPE, resume=True)
-    assert target.read_bytes() == straight.read_bytes()
-
-
-@pytest.mark.parametrize("what", ["recipe", "source", "importance"])
-def test_resuming_another_job_is_refused(model, tmp_path, what):
-    path, tensors = model
-    target = tmp_path / "out.safetensors"
-    killed(path, target, 4)
-    recipe, options = RECIPE, {}
-    if what == "importance":
-        np.savez(tmp_path / "f.npz", **{n: np.ones(W.shape) for n, W in tensors.items()})
-        options["importance"] = tmp_path / "f.npz"
-    elif what == "recipe":
-        recipe = {"default": {"method": "codebook", "n_bits": 3}}
-    else:
-        status = path.stat()
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
-    left = (tmp_path / "out.safetensors.partial").read_bytes()
-    with pytest.raises(ValueError, match="resume must go on with the recipe and source"):
-        compress_file(path, target, recipe, resume=True, **options)
-    assert (tmp_path / "out.safetensors.partial").read_bytes() == left
-    compress_file(path, target, recipe, **options)
-    assert {"out.safetensors"} == {p.name for p in tmp_path.iterdir() if "out" in p.name}
-
-
-def test_what_an_earlier_run_kept_is_said(tmp_path, rng):
-    path, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    names = [f"w{i}" for i in range(3)]
-    save_file({n: rng.standard_normal((32, 40)).astype(np.float16) for n in names}, path)
-    recipe = {"default": {"method": "low_rank", "rank": 30}}
-
-    def stop(name, done, total):
-        if name == "w2":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compress_file(path, target, recipe, resume=True, progress=stop)
-    report = compress_file(path, target, recipe, resume=True)
-    assert [row.reason for row in report.rows] == [
-        "left so by the earlier run",
-        "left so by the earlier run",
-        "not smaller as low_rank: 4320 bytes",
-    ]
 
 
 # --- memory

@@ -109,7 +109,7 @@ def test_a_file_says_the_same_as_a_dict(tmp_path):
         ({"defaults": DEFAULT}, ["'defaults'", "did you mean 'default'?"]),
         ({"default": {}}, ["method in [default]", "none"]),
         ({"default": {"method": "codebok"}}, ["'codebok'", "did you mean 'codebook'?"]),
-        ({"default": {"method": "xyzzy"}}, ["codebook, low_rank", "'xyzzy'"]),
+        ({"default": {"method": "xyzzy"}}, ["codebook, ", "low_rank, ", "'xyzzy'"]),
         ({"default": {**DEFAULT, "nbits": 4}}, ["n_bits", "'nbits'", "mean 'n_bits'?"]),
         ({"default": {"method": "keep", "dtyp": 4}}, ["'dtyp'", "mean 'dtype'?"]),
         ({"default": {"method": "keep", "dtype": "int8"}}, ["dtype in [default]", "'int8'"]),
@@ -185,13 +185,9 @@ def test_fingerprints_tell_recipes_apart():
 
 def test_every_method_has_a_name():
     found = method_names()
-    classes = {
-        name
-        for name in methods.__all__
-        if issubclass(getattr(methods, name), Method)
-        and not inspect.isabstract(getattr(methods, name))
-    }
-    assert {cls.__name__ for cls in found.values()} == classes
+    things = [getattr(methods, name) for name in methods.__all__]
+    classes = {thing for thing in things if inspect.isclass(thing) and issubclass(thing, Method)}
+    assert set(found.values()) == classes - {Method}
     assert found["low_rank"] is LowRank
     assert all(name == name.lower() for name in found)
 
@@ -206,7 +202,7 @@ def test_the_starter_is_a_recipe_and_names_every_method_and_setting():
         for setting, value in settings.items():
             said = "" if value is None else f" = {json.dumps(value)}"
             assert f"#   {setting}{said}\n" in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 100
     # What stands in comments is a recipe too.
     lines = text[text.index("# [patterns") : text.index("# Methods")].splitlines()
     tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))

@@ -163,7 +163,7 @@ def recipe(
     if as_json:
         import json
 
-        typer.echo(json.dumps({"methods": method_settings()}, indent=2))
+        typer.echo(json.dumps({"methods": method_settings()}, indent=2, default=str))
     elif path is None:
         typer.echo(starter(), nl=False)
     else:
@@ -222,12 +222,12 @@ def _progress(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn(task),
         BarColumn(),
-        DownloadColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[tensor]}", markup=False),
     )

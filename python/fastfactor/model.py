@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from . import _checks
-from ._checks import Array
-from .checkpoint import Checkpoint, Stored, open_checkpoint
-from .comparison import difference
-from .container import CODES, dtype_of
+from .checkpoint import Stored, open_checkpoint
 from .methods.base import Factors
-from .metrics import Diagonal
-from .recipe import KEEP, Recipe, Rule, located, read_recipe
+from .model_job import Job
+from .recipe import KEEP, read_recipe
 from .report import Report, TensorRow
 from .store import Entry, Store, Writer, open_store
-from .store_index import Path, Value
+from .store_index import Path
 from .store_writer import left_behind
 
 Progress = Callable[[str, int, int], None]
@@ -108,52 +100,23 @@ def compress_file(
     """
     start = time.perf_counter()
     _checks.threads(n_threads)
-    rules = read_recipe(recipe)
-    checkpoint = open_checkpoint(source)
-    rules.check_names(checkpoint)
-    _check_target(target, checkpoint.files)
-    plan = [
-        (name, stored, *rules.decide(name, stored.shape, is_float=stored.is_float))
-        for name, stored in checkpoint.tensors.items()
-    ]
-    weights = None if importance is None else open_checkpoint(importance)
-    for name, _, rule, _ in plan:
-        if weights is not None and rule.compressor is not None and name not in weights:
-            raise ValueError(
-                f"importance must hold every tensor that is compressed, got none for {name!r}"
-            )
+    job = Job(
+        recipe=read_recipe(recipe),
+        checkpoint=open_checkpoint(source),
+        weights=None if importance is None else open_checkpoint(importance),
+        n_threads=n_threads,
+    )
+    _check_target(target, job.checkpoint.files)
     if dry_run:
-        rows = [_planned(name, stored, rule, reason) for name, stored, rule, reason in plan]
+        rows = [job.planned(name) for name in job.plan]
     else:
-        files = (*checkpoint.files, *(weights.files if weights is not None else ()))
-        job = _job(rules, files)
-        if resume and left_behind(target) not in (None, job):
-            raise ValueError(
-                f"resume must go on with the recipe and source that {os.fspath(target)}.journal "
-                "began with, got others; without resume it begins anew"
-            )
-        rows = []
-        with Writer(target, metadata=checkpoint.metadata, resume=resume, job=job) as writer:
-            taken_up = set(writer)
-            work = _with_progress(plan, [stored.nbytes for _, stored, _, _ in plan], progress)
-            for name, stored, rule, reason in work:
-                if name in taken_up:
-                    continue
-                W = checkpoint[name]
-                weighing = weights if rule.compressor is not None else None
-                value, row = _compressed(name, W, rule, reason, rules, weighing, n_threads)
-                is_factors = isinstance(value, Factors)
-                writer.add(name, value, shape=stored.shape if is_factors else None)
-                rows.append(row)
-                del W, value
-        if taken_up:
-            rows = _with_earlier(rows, taken_up, plan, checkpoint, weights, target, n_threads)
+        rows = _compress(job, target, resume, progress)
     return Report(
         task="compress",
         source=os.fspath(source),
         target=os.fspath(target),
         rows=tuple(rows),
-        file_bytes_before=checkpoint.file_nbytes,
+        file_bytes_before=job.checkpoint.file_nbytes,
         file_bytes_after=None if dry_run else os.path.getsize(target),
         seconds=time.perf_counter() - start,
         dry_run=bool(dry_run),
@@ -218,12 +181,13 @@ def decompress_file(
     _checks.threads(n_threads)
     _check_target(target, (os.fspath(source),))
     with open_store(source) as store:
-        entries = [store.info(name) for name in store]
+        entries = {name: store.info(name) for name in store}
         metadata, file_bytes = store.metadata, store.file_nbytes
     rows = []
     with Writer(target, metadata=metadata) as writer:
-        sizes = [Stored(entry.shape, entry.dtype).nbytes for entry in entries]
-        for entry, store in _entries(source, _with_progress(entries, sizes, progress)):
+        sizes = [Stored(entry.shape, entry.dtype).nbytes for entry in entries.values()]
+        names = _with_progress(list(entries), sizes, progress)
+        for entry, store in _entries(source, (entries[name] for name in names)):
             before = time.perf_counter()
             dense = store.to_dense(entry.name, n_threads=n_threads)
             writer.add(entry.name, dense)
@@ -254,115 +218,33 @@ def decompress_file(
     )
 
 
-def _compressed(
-    name: str,
-    W: Array,
-    rule: Rule,
-    reason: str,
-    recipe: Recipe,
-    weights: Checkpoint | None,
-    n_threads: int | None,
-) -> tuple[Value, TensorRow]:
-    """What is stored for a tensor, and the report's row."""
-    before = time.perf_counter()
-    value: Value = W
-    error = None
-    try:
-        if rule.compressor is not None:
-            weight = None if weights is None else _as_matrix(weights[name])
-            factors = rule.compressor.compress(
-                _as_matrix(W), importance=weight, n_threads=n_threads
-            )
-            if factors.nbytes < W.nbytes:
-                value = factors
-                error = _error(W, factors, weight, n_threads)
-            else:
-                reason = f"not smaller as {rule.method}: {factors.nbytes} bytes"
-        elif rule.dtype not in (None, W.dtype.name):
-            value, error = _converted(W, rule.dtype)
-    except (TypeError, ValueError) as fault:
-        if recipe.if_impossible == "stop":
-            raise located(fault, f"tensor {name!r}") from fault
-        reason = f"impossible: {fault}"
-    row = TensorRow(
-        name=name,
-        shape=W.shape,
-        dtype=W.dtype.name,
-        method=KEEP if reason else rule.method,
-        settings={} if reason else rule.settings,
-        reason=reason,
-        bytes_before=W.nbytes,
-        bytes_after=value.nbytes,
-        relative_error=error,
-        seconds=time.perf_counter() - before,
-    )
-    return value, row
+def _compress(job: Job, target: Path, resume: bool, progress: Progress | None) -> list[TensorRow]:
+    fingerprint = job.fingerprint()
+    if resume and left_behind(target) not in (None, fingerprint):
+        raise ValueError(
+            f"resume must go on with the recipe and source that {os.fspath(target)}.journal "
+            "began with, got others; without resume it begins anew"
+        )
+    rows = {}
+    tensors = job.checkpoint.tensors
+    with Writer(target, metadata=job.checkpoint.metadata, resume=resume, job=fingerprint) as writer:
+        taken_up = set(writer)
+        sizes = [stored.nbytes for stored in tensors.values()]
+        for name in _with_progress(list(tensors), sizes, progress):
+            if name not in taken_up:
+                value, rows[name] = job.done(name)
+                factored = isinstance(value, Factors)
+                writer.add(name, value, shape=tensors[name].shape if factored else None)
+                del value  # before the next one is read
+    if taken_up:
+        with open_store(target) as store:
+            earlier = [store.info(name) for name in tensors if name in taken_up]
+        for entry, store in _entries(target, earlier):
+            rows[entry.name] = job.done_before(entry, store[entry.name])
+    return [rows[name] for name in tensors]
 
 
-def _error(W: Array, factors: Factors, weight: Array | None, n_threads: int | None) -> float:
-    metric = None if weight is None else Diagonal(weight)
-    return factors.error(_as_matrix(W), metric=metric, n_threads=n_threads)
-
-
-def _as_matrix(array: Array) -> Array:
-    """A tensor as methods see it; what is none stays."""
-    return array.reshape(array.shape[0], -1) if array.ndim > 1 else array
-
-
-def _converted(W: Array, name: str) -> tuple[Array, float]:
-    dtype = dtype_of(CODES[name])
-    with np.errstate(over="ignore"):
-        converted = W.astype(dtype)
-    if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
-        raise ValueError(f"its values must be in the range of {name}, got larger ones")
-    return converted, difference(W, converted).relative_error
-
-
-def _planned(name: str, stored: Stored, rule: Rule, reason: str) -> TensorRow:
-    known = rule.compressor is None and rule.dtype in (None, stored.dtype.name)
-    return TensorRow(
-        name=name,
-        shape=stored.shape,
-        dtype=stored.dtype.name,
-        method=KEEP if reason else rule.method,
-        settings={} if reason else rule.settings,
-        reason=reason,
-        bytes_before=stored.nbytes,
-        bytes_after=stored.nbytes if known else None,
-        relative_error=None,
-        seconds=None,
-    )
-
-
-def _with_earlier(
-    rows: list[TensorRow],
-    taken_up: set[str],
-    plan: list[tuple[str, Stored, Rule, str]],
-    checkpoint: Checkpoint,
-    weights: Checkpoint | None,
-    target: Path,
-    n_threads: int | None,
-) -> list[TensorRow]:
-    """All rows in order, with those that an earlier run wrote, as the file has them."""
-    by_name = {row.name: row for row in rows}
-    planned = {name: _planned(name, stored, rule, why) for name, stored, rule, why in plan}
-    with open_store(target) as store:
-        entries = [store.info(name) for name in planned if name in taken_up]
-    for entry, store in _entries(target, entries):
-        row, value = planned[entry.name], store[entry.name]
-        error = None
-        if isinstance(value, Factors):
-            weight = None if weights is None else _as_matrix(weights[entry.name])
-            error = _error(checkpoint[entry.name], value, weight, n_threads)
-        elif entry.dtype.name != row.dtype:
-            error = difference(checkpoint[entry.name], value).relative_error
-        elif not row.reason:
-            row = replace(row, method=KEEP, settings={}, reason="left so by the earlier run")
-        by_name[entry.name] = replace(row, bytes_after=entry.nbytes, relative_error=error)
-    return [by_name[name] for name in planned]
-
-
-def _entries(path: Path, entries: Any) -> Iterator[tuple[Entry, Store]]:
+def _entries(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Store]]:
     """Each entry with an open store, which is opened anew from time to time.
 
     What is mapped counts as this process' memory until it is let go.
@@ -379,13 +261,13 @@ def _entries(path: Path, entries: Any) -> Iterator[tuple[Entry, Store]]:
         store.close()
 
 
-def _with_progress(items: Any, sizes: list[int], progress: Progress | None) -> Iterator[Any]:
-    """The items, with word of each before it."""
+def _with_progress(names: list[str], sizes: list[int], progress: Progress | None) -> Iterator[str]:
+    """The names, with word of each before it."""
     total, done = sum(sizes), 0
-    for item, size in zip(items, sizes, strict=True):
+    for name, size in zip(names, sizes, strict=True):
         if progress is not None:
-            progress(item.name if isinstance(item, Entry) else item[0], done, total)
-        yield item
+            progress(name, done, total)
+        yield name
         done += size
     if progress is not None:
         progress("", done, total)
@@ -398,12 +280,3 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(target):
             raise ValueError(f"target must not be the source, got {os.fspath(target)!r} for both")
-
-
-def _job(recipe: Recipe, files: tuple[str, ...]) -> str:
-    """What must be the same for a run to go on where another ended."""
-    found = [recipe.fingerprint()]
-    for file in files:
-        status = os.stat(file)
-        found.append(f"{os.path.basename(file)} {status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -35,6 +36,7 @@ from . import _checks, methods
 from .methods.base import FLOAT_NAMES, Method
 
 MIN_SIDE = 32
+COMMENT_WIDTH = 100
 KEYS = ("default", "patterns", "names", "skip", "min_side", "if_impossible")
 IF_IMPOSSIBLE = ("stop", "keep")
 KEEP = "keep"
@@ -250,7 +252,8 @@ def starter() -> str:
         "# Methods and their settings, with what they are unless given:",
     ]
     for name, method in method_names().items():
-        lines += ["#", f"# {name}: {(inspect.getdoc(method) or '').splitlines()[0]}"]
+        said = f"# {name}: {(inspect.getdoc(method) or '').splitlines()[0]}"
+        lines += ["#", *textwrap.wrap(said, COMMENT_WIDTH, subsequent_indent="# ")]
         for setting in _settings(method):
             lines.append(f"#   {setting.name}{_default_text(setting)}")
     return "\n".join(lines) + "\n"
@@ -338,4 +341,4 @@ def _settings(method: type[Method]) -> list[Any]:
 def _default_text(setting: Any) -> str:
     if setting.default is MISSING or setting.default is None:
         return ""
-    return f" = {json.dumps(setting.default)}"
+    return f" = {json.dumps(setting.default, default=str)}"

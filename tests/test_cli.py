@@ -8,6 +8,7 @@ import sys
 import time
 
 import fastfactor
+import numpy as np
 import pytest
 from fastfactor import cli, demo
 from typer.testing import CliRunner
@@ -73,7 +74,9 @@ def test_version():
 def test_help_names_the_commands(arguments):
     done = run(*arguments)
     assert done.returncode == 0
-    assert "demo" in done.stdout
+    for command in ("compress", "decompress", "inspect", "compare", "bench", "demo", "recipe"):
+        assert f"\n  {command} " in done.stdout
+    assert "Exit codes: 0 done, 1 failed" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,12 @@ def test_help_names_the_commands(arguments):
         (["demo", "--frobnicate"], "--frobnicate"),
         (["frobnicate"], "frobnicate"),
         (["demo", "surplus"], "surplus"),
+        (["compress", "a", "b"], "one of --recipe and --method"),
+        (["compress", "a", "b", "--recipe", "r", "--method", "m"], "one of --recipe and --method"),
+        (["compress", "a", "b", "--recipe", "r", "--keep", "x"], "--keep"),
+        (["compress", "a", "b", "--method", "codebook", "--set", "n_bits"], "KEY=VALUE"),
+        (["compress", "a"], "target"),
+        (["compare", "a", "b", "--max-error", "-1"], "--max-error"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(arguments, word):
@@ -119,3 +128,202 @@ def test_failure_is_one_line_and_a_code(monkeypatch, capsys, raised, code, said)
     else:
         assert output.err.count("\n") == 1
         assert said in output.err
+
+
+# --- files
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    path = tmp_path / "net.npz"
+    np.savez(
+        path,
+        fc=rng.standard_normal((64, 128)).astype(np.float32),
+        norm=rng.standard_normal((64, 64)).astype(np.float32),
+        bias=np.zeros(64, np.float32),
+    )
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_files_go_all_the_way_and_back(model, tmp_path):
+    recipe, small, large = (tmp_path / n for n in ("r.toml", "small.safetensors", "l.safetensors"))
+    assert run("recipe", str(recipe)).returncode == 0
+    done = run("compress", str(model), str(small), "--recipe", str(recipe))
+    assert (done.returncode, done.stderr) == (0, "")  # no progress bar where nobody looks
+    assert "codebook n_bits=4" in " ".join(done.stdout.split())
+    done = run("inspect", str(small), "--verify")
+    assert done.returncode == 0
+    assert "3 tensors, 1 compressed" in done.stdout
+    assert run("decompress", str(small), str(large)).returncode == 0
+    done = run("compare", str(small), str(large), "--max-error", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 of 3 tensors are equal" in done.stdout
+    done = run("compare", str(model), str(large), "--max-error", "0.0001", "--json")
+    assert done.returncode == 1
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["norm"]["equal"]
+    assert 0.0001 < rows["fc"]["relative_error"] < 0.02
+    assert done.stderr.startswith("fastfactor: error: errors must be at most 0.0001, got 0.0")
+
+
+def test_one_method_on_the_command_line(model, tmp_path):
+    target = tmp_path / "out.safetensors"
+    method = ("--method", "prune", "--set", "scope=row", "--set", "sparsity=0.75")
+    result = invoke("compress", model, target, *method, "--keep", "norm", "--json", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.output)
+    rows = {row["name"]: row for row in content["rows"]}
+    assert rows["fc"]["method"] == "prune"
+    assert rows["fc"]["settings"] == {"scope": "row", "sparsity": 0.75}
+    assert rows["norm"]["reason"] == "on the skip list"
+    assert content["file_bytes_after"] == target.stat().st_size
+
+
+def test_a_dry_run_writes_nothing(model, tmp_path):
+    target = tmp_path / "out.safetensors"
+    method = ("--method", "codebook", "--set", "n_bits=2")
+    result = invoke("compress", model, target, *method, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "2 of 3 tensors would be compressed" in result.output
+    assert not target.exists()
+
+
+def test_reports_and_figures(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    target, figures = tmp_path / "out.safetensors", tmp_path / "figures"
+    reports = [tmp_path / f"report.{ending}" for ending in ("txt", "json", "csv")]
+    options = [word for report in reports for word in ("--report", report)]
+    method = ("--method", "low_rank", "--set", "ratio=4")
+    result = invoke("compress", model, target, *method, *options, "--figures", figures)
+    assert result.exit_code == 0, result.output
+    text, content, lines = (report.read_text(encoding="utf-8") for report in reports)
+    assert text == result.output
+    assert [row["name"] for row in json.loads(content)["rows"]] == ["fc", "norm", "bias"]
+    assert len(lines.splitlines()) == 4
+    assert len(list(figures.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--method", "codbook", "--set", "n_bits=4"], "did you mean 'codebook'?"),
+        (["--method", "codebook", "--set", "nbits=4"], "did you mean 'n_bits'?"),
+        (["--method", "codebook", "--set", "n_bits=4", "--report", "r.xml"], ".json"),
+        (["--recipe", "none.toml"], "none.toml"),
+    ],
+)
+def test_what_fails_is_one_line(model, tmp_path, arguments, word):
+    target = tmp_path / "out.safetensors"
+    done = run("compress", str(model), str(target), *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("fastfactor: error: ")
+    assert done.stderr.count("\n") == 1
+    assert word in done.stderr
+
+
+def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
+    target = tmp_path / "out.safetensors"
+    method = ("--method", "codebook", "--set", "n_bits=4")
+    add = fastfactor.store.Writer.add
+
+    def stop(self, name, value, **options):
+        if name == "norm":
+            raise KeyboardInterrupt
+        add(self, name, value, **options)
+
+    monkeypatch.setattr(fastfactor.store.Writer, "add", stop)
+    arguments = ["compress", model, target, *method, "--resume"]
+    monkeypatch.setattr(sys, "argv", ["fastfactor", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 130
+    assert not target.exists()
+    monkeypatch.undo()
+    other = ("--method", "codebook", "--set", "n_bits=3")
+    refused = run("compress", str(model), str(target), *other, "--resume")
+    assert refused.returncode == 1
+    assert "resume must go on with the recipe and source" in refused.stderr
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}
+    assert seconds["fc"] is None
+    assert seconds["norm"] > 0
+
+
+def test_a_recipe_is_not_replaced_unless_forced(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("mine")
+    done = run("recipe", str(path))
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert path.read_text() == "mine"
+    assert run("recipe", str(path), "--force").returncode == 0
+    assert path.read_text(encoding="utf-8") == invoke("recipe").output
+    methods = json.loads(invoke("recipe", "--json").output)["methods"]
+    assert methods["codebook"]["scope"] == "global"
+
+
+def test_output_that_cannot_show_an_arrow(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    method = ("--method", "low_rank", "--set", "rank=4")
+    done = run("compress", str(model), str(tmp_path / "out.safetensors"), *method)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "out.safetensors" in done.stdout
+
+
+def test_importance_reaches_the_method(model, tmp_path):
+    method = ("--method", "low_rank", "--set", "rank=4")
+    fisher, target = tmp_path / "fisher.npz", tmp_path / "out.safetensors"
+    np.savez(fisher, fc=np.ones((64, 128), np.float32))
+    arguments = ["compress", model, target, *method, "--importance", fisher]
+    assert "got none for 'norm'" in str(invoke(*arguments).exception)
+    result = invoke(*arguments, "--keep", "norm", "--json")
+    assert result.exit_code == 0, result.output
+
+
+def test_damaged_files_are_one_line(model, tmp_path):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(b"\xff" * 20)
+    for command in (["inspect"], ["decompress"], ["compare", str(model)]):
+        more = [str(tmp_path / "out.safetensors")] if command == ["decompress"] else []
+        done = run(*command, str(path), *more)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        assert "header" in done.stderr
+
+
+def test_bench_as_json(monkeypatch, tmp_path):
+    from fastfactor import self_bench
+
+    monkeypatch.setattr(self_bench, "N_SAMPLES", 1)
+    monkeypatch.setattr(self_bench, "LEAST_SECONDS", 0.0)
+    result = invoke("bench", "--json", "--threads", 2, "--report", tmp_path / "bench.txt")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.output)
+    assert content["config"]["threads"] == "2"
+    names = {row["name"] for row in content["rows"]}
+    assert {"omp", "kmeans", "kmeans1d", "spmm", "codebook_matmul", "huffman_decode"} <= names
+    for row in content["rows"]:
+        assert row["seconds"] > 0
+        assert row["spread"] == 1
+        assert row["per_second"] > 0
+        assert hasattr(fastfactor, row["name"])
+    assert "assignments/s" in (tmp_path / "bench.txt").read_text(encoding="utf-8")
+
+
+def test_bars_are_for_terminals(monkeypatch, capsys):
+    from fastfactor import cli_files
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with cli_files._progress("compressing") as show:
+        show("fc.weight", 500, 1000)
+        show("", 1000, 1000)
+    assert "compressing" in capsys.readouterr().err
+    monkeypatch.setenv("TERM", "dumb")
+    with cli_files._progress("compressing") as show:
+        assert show is None

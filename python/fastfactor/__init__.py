@@ -3,15 +3,18 @@
 Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions here find the factors
 (:func:`omp`, :func:`kmeans`, :func:`kmeans1d`), choose what of W is kept (:func:`prune_mask`), use
 the factors without building W (:func:`spmm`, :func:`codebook_matmul`) or code them for storage
-(:class:`PackedCodes`, :func:`huffman_encode`).
+(:class:`PackedCodes`, :func:`huffman_encode`). :mod:`fastfactor.methods` puts them together for a
+matrix, :func:`compress_file` for a whole model.
 """
 
 __version__ = "0.1.0"
 
 from .clustering import KMeansResult, assign, kmeans
 from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
+from .comparison import compare_files
 from .config import show_config
 from .errors import CorruptDataError
+from .model import compress_file, decompress_file
 from .packing import PackedCodes
 from .products import codebook_matmul, codebook_rows, sparse_codebook_matmul, spmm
 from .scalar_clustering import kmeans1d
@@ -31,6 +34,9 @@ __all__ = [
     "assign",
     "codebook_matmul",
     "codebook_rows",
+    "compare_files",
+    "compress_file",
+    "decompress_file",
     "gap_decode",
     "gap_encode",
     "huffman_decode",

@@ -7,13 +7,14 @@ Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usag
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from . import __version__
+from . import __version__, cli_files
 
 if TYPE_CHECKING:
     from .demo import Row
@@ -27,11 +28,14 @@ UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow is not worth failing for
     try:
         code = app(prog_name="fastfactor", standalone_mode=False)
     except UsageError as error:
         code = _complain(error.format_message(), 2)
-    except (OSError, ValueError, TypeError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
         code = _complain(str(error) or type(error).__name__, 1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
@@ -57,9 +61,36 @@ def fastfactor(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Compress neural networks: sparse codes, codebooks, pruning."""
+    """Compress neural networks: sparse codes, codebooks, pruning.
+
+    Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage (the same),
+    130 interrupted.
+    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+for command in (
+    cli_files.compress,
+    cli_files.decompress,
+    cli_files.inspect,
+    cli_files.compare,
+    cli_files.recipe,
+):
+    app.command()(command)
+
+
+@app.command()
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, times in seconds.")] = False,
+    threads: cli_files.Threads = None,
+    reports: cli_files.Reports = None,
+) -> None:
+    """Time the kernels on this machine, a few workloads of a layer's size."""
+    from .self_bench import run_bench
+
+    cli_files.check_reports(reports)
+    cli_files.show(run_bench(threads), as_json, reports)
 
 
 @app.command()

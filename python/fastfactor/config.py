@@ -24,10 +24,19 @@ def show_config() -> dict[str, str]:
     fastfactor ...
     True
     """
+    config = configuration()
+    width = max(map(len, config))
+    for key, value in config.items():
+        print(f"{key:<{width}}  {value}")
+    return config
+
+
+def configuration() -> dict[str, str]:
+    """What `show_config` prints."""
     from . import __version__
 
     build = _core.kernels.build_info()
-    config = {
+    return {
         "fastfactor": __version__,
         "level": build["level"],
         "levels supported": ", ".join(_core.supported_levels()),
@@ -39,7 +48,3 @@ def show_config() -> dict[str, str]:
         "numpy": np.__version__,
         "machine": platform.machine(),
     }
-    width = max(map(len, config))
-    for key, value in config.items():
-        print(f"{key:<{width}}  {value}")
-    return config

@@ -90,6 +90,20 @@ def save(
             file.write(pieces[name][0].data)
 
 
+def left_behind(path: Path) -> str | None:
+    """The job of a writer to this path that was killed; None where nothing was left behind."""
+    try:
+        with open(f"{os.path.realpath(path)}.journal", "rb") as file:
+            line = file.readline()
+    except FileNotFoundError:
+        return None
+    try:
+        head = json.loads(line[9:]) if line == _summed(line[9:]) else {}
+        return str(head["job"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 class Writer:
     """Write a stored file entry by entry, holding one at a time.
 

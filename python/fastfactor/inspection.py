@@ -1,0 +1,102 @@
+"""What is in a file of tensors, compressed or not, from its header alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from .comparison import open_tensors
+from .report import Table
+from .store import Store
+from .store_index import Path
+
+
+def inspect_file(path: Path, *, verify: bool = False) -> Table:
+    """A row for each tensor: its kind, shape, dtype, size and how it is stored.
+
+    Parameters
+    ----------
+    path : path
+        A compressed file, or a model as :func:`fastfactor.compress_file` reads it.
+    verify : bool
+        Read everything and check what can be checked: checksums, and that factors fit together.
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    CorruptDataError
+        Where the file was damaged, as far as was read.
+    ValueError
+        For a file that a newer version wrote.
+    OSError
+        Where it cannot be read.
+    """
+    model = open_tensors(path)
+    if isinstance(model, Store):
+        with model as store:
+            if verify:
+                store.verify()
+            records = [_entry_record(store, name) for name in store]
+            file_nbytes = store.file_nbytes
+    else:
+        if verify:
+            for name in model:
+                model[name]
+        records = [
+            _record(name, "plain", s.shape, s.dtype.name, s.nbytes, {})
+            for name, s in model.tensors.items()
+        ]
+        file_nbytes = model.file_nbytes
+    n_weights = sum(math.prod(record["shape"]) for record in records)
+    nbytes = sum(record["bytes"] for record in records)
+    compressed = sum(record["kind"] != "plain" for record in records)
+    totals = {
+        "path": os.fspath(path),
+        "n_tensors": len(records),
+        "n_compressed": compressed,
+        "n_weights": n_weights,
+        "bytes": nbytes,
+        "file_bytes": file_nbytes,
+        "bits_per_weight": 8 * nbytes / n_weights if n_weights else None,
+        "verified": verify,
+    }
+    columns = {
+        "name": "tensor",
+        "kind": "kind",
+        "shape": "shape",
+        "dtype": "dtype",
+        "bytes": "bytes",
+        "bits_per_weight": "bits",
+        "config": "stored with",
+    }
+    if not compressed:
+        del columns["config"]
+    summary = (
+        f"{len(records)} tensors, {compressed} compressed; {n_weights:,} weights in "
+        f"{file_nbytes:,} bytes{'; verified' if verify else ''}"
+    )
+    return Table(os.fspath(path), records, columns, totals, summary)
+
+
+def _entry_record(store: Store, name: str) -> dict[str, Any]:
+    entry = store.info(name)
+    return _record(name, entry.kind, entry.shape, entry.dtype.name, entry.nbytes, entry.config)
+
+
+def _record(
+    name: str, kind: str, shape: tuple[int, ...], dtype: str, nbytes: int, config: dict[str, Any]
+) -> dict[str, Any]:
+    size = math.prod(shape)
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": list(shape),
+        "dtype": dtype,
+        "bytes": nbytes,
+        "bits_per_weight": 8 * nbytes / size if size else None,
+        "config": config,
+    }

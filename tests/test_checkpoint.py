@@ -1,0 +1,103 @@
+"""Models on disk: files that cannot be sources or targets, and damaged ones."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fastfactor import CorruptDataError, compress_file, decompress_file, store
+from fastfactor.checkpoint import is_compressed, open_checkpoint
+from models import RECIPE, network, saved, shard
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    return saved(tmp_path, rng)
+
+
+def test_a_compressed_file_is_no_source(model, tmp_path):
+    path, _ = model
+    compress_file(path, tmp_path / "s.safetensors", RECIPE)
+    assert is_compressed(tmp_path / "s.safetensors")
+    assert not is_compressed(path)
+    with pytest.raises(ValueError, match="decompress it first"):
+        compress_file(tmp_path / "s.safetensors", tmp_path / "t.safetensors", RECIPE)
+
+
+def test_targets_that_cannot_be(model, tmp_path):
+    path, tensors = model
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="target must not be the source"):
+        compress_file(path, tmp_path / "." / "net.safetensors", RECIPE)
+    with pytest.raises(ValueError, match="target must not be the source"):
+        decompress_file(path, path)
+    index = shard(tmp_path, tensors)
+    with pytest.raises(ValueError, match="target must not be the source"):
+        compress_file(index, tmp_path / "model-00001-of-00003.safetensors", RECIPE)
+    with pytest.raises(ValueError, match=r"target must be a safetensors file, got '.*\.npz'"):
+        compress_file(path, tmp_path / "out.npz", RECIPE)
+    with pytest.raises(FileNotFoundError):
+        compress_file(path, tmp_path / "none" / "out.safetensors", RECIPE)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["weight_map"].pop("bias"), "must be in .*index"),
+        (lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more'"),
+        (lambda c: c["weight_map"].update(bias="../x.safetensors"), "beside it"),
+        (lambda c: c["weight_map"].update(bias="/x.safetensors"), "beside it"),
+        (lambda c: c["weight_map"].update(bias=3), "weight_map"),
+        (lambda c: c.pop("weight_map"), "weight_map"),
+    ],
+)
+def test_an_index_that_contradicts_its_shards(tmp_path, rng, change, message):
+    index = shard(tmp_path, network(rng))
+    content = json.loads(index.read_text())
+    change(content)
+    index.write_text(json.dumps(content))
+    with pytest.raises(CorruptDataError, match=message):
+        open_checkpoint(index)
+
+
+def test_damaged_sources(model, tmp_path):
+    path, _ = model
+    data = path.read_bytes()
+    for cut in (0, 7, 100, len(data) - 1):
+        path.write_bytes(data[:cut])
+        with pytest.raises(CorruptDataError, match=r"net\.safetensors"):
+            compress_file(path, tmp_path / "out.safetensors", RECIPE)
+    np.savez(tmp_path / "a.npz", w=np.ones((40, 40)))
+    data = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(data[:-30])
+    with pytest.raises(CorruptDataError, match=r"a\.npz"):
+        open_checkpoint(tmp_path / "a.npz")
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(flipped)
+    with pytest.raises(CorruptDataError, match="tensor 'w'"):
+        compress_file(tmp_path / "a.npz", tmp_path / "out.safetensors", RECIPE)
+    (tmp_path / "i.index.json").write_text("{")
+    with pytest.raises(CorruptDataError, match="JSON"):
+        open_checkpoint(tmp_path / "i.index.json")
+    np.savez(tmp_path / "o.npz", w=np.array(["text"]))
+    with pytest.raises(TypeError, match=r"'w\.npy'"):
+        open_checkpoint(tmp_path / "o.npz")
+    with pytest.raises(FileNotFoundError):
+        open_checkpoint(tmp_path / "none.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="got 0 of them"):
+        open_checkpoint(tmp_path / "folder")
+
+
+def test_damage_is_found_while_compressing_what_has_checksums(tmp_path, rng):
+    path = tmp_path / "a.safetensors"
+    store.save(path, {"w": rng.standard_normal((64, 64)).astype(np.float32)})
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(CorruptDataError, match="checksum"):
+        compress_file(path, tmp_path / "b.safetensors", RECIPE)
+    assert list(tmp_path.iterdir()) == [path]

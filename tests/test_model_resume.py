@@ -1,0 +1,140 @@
+"""Runs that are killed or interrupted: the old file stays, and what was done is taken up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from fastfactor import compress_file
+from models import RECIPE, saved
+from safetensors.numpy import save_file
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    return saved(tmp_path, rng)
+
+
+KILLED = """
+import os, signal, sys
+from fastfactor import compress_file
+source, target, after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+names = []
+def progress(name, done, total):
+    names.append(name)
+    if len(names) > after:
+        os.kill(os.getpid(), signal.SIGKILL)
+if after < 0:  # when the whole file is written beside, before it is renamed
+    os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+compress_file(source, target, {"default": {"method": "codebook", "n_bits": 4}}, resume=True,
+              progress=progress if after >= 0 else None, n_threads=1)
+"""
+
+
+def killed(source, target, after):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(source), str(target), str(after)], timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 11, -1])
+def test_a_kill_leaves_the_old_file_and_can_be_resumed(model, tmp_path, after):
+    path, _ = model
+    target, straight = tmp_path / "out.safetensors", tmp_path / "straight.safetensors"
+    target.write_bytes(b"the old file")
+    expected = compress_file(path, straight, RECIPE)
+    killed(path, target, after)
+    assert target.read_bytes() == b"the old file"
+    report = compress_file(path, target, RECIPE, resume=True)
+    assert target.read_bytes() == straight.read_bytes()
+    taken_up = 11 if after < 0 else after
+    assert sum(row.seconds is None for row in report.rows) == taken_up
+    for row, other in zip(report.rows, expected.rows, strict=True):
+        assert row.record() | {"seconds": 0} == other.record() | {"seconds": 0}
+    left = {p.name for p in tmp_path.iterdir()}
+    beside = {name for name in left if name.endswith(".tmp")}
+    assert left - beside == {"net.safetensors", "out.safetensors", "straight.safetensors"}
+    assert len(beside) == (after < 0)
+
+
+def test_a_kill_at_any_moment(tmp_path, rng):
+    """By the clock, wherever it strikes."""
+    path, target = tmp_path / "big.safetensors", tmp_path / "out.safetensors"
+    save_file(
+        {f"w{i:02}": rng.standard_normal((256, 512)).astype(np.float32) for i in range(12)}, path
+    )
+    straight = tmp_path / "straight.safetensors"
+    compress_file(path, straight, RECIPE)
+    target.write_bytes(b"the old file")
+    code = textwrap.dedent(
+        """
+        import sys
+        import fastfactor
+        print("ready", flush=True)
+        recipe = {"default": {"method": "codebook", "n_bits": 4}}
+        fastfactor.compress_file(sys.argv[1], sys.argv[2], recipe, resume=True)
+        """
+    )
+    for delay in (0.0, 0.02, 0.05, 0.1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path), str(target)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        assert target.read_bytes() in (b"the old file", straight.read_bytes())
+    compress_file(path, target, RECIPE, resume=True)
+    assert target.read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["recipe", "source", "importance"])
+def test_resuming_another_job_is_refused(model, tmp_path, what):
+    path, tensors = model
+    target = tmp_path / "out.safetensors"
+    killed(path, target, 4)
+    recipe, options = RECIPE, {}
+    if what == "importance":
+        np.savez(tmp_path / "f.npz", **{n: np.ones(W.shape) for n, W in tensors.items()})
+        options["importance"] = tmp_path / "f.npz"
+    elif what == "recipe":
+        recipe = {"default": {"method": "codebook", "n_bits": 3}}
+    else:
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    left = (tmp_path / "out.safetensors.partial").read_bytes()
+    with pytest.raises(ValueError, match="resume must go on with the recipe and source"):
+        compress_file(path, target, recipe, resume=True, **options)
+    assert (tmp_path / "out.safetensors.partial").read_bytes() == left
+    compress_file(path, target, recipe, **options)
+    assert {"out.safetensors"} == {p.name for p in tmp_path.iterdir() if "out" in p.name}
+
+
+def test_what_an_earlier_run_kept_is_said(tmp_path, rng):
+    path, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    names = [f"w{i}" for i in range(3)]
+    save_file({n: rng.standard_normal((32, 40)).astype(np.float16) for n in names}, path)
+    recipe = {"default": {"method": "low_rank", "rank": 30}}
+
+    def stop(name, done, total):
+        if name == "w2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_file(path, target, recipe, resume=True, progress=stop)
+    report = compress_file(path, target, recipe, resume=True)
+    assert [row.reason for row in report.rows] == [
+        "left so by the earlier run",
+        "left so by the earlier run",
+        "not smaller as low_rank: 4320 bytes",
+    ]

@@ -1,0 +1,208 @@
+"""Recipes: what decides, what is refused and with which words, the starter."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tomllib
+
+import pytest
+from fastfactor import methods
+from fastfactor.methods import Codebook, LowRank, Method
+from fastfactor.recipe import Recipe, method_names, method_settings, read_recipe, starter
+
+DEFAULT = {"method": "codebook", "n_bits": 4}
+SHAPE = (64, 64)
+
+
+def decided(recipe, name, shape=SHAPE, is_float=True):
+    rule, reason = read_recipe(recipe).decide(name, shape, is_float=is_float)
+    return rule.method, reason
+
+
+def test_the_whole_name_then_the_skip_list_then_the_last_pattern_then_the_default():
+    recipe = {
+        "default": DEFAULT,
+        "patterns": {
+            "layers.*": {"method": "low_rank", "rank": 4},
+            "*.wo": {"method": "prune", "sparsity": 0.5},
+        },
+        "names": {"layers.0.norm": {"method": "low_rank", "rank": 9}},
+        "skip": ["*norm*", "layers.9.*"],
+    }
+    assert decided(recipe, "head") == ("codebook", "")
+    assert decided(recipe, "layers.1.wq") == ("low_rank", "")
+    assert decided(recipe, "layers.1.wo") == ("prune", "")
+    assert decided(recipe, "layers.1.norm") == ("keep", "on the skip list")
+    assert decided(recipe, "layers.9.wo") == ("keep", "on the skip list")
+    assert decided(recipe, "layers.0.norm") == ("low_rank", "")
+    assert decided(recipe, "Layers.1.wq") == ("codebook", "")
+    swapped = {**recipe, "patterns": dict(reversed(recipe["patterns"].items()))}
+    assert decided(swapped, "layers.1.wo") == ("low_rank", "")
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_float", "reason"),
+    [
+        ((64, 64), True, ""),
+        ((32, 32), True, ""),
+        ((31, 64), True, "a side of 31"),
+        ((64, 31), True, "a side of 31"),
+        ((64, 8, 2, 2), True, ""),
+        ((64, 7, 2, 2), True, "a side of 28"),
+        ((64, 0), True, "a side of 0"),
+        ((64,), True, "not a matrix"),
+        ((), True, "not a matrix"),
+        ((64, 64), False, "not of floats"),
+    ],
+)
+def test_which_tensors_the_default_takes(shape, is_float, reason):
+    assert decided({"default": DEFAULT}, "w", shape, is_float)[1] == reason
+
+
+def test_a_whole_name_takes_small_matrices_but_not_empty_ones():
+    recipe = {"names": {"w": DEFAULT}, "min_side": 100}
+    assert decided(recipe, "w", (2, 3)) == ("codebook", "")
+    assert decided(recipe, "w", (2, 0)) == ("keep", "a side of 0")
+    assert decided(recipe, "other") == ("keep", "kept by the recipe")
+    with_patterns = {"patterns": {"*": DEFAULT}, "min_side": 100}
+    assert decided(with_patterns, "w", (99, 200)) == ("keep", "a side of 99")
+
+
+def test_keep_with_a_dtype():
+    recipe = {"default": {"method": "keep", "dtype": "float16"}}
+    assert decided(recipe, "bias", (3,)) == ("keep", "kept as float16")
+    assert decided(recipe, "steps", (3,), is_float=False) == ("keep", "not of floats")
+
+
+def test_settings_make_the_method_lists_as_tuples():
+    recipe = read_recipe({"default": {"method": "prune", "n_m": [2, 4], "pool": "max"}})
+    assert recipe.default.compressor == methods.Prune(n_m=(2, 4), pool="max")
+    assert recipe.default.settings == {"n_m": (2, 4), "pool": "max"}
+    assert read_recipe(recipe) is recipe
+
+
+def test_a_file_says_the_same_as_a_dict(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'skip = ["*bias"]\nmin_side = 8\n[default]\nmethod = "low_rank"\nratio = 8\n'
+        '[patterns."*.conv?.*"]\nmethod = "keep"\n[names."a.b"]\nmethod = "codebook"\nn_bits = 2\n'
+    )
+    recipe = read_recipe(path)
+    assert recipe == read_recipe(
+        {
+            "skip": ["*bias"],
+            "min_side": 8,
+            "default": {"method": "low_rank", "ratio": 8},
+            "patterns": {"*.conv?.*": {"method": "keep"}},
+            "names": {"a.b": {"method": "codebook", "n_bits": 2}},
+        }
+    )
+    assert recipe.default.compressor == LowRank(ratio=8)
+    assert recipe.names["a.b"].compressor == Codebook(n_bits=2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({}, ["default, patterns or names"]),
+        ({"defaults": DEFAULT}, ["'defaults'", "did you mean 'default'?"]),
+        ({"default": {}}, ["method in [default]", "none"]),
+        ({"default": {"method": "codebok"}}, ["'codebok'", "did you mean 'codebook'?"]),
+        ({"default": {"method": "xyzzy"}}, ["codebook, ", "low_rank, ", "'xyzzy'"]),
+        ({"default": {**DEFAULT, "nbits": 4}}, ["n_bits", "'nbits'", "mean 'n_bits'?"]),
+        ({"default": {"method": "keep", "dtyp": 4}}, ["'dtyp'", "mean 'dtype'?"]),
+        ({"default": {"method": "keep", "dtype": "int8"}}, ["dtype in [default]", "'int8'"]),
+        ({"default": {"method": "codebook", "n_bits": 7}}, ["[default]: n_bits", "got 7"]),
+        ({"default": {"method": "codebook"}}, ["[default]: one of n_bits"]),
+        ({"patterns": {"*.w": {"method": "lowrank"}}}, ['[patterns."*.w"]', "'low_rank'?"]),
+        ({"default": DEFAULT, "min_side": 0}, ["min_side", "got 0"]),
+        ({"default": DEFAULT, "if_impossible": "skip"}, ["if_impossible", "'skip'"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_was_meant(recipe, words):
+    with pytest.raises(ValueError, match=r"got|given") as raised:
+        read_recipe(recipe)
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"default": "codebook"},
+        {"default": {"method": "codebook", "n_bits": "4"}},
+        {"default": {"method": "codebook", "n_bits": {"a": 4}}},
+        {"default": DEFAULT, "skip": "*bias"},
+        {"default": DEFAULT, "skip": [3]},
+        {"default": DEFAULT, "names": ["a"]},
+        {"default": DEFAULT, "min_side": 1.5},
+        7,
+    ],
+)
+def test_wrong_types(recipe):
+    with pytest.raises(TypeError, match="got"):
+        read_recipe(recipe)
+
+
+def test_files_are_named_in_errors(tmp_path):
+    path = tmp_path / "r.toml"
+    for text in ("[default", '[default]\nmethod = "codebok"'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"r\.toml: "):
+            read_recipe(path)
+    path.write_bytes(b'skip = ["\xff"]')
+    with pytest.raises(ValueError, match=r"r\.toml: .*utf-8"):
+        read_recipe(path)
+    with pytest.raises(FileNotFoundError):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_names_must_be_the_models():
+    recipe = read_recipe({"default": DEFAULT, "names": {"fc1.wieght": DEFAULT}})
+    with pytest.raises(ValueError, match=r"'fc1.wieght'; did you mean 'fc1.weight'\?"):
+        recipe.check_names(["fc1.weight", "fc2.weight"])
+    recipe.check_names(["fc1.wieght"])
+
+
+def test_fingerprints_tell_recipes_apart():
+    one = {"default": DEFAULT, "patterns": {"a": DEFAULT, "b": {"method": "keep"}}}
+    others = [
+        {**one, "default": {**DEFAULT, "n_bits": 3}},
+        {**one, "default": {**DEFAULT, "scope": "row"}},
+        {**one, "patterns": dict(reversed(one["patterns"].items()))},
+        {**one, "patterns": {**one["patterns"], "b": {"method": "keep", "dtype": "float16"}}},
+        {**one, "names": {"a": DEFAULT}},
+        {**one, "skip": ["a"]},
+        {**one, "min_side": 8},
+        {**one, "if_impossible": "keep"},
+    ]
+    prints = [read_recipe(recipe).fingerprint() for recipe in (one, *others)]
+    assert len(set(prints)) == len(prints)
+    reordered = {**one, "default": dict(reversed(DEFAULT.items()))}
+    assert read_recipe(reordered).fingerprint() == prints[0]
+
+
+def test_every_method_has_a_name():
+    found = method_names()
+    things = [getattr(methods, name) for name in methods.__all__]
+    classes = {thing for thing in things if inspect.isclass(thing) and issubclass(thing, Method)}
+    assert set(found.values()) == classes - {Method}
+    assert found["low_rank"] is LowRank
+    assert all(name == name.lower() for name in found)
+
+
+def test_the_starter_is_a_recipe_and_names_every_method_and_setting():
+    text = starter()
+    recipe = read_recipe(tomllib.loads(text))
+    assert isinstance(recipe, Recipe)
+    for name, settings in method_settings().items():
+        assert f"# {name}: " in text
+        assert {"ratio", "max_error", method_names()[name].parameter} <= set(settings)
+        for setting, value in settings.items():
+            said = "" if value is None else f" = {json.dumps(value)}"
+            assert f"#   {setting}{said}\n" in text
+    assert max(map(len, text.splitlines())) <= 100
+    # What stands in comments is a recipe too.
+    lines = text[text.index("# [patterns") : text.index("# Methods")].splitlines()
+    tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))

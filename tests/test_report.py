@@ -1,0 +1,181 @@
+"""Reports: totals, the three formats, and the figures that are drawn from them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fastfactor import compress_file
+from fastfactor.figures import save_figures
+from fastfactor.report import Report, Table, TensorRow
+
+ROWS = (
+    TensorRow("fc.weight", (8, 4), "float32", "codebook", {"n_bits": 2}, "", 128, 24, 0.0123, 0.25),
+    TensorRow("conv", (2, 4, 1, 2), "float16", "prune", {"n_m": (2, 4)}, "", 32, 20, 0.5, None),
+    TensorRow("bias", (8,), "float32", "keep", {}, "not a matrix", 32, 32, None, 0.0),
+    TensorRow("empty", (0, 3), "float32", "keep", {}, "a side of 0", 0, 0, None, 0.0),
+)
+REPORT = Report("compress", "in.st", "out.st", ROWS, 400, 160, 1.5, False)
+
+
+def test_totals():
+    totals = REPORT.totals()
+    assert totals["n_tensors"] == 4
+    assert totals["n_compressed"] == 2
+    assert (totals["bytes_before"], totals["bytes_after"]) == (192, 76)
+    assert totals["bits_per_weight"] == 8 * 76 / (32 + 16 + 8)
+    assert totals["ratio"] == REPORT.ratio == 2.5
+    assert [row.bits_per_weight for row in ROWS] == [6, 10, 32, None]
+    unknown = replace(REPORT, rows=(replace(ROWS[0], bytes_after=None), *ROWS[1:]))
+    assert unknown.totals()["bytes_after"] is None
+    assert unknown.totals()["bits_per_weight"] is None
+
+
+def test_json_holds_every_row_and_the_totals():
+    content = json.loads(REPORT.table().to_json())
+    rows = content.pop("rows")
+    assert content == REPORT.totals()
+    assert rows == [json.loads(json.dumps(row.record())) for row in ROWS]
+    assert rows[1]["settings"] == {"n_m": [2, 4]}
+
+
+def test_csv_holds_every_row():
+    rows = list(csv.DictReader(io.StringIO(REPORT.table().to_csv())))
+    assert [row["name"] for row in rows] == [row.name for row in ROWS]
+    assert set(rows[0]) == set(ROWS[0].record())
+    assert json.loads(rows[1]["shape"]) == [2, 4, 1, 2]
+    assert json.loads(rows[1]["settings"]) == {"n_m": [2, 4]}
+    assert (rows[2]["relative_error"], rows[1]["seconds"]) == ("", "")
+    assert float(rows[0]["relative_error"]) == 0.0123
+
+
+def test_text_is_a_table_for_people():
+    text = REPORT.table().to_text()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    lines = text.splitlines()
+    assert lines[0] == "in.st → out.st"
+    plain = [" ".join(line.split()) for line in lines]
+    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 24 6.00 0.0123 0.25" in plain
+    assert "bias 8 float32 not a matrix 32 32 32.00 – 0.00" in plain
+    assert lines[-1] == "2 of 4 tensors compressed, 400 → 160 bytes, 2.50 × smaller, 1.5 s"
+    narrow = REPORT.table().to_text(60)
+    assert max(map(len, narrow.splitlines()[:-1])) <= 60
+    dry = replace(REPORT, dry_run=True, file_bytes_after=None).table().to_text()
+    assert dry.splitlines()[-1] == "2 of 4 tensors would be compressed"
+
+
+def test_names_are_text_not_markup():
+    row = replace(ROWS[0], name="[red]layers[0]")
+    assert "[red]layers[0]" in replace(REPORT, rows=(row,)).table().to_text()
+
+
+@pytest.mark.parametrize("ending", [".txt", ".json", ".csv"])
+def test_files_are_what_the_table_gives(tmp_path, ending):
+    table = REPORT.table()
+    path = tmp_path / f"report{ending}"
+    path.write_text("the old one")
+    table.save(path)
+    given = {".txt": table.to_text, ".json": table.to_json, ".csv": table.to_csv}[ending]()
+    assert path.read_text(encoding="utf-8") == given
+
+
+def test_other_endings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"report must end in \.txt, \.json, \.csv, got '.*\.xml'"):
+        REPORT.table().save(tmp_path / "report.xml")
+
+
+def test_infinity_is_null_in_json_and_no_rows_are_a_table_too():
+    table = Table("t", [{"a": float("inf")}], {"a": "A"}, {"b": [float("nan")]}, "")
+    assert json.loads(table.to_json()) == {"b": [None], "rows": [{"a": None}]}
+    empty = replace(REPORT, rows=()).table()
+    assert json.loads(empty.to_json())["rows"] == []
+    assert empty.to_text().splitlines()[-1].startswith("0 of 0 tensors")
+    assert len(empty.to_csv().splitlines()) == 1
+
+
+def test_a_report_of_decompressing_says_so():
+    text = replace(REPORT, task="decompress").table().to_text()
+    assert text.splitlines()[-1] == "2 of 4 tensors decompressed, 400 → 160 bytes, 1.5 s"
+
+
+# --- figures
+
+
+@pytest.fixture
+def run(tmp_path, rng):
+    tensors = {f"fc{i}": rng.standard_normal((64, 40 + i)).astype(np.float32) for i in range(14)}
+    tensors["conv"] = rng.standard_normal((48, 8, 3, 3)).astype(np.float16)
+    tensors["flat"] = np.zeros((40, 40), np.float32)
+    tensors["bias"] = np.zeros(40, np.float32)
+    np.savez(tmp_path / "net.npz", **tensors)
+    recipe = {
+        "default": {"method": "codebook", "n_bits": 3},
+        "names": {"fc3": {"method": "low_rank", "rank": 8}},
+    }
+    return compress_file(tmp_path / "net.npz", tmp_path / "net.safetensors", recipe)
+
+
+def test_figures_are_drawn(run, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("fastfactor.figures.MAX_MATRICES", 5)
+    seen = []
+    paths = save_figures(run, tmp_path / "new" / "figs", progress=lambda *a: seen.append(a))
+    names = ["sizes.png", "errors.png", "singular_values.png", "values.png"]
+    assert [path.name for path in paths] == names
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size > 5000
+    assert seen[0] == ("fc13", 0, 5)
+    assert seen[-1] == ("", 5, 5)
+
+
+def test_figures_without_compressed_tensors(tmp_path):
+    pytest.importorskip("matplotlib")
+    np.savez(tmp_path / "a.npz", bias=np.zeros(3))
+    recipe = {"default": {"method": "keep"}}
+    report = compress_file(tmp_path / "a.npz", tmp_path / "a.safetensors", recipe)
+    assert [path.name for path in save_figures(report, tmp_path / "figs")] == ["sizes.png"]
+
+
+def test_spectra_of_large_matrices_say_that_they_are_samples(run, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from fastfactor import figures
+
+    row = next(row for row in run.rows if row.name == "fc13")
+    whole = figures._looked_at(run, row, None)
+    assert whole.spectrum_of == "64 × 53"
+    assert whole.values_of == "all rows"
+    W = np.load(run.source)["fc13"]
+    np.testing.assert_allclose(whole.spectrum, np.linalg.svd(W, compute_uv=False), rtol=1e-5)
+    monkeypatch.setattr(figures, "MAX_SIDE", 32)
+    monkeypatch.setattr(figures, "MAX_VALUES", 1000)
+    part = figures._looked_at(run, row, None)
+    assert part.spectrum_of == "32 × 27 of 64 × 53"
+    assert part.values_of == "16 of 64 rows"
+    expected = np.linalg.svd(W[::2, ::2].astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(part.spectrum, expected)
+    np.testing.assert_array_equal(part.before, W[::4].ravel())
+
+
+def test_the_curve_of_singular_values_is_low_ranks(run):
+    pytest.importorskip("matplotlib")
+    from fastfactor import figures
+
+    row = next(row for row in run.rows if row.name == "fc3")
+    bits, error = figures._svd_curve(figures._looked_at(run, row, None))
+    assert bits[7] == pytest.approx(row.bits_per_weight)
+    assert error[7] == pytest.approx(row.relative_error, rel=1e-4)
+
+
+def test_without_matplotlib_the_command_is_named(monkeypatch):
+    from fastfactor.figures import need_matplotlib
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'fastfactor\[figures\]'"):
+        need_matplotlib()

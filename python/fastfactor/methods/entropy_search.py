@@ -74,7 +74,7 @@ def _solve(
     best_gap = -np.inf
     step, near = start.log_step, start
     before: tuple[float, float] | None = None
-    slope = 1.0
+    slope, misses = 1.0, 0
     for _ in range(EVALUATIONS):
         near = Encoding(source, step, near.shift, near)
         value = measure(near)
@@ -87,9 +87,11 @@ def _solve(
         if goal * (1 - TOLERANCE) <= value <= goal:
             break
         if before is not None and abs(step - before[0]) > 0.02:
-            slope = float(np.clip(abs((gap - before[1]) / (step - before[0])), 0.25, 1.25))
+            slope = float(np.clip(abs((gap - before[1]) / (step - before[0])), 0.25, 1.0))
         before = step, gap
-        inside = TOLERANCE / 2 * (8 * goal / source.full_size if size else 0.72)
+        misses += gap > 0
+        # Further inside after each miss: tables that still improve move the size.
+        inside = TOLERANCE / 4 * 2**misses * (8 * goal / source.full_size if size else 0.72)
         move = float(np.clip((gap + inside) / slope, -6, 6)) * (1 if size else -1)
         step = float(np.clip(step + move, source.finest, source.coarsest))
         if step == near.log_step:

@@ -6,7 +6,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, kmeans, kmeans1d
 from fastfactor.methods import Codebook, CodebookFactors
-from fastfactor.metrics import Diagonal
+from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestCodebook(MethodContract):
@@ -170,21 +170,22 @@ def test_sums_of_large_and_small_numbers_stay_in_range(rng):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "gain"),
     [
-        Codebook(n_bits=3, vector_dim=2),
-        Codebook(n_bits=4, vector_dim=4, group_size=8, codebook_dtype="bfloat16"),
-        Codebook(n_bits=3, vector_dim=4, n_codebooks=2),
+        (Codebook(n_bits=3, vector_dim=2), 0.8),
+        (Codebook(n_bits=4, vector_dim=4, group_size=8, codebook_dtype="bfloat16"), 0.8),
+        (Codebook(n_bits=3, vector_dim=4, n_codebooks=2), 0.8),
+        (Codebook(n_bits=4, vector_dim=2, balanced=True), 0.95),
     ],
     ids=repr,
 )
-def test_importance_of_each_coordinate_counts(rng, settings):
+def test_importance_of_each_coordinate_counts(rng, settings, gain):
     W = rng.standard_normal((100, 16)).astype(np.float32)
     importance = rng.random(W.shape) ** 6
     importance[:, ::4] = 0
     metric = Diagonal(importance)
     weighted = settings.compress(W, importance=importance).error(W, metric=metric)
-    assert weighted < 0.8 * settings.compress(W).error(W, metric=metric)
+    assert weighted < gain * settings.compress(W).error(W, metric=metric)
 
 
 def test_weighted_vectors_have_weighted_means(rng):
@@ -212,6 +213,72 @@ def test_rows_without_importance_are_coded_all_the_same(rng):
     ):
         left = W[2] - method.compress(W, importance=importance).to_dense()[2]
         assert (left**2).sum() < 0.2 * (W[2] ** 2).sum()
+
+
+def inputs_of(rng, columns):
+    """Correlated, of different size."""
+    mixed = rng.standard_normal((400, columns)) @ rng.standard_normal((columns, columns))
+    x = mixed * np.geomspace(0.1, 3, columns)
+    return x.T @ x / 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "gain"),
+    [
+        (Codebook(n_bits=3), 0.4),
+        (Codebook(n_bits=2, scope="row"), 0.4),
+        (Codebook(n_bits=2, scope="row", group_size=12, codebook_dtype="bfloat16"), 0.4),
+        (Codebook(n_bits=4, vector_dim=2, group_size=8), 0.4),
+        (Codebook(n_bits=2, vector_dim=2, scope="row"), 0.4),
+        (Codebook(n_bits=3, vector_dim=4, n_codebooks=2), 0.6),
+        (Codebook(n_bits=3, balanced=True), 0.99),
+    ],
+    ids=repr,
+)
+def test_the_error_of_outputs_is_far_less_than_of_plain_codes(rng, settings, gain):
+    W = rng.standard_normal((60, 32)).astype(np.float32)
+    covariance = inputs_of(rng, 32)
+    metric = Covariance(covariance)
+    improved = settings.compress(W, input_covariance=covariance).error(W, metric=metric)
+    assert improved < gain * settings.compress(W).error(W, metric=metric)
+
+
+def test_no_single_code_could_give_less_error_of_outputs(rng):
+    W = rng.standard_normal((6, 12)).astype(np.float32)
+    covariance = inputs_of(rng, 12)
+    factors = Codebook(n_bits=2).compress(W, input_covariance=covariance)
+    codes, table = factors.packed.unpack(), factors.codebook[:, 0].astype(np.float64)
+
+    def cost(chosen):
+        E = table[chosen] - W
+        return np.trace(E @ covariance @ E.T)
+
+    last = cost(codes)
+    gains = 0
+    for i, j in np.ndindex(codes.shape):
+        for k in range(4):
+            other = codes.copy()
+            other[i, j] = k
+            gains += cost(other) < last * (1 - 1e-2)
+    assert gains == 0
+
+
+def test_balanced_stays_so_under_every_metric(rng):
+    W = rng.standard_normal((8, 16)).astype(np.float32)
+    method = Codebook(n_bits=2, vector_dim=2, balanced=True)
+    for given in ({"importance": rng.random(W.shape)}, {"input_covariance": inputs_of(rng, 16)}):
+        codes = method.compress(W, **given).packed.unpack()
+        assert (np.bincount(codes.reshape(-1)) == 16).all()
+
+
+def test_inputs_that_never_came_are_free(rng):
+    W = rng.standard_normal((10, 16)).astype(np.float32)
+    covariance = inputs_of(rng, 16)
+    covariance[3], covariance[:, 3] = 0, 0
+    W[:, 3] = 1000 * np.arange(10)
+    metric = Covariance(covariance)
+    factors = Codebook(n_bits=4).compress(W, input_covariance=covariance)
+    assert factors.error(W, metric=metric) < 0.01
 
 
 def test_the_random_state_is_a_setting(rng):
@@ -273,10 +340,6 @@ def test_what_does_not_go_together_is_said(rng):
     W = rng.standard_normal((8, 9)).astype(np.float32)
     with pytest.raises(ValueError, match="vector_dim must divide the columns of W, 9, got 2"):
         Codebook(n_bits=4, vector_dim=2).compress(W)
-    with pytest.raises(ValueError, match="importance must not be given for vectors where balanced"):
-        Codebook(n_bits=1, vector_dim=3, balanced=True).compress(W, importance=np.ones(W.shape))
-    with pytest.raises(ValueError, match=r"input_covariance must not be given.*importance"):
-        Codebook(n_bits=1).compress(W, input_covariance=np.eye(9))
     with pytest.raises(ValueError, match="W must be within ±65504 for tables of float16"):
         Codebook(n_bits=1, vector_dim=3, codebook_dtype="float16").compress(W * 1e30)
 

@@ -272,16 +272,16 @@ def _check_places(places: Mapping[str, Place], nbytes: int) -> None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of ``path`` at the end, if nothing was raised.
 
     It is written beside and renamed when it is on the disk: at every moment the old file or the
-    new one is there, whole.
+    new one is there, whole. Its name has the given ending, or one that no other has.
     """
     target = Path(os.path.realpath(path))
-    beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    beside = target.with_name(f"{target.name}.{ending or secrets.token_hex(4) + '.tmp'}")
     try:
-        with open(beside, "xb") as file:
+        with open(beside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -19,10 +19,19 @@ from ._checks import Array
 from .container import cooked, read_header
 from .errors import CorruptDataError
 from .methods.base import Factors
-from .store_index import Entry, Path, Value, matrix_shape, plain_entry, read_index
+from .store_index import (
+    FORMAT_VERSION,
+    PLAIN,
+    Entry,
+    Path,
+    Value,
+    matrix_shape,
+    plain_entry,
+    read_index,
+)
 from .store_writer import Writer, save
 
-__all__ = ["Entry", "Store", "Writer", "open_store", "save"]
+__all__ = ["FORMAT_VERSION", "Entry", "Store", "Writer", "open_store", "save"]
 
 
 def open_store(path: Path) -> Store:
@@ -79,9 +88,10 @@ class Store(Mapping[str, Value]):
         with open(path, "rb") as file:
             nbytes = os.fstat(file.fileno()).st_size
             # An empty file cannot be mapped.
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if nbytes else b""
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if nbytes else None
+        content = memoryview(self._map or b"")
         self._bytes: Array | None = np.frombuffer(content, np.uint8)
-        header = read_header(memoryview(content))
+        header = read_header(content)
         places = header.places
         self._start, self._places = header.size, places
         self.metadata = header.metadata
@@ -99,7 +109,7 @@ class Store(Mapping[str, Value]):
     def __getitem__(self, name: str) -> Value:
         entry = self._entries[name]
         tensors = {short: self._tensor(long) for short, long in entry.tensors.items()}
-        if entry.kind == "plain":
+        if entry.kind == PLAIN:
             return tensors[""]
         if entry.kind not in Factors.kinds:
             raise CorruptDataError(
@@ -150,9 +160,18 @@ class Store(Mapping[str, Value]):
         for name in self:
             self[name]
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far, where the system can; all stays valid.
+
+        Pages of a memory map count as the process's own while they are there. Who streams through
+        a large file calls this now and then; what is touched again is read from the file again.
+        """
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the file. Entries cannot be read any more; what was read stays valid."""
-        self._bytes = None
+        self._bytes = self._map = None
 
     def __enter__(self) -> Store:
         return self

@@ -17,6 +17,7 @@ from .errors import CorruptDataError
 from .methods.base import FLOAT_NAMES, Factors
 
 FORMAT_VERSION = 1
+PLAIN = "plain"  # the kind of what is not factors
 MAX_WEIGHTS = 2**59  # of which NumPy can still say how many bytes they are
 
 Path = str | os.PathLike[str]
@@ -172,7 +173,7 @@ def read_index(
 def plain_entry(name: str, place: Place) -> Entry:
     """A tensor that is not compressed."""
     nbytes = place.end - place.begin
-    return Entry(name, "plain", place.shape, dtype_of(place.code), nbytes, {"": name})
+    return Entry(name, PLAIN, place.shape, dtype_of(place.code), nbytes, {"": name})
 
 
 def _sums(name: str, value: Any) -> dict[str, int]:
@@ -197,7 +198,7 @@ def _factors_entry(
     name: str, value: Mapping[str, Any], parts: dict[str, str], places: Mapping[str, Place]
 ) -> Entry:
     kind, shape, dtype, config = (value[key] for key in ("kind", "shape", "dtype", "config"))
-    if not isinstance(kind, str) or not isinstance(config, dict):
+    if not isinstance(kind, str) or kind == PLAIN or not isinstance(config, dict):
         raise CorruptDataError(
             f"entry {name!r} must have a word as kind and a JSON object as config, "
             f"got {kind!r:.200} and {config!r:.200}"

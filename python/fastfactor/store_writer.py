@@ -197,6 +197,8 @@ class Writer:
         OSError
             Where it cannot be written.
         """
+        if self._data.closed:
+            raise ValueError(f"the writer must be open to add {name!r}, got a closed one")
         described, tensors = described_entry(name, value, shape)
         for long in tensors:
             if name in self or long in self._pieces:
@@ -223,7 +225,16 @@ class Writer:
         return iter(self._described)
 
     def close(self) -> None:
-        """Put the file together and rename it; nothing more can be added."""
+        """Put the file together and rename it; nothing more can be added.
+
+        Raises
+        ------
+        CorruptDataError
+            Where ``path.partial`` does not hold what was written to it.
+        OSError
+            Where the file cannot be written. ``path`` is what it was, and closing may be tried
+            again.
+        """
         if self._data.closed:
             return
         places: dict[str, Place] = {}
@@ -235,7 +246,8 @@ class Writer:
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
         index = index_of(self._described.values(), sums)
         header = header_bytes(places, check_metadata(self.metadata), index)
-        with replacing(self.path) as file:
+        # A name of its own, so that what a kill leaves is written over by the next run.
+        with replacing(self.path, "whole") as file:
             file.write(header)
             for name in places:
                 self._copy(self._pieces[name], file)
@@ -250,10 +262,12 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
-        elif not self._data.closed:
-            self._end_files(keep=self._keep)
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if not self._data.closed:
+                self._end_files(keep=self._keep)
 
     def _side(self, ending: str) -> str:
         return f"{self.path}.{ending}"

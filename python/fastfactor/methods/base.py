@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -254,6 +255,13 @@ class Method(ABC):
             raise ValueError(
                 f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
             )
+        if self.ratio is not None and self._known_nbytes(problem, levels[0]) is not None:
+
+            def too_large(level: Any) -> bool:
+                return not self._fits(self._known_nbytes(problem, level) or 0, problem)
+
+            fitting = bisect_right(levels, False, key=too_large)
+            levels = levels[max(fitting - 1, 0) :][:1]
         best: Factors | None = None
         low, high = 0, len(levels)
         while low < high:
@@ -271,6 +279,10 @@ class Method(ABC):
         if best is None:
             raise ValueError(self._out_of_reach(factors, problem))
         return best
+
+    def _known_nbytes(self, problem: Problem, level: Any) -> int | None:
+        """What the factors of a level take, where that is known without finding them."""
+        return None
 
     def _at(self: Any, level: Any) -> Any:
         return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})

@@ -13,7 +13,7 @@ from .._checks import Array
 from ..clustering import assign, kmeans
 from ..scalar_clustering import kmeans1d
 from .codebook_sums import find_sums
-from .codebook_weights import find_weighted
+from .codebook_weights import find_weighted, scaled, weighted_means
 
 ENTRIES_AT_ONCE = 1 << 22  # of rows with tables of their own: bounds the labels in memory
 
@@ -36,6 +36,18 @@ class Sharing:
         rows = (self.shape[0],) if self.by_row else ()
         groups = (self.n_groups,) if self.group_size else ()
         return (*books, *rows, *groups, n_vectors, self.vector_dim)
+
+    def places(self, codes: Array, n_vectors: int) -> Array:
+        """Of codes (n_codebooks, rows, vectors): which vector, all tables laid end to end."""
+        n_codebooks, rows, vectors = codes.shape
+        group: Any = 0
+        if self.group_size:
+            group = np.arange(vectors) * self.vector_dim // self.group_size
+        row: Any = np.arange(rows)[:, None] * self.n_groups if self.by_row else 0
+        n_tables = (rows if self.by_row else 1) * self.n_groups
+        book = np.arange(n_codebooks)[:, None, None] * n_tables
+        places: Array = (book + row + group) * n_vectors + codes
+        return places
 
     def pieces(self) -> Iterator[Piece]:
         """The matrix in pieces of whole cells of one size, as large as is convenient."""
@@ -151,19 +163,24 @@ def _find(samples: Array, weights: Array | None, coding: Coding) -> tuple[Array,
             n_threads=coding.n_threads,
         )
         return best.centroids[None].astype(coding.dtype), best.labels[None]
-    if weights is not None and samples.shape[2] > 1:
+    if weights is not None and samples.shape[2] > 1 and not coding.balanced:
         return find_weighted(
             samples, weights, n_vectors, coding.dtype, coding.seed, coding.n_threads
         )
     best = kmeans(
         samples,
         n_vectors,
-        sample_weight=None if weights is None else weights[:, :, 0],
+        sample_weight=None if weights is None or samples.shape[2] > 1 else weights[:, :, 0],
         balanced=coding.balanced,
         random_state=coding.seed,
         n_threads=coding.n_threads,
     )
     table = best.centroids.astype(coding.dtype)
+    if weights is not None and samples.shape[2] > 1:
+        # One weight a vector is all that balancing knows: its codes stay, their means are weighted.
+        for cell, labels in enumerate(best.labels):
+            x, a = samples[cell].astype(np.float64), scaled(weights[cell])
+            table[cell] = weighted_means(x, a, labels, best.centroids[cell])
     if coding.balanced or table.dtype == best.centroids.dtype:
         return table[None], best.labels[None]
     return table[None], assign(samples, table, n_threads=coding.n_threads)[0][None]

@@ -53,6 +53,16 @@ def find_weighted(
     return tables, codes
 
 
+def weighted_means(x: Array, a: Array, labels: Array, table: Array) -> Array:
+    """Of the vectors of each label, coordinate by coordinate; the table's where nothing weighs."""
+    means = table.astype(np.float64)
+    for d in range(x.shape[1]):
+        weight = np.bincount(labels, a[:, d], len(table))
+        moment = np.bincount(labels, a[:, d] * x[:, d], len(table))
+        np.divide(moment, weight, out=means[:, d], where=weight > 0)
+    return means
+
+
 def nearest(x: Array, a: Array | None, table: Array) -> tuple[Array, Array]:
     """Labels (n,) with the least Σ_d a (x − c)², and those costs in float64.
 
@@ -100,8 +110,5 @@ def _lloyd(x: Array, a: Array, table: Array) -> Array:
         if total >= last * (1 - LEAST_GAIN):
             break
         last = total
-        for d in range(x.shape[1]):
-            weight = np.bincount(labels, a[:, d], len(table))
-            moment = np.bincount(labels, a[:, d] * x[:, d], len(table))
-            np.divide(moment, weight, out=table[:, d], where=weight > 0)
+        table = weighted_means(x, a, labels, table)
     return table

@@ -1,0 +1,71 @@
+"""Size and error of EntropyCoded on an embedding table and on a layer of the demo's network.
+
+    python bench/experiments/entropy_quality.py WORDLLAMA.safetensors
+
+The table is `embedding.weight` of weights/l2_supercat_256.safetensors in the package wordllama.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from fastfactor.methods import EntropyCoded, LowRank
+from safetensors.numpy import load_file
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "entropy_quality.json"
+BITS = (1, 2, 3, 0.5, 1.5, 4)
+
+
+def main() -> None:
+    lenet = load_file(str(files("fastfactor") / "data" / "lenet-300-100.safetensors"))
+    tables = {
+        "wordllama": load_file(sys.argv[1])["embedding.weight"],
+        "lenet fc1": lenet["fc1.weight"],
+    }
+    rows = []
+    for name, W in tables.items():
+        for bits in BITS:
+            rows.append({"table": name, "shape": W.shape, **measure(W, bits)})
+            print(json.dumps(rows[-1]), flush=True)
+            result = {"machine": platform.machine(), "numpy": np.__version__, "rows": rows}
+            RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(W: np.ndarray, bits: float) -> dict[str, object]:
+    start = time.perf_counter()
+    factors = EntropyCoded(bits_per_weight=bits).compress(W)
+    encoded = time.perf_counter()
+    factors.to_dense()
+    decoded = time.perf_counter()
+    ids = np.random.default_rng(0).integers(W.shape[0], size=5)
+    for one in ids:
+        factors.rows([one])
+    looked_up = time.perf_counter()
+    error, limit = factors.error(W), 4.0**-factors.bits_per_weight
+    result = {
+        "bits_asked": bits,
+        "bits": factors.bits_per_weight,
+        "error": error,
+        "gaussian_limit": limit,
+        "error_over_limit": error / limit,
+        "nbytes": {key: tensor.nbytes for key, tensor in factors.tensors().items()},
+        "rotation_bits": factors.rotation_bits,
+        "classes": factors.classes,
+        "encode_seconds": encoded - start,
+        "decode_seconds": decoded - encoded,
+        "row_seconds": (looked_up - decoded) / len(ids),
+    }
+    rank = int(factors.nbytes / (sum(W.shape) * W.itemsize))
+    if rank:
+        result["svd_error"] = LowRank(rank=rank).compress(W).error(W)
+    return result
+
+
+if __name__ == "__main__":
+    main()

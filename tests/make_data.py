@@ -1,0 +1,87 @@
+"""Write what is missing of tests/data: a stored file for each kind of factors, and for other forms.
+What is there stays, so that files of old versions are read for ever.
+
+    PYTHONPATH=python python tests/make_data.py
+
+The matrices and methods are those of the contract tests. Beside factors ``NUMBER`` a file has the
+matrix that they gave when they were written, ``NUMBER dense``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from contract import MethodContract
+from fastfactor import store
+from fastfactor.deep_compression import CodedNetwork, DeepCompression, compress_network
+
+TESTS = Path(__file__).parent
+DATA = TESTS / "data"
+
+
+def main() -> None:
+    DATA.mkdir(exist_ok=True)
+    for contract in contracts():
+        factors = [method.compress(contract().matrix()) for method in contract.METHODS]
+        for kind in sorted({each.kind for each in factors}):
+            path = DATA / f"{kind}.{store.FORMAT_VERSION}.safetensors"
+            if not path.exists():
+                write(path, [each for each in factors if each.kind == kind])
+    path = DATA / f"plain.{store.FORMAT_VERSION}.safetensors"
+    if not path.exists():
+        store.save(path, plain(), metadata={"made by": "tests/make_data.py"})
+    path = DATA / f"deep_compression.{store.FORMAT_VERSION}.safetensors"
+    if not path.exists():
+        network().save(path)
+
+
+def contracts():
+    """Every class of tests that names the methods that it tests."""
+    for path in sorted(TESTS.glob("test_methods_*.py")):
+        for value in vars(importlib.import_module(path.stem)).values():
+            if isinstance(value, type) and issubclass(value, MethodContract) and value.METHODS:
+                yield value
+
+
+def write(path, factors):
+    entries, shapes = {}, {}
+    for number, each in enumerate(factors):
+        dense = each.to_dense()
+        entries |= {f"{number}": each, f"{number} dense": dense}
+        if number == 0:  # as if it had been a convolution
+            shapes[f"{number}"] = (dense.shape[0], 2, dense.shape[1] // 2)
+    store.save(path, entries, shapes=shapes)
+
+
+def plain():
+    """A tensor of each dtype that NumPy and ml_dtypes have, and shapes of all sorts."""
+    values = np.arange(6).reshape(2, 3)
+    names = ("float64", "float32", "float16", "int64", "int32", "int16", "int8")
+    names += ("uint64", "uint32", "uint16", "uint8", "bool", "complex64")
+    arrays = {name: values.astype(name) for name in names}
+    arrays["bfloat16"] = values.astype(ml_dtypes.bfloat16)
+    arrays["float8_e4m3fn"] = values.astype(ml_dtypes.float8_e4m3fn)
+    arrays["float8_e5m2"] = values.astype(ml_dtypes.float8_e5m2)
+    return arrays | {"scalar": np.array(3.0), "empty": np.zeros((0, 4), np.float32)}
+
+
+def network():
+    """Layers, and beside each of them the weight that it stands for."""
+    W = np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32)
+    coded = compress_network(
+        {"full": W, "half": W.astype(np.float16), "filters": W.reshape(30, 2, 4, 5)},
+        {
+            "full": DeepCompression(sparsity=0.9, n_bits=6, gap_bits=5),
+            "half": DeepCompression(quality=1.0, n_bits=4, init="exact"),
+            "filters": DeepCompression(n_bits=2, codebook_dtype="bfloat16"),
+        },
+    )
+    dense = {f"{name} dense": layer.to_dense() for name, layer in coded.layers.items()}
+    return CodedNetwork(coded.layers, dense | {"scale": np.array(2.0)})
+
+
+if __name__ == "__main__":
+    main()

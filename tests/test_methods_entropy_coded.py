@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from contract import MethodContract
+from fastfactor import CorruptDataError
+from fastfactor.methods import EntropyCoded
+from fastfactor.methods.entropy_coder import BUCKET_OF as BUCKETS
+from fastfactor.methods.entropy_coder import LARGEST, N_BUCKETS, Lane, Lanes, Tables, encode_lanes
+from fastfactor.methods.entropy_trellis import NEXT_STATE, reconstruct, trellis_quantize
+from fastfactor.metrics import Covariance, Diagonal
+
+
+class TestEntropyCoded(MethodContract):
+    METHODS = (EntropyCoded(bits_per_weight=4.0), EntropyCoded(bits_per_weight=6, block_rows=5))
+    EXACT_BITS = False
+
+
+def uneven(rng, shape, spread=1.0):
+    """Gaussian, with rows and (rotated) directions of different scale."""
+    n = shape[1]
+    W = rng.standard_normal(shape) * np.exp(0.5 * spread * rng.standard_normal((shape[0], 1)))
+    W = W * np.geomspace(4, 0.25, n)
+    return (W @ np.linalg.qr(rng.standard_normal((n, n)))[0]).astype(np.float32)
+
+
+# --- quality
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_a_matrix_with_structure_is_below_the_equal_rate_limit(rng, bits):
+    W = uneven(rng, (1200, 24))
+    factors = EntropyCoded(bits_per_weight=bits).compress(W)
+    assert 0.985 * bits <= factors.bits_per_weight <= bits
+    assert factors.rotation is not None
+    assert factors.classes > 1
+    assert factors.error(W) < 0.6 * 4.0**-bits
+
+
+def test_gaussian_noise_is_within_a_decibel_of_the_limit(rng):
+    W = rng.standard_normal((800, 64)).astype(np.float32)
+    factors = EntropyCoded(bits_per_weight=2.5).compress(W)
+    assert 4.0**-2.5 < factors.error(W) < 1.26 * 4.0**-2.5
+    assert factors.rotation is None
+
+
+def test_no_rotation_where_it_takes_more_than_it_saves(rng):
+    assert EntropyCoded(bits_per_weight=3).compress(uneven(rng, (40, 60))).rotation is None
+
+
+def water_filling(variances, bits):
+    """The least mean squared error at this many bits each (Cover and Thomas, 10.3.3)."""
+    for noise in np.geomspace(variances.max(), variances.max() * 1e-12, 4000):
+        if 0.5 * np.log2(np.maximum(variances / noise, 1)).mean() >= bits:
+            return np.minimum(variances, noise).mean()
+    raise AssertionError
+
+
+def test_covariance_counts_even_where_it_is_nearly_singular(rng):
+    W = rng.standard_normal((1500, 32)).astype(np.float32)
+    turn = np.linalg.qr(rng.standard_normal((32, 32)))[0]
+    variances = np.geomspace(1, 1e-6, 32)
+    covariance = turn * variances @ turn.T
+    factors = EntropyCoded(bits_per_weight=2).compress(W, input_covariance=covariance)
+    error = factors.error(W, metric=Covariance(covariance))
+    rotation = 8 * (factors.rotation.nbytes + factors.column_steps.nbytes) / W.size
+    least = water_filling(variances, 2 - rotation) / variances.mean()
+    assert least < error < 1.8 * least
+
+
+def test_weights_without_importance_cost_little(rng):
+    W = rng.standard_normal((200, 64)).astype(np.float32)
+    importance = (rng.random(W.shape) < 0.5).astype(np.float64)
+    method, metric = EntropyCoded(bits_per_weight=1.5), Diagonal(importance)
+    weighted = method.compress(W, importance=importance)
+    assert weighted.error(W, metric=metric) < 0.7 * method.compress(W).error(W, metric=metric)
+
+
+def test_an_error_is_met_closely(rng):
+    W = uneven(rng, (500, 40))
+    for wanted in (0.3, 0.01):
+        assert 0.98 * wanted < EntropyCoded(max_error=wanted).compress(W).error(W) <= wanted
+
+
+def test_too_few_bits_are_refused(rng):
+    with pytest.raises(ValueError, match=r"bits_per_weight must be at least .* got 0.01"):
+        EntropyCoded(bits_per_weight=0.01).compress(rng.standard_normal((20, 20)))
+
+
+def test_an_error_that_rounding_forbids_is_refused(rng):
+    W = rng.standard_normal((20, 30)).astype(np.float16)
+    with pytest.raises(ValueError, match="max_error must be at least"):
+        EntropyCoded(max_error=1e-14).compress(W)
+
+
+# --- random access
+
+
+def test_a_row_needs_its_own_block_only(rng):
+    W = rng.standard_normal((50, 16)).astype(np.float32)
+    factors = EntropyCoded(bits_per_weight=4, block_rows=8).compress(W)
+    dense = factors.to_dense()
+    words = factors.words.copy()
+    words[: factors.lengths[0]] = 0
+    damaged = dataclasses.replace(factors, words=words)
+    ids = np.array([49, 8, 33])
+    np.testing.assert_allclose(damaged.rows(ids), dense[ids], rtol=1e-6)
+    with pytest.raises(CorruptDataError):
+        damaged.to_dense()
+
+
+def test_any_words_are_safe_to_decode(rng):
+    factors = EntropyCoded(bits_per_weight=3).compress(uneven(rng, (200, 12)))
+    damage = 0
+    for _ in range(60):
+        words = factors.words.copy()
+        words[rng.integers(len(words))] ^= np.uint16(1 << rng.integers(16))
+        broken = dataclasses.replace(factors, words=words)
+        try:
+            assert np.isfinite(broken.to_dense()).all()
+        except CorruptDataError:
+            damage += 1
+    assert damage > 50  # a lane must end where its words do, in the state where it began
+
+
+def test_few_rows_and_many_are_read_alike(rng):
+    W = uneven(rng, (330, 12)) * np.where(rng.random((330, 1)) < 0.1, 200, 1).astype(np.float32)
+    factors = EntropyCoded(bits_per_weight=8, block_rows=4).compress(W)
+    assert len(factors.lengths) > 80
+    dense = factors.to_dense()  # side by side
+    assert np.abs(dense).max() > 0
+    np.testing.assert_array_equal(factors.rows(np.arange(330)), dense)
+    one_by_one = np.concatenate([factors.rows([at]) for at in range(330)])
+    np.testing.assert_allclose(one_by_one, dense, rtol=1e-4, atol=1e-4)
+
+
+# --- the coder
+
+
+def coded(rng, n_steps, n_lanes, spread, n_contexts=3):
+    contexts = rng.integers(n_contexts, size=(n_steps, n_lanes))
+    values = rng.standard_normal((n_steps, n_lanes)) * spread * (1 + contexts)
+    levels = np.clip(np.rint(values), -LARGEST, LARGEST).astype(np.int32)
+    keys = contexts * N_BUCKETS + BUCKETS[np.abs(levels)]
+    counts = np.bincount(keys.ravel(), minlength=n_contexts * N_BUCKETS)
+    return levels, contexts, Tables.of_counts(counts.reshape(n_contexts, N_BUCKETS))
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.3, 3, 40, 3000, 60000])
+@pytest.mark.parametrize("n_lanes", [1, 7])
+def test_levels_come_back(rng, spread, n_lanes):
+    levels, contexts, tables = coded(rng, 300, n_lanes, spread)
+    words, lengths = encode_lanes(levels, contexts, tables)
+    assert lengths.sum() == len(words)
+    lanes = Lanes(words, np.cumsum(lengths) - lengths, lengths, tables)
+    result = np.array([lanes.next(context) for context in contexts])
+    lanes.check_end()
+    np.testing.assert_array_equal(result, levels)
+    at = np.cumsum(lengths) - lengths
+    for number in range(n_lanes):
+        lane = Lane(words[at[number] : at[number] + lengths[number]], tables)
+        alone = [lane.next(context) for context in contexts[:, number].tolist()]
+        lane.check_end()
+        assert alone == levels[:, number].tolist()
+
+
+@pytest.mark.parametrize("spread", [0.3, 2])
+def test_the_size_is_the_entropy(rng, spread):
+    levels, contexts, tables = coded(rng, 20000, 2, spread)
+    words, _ = encode_lanes(levels, contexts, tables)
+    bits = 0.0
+    for context in range(3):
+        _, counts = np.unique(levels[contexts == context], return_counts=True)
+        bits -= np.sum(counts * np.log2(counts / counts.sum()))
+    assert 16 * len(words) < 1.003 * bits + 64
+
+
+def test_tables_fill_their_range(rng):
+    _, _, tables = coded(rng, 500, 2, 3000)
+    np.testing.assert_array_equal(tables.frequencies.sum(axis=1), 1 << 14)
+    assert tables.symbols.shape == (3, 1 << 14)
+
+
+# --- the trellis
+
+
+def test_the_levels_are_the_best_of_all(rng):
+    n_columns = 4
+    values = (1.5 * rng.standard_normal((4, n_columns))).astype(np.float32)
+    bits = np.cumsum(rng.random((4, N_BUCKETS)), axis=1).astype(np.float32)
+    centers = (0.2 * rng.standard_normal((4, 3))).astype(np.float32)
+    classes = rng.integers(2, size=values.shape)
+    weights = rng.random(values.shape).astype(np.float32) + 0.5
+    levels, contexts = trellis_quantize(values, classes, bits, centers, weights, 0.3)
+
+    def cost(row, candidate):
+        state, total = 0, 0.0
+        used = []
+        for column, level in enumerate(candidate):
+            used.append(2 * classes[row, column] + (state & 1))
+            total += 0.3 * bits[used[-1], abs(level)]
+            state = NEXT_STATE[state, level & 1]
+        points = reconstruct(np.array(candidate), np.array(used), centers)
+        return total + np.sum(weights[row] * (values[row] - points) ** 2), used
+
+    for row in range(len(values)):
+        span = [range(-4, 5)] * n_columns
+        best = min(cost(row, candidate)[0] for candidate in itertools.product(*span))
+        found, used = cost(row, levels[row].tolist())
+        np.testing.assert_array_equal(contexts[row], used)
+        assert found <= best * (1 + 0.02)

@@ -1,0 +1,75 @@
+"""Files in tests/data, written by any version so far, are read as they were meant.
+
+tests/make_data.py writes those of new kinds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import make_data
+import numpy as np
+import pytest
+from fastfactor import store
+from fastfactor.deep_compression import CodedNetwork
+from fastfactor.methods import Factors
+
+FILES = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
+named = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+@named
+def test_every_byte_of_it_is_right(path):
+    with store.open_store(path) as opened:
+        assert opened.has_checksums
+        opened.verify()
+
+
+@named
+def test_factors_give_what_they_gave(path):
+    with store.open_store(path) as opened:
+        for name in opened:
+            entry, value = opened.info(name), opened[name]
+            if not isinstance(value, Factors):
+                continue
+            dense = opened[f"{name} dense"]
+            assert opened.to_dense(name).shape == entry.shape
+            assert value.dtype == dense.dtype
+            np.testing.assert_allclose(value.to_dense(), dense, rtol=1e-5, atol=1e-6)
+            x = np.linspace(-1, 1, dense.shape[1], dtype=np.float32)
+            np.testing.assert_allclose(value.linear(x), dense @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_tensors_are_what_they_were():
+    path = next(path for path in FILES if path.name.startswith("plain."))
+    expected = make_data.plain()
+    with store.open_store(path) as opened:
+        assert list(opened) == list(expected)
+        assert opened.metadata == {"made by": "tests/make_data.py"}
+        for name, array in expected.items():
+            assert opened[name].dtype == array.dtype
+            np.testing.assert_array_equal(opened[name], array)
+
+
+def test_a_network_is_what_it_was():
+    path = next(path for path in FILES if path.name.startswith("deep_compression."))
+    network = CodedNetwork.load(path)
+    assert {name: layer.shape for name, layer in network.layers.items()} == {
+        "full": (30, 40),
+        "half": (30, 40),
+        "filters": (30, 2, 4, 5),
+    }
+    for name, layer in network.layers.items():
+        np.testing.assert_array_equal(layer.to_dense(), network.plain[f"{name} dense"])
+    assert network.plain["scale"] == 2
+    assert network.to_bytes() == CodedNetwork.from_bytes(network.to_bytes()).to_bytes()
+
+
+def test_every_kind_has_a_file():
+    """Else: python tests/make_data.py"""
+    stored = set()
+    for path in FILES:
+        with store.open_store(path) as opened:
+            stored |= {opened.info(name).kind for name in opened}
+    ours = {kind for kind, each in Factors.kinds.items() if each.__module__.startswith("fastfac")}
+    assert ours <= stored

@@ -156,6 +156,7 @@ def test_spectra_of_large_matrices_say_that_they_are_samples(run, monkeypatch):
     monkeypatch.setattr(figures, "MAX_SIDE", 32)
     monkeypatch.setattr(figures, "MAX_VALUES", 1000)
     part = figures._looked_at(run, row, None)
+    assert (whole.is_whole, part.is_whole) == (True, False)
     assert part.spectrum_of == "32 × 27 of 64 × 53"
     assert part.values_of == "16 of 64 rows"
     expected = np.linalg.svd(W[::2, ::2].astype(np.float64), compute_uv=False)

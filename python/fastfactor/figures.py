@@ -18,7 +18,8 @@ from .store import open_store
 
 MAX_BARS = 60
 MAX_MATRICES = 12
-MAX_SIDE = 1024  # of a matrix whose singular values are computed
+MAX_SIDE = 1024  # the shorter one of a matrix whose singular values are computed without sampling
+ROWS_AT_ONCE = 4096
 MAX_VALUES = 1 << 20  # of a histogram
 N_BINS = 200
 UNITS = ((10**9, "GB (10⁹ bytes)"), (10**6, "MB (10⁶ bytes)"), (10**3, "kB (10³ bytes)"))
@@ -62,7 +63,8 @@ def save_figures(
 
     Notes
     -----
-    Singular values are of at most 1,024 rows and columns of a matrix, evenly spaced ones.
+    Where both sides of a matrix are longer than 1,024, singular values are those of at most so many
+    rows and columns, evenly spaced; they have no curve among the errors, as a part is easier.
     """
     need_matplotlib()
     place = Path(folder)
@@ -109,6 +111,7 @@ class _Matrix:
     row: TensorRow
     spectrum: Array
     spectrum_of: str
+    is_whole: bool
     before: Array
     after: Array
     values_of: str
@@ -116,9 +119,11 @@ class _Matrix:
 
 def _looked_at(report: Report, row: TensorRow, n_threads: int | None) -> _Matrix:
     W = open_checkpoint(report.source)[row.name].reshape(row.shape[0], -1)
-    rows, columns = (_even(n, MAX_SIDE) for n in W.shape)
-    part = W[rows][:, columns].astype(np.float64)
-    sampled = f"{len(rows):,} × {len(columns):,} of " if part.size < W.size else ""
+    part, sampled = W, ""
+    if min(W.shape) > MAX_SIDE:
+        rows, columns = (_even(n, MAX_SIDE) for n in W.shape)
+        part = W[rows][:, columns]
+        sampled = f"{len(rows):,} × {len(columns):,} of "
     ids = _even(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
     with open_store(report.target) as store:
         factors = store[row.name]
@@ -126,12 +131,24 @@ def _looked_at(report: Report, row: TensorRow, n_threads: int | None) -> _Matrix
         rebuilt = factors.rows(ids, n_threads=n_threads)
     return _Matrix(
         row=row,
-        spectrum=np.linalg.svd(part, compute_uv=False),
+        spectrum=_spectrum(part),
         spectrum_of=f"{sampled}{W.shape[0]:,} × {W.shape[1]:,}",
+        is_whole=not sampled,
         before=W[ids].astype(np.float32).ravel(),
         after=rebuilt.astype(np.float32).ravel(),
         values_of=f"{len(ids):,} of {W.shape[0]:,} rows" if len(ids) < W.shape[0] else "all rows",
     )
+
+
+def _spectrum(W: Array) -> Array:
+    """Singular values, falling, by the Gram matrix of the shorter side: exact enough to be seen."""
+    tall = W if W.shape[0] >= W.shape[1] else W.T
+    gram = np.zeros((tall.shape[1], tall.shape[1]))
+    for first in range(0, len(tall), ROWS_AT_ONCE):
+        block = tall[first : first + ROWS_AT_ONCE].astype(np.float64)
+        gram += block.T @ block
+    values: Array = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
+    return values
 
 
 def _even(n: int, at_most: int) -> Array:
@@ -170,9 +187,10 @@ def _both_sizes(rows: Sequence[TensorRow]) -> tuple[list[int], list[int | None]]
 def _errors(report: Report, matrices: Sequence[_Matrix]) -> Any:
     figure, (axes,) = _figure(1, height=5.2)
     methods = sorted({row.method for row in report.compressed})
-    for matrix in matrices:
+    whole = [matrix for matrix in matrices if matrix.is_whole]
+    for matrix in whole:
         bits, error = _svd_curve(matrix)
-        label = "truncated singular values" if matrix is matrices[0] else None
+        label = "truncated singular values" if matrix is whole[0] else None
         axes.plot(bits, error, color="#9aa3ad", linewidth=0.8, zorder=1, label=label)
     rows = [row for row in report.compressed if row.relative_error]
     for number, method in enumerate(methods):
@@ -182,32 +200,23 @@ def _errors(report: Report, matrices: Sequence[_Matrix]) -> Any:
     grid = np.linspace(0.1, 8, 80)
     axes.plot(grid, 4.0**-grid, "k:", linewidth=0.8, label=r"Gaussian limit, $4^{-\mathrm{bits}}$")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=max(1e-6, min((r.relative_error or 1 for r in rows), default=1e-4) / 4))
+    least = min((row.relative_error or 1 for row in rows), default=1e-4)
+    axes.set_ylim(max(1e-6, least / 4), 1.5)
     axes.set_xlim(0, max([8.0, *(1.1 * (row.bits_per_weight or 0) for row in rows)]))
     axes.set_xlabel("bits a weight, tables and indices included")
     axes.set_ylabel("‖W − Ŵ‖² / ‖W‖²")
-    sampled = any(" of " in matrix.spectrum_of for matrix in matrices)
-    curves = f"curves: the {len(matrices)} largest" if len(matrices) < len(rows) else "curves: all"
-    axes.set_title(
-        f"{len(rows)} compressed matrices; {curves}{', sampled rows and columns' * sampled}",
-        fontsize=9,
-    )
+    axes.set_title(f"{len(rows)} compressed matrices, curves of {len(whole)}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def _svd_curve(matrix: _Matrix) -> tuple[Array, Array]:
-    """Bits a weight and error of every rank, in the tensor's own dtype.
-
-    Of the sampled part: ranks as a share of the shorter side, as if the spectrum had its shape.
-    """
+    """Bits a weight and error of every rank, factors in the tensor's own dtype."""
     energy = matrix.spectrum**2
     left = np.maximum(energy.sum() - np.cumsum(energy), 0)
-    share = np.arange(1, len(energy) + 1) / len(energy)
     rows, columns = matrix.row.shape[0], int(np.prod(matrix.row.shape[1:]))
-    rank = share * min(rows, columns)
-    width = 8 * matrix.row.bytes_before / (rows * columns)
-    bits = width * rank * (rows + columns) / (rows * columns)
+    rank = np.arange(1, len(energy) + 1)
+    bits = 8 * matrix.row.bytes_before * rank * (rows + columns) / (rows * columns) ** 2
     return bits, left / max(float(energy.sum()), 1e-300)
 
 

@@ -15,6 +15,7 @@ from .container import replacing
 
 FORMATS = (".txt", ".json", ".csv")
 TEXT_WIDTH = 100
+SPARE = ("dtype", "seconds")  # columns that a narrower text does without
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Table:
         return text.getvalue()
 
     def to_text(self, width: int | None = None) -> str:
-        """A table for people; narrower ones fold long names.
+        """A table for people; narrow ones fold long names and leave some columns out.
 
         Parameters
         ----------
@@ -128,15 +129,20 @@ class Table:
         from rich.console import Console
         from rich.table import Table as RichTable
 
+        width = width or TEXT_WIDTH
+        names = [n for n in self.columns if width >= TEXT_WIDTH or n not in SPARE]
         table = RichTable(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
-        for name, heading in self.columns.items():
+        for name in names:
             number = all(isinstance(r[name], int | float | None) for r in self.records)
-            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+            table.add_column(
+                self.columns[name],
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number,
+            )
         for record in self.records:
-            table.add_row(*(_shown(name, record[name]) for name in self.columns))
-        console = Console(
-            file=io.StringIO(), width=width or TEXT_WIDTH, highlight=False, markup=False
-        )
+            table.add_row(*(_shown(name, record[name]) for name in names))
+        console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
         console.print(table)
         console.print(self.summary, soft_wrap=True)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
@@ -230,7 +236,7 @@ class Report:
             "name": "tensor",
             "shape": "shape",
             "dtype": "dtype",
-            "how": "method, or why not",
+            "how": "method or reason",
             "bytes_before": "bytes",
             "bytes_after": "after",
             "bits_per_weight": "bits",

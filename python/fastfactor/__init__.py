@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 from .clustering import KMeansResult, assign, kmeans
 from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
 from .config import show_config
+from .dictionary_learning import DictionaryResult, learn_dictionary
 from .errors import CorruptDataError
 from .packing import PackedCodes
 from .products import codebook_matmul, codebook_rows, sparse_codebook_matmul, spmm
@@ -23,6 +24,7 @@ from .sparse_coding import omp
 __all__ = [
     "CSR",
     "CorruptDataError",
+    "DictionaryResult",
     "GapCodes",
     "KMeansResult",
     "PackedCodes",
@@ -37,6 +39,7 @@ __all__ = [
     "huffman_encode",
     "kmeans",
     "kmeans1d",
+    "learn_dictionary",
     "n_m_mask",
     "omp",
     "prune_mask",

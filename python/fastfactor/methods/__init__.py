@@ -6,6 +6,7 @@ rows, says what it takes and gives its arrays, in the same way.
 
 from .base import Factors, Method
 from .codebook import Codebook, CodebookFactors
+from .dictionary import Dictionary, DictionaryFactors
 from .low_rank import LowRank, LowRankFactors
 from .prune_codebook import PruneCodebook, PruneCodebookFactors
 from .pruning import Prune, PruneFactors
@@ -13,6 +14,8 @@ from .pruning import Prune, PruneFactors
 __all__ = [
     "Codebook",
     "CodebookFactors",
+    "Dictionary",
+    "DictionaryFactors",
     "Factors",
     "LowRank",
     "LowRankFactors",

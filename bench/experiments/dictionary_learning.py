@@ -47,28 +47,32 @@ def main() -> None:
     start = start / np.linalg.norm(start, axis=1, keepdims=True)
 
     def ours(passes: int, init: object = "k-means++") -> Callable[[], np.ndarray]:
-        return lambda: learn_dictionary(
-            X,
-            N_ATOMS,
-            n_nonzero_coefs=N_NONZERO,
-            init=init,
-            max_iter=passes,
-            n_threads=THREADS,
-        ).dictionary
+        return lambda: (
+            learn_dictionary(
+                X,
+                N_ATOMS,
+                n_nonzero_coefs=N_NONZERO,
+                init=init,
+                max_iter=passes,
+                n_threads=THREADS,
+            ).dictionary
+        )
 
     columns = np.asfortranarray(X.T)
 
     def rival(batches: int, threads: int) -> Callable[[], np.ndarray]:
-        return lambda: spams.trainDL(
-            columns,
-            D=np.asfortranarray(start.T),
-            mode=3,
-            lambda1=N_NONZERO,
-            batchsize=512,
-            iter=batches,
-            numThreads=threads,
-            verbose=False,
-        ).T
+        return lambda: (
+            spams.trainDL(
+                columns,
+                D=np.asfortranarray(start.T),
+                mode=3,
+                lambda1=N_NONZERO,
+                batchsize=512,
+                iter=batches,
+                numThreads=threads,
+                verbose=False,
+            ).T
+        )
 
     def scikit_learn() -> np.ndarray:
         learner = MiniBatchDictionaryLearning(

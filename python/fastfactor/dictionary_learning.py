@@ -94,7 +94,8 @@ def learn_dictionary(
         neighbour of other signals (in angle), stand for the most of their energy.
     batch_size : int, optional
         Signals a step in the first two passes, then twice as many in each. Default:
-        8 · n_atoms, at least 256. With n_samples or more every step takes all (method of optimal directions).
+        8 · n_atoms, at least 256. With n_samples or more every step takes all (method of optimal
+        directions).
     max_iter : int
         The most passes over the signals; 0 codes by the initial atoms.
     random_state : int, Generator, RandomState or None
@@ -179,7 +180,9 @@ def learn_dictionary(
         elif n_iter >= SMALL_PASSES:
             size *= 2
     codes = omp(X, learner.atoms, n_threads=n_threads, **limits)
-    return DictionaryResult(codes, learner.atoms, _error(X, codes, learner.atoms, n_threads), n_iter)
+    return DictionaryResult(
+        codes, learner.atoms, _error(X, codes, learner.atoms, n_threads), n_iter
+    )
 
 
 class _Learner:
@@ -225,7 +228,9 @@ class _Learner:
             unit[bad] = _unit(fresh, self.generator)
             self.normal[bad], self.normal[:, bad], self.target[bad] = 0, 0, 0
             self.used[bad] = self.used.sum() / n_atoms
-        unit[~held] = np.where(unit[~held].any(axis=1, keepdims=True), unit[~held], self.atoms[~held])
+        unit[~held] = np.where(
+            unit[~held].any(axis=1, keepdims=True), unit[~held], self.atoms[~held]
+        )
         self.atoms = unit
         return max(squared, 0.0)
 
@@ -262,9 +267,7 @@ def products_of_codes(codes: CSR) -> Array:
     return upper + np.triu(upper, 1).T
 
 
-def _solve(
-    normal: Array, target: Array, start: Array, gain: float, n_threads: int
-) -> Array:
+def _solve(normal: Array, target: Array, start: Array, gain: float, n_threads: int) -> Array:
     """normal · D = target by conjugate gradients, each column its own, scaled by the diagonal.
 
     From atoms that nearly solve it a few steps do, and every step lowers the squared error. LAPACK
@@ -321,7 +324,9 @@ def _initial(
         picked = generator.permutation(len(sample))[:n_drawn]
         if init == "neighbours" and n_drawn > n_atoms:
             candidates = sample[picked] / np.sqrt(energy[picked, None])
-            codes = omp(sample, candidates.astype(sample.dtype), n_nonzero_coefs=1, n_threads=n_threads)
+            codes = omp(
+                sample, candidates.astype(sample.dtype), n_nonzero_coefs=1, n_threads=n_threads
+            )
             stands_for = np.bincount(codes.indices, codes.data.astype(np.float64) ** 2, n_drawn)
             picked = picked[np.argsort(-stands_for, kind="stable")[:n_atoms]]
     atoms = np.zeros((n_atoms, X.shape[1]))

@@ -92,9 +92,7 @@ class DictionaryFactors(Factors):
             # What each atom answers to each piece is computed once, for all outputs.
             answers = part.reshape(-1, self._piece) @ dictionary.T
             answers = answers.reshape(len(part), -1)
-            result[first : first + len(part)] = spmm(
-                self._by_row, answers.T, n_threads=n_threads
-            ).T
+            result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
         return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
@@ -221,7 +219,7 @@ class Dictionary(Method):
         Rows of the dictionary. Default: the largest power of two up to 256 with which it has no
         more than an eighth of W's weights.
     selection : {"omp", "ols"}
-        How atoms are chosen in the last coding, as in :func:`fastfactor.omp`; ``"ols"`` has less
+        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less
         error.
     init : {"k-means++", "rows", "neighbours"}
         Initial atoms, as in :func:`fastfactor.learn_dictionary`.
@@ -308,6 +306,7 @@ class Dictionary(Method):
             self._count_atoms(problem.W, piece),
             init=self.init,
             max_iter=self.max_iter,
+            selection=self.selection,
             random_state=self.random_state,
             n_threads=problem.n_threads,
             **limits,
@@ -352,9 +351,7 @@ class Dictionary(Method):
         low, high = np.log(max(error, 1e-12) / 16), np.log(max(error, 1e-12) * 4)
         for _ in range(SEARCH_STEPS):
             middle = (low + high) / 2
-            settings = replace(
-                self, piece_error=float(np.exp(middle)), ratio=None, max_error=None
-            )
+            settings = replace(self, piece_error=float(np.exp(middle)), ratio=None, max_error=None)
             codes = omp(
                 signals,
                 best.dictionary,
@@ -407,7 +404,9 @@ class Dictionary(Method):
         with np.errstate(over="ignore"):
             rounded = array.astype(dtype)
         if not np.isfinite(rounded).all():
-            raise ValueError(f"{setting} must hold values up to {np.abs(array).max():.3g}, got {dtype}")
+            raise ValueError(
+                f"{setting} must hold values up to {np.abs(array).max():.3g}, got {dtype}"
+            )
         return rounded
 
     def _stored(self, W: Array, codes: CSR, dictionary: Array) -> DictionaryFactors:

@@ -56,9 +56,7 @@ def fit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
         result = np.empty(codes.nnz)
         for first in range(0, codes.nnz, AT_ONCE):
             at = slice(first, first + AT_ONCE)
-            result[at] = np.einsum(
-                "ij,ij->i", left[row_of[at]], dictionary[codes.indices[at]]
-            )
+            result[at] = np.einsum("ij,ij->i", left[row_of[at]], dictionary[codes.indices[at]])
         return result
 
     def normal(values: Array) -> Array:

@@ -3,9 +3,8 @@
     pip install spams scikit-learn
     python bench/experiments/dictionary_learning.py
 
-Signals are those of bench/omp.py's workload a: 100,000 × 64, 256 atoms, 5 nonzeros. Everyone begins
-with the same 256 signals, has two threads, and is judged alike: the error is ‖X − codes · D‖² / ‖X‖²
-with the codes that this package's `omp` gives for 5 nonzeros. Times are medians of rounds in which
+Signals are those of bench/omp.py's workload a: 100,000 × 64, 256 atoms, 5 nonzeros. Rivals begin
+with the same 256 signals. All are judged alike: the error is ‖X − codes · D‖² / ‖X‖² with the codes that this package's `omp` gives for 5 nonzeros. Times are medians of rounds in which
 all but scikit-learn take turns; they end with the dictionary, ours with the last coding as well.
 SPAMS uses float32, with one thread and with two. scikit-learn takes batches of 512 for the seconds
 it is given, its coordinate descent, which was faster than its LARS.

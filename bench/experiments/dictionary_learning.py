@@ -4,10 +4,11 @@
     python bench/experiments/dictionary_learning.py
 
 Signals are those of bench/omp.py's workload a: 100,000 × 64, 256 atoms, 5 nonzeros. Rivals begin
-with the same 256 signals. All are judged alike: the error is ‖X − codes · D‖² / ‖X‖² with the codes that this package's `omp` gives for 5 nonzeros. Times are medians of rounds in which
-all but scikit-learn take turns; they end with the dictionary, ours with the last coding as well.
-SPAMS uses float32, with one thread and with two. scikit-learn takes batches of 512 for the seconds
-it is given, its coordinate descent, which was faster than its LARS.
+with the same 256 signals. All are judged alike: the error is ‖X − codes · D‖² / ‖X‖² with the codes
+of this package's `omp` for 5 nonzeros. Times are medians of rounds in which all but scikit-learn
+take turns; they end with the dictionary, ours with the last coding as well. SPAMS uses float32,
+with one thread and with two. scikit-learn takes batches of 512 for the seconds it is given, by
+coordinate descent, which was faster than its LARS.
 """
 
 from __future__ import annotations

@@ -155,7 +155,11 @@ def learn_dictionary(
     for rows in _blocks(X):
         _checks.finite(rows, "X")
     dtype = _checks.result_dtype(X)
-    limits = {"n_nonzero_coefs": n_nonzero_coefs, "tol": tol, "selection": selection}
+    limits: dict[str, Any] = {
+        "n_nonzero_coefs": n_nonzero_coefs,
+        "tol": tol,
+        "selection": selection,
+    }
     if isinstance(init, str):
         _checks.choice(init, "init", INITS)
         atoms = _initial(X, n_atoms, init, generator, n_threads).astype(dtype)
@@ -314,7 +318,7 @@ def _initial(
     """Unit atoms from signals, float64."""
     n = min(len(X), SAMPLE_PER_ATOM * n_atoms)
     chosen = np.arange(len(X)) if n == len(X) else generator.choice(len(X), n, replace=False)
-    wide = X[np.sort(chosen)].astype(_checks.result_dtype(X))
+    wide: Array = X[np.sort(chosen)].astype(_checks.result_dtype(X))
     energy = np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
     sample, energy = wide[energy > 0], energy[energy > 0]
     if init == "k-means++":
@@ -348,7 +352,7 @@ def _drawn_by_error(
         if min(share, possible) == 0:
             continue
         chances = left / left.sum()
-        fresh = generator.choice(len(sample), min(share, possible), replace=False, p=chances)
+        fresh = generator.choice(len(sample), int(min(share, possible)), replace=False, p=chances)
         picked = np.concatenate([picked, fresh])
         if round_ < ROUNDS - 1:
             atoms = sample[picked] / np.sqrt(energy[picked, None])

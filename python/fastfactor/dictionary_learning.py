@@ -345,14 +345,14 @@ def _drawn_by_error(
     picked = np.zeros(0, np.int64)
     left = energy.copy()
     for round_ in range(ROUNDS):
-        share = n_atoms * (round_ + 1) // ROUNDS - len(picked)
+        share: int = n_atoms * (round_ + 1) // ROUNDS - len(picked)
         left[picked] = 0
-        possible = np.count_nonzero(left > 1e-10 * energy)
+        possible = int(np.count_nonzero(left > 1e-10 * energy))
         left[left <= 1e-10 * energy] = 0
         if min(share, possible) == 0:
             continue
         chances = left / left.sum()
-        fresh = generator.choice(len(sample), int(min(share, possible)), replace=False, p=chances)
+        fresh = generator.choice(len(sample), min(share, possible), replace=False, p=chances)
         picked = np.concatenate([picked, fresh])
         if round_ < ROUNDS - 1:
             atoms = sample[picked] / np.sqrt(energy[picked, None])

@@ -431,7 +431,8 @@ def _dtype(name: Any) -> np.dtype[Any]:
         import ml_dtypes
 
         name = ml_dtypes.bfloat16
-    return np.dtype(name)
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def _bits_for(n: int) -> int:

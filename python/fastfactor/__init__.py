@@ -13,6 +13,7 @@ from .clustering import KMeansResult, assign, kmeans
 from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
 from .comparison import compare_files
 from .config import show_config
+from .dictionary_learning import DictionaryResult, learn_dictionary
 from .errors import CorruptDataError
 from .model import compress_file, decompress_file
 from .packing import PackedCodes
@@ -26,6 +27,7 @@ from .sparse_coding import omp
 __all__ = [
     "CSR",
     "CorruptDataError",
+    "DictionaryResult",
     "GapCodes",
     "KMeansResult",
     "PackedCodes",
@@ -43,6 +45,7 @@ __all__ = [
     "huffman_encode",
     "kmeans",
     "kmeans1d",
+    "learn_dictionary",
     "n_m_mask",
     "omp",
     "prune_mask",

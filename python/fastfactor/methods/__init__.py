@@ -8,6 +8,7 @@ from .base import Factors, Method
 from .block_diagonal import BlockDiagonal, BlockDiagonalFactors
 from .block_projection import BlockProjection, BlockProjectionFactors, RandomProjectionFactors
 from .codebook import Codebook, CodebookFactors
+from .dictionary import Dictionary, DictionaryFactors
 from .entropy_coded import EntropyCoded, EntropyCodedFactors
 from .low_rank import LowRank, LowRankFactors
 from .mixed_block import MixedBlock, MixedBlockFactors
@@ -22,6 +23,8 @@ __all__ = [
     "BlockProjectionFactors",
     "Codebook",
     "CodebookFactors",
+    "Dictionary",
+    "DictionaryFactors",
     "EntropyCoded",
     "EntropyCodedFactors",
     "Factors",

@@ -1,0 +1,456 @@
+"""Dictionary: each piece of each row as a combination of few atoms that all pieces share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from ..dictionary_learning import INITS, learn_dictionary
+from ..errors import CorruptDataError
+from ..metrics import Covariance, Diagonal, Frobenius
+from ..products import spmm
+from ..sparse import CSR
+from ..sparse_coding import omp
+from .base import (
+    FLOAT_NAMES,
+    Config,
+    Factors,
+    Method,
+    Problem,
+    Tensors,
+    check_ids,
+    check_input,
+    into,
+    stored_number,
+    stored_tensor,
+)
+from .dictionary_refit import fit, fit_values, whitening
+
+# Inputs at once: what atoms answer to them stays in cache.
+BATCH_AT_ONCE = 256
+MOST_ATOMS = 256  # by default: an index of a byte
+DICTIONARY_SHARE = 8  # by default at least so many times more weights in W than in atoms
+LONGEST_PIECE = 64
+SHORTEST_PIECE = 8
+SEARCH_STEPS = 16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DictionaryFactors(Factors):
+    """Pieces of rows, each Σ value · atom.
+
+    Attributes
+    ----------
+    dictionary : array of shape (n_atoms, piece)
+    values : array of shape (n_nonzeros,)
+        Piece by piece, a row's pieces from left to right.
+    indices : uint8 array
+        The atom of each value, in as few bits as name every atom, least significant bit first.
+    counts : uint8 array
+        How many values a piece has, in ``count_bits`` each; none where all have ``count``.
+    count_bits, count : int
+    """
+
+    kind: ClassVar[str] = "dictionary"
+    trainable: ClassVar[tuple[str, ...]] = ("values", "dictionary")
+
+    dictionary: Array
+    values: Array
+    indices: Array
+    counts: Array
+    count_bits: int
+    count: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        ids = check_ids(ids, self.shape[0])
+        n = self.shape[1] // self._piece
+        pieces = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
+        codes, dictionary = self._codes, self._wide
+        begins = codes.indptr[pieces]
+        counts = codes.indptr[pieces + 1] - begins
+        indptr = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        at = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
+        part = CSR(codes.data[at], codes.indices[at], indptr, (len(pieces), len(dictionary)))
+        found = spmm(part, dictionary, n_threads=n_threads)
+        return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        x = check_input(x, self.shape)
+        dictionary = self._wide
+        dtype = _checks.result_dtype(x, dictionary, self._codes.data)
+        rows = x.reshape(-1, self.shape[1])
+        result = np.empty((len(rows), self.shape[0]), dtype)
+        for first in range(0, len(rows), BATCH_AT_ONCE):
+            part = rows[first : first + BATCH_AT_ONCE].astype(dtype)
+            # What each atom answers to each piece is computed once, for all outputs.
+            answers = part.reshape(-1, self._piece) @ dictionary.T
+            answers = answers.reshape(len(part), -1)
+            result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
+        return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        values, dictionary = tensors["values"], tensors["dictionary"]
+        if len(self.values) == 0:
+            return xp.matmul(x[:, :0], xp.reshape(values, (0, self.shape[0])))
+        W = 0.0
+        for there, which, atom in self._slots:
+            value = xp.where(there, xp.take(values, which, axis=0), 0.0)
+            W = W + xp.reshape(value, (-1, 1)) * xp.take(dictionary, atom, axis=0)
+        return xp.matmul(x, xp.transpose(xp.reshape(W, self.shape)))
+
+    def tensors(self) -> Tensors:
+        found = super().tensors()
+        if self.count_bits == 0:
+            del found["counts"]
+        return found
+
+    def config(self) -> Config:
+        return {"piece": self._piece, "count_bits": self.count_bits, "count": self.count}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> DictionaryFactors:
+        piece = stored_number(config, "piece", 1, max(shape[1], 1))
+        if shape[1] % piece:
+            raise CorruptDataError(f"'piece' must divide {shape[1]}, got {piece}")
+        n = shape[0] * (shape[1] // piece)
+        count_bits = stored_number(config, "count_bits", 0, 32)
+        count = stored_number(config, "count", 0, piece if count_bits == 0 else 0)
+        dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, piece))
+        if count_bits:
+            counts = stored_tensor(tensors, "counts", ("uint8",), (-(-n * count_bits // 8),))
+            each = _unpack(counts, count_bits, n)
+            if (each > piece).any():
+                raise CorruptDataError(f"'counts' must be at most {piece}, got {each.max()}")
+            total = int(each.sum())
+        else:
+            counts, total = np.zeros(0, np.uint8), n * count
+        values = stored_tensor(tensors, "values", FLOAT_NAMES, (total,))
+        bits = _bits_for(len(dictionary))
+        indices = stored_tensor(tensors, "indices", ("uint8",), (-(-total * bits // 8),))
+        atoms = _unpack(indices, bits, total)
+        if total and int(atoms.max()) >= len(dictionary):
+            raise CorruptDataError(
+                f"'indices' must be less than {len(dictionary)}, got {atoms.max()}"
+            )
+        return cls(
+            dictionary=dictionary,
+            values=values,
+            indices=indices,
+            counts=counts,
+            count_bits=count_bits,
+            count=count,
+            shape=shape,
+            dtype=dtype,
+        )
+
+    @property
+    def _piece(self) -> int:
+        return int(self.dictionary.shape[1])
+
+    @cached_property
+    def _wide(self) -> Array:
+        wide: Array = self.dictionary.astype(_checks.result_dtype(self.dictionary), copy=False)
+        return wide
+
+    @cached_property
+    def _codes(self) -> CSR:
+        """(pieces, n_atoms)"""
+        n = self.shape[0] * (self.shape[1] // self._piece)
+        indptr = np.arange(n + 1, dtype=np.int64) * self.count
+        if self.count_bits:
+            np.cumsum(_unpack(self.counts, self.count_bits, n), out=indptr[1:])
+        n_atoms = len(self.dictionary)
+        atoms = _unpack(self.indices, _bits_for(n_atoms), len(self.values)).astype(np.int32)
+        values = self.values.astype(_checks.result_dtype(self.values))
+        return CSR(values, atoms, indptr, (n, n_atoms))
+
+    @cached_property
+    def _by_row(self) -> CSR:
+        """(out_features, pieces a row · n_atoms): the columns of atom a for piece p."""
+        codes, n = self._codes, self.shape[1] // self._piece
+        n_atoms = codes.shape[1]
+        piece_of = np.repeat(np.arange(codes.shape[0]) % n, np.diff(codes.indptr))
+        columns = (codes.indices + piece_of * n_atoms).astype(np.int64)
+        if n * n_atoms < 1 << 31:
+            columns = columns.astype(np.int32)
+        return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
+
+    @cached_property
+    def _slots(self) -> list[tuple[Array, Array, Array]]:
+        """For the first, second, … value of every piece: whether it is there, and its atom."""
+        codes = self._codes
+        counts = np.diff(codes.indptr)
+        slots = []
+        for slot in range(int(counts.max(initial=0))):
+            there = counts > slot
+            which = np.where(there, codes.indptr[:-1] + slot, 0)
+            slots.append((there, which, codes.indices[which].astype(np.int64)))
+        return slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dictionary(Method):
+    """Rows cut into pieces, and each piece coded by few atoms of a learned dictionary.
+
+    Parameters
+    ----------
+    n_nonzero_coefs : int, optional
+        Atoms a piece.
+    piece_error : float, optional
+        Instead: the squared error at which a piece is done, over the mean squared norm of pieces.
+        Nonzeros go where the energy is; to store how many a piece has takes some bits.
+    piece : int, optional
+        Columns of a piece; divides the columns of W. Default: the largest divisor up to 64, or the
+        whole row where that is less than 8.
+    n_atoms : int, optional
+        Rows of the dictionary. Default: the largest power of two up to 256 with which it has no
+        more than an eighth of W's weights.
+    selection : {"omp", "ols"}
+        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less
+        error.
+    init : {"k-means++", "rows", "neighbours"}
+        Initial atoms, as in :func:`fastfactor.learn_dictionary`.
+    max_iter : int
+        Passes over the pieces, as there.
+    value_dtype, dictionary_dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+        What coefficients and atoms are stored in; None: W's.
+    random_state : int
+        Seed of the learning.
+    ratio, max_error : float, optional
+        As in :class:`Method`, by ``n_nonzero_coefs``; then, without importance and covariance,
+        by an error that all pieces share, with the same atoms: whichever is better.
+
+    Notes
+    -----
+    A file holds atoms, coefficients, the atom of each in ⌈log₂ n_atoms⌉ bits, and how many there
+    are in each piece where that varies. A product multiplies every atom with every piece of the
+    input once, and adds these answers by :func:`fastfactor.spmm`.
+
+    An importance is taken apart into a factor for each piece and one for each column of a piece,
+    for choosing atoms; an input covariance into the mean of its diagonal blocks. Then coefficients
+    and atoms are fitted under the whole of it, by conjugate gradients in turns, on the places
+    chosen. Exact whitening where a piece is a row.
+
+    The same bits for any number of threads, but under an input covariance, whose products go
+    through NumPy's BLAS. A search for a ratio or an error learns about log₂(piece) times.
+
+    Sources: those of :func:`fastfactor.learn_dictionary`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import Dictionary
+    >>> rng = np.random.default_rng(0)
+    >>> W = rng.choice([-1, 1, 2], (64, 1)) * rng.standard_normal((2, 16))[rng.integers(2, size=64)]
+    >>> factors = Dictionary(n_nonzero_coefs=1, n_atoms=2).compress(W.astype(np.float32))
+    >>> factors.nbytes, bool(factors.error(W) < 1e-6)
+    (264, True)
+    """
+
+    parameter: ClassVar[str] = "n_nonzero_coefs"
+    alternatives: ClassVar[tuple[str, ...]] = ("piece_error",)
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
+
+    n_nonzero_coefs: int | None = None
+    piece_error: float | None = None
+    piece: int | None = None
+    n_atoms: int | None = None
+    selection: str = "ols"
+    init: str = "k-means++"
+    max_iter: int = 20
+    value_dtype: str | None = "float16"
+    dictionary_dtype: str | None = None
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_nonzero_coefs is not None:
+            _checks.integer(self.n_nonzero_coefs, "n_nonzero_coefs", 1)
+        if self.piece_error is not None:
+            _checks.nonnegative(self.piece_error, "piece_error")
+        if self.piece is not None:
+            _checks.integer(self.piece, "piece", 1)
+        if self.n_atoms is not None:
+            _checks.integer(self.n_atoms, "n_atoms", 1, 1 << 24)
+        _checks.choice(self.selection, "selection", ("omp", "ols"))
+        _checks.choice(self.init, "init", INITS)
+        _checks.integer(self.max_iter, "max_iter", 0)
+        for name in ("value_dtype", "dictionary_dtype"):
+            if getattr(self, name) is not None:
+                _checks.choice(getattr(self, name), name, FLOAT_NAMES)
+        _checks.integer(self.random_state, "random_state", 0, 2**64 - 1)
+
+    def _compress(self, problem: Problem) -> DictionaryFactors:
+        piece = self._piece(problem.W)
+        scale, root, inverse = whitening(problem, piece)
+        signals = np.ascontiguousarray(problem.W).reshape(-1, piece)
+        plain = isinstance(problem.metric, Frobenius)
+        if not plain:
+            signals = scale * (signals.astype(np.float64) @ root)
+        limits = self._limits(signals)
+        learned = learn_dictionary(
+            signals,
+            self._count_atoms(problem.W, piece),
+            init=self.init,
+            max_iter=self.max_iter,
+            selection=self.selection,
+            random_state=self.random_state,
+            n_threads=problem.n_threads,
+            **limits,
+        )
+        dictionary = learned.dictionary
+        if plain:
+            dictionary = self._rounded(dictionary, problem.W, "dictionary_dtype")
+        codes = omp(
+            signals,
+            dictionary,
+            selection=self.selection,
+            n_threads=problem.n_threads,
+            **limits,
+        )
+        if not plain:
+            counts = np.diff(codes.indptr)
+            values = codes.data / np.repeat(scale[:, 0], counts)
+            codes = CSR(values, codes.indices, codes.indptr, codes.shape)
+            codes, dictionary = fit(problem, codes, dictionary @ inverse)
+            lengths = np.sqrt(np.einsum("ij,ij->i", dictionary, dictionary))
+            lengths[lengths == 0] = 1
+            dictionary = self._rounded(dictionary / lengths[:, None], problem.W, "dictionary_dtype")
+            values = codes.data * lengths[codes.indices]
+            codes = CSR(values, codes.indices, codes.indptr, codes.shape)
+            codes = fit_values(problem, codes, dictionary.astype(np.float64))
+        return self._stored(problem.W, codes, dictionary)
+
+    def _levels(self, problem: Problem) -> Sequence[int]:
+        if problem.W.size == 0:
+            return range(0)
+        piece = self._piece(problem.W)
+        return range(1, min(piece, self._count_atoms(problem.W, piece)) + 1)
+
+    def _search(self, problem: Problem) -> Factors:
+        best = super()._search(problem)
+        assert isinstance(best, DictionaryFactors)
+        if not isinstance(problem.metric, Frobenius):
+            return best
+        # With the atoms found, bisect the logarithm of the error at which a piece is done.
+        error = best.error(problem.W)
+        signals = np.ascontiguousarray(problem.W).reshape(-1, self._piece(problem.W))
+        low, high = np.log(max(error, 1e-12) / 16), np.log(max(error, 1e-12) * 4)
+        for _ in range(SEARCH_STEPS):
+            middle = (low + high) / 2
+            settings = replace(self, piece_error=float(np.exp(middle)), ratio=None, max_error=None)
+            codes = omp(
+                signals,
+                best.dictionary,
+                selection=self.selection,
+                n_threads=problem.n_threads,
+                **settings._limits(signals),
+            )
+            other = settings._stored(problem.W, codes, best.dictionary)
+            lost = other.error(problem.W, n_threads=problem.n_threads)
+            if self.ratio is not None:
+                fits = self._fits(other.nbytes, problem)
+                better = lost < error
+                low, high = (low, middle) if fits else (middle, high)
+            else:
+                fits = lost <= self._wanted_error()
+                better = other.nbytes < best.nbytes
+                low, high = (middle, high) if fits else (low, middle)
+            if fits and better:
+                best, error = other, lost
+        return best
+
+    def _piece(self, W: Array) -> int:
+        columns = W.shape[1]
+        if W.size == 0:
+            raise ValueError(f"W must not be empty for Dictionary, got shape {W.shape}")
+        if self.piece is None:
+            divisors = (d for d in range(min(columns, LONGEST_PIECE), 0, -1) if columns % d == 0)
+            longest = next(divisors)
+            return longest if longest >= SHORTEST_PIECE else columns
+        if columns % self.piece:
+            raise ValueError(f"piece must divide the columns of W, {columns}, got {self.piece}")
+        return self.piece
+
+    def _count_atoms(self, W: Array, piece: int) -> int:
+        if self.n_atoms is not None:
+            return self.n_atoms
+        affordable = max(W.size // (DICTIONARY_SHARE * piece), 1)
+        return min(MOST_ATOMS, 1 << (affordable.bit_length() - 1))
+
+    def _limits(self, signals: Array) -> dict[str, Any]:
+        if self.piece_error is None:
+            return {"n_nonzero_coefs": self.n_nonzero_coefs}
+        energy = np.einsum("ij,ij->", signals, signals, dtype=np.float64) / len(signals)
+        # All zero: a piece is done at once.
+        return {"tol": self.piece_error * float(energy)}
+
+    def _rounded(self, array: Array, W: Array, setting: str) -> Array:
+        name = getattr(self, setting)
+        dtype = W.dtype if name is None else _dtype(name)
+        with np.errstate(over="ignore"):
+            rounded = array.astype(dtype)
+        if not np.isfinite(rounded).all():
+            raise ValueError(
+                f"{setting} must hold values up to {np.abs(array).max():.3g}, got {dtype}"
+            )
+        return rounded
+
+    def _stored(self, W: Array, codes: CSR, dictionary: Array) -> DictionaryFactors:
+        counts = np.diff(codes.indptr)
+        n_atoms = len(dictionary)
+        even = int(counts.min()) == int(counts.max())
+        count_bits = 0 if even else int(counts.max()).bit_length()
+        return DictionaryFactors(
+            dictionary=dictionary,
+            values=self._rounded(codes.data, W, "value_dtype"),
+            indices=_pack(codes.indices, _bits_for(n_atoms)),
+            counts=_pack(counts, count_bits),
+            count_bits=count_bits,
+            count=int(counts[0]) if even else 0,
+            shape=(W.shape[0], W.shape[1]),
+            dtype=W.dtype,
+        )
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def _bits_for(n: int) -> int:
+    """That tell n things apart."""
+    return max(n - 1, 0).bit_length()
+
+
+def _pack(numbers: Array, bits: int) -> Array:
+    """uint8, ``bits`` for each number, least significant first."""
+    places = np.arange(bits, dtype=np.int64)
+    each = (numbers.astype(np.int64)[:, None] >> places & 1).astype(np.uint8)
+    return np.packbits(each.reshape(-1), bitorder="little")
+
+
+def _unpack(packed: Array, bits: int, n: int) -> Array:
+    """The inverse of `_pack`, int64."""
+    each = np.unpackbits(packed, bitorder="little")[: n * bits].reshape(n, bits)
+    numbers = np.zeros(n, np.int64)
+    for place in range(bits):
+        numbers |= each[:, place].astype(np.int64) << place
+    return numbers

@@ -1,0 +1,133 @@
+"""learn_dictionary against plain linear algebra, and however it is called."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fastfactor import CSR, learn_dictionary, omp
+from fastfactor.dictionary_learning import products_of_codes, transposed
+
+
+def signals(rng, n=600, d=12, n_atoms=10, k=2, noise=0.01):
+    atoms = rng.standard_normal((n_atoms, d))
+    X = noise * rng.standard_normal((n, d))
+    for row in X:
+        row += rng.standard_normal(k) @ atoms[rng.choice(n_atoms, k, replace=False)]
+    return X
+
+
+def test_sums_over_codes_are_those_of_dense_codes(rng):
+    dense = rng.standard_normal((70_000, 9)) * (rng.random((70_000, 9)) < 0.3)
+    codes = CSR.from_dense(dense)
+    expected = dense.T @ dense
+    np.testing.assert_allclose(products_of_codes(codes), expected, rtol=1e-10, atol=1e-9)
+    np.testing.assert_array_equal(transposed(codes).to_dense(), dense.T)
+
+
+def test_error_codes_and_atoms_are_what_they_are_said_to_be(rng):
+    X = signals(rng)
+    result = learn_dictionary(X, 10, n_nonzero_coefs=2, batch_size=100)
+    left = X - result.codes.to_dense() @ result.dictionary
+    assert result.error == pytest.approx(np.sum(left**2) / np.sum(X**2), rel=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(result.dictionary, axis=1), 1, rtol=1e-12)
+    expected = omp(X, result.dictionary, n_nonzero_coefs=2)
+    np.testing.assert_array_equal(result.codes.data, expected.data)
+    np.testing.assert_array_equal(result.codes.indices, expected.indices)
+
+
+def test_one_pass_over_all_is_the_exact_least_squares_refit(rng):
+    X = signals(rng)
+    start = rng.standard_normal((6, 12))
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    codes = omp(X, start, n_nonzero_coefs=2).to_dense()
+    expected = np.linalg.lstsq(codes, X, rcond=None)[0]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    result = learn_dictionary(X, 6, n_nonzero_coefs=2, init=start, batch_size=len(X), max_iter=1)
+    np.testing.assert_allclose(result.dictionary, expected, atol=1e-4)
+    assert result.n_iter == 1
+
+
+@pytest.mark.parametrize("init", ["k-means++", "rows", "neighbours"])
+def test_learning_lowers_the_error(rng, init):
+    X = signals(rng, n=3000)
+    settings = {"n_nonzero_coefs": 2, "init": init}
+    before = learn_dictionary(X, 10, max_iter=0, **settings)
+    after = learn_dictionary(X, 10, **settings)
+    assert before.n_iter == 0
+    assert after.error < 0.5 * before.error
+
+
+def test_every_row_is_coded_down_to_tol(rng):
+    X = signals(rng)
+    result = learn_dictionary(X, 30, tol=0.05)
+    left = X - result.codes.to_dense() @ result.dictionary
+    assert np.sum(left**2, axis=1).max() <= 0.05 * (1 + 1e-9)
+
+
+def test_as_many_atoms_as_different_signals_leave_nothing(rng):
+    distinct = rng.standard_normal((5, 8))
+    X = distinct[np.arange(200) % 5] * rng.standard_normal((200, 1))
+    for n_atoms in (5, 9):
+        assert learn_dictionary(X, n_atoms, n_nonzero_coefs=1, max_iter=20).error < 1e-12
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_same_bits_for_any_number_of_threads(rng, n_threads):
+    X = signals(rng, n=2000).astype(np.float32)
+    one = learn_dictionary(X, 20, n_nonzero_coefs=3, batch_size=300, n_threads=1)
+    other = learn_dictionary(X, 20, n_nonzero_coefs=3, batch_size=300, n_threads=n_threads)
+    np.testing.assert_array_equal(one.dictionary, other.dictionary)
+    np.testing.assert_array_equal(one.codes.data, other.codes.data)
+
+
+def test_the_seed_decides(rng):
+    X = signals(rng)
+    settings = {"n_nonzero_coefs": 2, "max_iter": 1}
+    first, again, other = (
+        learn_dictionary(X, 7, random_state=seed, **settings).dictionary for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_every_float_is_taken_and_left_as_it_is(rng, dtype):
+    X = signals(rng).astype(dtype)
+    before = X.copy()
+    result = learn_dictionary(X, 8, n_nonzero_coefs=2, max_iter=2)
+    assert result.dictionary.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    np.testing.assert_array_equal(X, before)
+
+
+def test_zeros_and_more_atoms_than_samples(rng):
+    zeros = learn_dictionary(np.zeros((4, 3), np.float32), 5, n_nonzero_coefs=2)
+    assert (zeros.error, zeros.codes.nnz) == (0.0, 0)
+    assert np.isfinite(zeros.dictionary).all()
+    few = learn_dictionary(rng.standard_normal((3, 6)), 8, n_nonzero_coefs=1)
+    assert few.error < 1e-12
+
+
+def test_bad_arguments_are_named(rng):
+    X = signals(rng, n=20)
+    for name, value in {
+        "n_atoms": 0,
+        "n_nonzero_coefs": 0,
+        "tol": -1.0,
+        "batch_size": 0,
+        "max_iter": -1,
+        "selection": "best",
+        "init": "best",
+        "random_state": -1,
+        "n_threads": 0,
+    }.items():
+        arguments = {"n_atoms": 4} | {name: value}
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            learn_dictionary(X, **arguments)
+    with pytest.raises(ValueError, match=r"init must have shape \(4, 12\), got \(4, 3\)"):
+        learn_dictionary(X, 4, init=np.ones((4, 3)))
+    with pytest.raises(ValueError, match="X must have at least one row"):
+        learn_dictionary(X[:0], 4)
+    X[3, 2] = np.nan
+    with pytest.raises(ValueError, match="X must be finite"):
+        learn_dictionary(X, 4)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from contract import MethodContract
+from fastfactor import CorruptDataError, omp
+from fastfactor.methods import Dictionary, DictionaryFactors
+from fastfactor.metrics import Covariance, Diagonal
+
+
+class TestDictionary(MethodContract):
+    METHODS = (
+        Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=16, max_iter=5),
+        Dictionary(n_nonzero_coefs=3, n_atoms=5, piece=8, max_iter=5, value_dtype=None),
+        Dictionary(n_nonzero_coefs=1, max_iter=3, selection="omp", init="rows"),
+    )
+
+
+def dense(factors):
+    """By its definition, bit by bit from what is stored."""
+
+    def numbers(packed, bits, n):
+        stream = [byte >> k & 1 for byte in packed.tolist() for k in range(8)]
+        return [sum(stream[i * bits + k] << k for k in range(bits)) for i in range(n)]
+
+    piece = factors.dictionary.shape[1]
+    n = factors.shape[0] * factors.shape[1] // piece
+    counts = [factors.count] * n
+    if factors.count_bits:
+        counts = numbers(factors.counts, factors.count_bits, n)
+    atoms = numbers(factors.indices, (len(factors.dictionary) - 1).bit_length(), sum(counts))
+    W, at = np.zeros((n, piece)), 0
+    for i, count in enumerate(counts):
+        for j in range(at, at + count):
+            W[i] += float(factors.values[j]) * factors.dictionary[atoms[j]].astype(np.float64)
+        at += count
+    return W.reshape(factors.shape)
+
+
+@pytest.mark.parametrize("n_atoms", [1, 2, 5, 16])
+@pytest.mark.parametrize("how", [{"n_nonzero_coefs": 2}, {"piece_error": 0.3}])
+def test_what_is_stored_stands_for_the_matrix(rng, n_atoms, how):
+    W = rng.standard_normal((13, 24)).astype(np.float32)
+    W[3] = 0
+    factors = Dictionary(**how, n_atoms=n_atoms, piece=8, max_iter=3).compress(W)
+    np.testing.assert_allclose(factors.to_dense(), dense(factors), atol=1e-5)
+    n_values = len(factors.values)
+    bits = (n_atoms - 1).bit_length()
+    expected = n_atoms * 8 * 4 + 2 * n_values + -(-n_values * bits // 8)
+    assert factors.nbytes == expected + -(-39 * factors.count_bits // 8)
+    assert not factors.to_dense()[3].any()
+
+
+def test_pieces_along_few_directions_are_found_again(rng):
+    atoms = rng.standard_normal((6, 16))
+    W = rng.choice([-1, 1, 2], (400, 1)) * atoms[rng.integers(6, size=400)]
+    W = W.reshape(100, 64).astype(np.float32)
+    factors = Dictionary(n_nonzero_coefs=1, n_atoms=8, piece=16).compress(W)
+    assert factors.error(W) < 1e-6
+
+
+def test_an_error_for_pieces_sends_values_where_the_energy_is(rng):
+    W = (rng.standard_normal((64, 64)) * np.geomspace(0.02, 2, 64)[:, None]).astype(np.float32)
+    factors = Dictionary(piece_error=0.2, n_atoms=32, piece=16).compress(W)
+    left = (W - factors.to_dense().astype(np.float64)).reshape(-1, 16)
+    mean = np.mean(np.sum(W.astype(np.float64).reshape(-1, 16) ** 2, axis=1))
+    assert np.sum(left**2, axis=1).max() <= 0.2 * mean * 1.01
+    counts = np.diff(factors._codes.indptr).reshape(64, 4).sum(axis=1)
+    assert counts[:20].sum() == 0 < counts[-1]
+
+
+def test_a_search_uses_uneven_counts_where_they_are_better(rng):
+    W = (rng.standard_normal((64, 64)) * np.geomspace(0.02, 2, 64)[:, None]).astype(np.float32)
+    settings = {"n_atoms": 16, "piece": 16}
+    even = Dictionary(n_nonzero_coefs=3, **settings).compress(W)
+    found = Dictionary(ratio=W.nbytes / even.nbytes, **settings).compress(W)
+    assert found.count_bits > 0
+    assert found.nbytes <= even.nbytes
+    assert found.error(W) < 0.7 * even.error(W)
+    found = Dictionary(max_error=even.error(W), **settings).compress(W)
+    assert found.error(W) <= even.error(W)
+    assert found.nbytes < 0.8 * even.nbytes
+
+
+def test_weights_without_importance_are_free(rng):
+    atoms = rng.standard_normal((4, 16))
+    W = (rng.standard_normal((80, 1)) * atoms[rng.integers(4, size=80)]).astype(np.float32)
+    importance = np.ones(W.shape)
+    hidden = rng.random(W.shape) < 0.05
+    importance[hidden] = 0
+    spoiled = np.where(hidden, W + rng.standard_normal(W.shape), W).astype(np.float32)
+    metric = Diagonal(importance)
+    settings = Dictionary(n_nonzero_coefs=1, n_atoms=8, value_dtype=None)
+    weighted = settings.compress(spoiled, importance=importance).error(spoiled, metric=metric)
+    assert weighted < 0.8 * settings.compress(spoiled).error(spoiled, metric=metric)
+
+
+def test_importance_of_pieces_is_exact(rng):
+    """The same as a matrix whose pieces are longer by its root."""
+    W = rng.standard_normal((60, 16))
+    weights = rng.random((60, 1)) + 0.1
+    importance = np.broadcast_to(weights, W.shape)
+    settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, value_dtype=None)
+    weighted = settings.compress(W, importance=importance)
+    scaled = settings.compress(np.sqrt(weights) * W)
+    error = weighted.error(W, metric=Diagonal(importance))
+    assert error <= scaled.error(np.sqrt(weights) * W) * 1.001
+
+
+@pytest.mark.parametrize("piece", [8, 16])
+def test_a_covariance_of_few_directions_leaves_the_others_free(rng, piece):
+    W = rng.standard_normal((50, 16)).astype(np.float32)
+    x = rng.standard_normal((3, 16))
+    metric = Covariance(x.T @ x)
+    settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=piece, value_dtype="float32")
+    weighted = settings.compress(W, input_covariance=x.T @ x).error(W, metric=metric)
+    assert weighted < 0.5 * settings.compress(W).error(W, metric=metric)
+
+
+def test_values_are_least_squares_for_the_atoms_as_stored(rng):
+    W = rng.standard_normal((40, 32)).astype(np.float16)
+    factors = Dictionary(n_nonzero_coefs=3, n_atoms=16, piece=16).compress(W)
+    codes = omp(W.reshape(-1, 16), factors.dictionary, n_nonzero_coefs=3, selection="ols")
+    np.testing.assert_array_equal(factors.values, codes.data.astype(np.float16))
+
+
+def test_default_pieces_and_atoms():
+    def of(shape):
+        W = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        return Dictionary(n_nonzero_coefs=1, max_iter=1).compress(W).dictionary.shape
+
+    assert of((300, 784)) == (256, 56)
+    assert of((20, 256)) == (8, 64)
+    assert of((40, 17)) == (4, 17)
+    assert of((40, 131)) == (4, 131)
+
+
+def test_what_does_not_fit_is_named(rng):
+    W = rng.standard_normal((4, 10)).astype(np.float32)
+    with pytest.raises(ValueError, match="piece must divide the columns of W, 10, got 3"):
+        Dictionary(n_nonzero_coefs=1, piece=3).compress(W)
+    with pytest.raises(ValueError, match="W must not be empty"):
+        Dictionary(n_nonzero_coefs=1).compress(W[:0])
+    with pytest.raises(ValueError, match="value_dtype must hold values up to"):
+        Dictionary(n_nonzero_coefs=1).compress(1e6 * W)
+    for name in ("piece", "n_atoms", "max_iter", "selection", "init", "value_dtype"):
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            Dictionary(n_nonzero_coefs=1, **{name: -1})
+
+
+def test_atoms_and_counts_that_do_not_exist_are_refused(rng):
+    W = rng.standard_normal((10, 16)).astype(np.float32)
+    factors = Dictionary(piece_error=0.4, n_atoms=5, piece=8).compress(W)
+    tensors, config = factors.tensors(), factors.config()
+    for name in ("indices", "counts"):
+        full = np.full_like(tensors[name], 255)
+        with pytest.raises(CorruptDataError):
+            DictionaryFactors.from_tensors(
+                tensors | {name: full}, config, factors.shape, factors.dtype
+            )

@@ -17,6 +17,7 @@ import numpy as np
 from . import _checks
 from ._checks import Array
 from .container import CODES, Header, Place, cooked, dtype_of, read_header
+from .deep_compression.network import ENTRY, MAGIC
 from .errors import CorruptDataError
 from .store_index import read_index
 
@@ -134,6 +135,16 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
         return False
     entries, _ = read_index(header.index, header.places)
     return any(entry.kind != "plain" for entry in entries.values())
+
+
+def is_coded_network(path: str | os.PathLike[str]) -> bool:
+    """Whether this is what `deep_compression.CodedNetwork.save` wrote."""
+    if os.path.isdir(path) or Path(path).suffix in (".npz", ".json"):
+        return False
+    places = _header(os.fspath(path)).places
+    if list(places) != [ENTRY] or places[ENTRY].code != "U8":
+        return False
+    return open_checkpoint(path)[ENTRY].ravel()[: len(MAGIC)].tobytes() == MAGIC
 
 
 class _File(Protocol):

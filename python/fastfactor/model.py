@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from . import _checks
-from .checkpoint import Stored, open_checkpoint
+from ._checks import Array
+from .checkpoint import Stored, is_coded_network, open_checkpoint
+from .deep_compression import CodedLayer, CodedNetwork
 from .methods.base import Factors
 from .model_job import Job
 from .recipe import KEEP, read_recipe
 from .report import Report, TensorRow
-from .store import Entry, Store, Writer, open_store
+from .store import Entry, Store, Writer, open_store, save
 from .store_index import Path
 from .store_writer import left_behind
 
@@ -135,7 +137,8 @@ def decompress_file(
     Parameters
     ----------
     source : path
-        What :func:`compress_file` wrote.
+        What :func:`compress_file`, :func:`fastfactor.store.save` or a Deep Compression network's
+        ``save`` wrote.
     target : path
         A safetensors file of plain tensors; one that is there is replaced when the new one is
         whole.
@@ -180,6 +183,8 @@ def decompress_file(
     start = time.perf_counter()
     _checks.threads(n_threads)
     _check_target(target, (os.fspath(source),))
+    if is_coded_network(source):
+        return _decompress_network(source, target, start)
     with open_store(source) as store:
         entries = {name: store.info(name) for name in store}
         metadata, file_bytes = store.metadata, store.file_nbytes
@@ -242,6 +247,42 @@ def _compress(job: Job, target: Path, resume: bool, progress: Progress | None) -
         for entry, store in _entries(target, earlier):
             rows[entry.name] = job.done_before(entry, store[entry.name])
     return [rows[name] for name in tensors]
+
+
+def _decompress_network(source: Path, target: Path, start: float) -> Report:
+    """The layers and plain tensors of Deep Compression; these networks are small."""
+    network = CodedNetwork.load(source)
+    values: dict[str, CodedLayer | Array] = {**network.layers, **network.plain}
+    rows = []
+    dense: dict[str, Array] = {}
+    for name, value in values.items():
+        plain = not isinstance(value, CodedLayer)
+        dense[name] = value.to_dense() if isinstance(value, CodedLayer) else value
+        rows.append(
+            TensorRow(
+                name=name,
+                shape=dense[name].shape,
+                dtype=dense[name].dtype.name,
+                method=KEEP if plain else "deep_compression",
+                settings={},
+                reason="plain" if plain else "",
+                bytes_before=value.nbytes,
+                bytes_after=dense[name].nbytes,
+                relative_error=None,
+                seconds=None,
+            )
+        )
+    save(target, dense)
+    return Report(
+        task="decompress",
+        source=os.fspath(source),
+        target=os.fspath(target),
+        rows=tuple(rows),
+        file_bytes_before=os.path.getsize(source),
+        file_bytes_after=os.path.getsize(target),
+        seconds=time.perf_counter() - start,
+        dry_run=False,
+    )
 
 
 def _entries(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Store]]:

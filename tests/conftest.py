@@ -45,6 +45,6 @@ def as_memmap(tmp_path):
 
 def pytest_generate_tests(metafunc):
     """`method` in a class that inherits contract.MethodContract: each of its METHODS."""
-    methods = getattr(metafunc.cls, "METHODS", ())
-    if "method" in metafunc.fixturenames:
+    methods = getattr(metafunc.cls, "METHODS", None)
+    if methods is not None and "method" in metafunc.fixturenames:
         metafunc.parametrize("method", methods, ids=repr)

@@ -194,38 +194,6 @@ def test_inputs_are_left_alone(dense):
         np.testing.assert_array_equal(array, copy)
 
 
-def test_learned_dictionary_is_the_least_squares_one():
-    signals = np.random.default_rng(1).standard_normal((500, 12)).astype(np.float32)
-    settings = demo.DictionarySettings(grid=(3, 4), patch=(3, 4), n_atoms=24, n_rounds=4)
-    codes, dictionary = demo.learn_dictionary(signals, settings, random_state=0, n_threads=1)
-    dense_codes = codes.to_dense().astype(float)
-    residual = signals - dense_codes @ dictionary
-    # At the optimum the residual is orthogonal to the codes; and it is below what omp was asked.
-    np.testing.assert_allclose(dense_codes.T @ residual, 0, atol=1e-4)
-    assert np.mean(residual**2) <= settings.tolerance * np.mean(signals**2)
-
-
-def test_more_rounds_need_no_more_nonzeros():
-    signals = np.random.default_rng(2).standard_normal((2000, 16)).astype(np.float32)
-    nonzeros = []
-    for n_rounds in (1, 10):
-        settings = demo.DictionarySettings((4, 4), (4, 4), n_atoms=64, n_rounds=n_rounds)
-        codes, _ = demo.learn_dictionary(signals, settings, random_state=0, n_threads=1)
-        nonzeros.append(len(codes.data))
-    assert nonzeros[1] < nonzeros[0]
-
-
-def test_an_unused_atom_is_replaced():
-    # Two directions and 4 atoms: a round leaves atoms unused, and none may stay zero.
-    generator = np.random.default_rng(3)
-    signals = np.repeat(np.eye(4, dtype=np.float32)[:2], 50, axis=0)
-    signals *= generator.uniform(1, 2, (100, 1)).astype(np.float32)
-    settings = demo.DictionarySettings((2, 2), (2, 2), n_atoms=4, tolerance=0.01, n_rounds=3)
-    codes, dictionary = demo.learn_dictionary(signals, settings, random_state=0, n_threads=1)
-    assert np.linalg.norm(dictionary, axis=1).min() > 0
-    np.testing.assert_allclose(codes.to_dense() @ dictionary, signals, atol=0.2)
-
-
 def test_side_by_side_puts_the_pieces_of_a_row_in_one_row():
     generator = np.random.default_rng(4)
     flat = np.where(generator.random((6 * 5, 7)) < 0.3, generator.standard_normal((30, 7)), 0)
@@ -322,6 +290,6 @@ def forward(weights, biases, x):
 
 
 def test_the_demonstration_uses_the_public_functions_only():
-    for name in ("CSR", "kmeans", "omp", "spmm"):
+    for name in ("CSR", "kmeans", "learn_dictionary"):
         assert name in fastfactor.__all__
         assert getattr(demo, name) is getattr(fastfactor, name)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import CSR, kmeans, omp, spmm
+from . import CSR, kmeans, learn_dictionary
 from .demo_layers import (
     Array,
     CodebookLayer,
@@ -154,14 +154,23 @@ def by_dictionary(
     random_state: int = 0,
     n_threads: int | None = None,
 ) -> Network:
-    """A learned dictionary a layer: sparse codes (`omp`) times few atoms."""
+    """A learned dictionary a layer: sparse codes times few atoms (`learn_dictionary`)."""
 
     def compress(weight: Array, chosen: DictionarySettings) -> Layer:
         pieces = cut(weight.T, chosen.grid, chosen.patch)
         n_features, n_pieces, _ = pieces.shape
         signals = pieces.transpose(2, 1, 0).reshape(-1, n_features)
-        codes, dictionary = learn_dictionary(signals, chosen, random_state, n_threads)
-        return DictionaryLayer(side_by_side(codes, n_pieces), dictionary, chosen.grid, chosen.patch)
+        energy = np.einsum("ij,ij->i", signals, signals)
+        learned = learn_dictionary(
+            signals,
+            chosen.n_atoms,
+            tol=chosen.tolerance * float(energy.mean()),
+            max_iter=chosen.n_rounds,
+            random_state=random_state,
+            n_threads=n_threads,
+        )
+        codes = side_by_side(learned.codes, n_pieces)
+        return DictionaryLayer(codes, learned.dictionary, chosen.grid, chosen.patch)
 
     return _each_layer(dense, compress, settings)
 
@@ -201,34 +210,6 @@ def by_pruning(dense: Network, settings: Sequence[float | None] = PRUNING) -> Ne
         return PrunedLayer(CSR.from_dense(np.where(kept, weight, np.float32(0))))
 
     return _each_layer(dense, compress, settings)
-
-
-def learn_dictionary(
-    signals: Array, settings: DictionarySettings, random_state: int, n_threads: int | None
-) -> tuple[CSR, Array]:
-    """codes (n_signals, n_atoms) and dictionary with codes · dictionary ≈ signals.
-
-    Alternates `omp` with the least-squares dictionary for its codes (method of optimal directions,
-    Engan, Aase, Husøy 1999). An atom that no signal uses becomes the signal that is coded worst.
-    """
-    energy = np.einsum("ij,ij->i", signals, signals)
-    tolerance = settings.tolerance * float(energy.mean())
-    worth_coding = np.flatnonzero(energy > tolerance)
-    generator = np.random.default_rng(random_state)
-    dictionary = signals[generator.choice(worth_coding, settings.n_atoms, replace=False)]
-    for _ in range(settings.n_rounds):
-        dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
-        codes = omp(signals, dictionary, tol=tolerance, n_threads=n_threads)
-        # CᵀC · dictionary = CᵀX: n_atoms equations, in float64, instead of n_signals.
-        dense_codes = codes.to_dense().astype(np.float64)
-        normal, target = dense_codes.T @ dense_codes, dense_codes.T @ signals
-        dictionary = np.linalg.lstsq(normal, target, rcond=None)[0].astype(np.float32)
-        unused = np.flatnonzero(np.bincount(codes.indices, minlength=settings.n_atoms) == 0)
-        if len(unused):
-            residual = signals - spmm(codes, dictionary, n_threads=n_threads)
-            worst = np.argsort(-np.einsum("ij,ij->i", residual, residual), kind="stable")
-            dictionary[unused] = signals[worst[: len(unused)]]
-    return codes, dictionary
 
 
 def side_by_side(codes: CSR, n_pieces: int) -> CSR:

@@ -38,3 +38,14 @@ def test_command_line_is_there_without_the_table_and_the_files():
     added = imported_by("fastfactor.cli")
     assert "typer" in added
     assert "safetensors" not in added
+
+
+def test_methods_and_files_are_imported_when_they_are_asked_for():
+    code = """
+import sys, fastfactor
+assert not [name for name in sys.modules if name in ("fastfactor.methods", "fastfactor.store")]
+for name in fastfactor.__all__:
+    getattr(fastfactor, name)
+assert "fastfactor.methods" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -7,15 +7,15 @@ the factors without building W (:func:`spmm`, :func:`codebook_matmul`) or code t
 matrix, :func:`compress_file` for a whole model.
 """
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 from .clustering import KMeansResult, assign, kmeans
 from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
-from .comparison import compare_files
 from .config import show_config
 from .dictionary_learning import DictionaryResult, learn_dictionary
 from .errors import CorruptDataError
-from .model import compress_file, decompress_file
 from .packing import PackedCodes
 from .products import codebook_matmul, codebook_rows, sparse_codebook_matmul, spmm
 from .scalar_clustering import kmeans1d
@@ -23,6 +23,10 @@ from .selection import n_m_mask, prune_mask, threshold_for
 from .sparse import CSR
 from .sparse_codes import SparseCodes
 from .sparse_coding import omp
+
+if TYPE_CHECKING:
+    from .comparison import compare_files
+    from .model import compress_file, decompress_file
 
 __all__ = [
     "CSR",
@@ -54,3 +58,16 @@ __all__ = [
     "spmm",
     "threshold_for",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Whole files stand on all methods and formats, which would triple the time of an import."""
+    if name == "compare_files":
+        from .comparison import compare_files
+
+        return compare_files
+    if name in ("compress_file", "decompress_file"):
+        from . import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

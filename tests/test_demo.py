@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 DATA = resources.files("fastfactor") / "data"
 RESULTS = Path(__file__).parents[1] / "bench/results"
 NAMES = [demo.DENSE, *demo.FORMS]
-# Of all that is compressed, what more than one of several threads could change.
+# Fast ones, a kernel each.
 FEW_THREADS = ("dictionary", "codebook, vectors", "pruned + codebook", "deep compression")
 
 
@@ -33,7 +33,8 @@ def dense():
 def ran(tmp_path_factory):
     """What the demonstration reports, and the files that it wrote, by form."""
     folder, paths = tmp_path_factory.mktemp("demo"), {}
-    save, steps = Network.save, []
+    steps = []
+    save = Network.save
 
     def save_twice(network, path):
         save(network, path)

@@ -59,7 +59,7 @@ def main() -> None:
             flush=True,
         )
         lines.append(line)
-    args.json.write_text(json.dumps(lines, indent=1) + "\n")
+    args.json.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
 
 
 def tried() -> Iterator[tuple[str, tuple[Any, Any, Any]]]:

@@ -152,17 +152,15 @@ def _print_table(rows: list[Row]) -> None:
     if not console.is_terminal:
         console = Console(width=100, highlight=False)
     console.print(table)
-    different = [row.method for row in rows if not row.same_as_held]
+    different = ", ".join(row.method for row in rows if not row.same_as_held)
+    if different:
+        files = f"From the file other digits are read than before it was written: {different}."
+    else:
+        files = "From its file every form reads the digits that it read before it was written."
     console.print(
         "Bytes of the file and of the tensors in it; ratio of files; error: ‖W − Ŵ‖² / ‖W‖².\n"
         f"Each form runs as its file holds it: ms for all {n_digits} digits and for one, best of\n"
-        "several; s to compress. Nothing is retrained.\n"
-        + (
-            f"From the file other digits are read than before it was written: {', '.join(different)}."
-            if different
-            else "From its file every form reads the digits that it read before it was written."
-        )
-        + "\n\nW ≈ B ∘ C, where"
+        f"several; s to compress. Nothing is retrained.\n{files}\n\nW ≈ B ∘ C, where"
     )
     width = max(len(row.method) for row in rows)
     for row in rows:

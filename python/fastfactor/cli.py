@@ -126,10 +126,14 @@ def _print_table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=100, highlight=False)
     n_digits = f"{rows[0].n_digits:,}"
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=0,
+        padding=(0, int(console.width >= 90), 0, 0),  # all of it fits into 80 columns
+        pad_edge=False,
         show_edge=False,
         title=f"LeNet-300-100 on {n_digits} MNIST test digits",
     )
@@ -148,19 +152,16 @@ def _print_table(rows: list[Row]) -> None:
             f"{1e3 * row.seconds_single:.3f}",
             f"{row.seconds_compress:.2f}",
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=100, highlight=False)
     console.print(table)
     different = ", ".join(row.method for row in rows if not row.same_as_held)
+    files = "From their files all read the same digits as before they were written."
     if different:
-        files = f"From the file other digits are read than before it was written: {different}."
-    else:
-        files = "From its file every form reads the digits that it read before it was written."
+        files = f"From its file this reads other digits than before it was written: {different}."
     console.print(
-        "Bytes of the file and of the tensors in it; ratio of files; error: ‖W − Ŵ‖² / ‖W‖².\n"
-        f"Each form runs as its file holds it: ms for all {n_digits} digits and for one, best of\n"
-        f"several; s to compress. Nothing is retrained.\n{files}\n\nW ≈ B ∘ C, where"
+        "\nBytes of the file and of the tensors in it, ratio of files, ‖W − Ŵ‖² / ‖W‖²,\n"
+        f"digits right before and after, ms for all {n_digits} and for one (best of several),\n"
+        f"s to compress. Nothing is retrained; each form runs as its file holds it.\n{files}"
+        "\n\nW ≈ B ∘ C, where"
     )
     width = max(len(row.method) for row in rows)
     for row in rows:

@@ -29,7 +29,7 @@ class Form:
     Attributes
     ----------
     lesson : str
-        What B and C of ``W ≈ B ∘ C`` are, in less than 60 characters.
+        What B and C of ``W ≈ B ∘ C`` are for the first layer, in 57 characters at most.
     layers : tuple
         Settings of each layer; None leaves it dense.
     """
@@ -43,11 +43,11 @@ class Form:
 # which cannot. The last layer, 0.4 % of the weights, stays dense where it has too few.
 FORMS = {
     "low rank": Form(
-        "B is tall, C is wide: what the largest singular values span",
+        "B is tall, C wide: what the largest singular values span",
         (LowRank(rank=40), LowRank(rank=10), None),
     ),
     "dictionary": Form(
-        "B says which few atoms add up to a piece of a row; C is the atoms",
+        "B says which few of C's atoms add up to a piece of a row",
         # A piece of the first layer is two rows of pixels.
         (
             Dictionary(piece_error=0.3, piece=56, n_atoms=32),
@@ -56,15 +56,15 @@ FORMS = {
         ),
     ),
     "codebook, 4 bits": Form(
-        "B is a code of 4 bits for each weight, C the 16 values they mean",
+        "B is a code of 4 bits a weight, C the 16 values they mean",
         (Codebook(n_bits=4), Codebook(n_bits=4), Codebook(n_bits=4)),
     ),
     "codebook, vectors": Form(
-        "B is a code for 8 weights at once, C a table of 256 vectors",
+        "B is a code for 8 weights at once, C 256 vectors of 8",
         (Codebook(n_bits=8, vector_dim=8), Codebook(n_bits=6, vector_dim=4), None),
     ),
     "sum of codebooks": Form(
-        "B is two codes for 8 weights; their vectors in C are added",
+        "B is two codes for 8 weights, C the vectors they add up",
         (
             Codebook(n_bits=4, vector_dim=8, n_codebooks=2),
             Codebook(n_bits=5, vector_dim=4, n_codebooks=2),
@@ -72,7 +72,7 @@ FORMS = {
         ),
     ),
     "entropy coded": Form(
-        "B is levels, the likely ones in fewer bits; C turns the axes",
+        "B is levels, likely ones in fewer bits; C turns the axes",
         (EntropyCoded(bits_per_weight=0.75), EntropyCoded(bits_per_weight=1), None),
     ),
     "pruned": Form(
@@ -92,11 +92,11 @@ FORMS = {
         ),
     ),
     "simhash": Form(
-        "B is random, from a seed; C is the signs of W's projections on it",
+        "B is random, from a seed; C is signs of W's projections",
         (Simhash(n_hashes=1024), Simhash(n_hashes=512), None),
     ),
     "block projection": Form(
-        "C maps inputs to fewer, block by block; B multiplies those",
+        "C makes inputs fewer, block by block; B multiplies those",
         (
             BlockProjection(factor=6, block_in=28, block_out=1, learned=True),
             BlockProjection(factor=2, block_in=50, block_out=1, learned=True),
@@ -108,7 +108,7 @@ FORMS = {
         (BlockDiagonal(n_blocks=2), None, None),
     ),
     "mixed blocks": Form(
-        "B mixes for each place the few blocks in C that all places share",
+        "C is a few blocks; B mixes them for each place in W",
         (MixedBlock(rank=5, block_shape=(1, 28)), MixedBlock(rank=30, block_shape=(1, 100)), None),
     ),
 }

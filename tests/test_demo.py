@@ -43,7 +43,7 @@ def ran(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Network, "save", save_twice)
-        rows = demo.run_demo(2, progress=lambda *step: steps.append(step))
+        rows = demo.run_demo(1, progress=lambda *step: steps.append(step))
     assert steps == [(name, at, len(NAMES)) for at, name in enumerate([*NAMES, ""])]
     return {row.method: row for row in rows}, paths
 

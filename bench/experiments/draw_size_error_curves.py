@@ -37,6 +37,7 @@ STYLES = {  # name: color, dashes, mark
     "BlockDiagonal": ("#c4b08b", "-", "x"),
     "MixedBlock": ("#7a6034", "-", "x"),
 }
+OTHERS = ("#e0559f", "-", "*")
 FEWEST_BITS, MOST_BITS, LEAST_ERROR = 0.25, 16, 0.003
 
 
@@ -68,13 +69,15 @@ def main() -> None:
 def draw(panel: Axes, matrix: str, lines: list[dict[str, Any]]) -> None:
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in STYLES}
     for line in lines:
-        # A file may hold methods that this has no style for: a KeyError names them.
-        of_method = points[family(line["method"])]
+        of_method = points.setdefault(family(line["method"]), [])
         for nbytes, error in zip(line["bytes"], line["error"], strict=True):
             if nbytes:
                 of_method.append((8 * nbytes / line["n_weights"], error))
-    for name, (color, dashes, mark) in STYLES.items():
-        bits, errors = envelope(points[name])
+    for name, found in points.items():
+        if not found:
+            continue
+        color, dashes, mark = STYLES.get(name, OTHERS)
+        bits, errors = envelope(found)
         panel.plot(
             bits,
             errors,

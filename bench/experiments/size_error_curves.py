@@ -36,8 +36,12 @@ from machine import describe  # noqa: E402
 MATRICES = ("lenet fc1", "wordllama, 4,096 rows", "wordllama")
 RATIOS = (64, 32, 16, 8, 4, 2)
 SLICE_ROWS = 4_096
-# Ratios between the sizes that whole bits give would find the same points again.
-LEVELS: dict[str, tuple[str, tuple[int, ...]]] = {"Codebook": ("n_bits", (1, 2, 3, 4, 6, 8))}
+# By their own parameters: ratios would find sizes of whole bits twice, and search for the others.
+LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "Codebook": ("n_bits", (1, 2, 3, 4, 6, 8)),
+    "Dictionary": ("piece_error", (0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02)),
+    "EntropyCoded": ("bits_per_weight", (0.5, 1, 1.5, 2, 3, 4)),
+}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "BlockDiagonal": [{"permute": False}],
     "BlockProjection": [

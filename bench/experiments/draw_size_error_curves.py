@@ -38,6 +38,7 @@ STYLES = {  # name: color, dashes, mark
     "MixedBlock": ("#7a6034", "-", "x"),
 }
 OTHERS = ("#e0559f", "-", "*")
+SAME_SIZE = 1.04
 FEWEST_BITS, MOST_BITS, LEAST_ERROR = 0.25, 16, 0.003
 
 
@@ -117,11 +118,14 @@ def family(method: str) -> str:
 
 
 def envelope(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Those points that have less error than every smaller one."""
+    """Points that have less error than every smaller one; of about the same size, the best."""
     best: list[tuple[float, float]] = []
     for bits, error in sorted(points):
-        if not best or error < best[-1][1]:
-            best.append((bits, error))
+        if best and error >= best[-1][1]:
+            continue
+        if best and bits < SAME_SIZE * best[-1][0]:
+            best.pop()
+        best.append((bits, error))
     return [bits for bits, _ in best], [error for _, error in best]
 
 

@@ -31,7 +31,7 @@ def test_fastfactor_imports_numpy_and_nothing_heavier():
 
 
 def test_demo_needs_no_command_line():
-    assert imported_by("fastfactor.demo") == ["fastfactor", "numpy"]
+    assert not {"typer", "rich", "safetensors"} & set(imported_by("fastfactor.demo"))
 
 
 def test_command_line_is_there_without_the_table_and_the_files():

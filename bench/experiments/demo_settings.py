@@ -1,21 +1,36 @@
-"""Settings for `fastfactor demo`: bytes, error and digits right for each method, over three seeds.
+"""Settings for `fastfactor demo`: bytes, error and digits right for each form, and what is near.
 
     python bench/experiments/demo_settings.py
 
-Each line changes one thing against the settings of the demonstration. The digits are the packaged
-ones, so that a difference of two or three digits means nothing: the seeds show how much they move.
+Each form's first line is the demonstration's own settings; the others are near by, so that what
+more or less would do can be seen. Forms that draw random numbers are tried with three
+seeds. The digits are the packaged thousand, which say little about small differences: 3 digits are
+one standard deviation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from fastfactor import demo
-from fastfactor.demo import CodebookSettings, DictionarySettings
+from fastfactor.deep_compression import DeepCompression
+from fastfactor.methods import (
+    BlockDiagonal,
+    BlockProjection,
+    Codebook,
+    Dictionary,
+    EntropyCoded,
+    LowRank,
+    MixedBlock,
+    Prune,
+    PruneCodebook,
+    Simhash,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
@@ -28,53 +43,140 @@ def main() -> None:
     dense = demo.load_model()
     digits, labels = demo.load_digits()
     lines = []
-    for name, compress, seeds in variants():
-        networks = [
-            compress(dense, random_state=seed) if seeds else compress(dense)
-            for seed in (SEEDS if seeds else SEEDS[:1])
-        ]
+    for form, layers in tried():
+        networks = [dense.compress(seeded) for seeded in with_seeds(layers)]
         line = {
-            "variant": name,
-            "bytes": [network.nbytes for network in networks],
+            "form": form,
+            "layers": [said(settings) for settings in layers],
+            "chosen": layers == demo.FORMS[form].layers,
+            "bytes": [sum(layer.nbytes for layer in n.layers) for n in networks],
             "relative_error": [round(demo.relative_error(dense, n), 4) for n in networks],
-            "right": [demo.count_right(n, digits, labels) for n in networks],
+            "right": [int((demo.read_digits(n, digits) == labels).sum()) for n in networks],
         }
-        print(f"{name:40} {line['bytes']} {line['relative_error']} {line['right']}", flush=True)
-        lines.append(line)
-    args.json.write_text(json.dumps(lines, indent=2) + "\n")
-
-
-def variants():
-    """(name, method with its settings, whether it draws random numbers)."""
-    first, second, _ = demo.DICTIONARY
-    for patch in ((2, 2), (4, 4), (7, 7), (14, 14), (28, 28)):
-        for tolerance in (0.15, 0.25):
-            changed = replace(first, patch=patch, tolerance=tolerance)
-            yield dictionary(f"first layer {patch}, tolerance {tolerance}", changed, second)
-    for n_atoms in (32, 128, 256):
-        yield dictionary(f"first layer {n_atoms} atoms", replace(first, n_atoms=n_atoms), second)
-    for size in (10, 20, 50, 300):
-        changed = replace(second, patch=(1, size))
-        yield dictionary(f"second layer pieces of {size}", first, changed)
-    for n_rounds in (1, 3, 30):
-        yield dictionary(
-            f"{n_rounds} rounds",
-            replace(first, n_rounds=n_rounds),
-            replace(second, n_rounds=n_rounds),
+        print(
+            f"{form:18} {'* ' if line['chosen'] else '  '}{' | '.join(line['layers']):110} "
+            f"{line['bytes']} {line['relative_error']} {line['right']}",
+            flush=True,
         )
-    last = CodebookSettings(16)
-    for n_clusters, block_size in ((16, 1), (16, 2), (256, 1), (256, 2), (256, 4)):
-        one = CodebookSettings(n_clusters, block_size)
-        name = f"codebook {n_clusters} × {block_size}"
-        yield name, partial(demo.by_codebook, settings=(one, one, last)), True
-    for sparsity in (0.8, 0.85, 0.9, 0.95):
-        settings = (sparsity, sparsity, None)
-        yield f"pruning {sparsity:.0%}", partial(demo.by_pruning, settings=settings), False
+        lines.append(line)
+    args.json.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
 
 
-def dictionary(name: str, first: DictionarySettings, second: DictionarySettings):
-    settings = (first, second, None)
-    return f"dictionary, {name}", partial(demo.by_dictionary, settings=settings), True
+def tried() -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
+    """(form, settings of its layers), the demonstration's own first."""
+    for name, form in demo.FORMS.items():
+        yield name, form.layers
+        for first, second in NEAR[name]:
+            yield name, (first, second, form.layers[2])
+
+
+def with_seeds(layers: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    if not any("random_state" in names(settings) for settings in layers):
+        yield layers
+        return
+    for seed in SEEDS:
+        yield tuple(
+            replace(s, random_state=seed) if "random_state" in names(s) else s for s in layers
+        )
+
+
+def names(settings: Any) -> list[str]:
+    return [] if settings is None else [field.name for field in fields(settings)]
+
+
+def said(settings: Any) -> str:
+    """Settings as they would be written: those that are not the default."""
+    if settings is None:
+        return "dense"
+    given = (
+        f"{field.name}={getattr(settings, field.name)!r}"
+        for field in fields(settings)
+        if getattr(settings, field.name) != field.default
+    )
+    return f"{type(settings).__name__}({', '.join(given)})"
+
+
+def dictionaries(
+    piece_error: float = 0.3, piece: int = 56, n_atoms: int | None = 32, **others: Any
+) -> tuple[Dictionary, Dictionary]:
+    return (
+        Dictionary(piece_error=piece_error, piece=piece, n_atoms=n_atoms, **others),
+        Dictionary(piece_error=piece_error, piece=50, n_atoms=32, **others),
+    )
+
+
+def both(settings: Any) -> tuple[Any, Any]:
+    return settings, settings
+
+
+# Settings of the first two layers, from less to more.
+NEAR = {
+    "low rank": [
+        (LowRank(rank=first), LowRank(rank=second))
+        for first, second in ((30, 10), (35, 10), (50, 10), (40, 5), (40, 20))
+    ],
+    "dictionary": [
+        dictionaries(piece_error=0.4),
+        dictionaries(piece_error=0.2),
+        *(dictionaries(piece=piece) for piece in (28, 98, 196)),
+        *(dictionaries(n_atoms=n_atoms) for n_atoms in (16, 64, 128, None)),
+        dictionaries(max_iter=5),
+    ],
+    "codebook, 4 bits": [both(Codebook(n_bits=n_bits)) for n_bits in (1, 2, 3, 5)],
+    "codebook, vectors": [
+        (Codebook(n_bits=8, vector_dim=dim), Codebook(n_bits=n_bits, vector_dim=4))
+        for dim, n_bits in ((2, 6), (4, 6), (8, 5), (8, 8))
+    ],
+    "sum of codebooks": [
+        (
+            Codebook(n_bits=n_bits, vector_dim=8, n_codebooks=n_codebooks),
+            Codebook(n_bits=5, vector_dim=4, n_codebooks=2),
+        )
+        for n_bits, n_codebooks in ((5, 2), (6, 2), (8, 2), (4, 3))
+    ],
+    "entropy coded": [
+        (EntropyCoded(bits_per_weight=first), EntropyCoded(bits_per_weight=second))
+        for first, second in ((0.5, 1), (1, 1.5), (2, 2))
+    ],
+    "pruned": [both(Prune(sparsity=share)) for share in (0.8, 0.9, 0.95)],
+    "pruned + codebook": [
+        both(PruneCodebook(sparsity=share, n_bits=n_bits))
+        for share, n_bits in ((0.8, 4), (0.9, 4), (0.85, 3), (0.85, 5))
+    ],
+    "deep compression": [
+        both(DeepCompression(sparsity=share, n_bits=n_bits))
+        for share, n_bits in ((0.8, 4), (0.9, 4), (0.85, 3), (0.85, 5))
+    ],
+    "simhash": [
+        (Simhash(n_hashes=first, axis=axis), Simhash(n_hashes=second, axis=axis))
+        for first, second, axis in ((512, 512, 0), (768, 512, 0), (2048, 512, 0), (1024, 512, 1))
+    ],
+    "block projection": [
+        (
+            BlockProjection(factor=factor, block_in=block_in, block_out=block_out, learned=True),
+            BlockProjection(factor=2, block_in=50, block_out=1, learned=True),
+        )
+        for factor, block_in, block_out in (
+            *((4, 28, 1), (5, 28, 1), (7, 28, 1), (9, 28, 1)),
+            *((14, 56, 1), (14, 112, 1), (2, 56, 100)),
+        )
+    ],
+    "block diagonal": [
+        (BlockDiagonal(n_blocks=n_blocks, permute=permute), None)
+        for n_blocks, permute in ((2, False), (3, True), (4, True))
+    ],
+    "mixed blocks": [
+        *(
+            (
+                MixedBlock(rank=rank, block_shape=(1, 28)),
+                MixedBlock(rank=30, block_shape=(1, 100)),
+            )
+            for rank in (3, 4, 6)
+        ),
+        (MixedBlock(rank=40), MixedBlock(rank=30, block_shape=(1, 100))),
+        (MixedBlock(rank=5, block_shape=(1, 28)), MixedBlock(rank=40)),
+    ],
+}
 
 
 if __name__ == "__main__":

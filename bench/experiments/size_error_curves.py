@@ -1,12 +1,15 @@
-"""Relative error of every method at ratios from 2 to 32, against the truncated SVD.
+"""Relative error of every method over sizes, against the truncated SVD.
 
     python bench/experiments/size_error_curves.py
+    python bench/experiments/draw_size_error_curves.py
 
 Two matrices: the first layer of the packaged LeNet-300-100 (300 × 784, float32) and the embedding
 table of the package wordllama (32,000 × 256, float16; `pip install --no-deps wordllama`). Methods
 are whatever fastfactor.methods exports, with their defaults and the variants below. The error is
 ‖W − Ŵ‖² / ‖W‖², the size what a file holds. Of the table 4,096 rows, evenly spread, go first; a
 method that would take too long for all rows has its curve on those only, and the SVD is on both.
+A curve goes from small sizes to large and ends where it has had its time: its further points are
+null, as those are that a form cannot have.
 """
 
 from __future__ import annotations
@@ -30,39 +33,66 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from machine import describe  # noqa: E402
 
-RATIOS = (2, 4, 8, 16, 32)
+MATRICES = ("lenet fc1", "wordllama, 4,096 rows", "wordllama")
+RATIOS = (64, 32, 16, 8, 4, 2)
 SLICE_ROWS = 4_096
+# By their own parameters: ratios would find sizes of whole bits twice, and search for the others.
+LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "Codebook": ("n_bits", (1, 2, 3, 4, 6, 8)),
+    "Dictionary": ("piece_error", (0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02)),
+    "EntropyCoded": ("bits_per_weight", (0.5, 1, 1.5, 2, 3, 4)),
+}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "Simhash": [{"axis": 1}],
-    "BlockProjection": [{"learned": True}, {"learned": True, "shared": False}],
     "BlockDiagonal": [{"permute": False}],
+    "BlockProjection": [
+        {"learned": True},
+        {"learned": True, "shared": False},
+        {"learned": True, "block_out": 1},
+    ],
+    "Codebook": [
+        {"scope": "row"},
+        *({"vector_dim": dim} for dim in (2, 4, 8)),
+        {"vector_dim": 4, "group_size": 4},
+        *({"vector_dim": dim, "n_codebooks": n} for dim, n in ((4, 2), (8, 2), (8, 4))),
+    ],
+    "Dictionary": [{"n_atoms": 32}, {"n_atoms": 64}, {"piece": 16}],
+    "MixedBlock": [{"block_shape": (1, 16)}],
+    "Prune": [{"scope": "row"}, {"scope": (1, 4)}],
+    "PruneCodebook": [{"n_bits": n_bits} for n_bits in (2, 3, 6)],
+    "Simhash": [{"axis": 1}],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/size_error_curves.json")
-    parser.add_argument("--limit", type=float, default=20, help="seconds that all rows may take")
+    parser.add_argument("--limit", type=float, default=60, help="seconds a curve may take")
     parser.add_argument("--only", nargs="*", help="methods to print, with nothing written")
+    parser.add_argument("--matrices", nargs="*", choices=MATRICES, default=MATRICES)
     args = parser.parse_args()
-    lenet = demo.load_model().layers[0].weight
+    lenet = demo.load_model().layers[0].to_dense()
     table = embedding()
     some = np.ascontiguousarray(table[:: len(table) // SLICE_ROWS][:SLICE_ROWS])
-    matrices = {"lenet fc1": lenet, "wordllama, 4,096 rows": some, "wordllama": table}
+    matrices = {
+        name: W
+        for name, W in zip(MATRICES, (lenet, some, table), strict=True)
+        if name in args.matrices
+    }
     lines = [svd_line(name, W) for name, W in matrices.items()]
     for line in lines:
         show(line)
     for method, settings in chosen(args.only):
         for name, W in matrices.items():
-            if name == "wordllama":
-                expected = sum(lines[-1]["seconds"]) * len(table) / len(some)
-                if expected > args.limit:
-                    continue
-            lines.append(curve(name, W, method, settings))
+            on_some = lines[-1] if lines[-1]["matrix"] == MATRICES[1] else {}
+            expected = sum(on_some.get("seconds", [])) * len(table) / len(some)
+            if name == MATRICES[2] and expected > args.limit:
+                continue
+            lines.append(curve(name, W, method, settings, args.limit))
             show(lines[-1])
             if args.only is None:  # after each, so that what was found outlasts a stop
-                result = {**describe(), "ratios": RATIOS, "curves": lines}
-                args.json.write_text(json.dumps(result, indent=1) + "\n")
+                head = json.dumps(describe(), indent=1).removesuffix("\n}")
+                curves = ",\n".join(map(json.dumps, lines))
+                args.json.write_text(f'{head},\n "curves": [\n{curves}\n]}}\n')
 
 
 def embedding() -> np.ndarray:
@@ -85,24 +115,30 @@ def chosen(only: list[str] | None) -> Iterator[tuple[type[methods.Method], dict[
 
 
 def curve(
-    name: str, W: np.ndarray, method: type[methods.Method], settings: dict[str, Any]
+    name: str, W: np.ndarray, method: type[methods.Method], settings: dict[str, Any], limit: float
 ) -> dict[str, Any]:
+    parameter, values = LEVELS.get(method.__name__, ("ratio", RATIOS))
     line: dict[str, Any] = {
         "matrix": name,
+        "n_weights": W.size,
         "method": method.__name__ + "".join(f", {k}={v}" for k, v in settings.items()),
+        parameter: values,
         "bytes": [],
         "error": [],
         "seconds": [],
     }
-    for ratio in RATIOS:
+    for value in values:
+        size = error = None
         begin = time.perf_counter()
-        try:
-            factors = method(ratio=ratio, **settings).compress(W)
-        except ValueError as refusal:  # a ratio that this form cannot have
-            line.setdefault("refused", {})[ratio] = str(refusal)
-            size, error = None, None
+        if sum(line["seconds"]) < limit:
+            try:
+                factors = method(**{parameter: value}, **settings).compress(W)
+            except ValueError as refusal:  # a size or setting that this form cannot have
+                line.setdefault("refused", {})[value] = str(refusal)
+            else:
+                size, error = factors.nbytes, float(f"{factors.error(W):.4g}")
         else:
-            size, error = factors.nbytes, float(f"{factors.error(W):.4g}")
+            line.setdefault("refused", {})[value] = f"more than {limit:g} s before it"
         line["seconds"].append(round(time.perf_counter() - begin, 3))
         line["bytes"].append(size)
         line["error"].append(error)
@@ -116,7 +152,9 @@ def svd_line(name: str, W: np.ndarray) -> dict[str, Any]:
     ranks = [int(W.nbytes / ratio) // each for ratio in RATIOS]
     return {
         "matrix": name,
+        "n_weights": W.size,
         "method": "truncated SVD",
+        "ratio": RATIOS,
         "bytes": [rank * each for rank in ranks],
         "error": [float(f"{energies[rank:].sum() / energies.sum():.4g}") for rank in ranks],
     }

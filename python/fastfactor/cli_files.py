@@ -80,7 +80,7 @@ def compress(
 
         need_matplotlib()
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
-    with _progress("compressing") as progress:
+    with progress_bar("compressing") as progress:
         report = compress_file(
             source,
             target,
@@ -92,7 +92,7 @@ def compress(
             n_threads=threads,
         )
     if figures is not None and not dry_run:
-        with _progress("drawing") as progress:
+        with progress_bar("drawing") as progress:
             save_figures(report, figures, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
 
@@ -108,7 +108,7 @@ def decompress(
     from .model import decompress_file
 
     check_reports(reports)
-    with _progress("decompressing") as progress:
+    with progress_bar("decompressing") as progress:
         report = decompress_file(source, target, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
 
@@ -141,7 +141,7 @@ def compare(
     from .comparison import compare_files
 
     check_reports(reports)
-    with _progress("comparing") as progress:
+    with progress_bar("comparing") as progress:
         found = compare_files(first, second, progress=progress, n_threads=threads)
     show(found.table(), as_json, reports)
     if max_error is not None and not found.largest_error <= max_error:
@@ -195,28 +195,8 @@ def check_reports(reports: list[Path] | None) -> None:
         check_report_path(path)
 
 
-def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:
-    rule: dict[str, Any] = {"method": method}
-    for setting in settings or []:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter(f"--set must be KEY=VALUE, got {setting!r}")
-        rule[key] = _value(text)
-    return {"default": rule, "skip": keep or []}
-
-
-def _value(text: str) -> Any:
-    """A value as TOML has it; what is none is a word."""
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 @contextmanager
-def _progress(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
+def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
     """A bar with the time left on standard error, where that is a terminal."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
@@ -238,3 +218,23 @@ def _progress(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
             bars.update(bar, completed=done, total=total, tensor=name)
 
         yield show
+
+
+def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:
+    rule: dict[str, Any] = {"method": method}
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"--set must be KEY=VALUE, got {setting!r}")
+        rule[key] = _value(text)
+    return {"default": rule, "skip": keep or []}
+
+
+def _value(text: str) -> Any:
+    """A value as TOML has it; what is none is a word."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

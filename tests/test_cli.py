@@ -246,7 +246,7 @@ def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
     other = ("--method", "codebook", "--set", "n_bits=3")
     refused = run("compress", str(model), str(target), *other, "--resume")
     assert refused.returncode == 1
-    assert "resume must go on with the recipe and source" in refused.stderr
+    assert "resume must go on with the source and settings" in refused.stderr
     result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
     seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}
@@ -280,9 +280,28 @@ def test_importance_reaches_the_method(model, tmp_path):
     fisher, target = tmp_path / "fisher.npz", tmp_path / "out.safetensors"
     np.savez(fisher, fc=np.ones((64, 128), np.float32))
     arguments = ["compress", model, target, *method, "--importance", fisher]
-    assert "got none for 'norm'" in str(invoke(*arguments).exception)
-    result = invoke(*arguments, "--keep", "norm", "--json")
+    result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.output)["rows"]}
+    assert [rows[name]["metric"] for name in ("fc", "norm", "bias")] == [
+        "importance",
+        "squares",
+        None,
+    ]
+
+
+def test_a_covariance_reaches_the_method(model, tmp_path):
+    inputs, target = tmp_path / "inputs.npz", tmp_path / "out.safetensors"
+    np.savez(inputs, fc=np.diag(np.geomspace(0.1, 10, 128)))
+    method = ("--method", "low_rank", "--set", "rank=4")
+    result = invoke("compress", model, target, *method, "--input-covariance", inputs)
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.output.splitlines() if line.strip().startswith("fc "))
+    assert "covariance" in line
+    np.savez(tmp_path / "fisher.npz", fc=np.ones((64, 128)))
+    both = ("--importance", tmp_path / "fisher.npz", "--input-covariance", inputs)
+    refused = invoke("compress", model, target, *method, *both)
+    assert "must not both hold 'fc', got both" in str(refused.exception)
 
 
 def test_damaged_files_are_one_line(model, tmp_path):

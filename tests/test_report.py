@@ -66,8 +66,34 @@ def test_text_is_a_table_for_people():
     assert lines[-1] == "2 of 4 tensors compressed, 400 → 160 bytes, 2.50 × smaller, 1.5 s"
     narrow = REPORT.table().to_text(60)
     assert max(map(len, narrow.splitlines()[:-1])) <= 60
-    dry = replace(REPORT, dry_run=True, file_bytes_after=None).table().to_text()
-    assert dry.splitlines()[-1] == "2 of 4 tensors would be compressed"
+
+
+def test_text_of_a_dry_run_says_what_is_known():
+    dry = replace(REPORT, dry_run=True, file_bytes_after=None)
+    text = dry.table().to_text()
+    assert text.splitlines()[-1] == "2 of 4 tensors would be compressed, 192 → 76 bytes"
+    assert "error" not in text
+    bound = replace(dry, rows=(replace(ROWS[0], at_most=True), *ROWS[1:]))
+    plain = [" ".join(line.split()) for line in bound.table().to_text().splitlines()]
+    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 ≤ 24 ≤ 6.00" in plain
+    assert plain[-1].endswith("192 → ≤ 76 bytes")
+    content = json.loads(bound.table().to_json())
+    assert (content["at_most"], content["bytes_after"]) == (True, 76)
+    assert [row["at_most"] for row in content["rows"]] == [True, False, False, False]
+    unknown = replace(dry, rows=(replace(ROWS[0], bytes_after=None), *ROWS[1:]))
+    plain = [" ".join(line.split()) for line in unknown.table().to_text().splitlines()]
+    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 – –" in plain
+    assert plain[-1].endswith("192 → 52 bytes and what 1 tensor takes, which its values decide")
+
+
+def test_text_says_what_an_error_counts_where_it_is_not_plain():
+    assert "under" not in REPORT.table().to_text()
+    rows = tuple(replace(row, metric="squares") for row in ROWS[:1])
+    rows += (replace(ROWS[1], metric="input_covariance"), *ROWS[2:])
+    text = replace(REPORT, rows=rows).table().to_text()
+    plain = [" ".join(line.split()) for line in text.splitlines()]
+    assert "fc.weight 8 × 4 float32 codebook 128 24 6.00 0.0123 squares 0.25" in plain
+    assert any("0.5 covariance" in line for line in plain)
 
 
 def test_names_are_text_not_markup():

@@ -20,6 +20,9 @@ THREADS_HELP = "Threads (default: all cores this process may use)."
 
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 Reports = Annotated[list[Path] | None, typer.Option("--report", metavar="FILE", help=REPORT_HELP)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an earlier run ended; keep what is done.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
 
 
@@ -49,11 +52,16 @@ def compress(
         Path | None,
         typer.Option("--importance", metavar="FILE", help="What each weight's error counts."),
     ] = None,
+    input_covariance: Annotated[
+        Path | None,
+        typer.Option(
+            "--input-covariance",
+            metavar="FILE",
+            help="Mean of x xᵀ over a layer's inputs, by the name of its weight.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on where an earlier run ended; keep what is done."),
-    ] = False,
+    resume: Resume = False,
     threads: Threads = None,
     reports: Reports = None,
     figures: Annotated[
@@ -86,6 +94,7 @@ def compress(
             target,
             checked,
             importance=importance,
+            input_covariance=input_covariance,
             dry_run=dry_run,
             resume=resume,
             progress=progress,
@@ -100,6 +109,7 @@ def compress(
 def decompress(
     source: Annotated[Path, typer.Argument(help="What `compress` wrote.")],
     target: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
+    resume: Resume = False,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -109,7 +119,9 @@ def decompress(
 
     check_reports(reports)
     with _progress("decompressing") as progress:
-        report = decompress_file(source, target, progress=progress, n_threads=threads)
+        report = decompress_file(
+            source, target, resume=resume, progress=progress, n_threads=threads
+        )
     show(report.table(), as_json, reports)
 
 

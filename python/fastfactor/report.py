@@ -16,6 +16,7 @@ from .container import replacing
 FORMATS = (".txt", ".json", ".csv")
 TEXT_WIDTH = 100
 SPARE = ("dtype", "seconds")  # columns that a narrower text does without
+AT_MOST = "≤ "
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ class TensorRow:
         Why it was not compressed; else empty.
     bytes_before : int
     bytes_after : int or None
-        What the file holds of it; None in a dry run where that is not known.
+        What the file holds of it; in a dry run None where values decide that.
     relative_error : float or None
         ‖W − Ŵ‖² / ‖W‖²; None where nothing was compressed.
     seconds : float or None
         Of compressing; None where it was done by an earlier run.
+    metric : {"squares", "importance", "input_covariance"} or None
+        What the error counts.
+    at_most : bool
+        Whether ``bytes_after`` is a bound, in a dry run.
     """
 
     name: str
@@ -52,6 +57,8 @@ class TensorRow:
     bytes_after: int | None
     relative_error: float | None
     seconds: float | None
+    metric: str | None = None
+    at_most: bool = False
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -69,8 +76,10 @@ class TensorRow:
             "reason": self.reason,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
+            "at_most": self.at_most,
             "bits_per_weight": self.bits_per_weight,
             "relative_error": self.relative_error,
+            "metric": self.metric,
             "seconds": self.seconds,
         }
 
@@ -92,6 +101,8 @@ class Table:
         The text's last lines.
     text_only : tuple of str
         Columns that JSON and CSV have in other ones.
+    unfolded : tuple of str
+        Those of them that stand to the right, on one line, as numbers do.
     """
 
     title: str
@@ -100,6 +111,7 @@ class Table:
     totals: Mapping[str, Any]
     summary: str
     text_only: tuple[str, ...] = ()
+    unfolded: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """An object with ``rows`` and the totals."""
@@ -133,7 +145,10 @@ class Table:
         names = [n for n in self.columns if width >= TEXT_WIDTH or n not in SPARE]
         table = RichTable(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
         for name in names:
-            number = all(isinstance(r[name], int | float | None) for r in self.records)
+            number = all(
+                isinstance(record[name], int | float | None) or name in self.unfolded
+                for record in self.records
+            )
             table.add_column(
                 self.columns[name],
                 justify="right" if number else "left",
@@ -178,6 +193,8 @@ class Report:
     seconds : float
         Of the run.
     dry_run : bool
+    importance, input_covariance : str or None
+        Files of what errors count.
     """
 
     task: str
@@ -188,6 +205,8 @@ class Report:
     file_bytes_after: int | None
     seconds: float
     dry_run: bool
+    importance: str | None = None
+    input_covariance: str | None = None
 
     @property
     def compressed(self) -> tuple[TensorRow, ...]:
@@ -203,16 +222,20 @@ class Report:
         """Sums over the rows, and the files' sizes."""
         known = [row.bytes_after for row in self.rows if row.bytes_after is not None]
         n_weights = sum(math.prod(row.shape) for row in self.rows)
-        whole = len(known) == len(self.rows) and n_weights > 0
+        whole = len(known) == len(self.rows)
         return {
             "source": self.source,
             "target": self.target,
+            "importance": self.importance,
+            "input_covariance": self.input_covariance,
             "dry_run": self.dry_run,
             "n_tensors": len(self.rows),
             "n_compressed": len(self.compressed),
+            "n_unknown": len(self.rows) - len(known),
             "bytes_before": sum(row.bytes_before for row in self.rows),
             "bytes_after": sum(known) if whole else None,
-            "bits_per_weight": 8 * sum(known) / n_weights if whole else None,
+            "at_most": any(row.at_most for row in self.rows),
+            "bits_per_weight": 8 * sum(known) / n_weights if whole and n_weights else None,
             "file_bytes_before": self.file_bytes_before,
             "file_bytes_after": self.file_bytes_after,
             "ratio": self.ratio,
@@ -224,6 +247,8 @@ class Report:
         totals = self.totals()
         done = f"would be {self.task}ed" if self.dry_run else f"{self.task}ed"
         lines = [f"{totals['n_compressed']} of {totals['n_tensors']} tensors {done}"]
+        if self.dry_run:
+            lines.append(self._foreseen())
         if self.file_bytes_after is not None:
             lines.append(f"{self.file_bytes_before:,} → {self.file_bytes_after:,} bytes")
             if self.task == "compress":
@@ -232,19 +257,42 @@ class Report:
         records = [row.record() for row in self.rows]
         for record, row in zip(records, self.rows, strict=True):
             record["how"] = row.reason or _method_text(row.method, row.settings)
+            record["after"] = _bounded(row, "bytes_after")
+            record["bits"] = _bounded(row, "bits_per_weight")
+            record["under"] = row.metric and row.metric.removeprefix("input_")
         columns = {
             "name": "tensor",
             "shape": "shape",
             "dtype": "dtype",
             "how": "method or reason",
             "bytes_before": "bytes",
-            "bytes_after": "after",
-            "bits_per_weight": "bits",
+            "after": "after",
+            "bits": "bits",
             "relative_error": "error",
+            "under": "under",
             "seconds": "s",
         }
+        if self.dry_run:
+            del columns["relative_error"], columns["seconds"]
+        if {row.metric for row in self.rows} <= {None, "squares"}:
+            del columns["under"]
         title = f"{self.source} → {self.target}"
-        return Table(title, records, columns, totals, ", ".join(lines), ("how",))
+        unfolded = ("after", "bits", "under")
+        return Table(
+            title, records, columns, totals, ", ".join(lines), ("how", *unfolded), unfolded
+        )
+
+    def _foreseen(self) -> str:
+        """Sizes before anything is done: of tensors, as the file's header is not made."""
+        totals = self.totals()
+        bound = AT_MOST if totals["at_most"] else ""
+        known = sum(row.bytes_after or 0 for row in self.rows)
+        text = f"{totals['bytes_before']:,} → {bound}{known:,} bytes"
+        if totals["n_unknown"] == 1:
+            text += " and what 1 tensor takes, which its values decide"
+        elif totals["n_unknown"]:
+            text += f" and what {totals['n_unknown']} tensors take, which their values decide"
+        return text
 
 
 def check_report_path(path: str | os.PathLike[str]) -> str:
@@ -257,6 +305,11 @@ def check_report_path(path: str | os.PathLike[str]) -> str:
 
 def _method_text(method: str, settings: Mapping[str, Any]) -> str:
     return " ".join([method, *(f"{key}={_cell(value)}" for key, value in settings.items())])
+
+
+def _bounded(row: TensorRow, name: str) -> str:
+    shown = _shown(name, getattr(row, name))
+    return f"{AT_MOST}{shown}" if row.at_most else shown
 
 
 def _finite(value: Any) -> Any:

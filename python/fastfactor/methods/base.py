@@ -242,7 +242,7 @@ class Method(ABC):
             return self._compress(problem)
         return self._search(problem)
 
-    def planned_size(self, shape: tuple[int, int], dtype: Any) -> Size | None:
+    def planned_size(self, shape: tuple[int, ...], dtype: Any) -> Size | None:
         """What factors of a matrix will take, as far as shape and dtype say.
 
         Parameters

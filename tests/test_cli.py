@@ -204,7 +204,7 @@ def test_reports_and_figures(model, tmp_path):
     assert text == result.output
     assert [row["name"] for row in json.loads(content)["rows"]] == ["fc", "norm", "bias"]
     assert len(lines.splitlines()) == 4
-    assert len(list(figures.glob("*.png"))) == 4
+    assert len(list(figures.glob("*.png"))) == 5
 
 
 @pytest.mark.parametrize(

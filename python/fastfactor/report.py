@@ -14,8 +14,9 @@ from typing import Any
 from .container import replacing
 
 FORMATS = (".txt", ".json", ".csv")
-TEXT_WIDTH = 100
-SPARE = ("dtype", "seconds")  # columns that a narrower text does without
+TEXT_WIDTH = 160  # at most, where there is no terminal
+NARROW = 100  # below, some columns are left out
+SPARE = ("dtype", "seconds")
 AT_MOST = "≤ "
 
 
@@ -135,14 +136,14 @@ class Table:
         Parameters
         ----------
         width : int, optional
-            Columns of the terminal; else 100.
+            Columns of the terminal; else as many as are needed, 160 at most.
         """
         from rich import box
         from rich.console import Console
         from rich.table import Table as RichTable
 
         width = width or TEXT_WIDTH
-        names = [n for n in self.columns if width >= TEXT_WIDTH or n not in SPARE]
+        names = [n for n in self.columns if width >= NARROW or n not in SPARE]
         table = RichTable(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
         for name in names:
             number = all(

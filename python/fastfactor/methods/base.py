@@ -270,9 +270,7 @@ class Method(ABC):
         >>> Prune(sparsity=0.9).planned_size((64, 128), "float32")
         Size(nbytes=3818, exact=False)
         """
-        # One zero, which takes no more memory than that: no method's size looks at values.
-        W = check_matrix(np.broadcast_to(np.zeros((), dtype), shape))
-        problem = Problem(W, Frobenius(), None)
+        problem = _unseen(shape, dtype)
         if self.max_error is not None:
             return None
         if self.ratio is None:
@@ -280,12 +278,29 @@ class Method(ABC):
         levels = self._some_levels(problem)
         smallest = self._at(levels[0])._size(problem)
         if smallest is None or not smallest.exact:
-            return Size(int(W.nbytes * (1 + 1e-12) / self.ratio), False)
+            return Size(int(problem.W.nbytes * (1 + 1e-12) / self.ratio), False)
         fitting = self._n_fitting(levels, problem)
         if fitting == 0:
             raise ValueError(self._out_of_reach(smallest, problem))
         found: Size = self._at(levels[fitting - 1])._size(problem)
         return found
+
+    def within(self: Any, shape: tuple[int, ...], dtype: Any, nbytes: int) -> Any:
+        """These settings with the largest `parameter` that is planned to take no more than nbytes.
+
+        A quick way to sizes, where ``ratio`` would find what they really are.
+
+        Returns
+        -------
+        Method or None
+            None where nothing is so small.
+        """
+        problem = _unseen(shape, dtype)
+        goals = dict.fromkeys((self.parameter, *self.alternatives, "max_error"))
+        asked = replace(self, **goals, ratio=problem.W.nbytes / max(nbytes, 1))
+        levels = asked._some_levels(problem)
+        fitting = asked._n_fitting(levels, problem)
+        return asked._at(levels[fitting - 1]) if fitting else None
 
     def check_metric(self, kind: type[Metric]) -> None:
         """That this method can minimise the errors of such a metric.
@@ -384,6 +399,11 @@ class Method(ABC):
         assert isinstance(last, Factors)
         least = last.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
         return f"max_error must be at least {least:.4g} for this matrix, got {self.max_error!r}"
+
+
+def _unseen(shape: tuple[int, ...], dtype: Any) -> Problem:
+    """A matrix of which only shape and dtype are known: one zero, which takes no more memory."""
+    return Problem(check_matrix(np.broadcast_to(np.zeros((), dtype), shape)), Frobenius(), None)
 
 
 def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:

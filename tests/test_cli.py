@@ -11,6 +11,8 @@ import fastfactor
 import numpy as np
 import pytest
 from fastfactor import cli, demo
+from fastfactor.deep_compression import CodedNetwork, DeepCompression
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 
@@ -92,6 +94,7 @@ def test_help_names_the_commands(arguments):
         (["compress", "a", "b", "--recipe", "r", "--keep", "x"], "--keep"),
         (["compress", "a", "b", "--method", "codebook", "--set", "n_bits"], "KEY=VALUE"),
         (["compress", "a"], "target"),
+        (["compress", "a", "b", "--method", "m", "--figures", "f", "--dry-run"], "--figures"),
         (["compare", "a", "b", "--max-error", "-1"], "--max-error"),
     ],
 )
@@ -168,6 +171,7 @@ def test_files_go_all_the_way_and_back(model, tmp_path):
     assert rows["norm"]["equal"]
     assert 0.0001 < rows["fc"]["relative_error"] < 0.02
     assert done.stderr.startswith("fastfactor: error: errors must be at most 0.0001, got 0.0")
+    assert "for tensor 'fc'" in done.stderr
 
 
 def test_one_method_on_the_command_line(model, tmp_path):
@@ -188,8 +192,11 @@ def test_a_dry_run_writes_nothing(model, tmp_path):
     method = ("--method", "codebook", "--set", "n_bits=2")
     result = invoke("compress", model, target, *method, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "2 of 3 tensors would be compressed" in result.output
+    assert "2 of 3 tensors would be compressed, tensors of 49,408 → 3,360 bytes" in result.output
     assert not target.exists()
+    content = json.loads(invoke("compress", model, target, *method, "--dry-run", "--json").output)
+    assert [row["bytes_after"] for row in content["rows"]] == [2064, 1040, 256]
+    assert (content["at_most"], content["n_unknown"]) == (False, 0)
 
 
 def test_reports_and_figures(model, tmp_path):
@@ -225,6 +232,53 @@ def test_what_fails_is_one_line(model, tmp_path, arguments, word):
     assert word in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "word"),
+    [
+        (".", [], "Is a directory: '.'"),
+        ("none/out.safetensors", [], "none'"),
+        ("out.safetensors", ["--report", "none/r.json"], "none'"),
+        ("out.safetensors", ["--figures", "net.npz"], "File exists: 'net.npz'"),
+        ("fisher.npz", ["--importance", "fisher.npz"], "a safetensors file, got 'fisher.npz'"),
+        ("fisher.st", ["--importance", "fisher.st"], "must not be a source, got 'fisher.st'"),
+    ],
+)
+def test_places_that_cannot_be_written_are_said_before_any_work(
+    model, tmp_path, monkeypatch, capsys, target, options, word
+):
+    if "--figures" in options:
+        pytest.importorskip("matplotlib")
+    np.savez(tmp_path / "fisher.npz", fc=np.ones((64, 128)))
+    save_file({"fc": np.ones((64, 128))}, tmp_path / "fisher.st")
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    method = ["--method", "prune", "--set", "n_m=[1, 2]"]
+    monkeypatch.setattr(
+        sys, "argv", ["fastfactor", "compress", "net.npz", target, *method, *options]
+    )
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    output = capsys.readouterr()
+    assert (left.value.code, output.out) == (1, "")
+    assert output.err.count("\n") == 1
+    assert word in output.err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_compressed_files_are_not_compressed_again(model, tmp_path):
+    layer = DeepCompression(sparsity=0.9, n_bits=4).compress(np.ones((60, 50), np.float32))
+    CodedNetwork({"fc": layer}, {}).save(tmp_path / "network.safetensors")
+    method = ("--method", "codebook", "--set", "n_bits=2")
+    assert invoke("compress", model, tmp_path / "small.safetensors", *method).exit_code == 0
+    for name in ("network", "small"):
+        path = tmp_path / f"{name}.safetensors"
+        refused = invoke("compress", path, tmp_path / "out.safetensors", *method)
+        assert "got one that is; decompress it first" in str(refused.exception)
+        assert invoke("inspect", path).exit_code == 0
+    refused = invoke("compare", model, tmp_path / "network.safetensors")
+    assert "decompress it first" in str(refused.exception)
+
+
 def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
     target = tmp_path / "out.safetensors"
     method = ("--method", "codebook", "--set", "n_bits=4")
@@ -252,6 +306,27 @@ def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
     seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}
     assert seconds["fc"] is None
     assert seconds["norm"] > 0
+
+
+def test_decompressing_resumes_after_an_interrupt(model, tmp_path, monkeypatch):
+    small, large = tmp_path / "small.safetensors", tmp_path / "large.safetensors"
+    method = ("--method", "codebook", "--set", "n_bits=4")
+    assert invoke("compress", model, small, *method).exit_code == 0
+    add = fastfactor.store.Writer.add
+
+    def stop(self, name, value, **options):
+        if name == "norm":
+            raise KeyboardInterrupt
+        add(self, name, value, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastfactor.store.Writer, "add", stop)
+        invoke("decompress", small, large, "--resume")
+    assert not large.exists()
+    result = invoke("decompress", small, large, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}
+    assert (seconds["fc"], seconds["norm"] > 0) == (None, True)
 
 
 def test_a_recipe_is_not_replaced_unless_forced(tmp_path):

@@ -15,6 +15,7 @@ from fastfactor.figures import save_figures
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.metrics import Covariance, Diagonal, Frobenius
 from fastfactor.report import Report, Table, TensorRow
+from safetensors.numpy import save_file
 
 ROWS = (
     TensorRow("fc.weight", (8, 4), "float32", "codebook", {"n_bits": 2}, "", 128, 24, 0.0123, 0.25),
@@ -73,7 +74,7 @@ def test_text_is_a_table_for_people():
 def test_text_of_a_dry_run_says_what_is_known():
     dry = replace(REPORT, dry_run=True, file_bytes_after=None)
     text = dry.table().to_text()
-    assert text.splitlines()[-1] == "2 of 4 tensors would be compressed, 192 → 76 bytes"
+    assert text.splitlines()[-1] == "2 of 4 tensors would be compressed, tensors of 192 → 76 bytes"
     assert "error" not in text
     bound = replace(dry, rows=(replace(ROWS[0], at_most=True), *ROWS[1:]))
     plain = [" ".join(line.split()) for line in bound.table().to_text().splitlines()]
@@ -98,9 +99,26 @@ def test_text_says_what_an_error_counts_where_it_is_not_plain():
     assert any("0.5 covariance" in line for line in plain)
 
 
-def test_names_are_text_not_markup():
+def test_names_are_text_not_markup_nor_commands():
     row = replace(ROWS[0], name="[red]layers[0]")
     assert "[red]layers[0]" in replace(REPORT, rows=(row,)).table().to_text()
+    report = replace(
+        REPORT, source="\x1b[2Jin.st", rows=(replace(row, name="a\x1b[31m\nb\u202ec"),)
+    )
+    text = report.table().to_text()
+    assert "\\x1b[2Jin.st" in text
+    assert "a\\x1b[31m\\nb\\u202ec" in text
+    assert "\x1b" not in text
+    assert "重み" in replace(REPORT, rows=(replace(row, name="重み"),)).table().to_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(400, 160, "2.50 × smaller"), (16, 104, "6.50 × larger"), (0, 8, "0 → 8 bytes, 1.5 s")],
+)
+def test_larger_files_are_called_so(before, after, said):
+    report = replace(REPORT, file_bytes_before=before, file_bytes_after=after)
+    assert said in report.table().to_text()
 
 
 @pytest.mark.parametrize("ending", [".txt", ".json", ".csv"])
@@ -116,6 +134,14 @@ def test_files_are_what_the_table_gives(tmp_path, ending):
 def test_other_endings_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"report must end in \.txt, \.json, \.csv, got '.*\.xml'"):
         REPORT.table().save(tmp_path / "report.xml")
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        REPORT.table().save(tmp_path / "folder.txt")
+    with pytest.raises(FileNotFoundError, match="none"):
+        REPORT.table().save(tmp_path / "none" / "report.txt")
 
 
 def test_infinity_is_null_in_json_and_no_rows_are_a_table_too():
@@ -173,9 +199,11 @@ def test_figures_without_compressed_tensors(tmp_path):
 
 def test_figures_of_one_tensor(tmp_path, rng):
     pytest.importorskip("matplotlib")
-    np.savez(tmp_path / "a.npz", **{"einzig.Maß": rng.standard_normal((40, 64))})
+    # A formula that is none, letters that the font has not, a command, a second line.
+    name = r"$\frac$" + "重み\x1b[31m\n"
+    save_file({name: rng.standard_normal((40, 64))}, tmp_path / "a.safetensors")
     recipe = {"default": {"method": "prune", "sparsity": 0.5}}
-    report = compress_file(tmp_path / "a.npz", tmp_path / "a.safetensors", recipe)
+    report = compress_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", recipe)
     assert len(save_figures(report, tmp_path / "figs")) == 5
 
 

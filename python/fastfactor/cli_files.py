@@ -82,11 +82,14 @@ def compress(
         raise typer.BadParameter("one of --recipe and --method must be given")
     if method is None and (settings or keep):
         raise typer.BadParameter("--set and --keep must be given with --method")
+    if figures is not None and dry_run:
+        raise typer.BadParameter("--figures must not be given with --dry-run")
     check_reports(reports)
     if figures is not None:
         from .figures import need_matplotlib, save_figures
 
         need_matplotlib()
+        figures.mkdir(parents=True, exist_ok=True)
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
     with _progress("compressing") as progress:
         report = compress_file(
@@ -100,7 +103,7 @@ def compress(
             progress=progress,
             n_threads=threads,
         )
-    if figures is not None and not dry_run:
+    if figures is not None:
         with _progress("drawing") as progress:
             save_figures(report, figures, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
@@ -156,9 +159,11 @@ def compare(
     with _progress("comparing") as progress:
         found = compare_files(first, second, progress=progress, n_threads=threads)
     show(found.table(), as_json, reports)
-    if max_error is not None and not found.largest_error <= max_error:
+    if max_error is not None and found.worst and not found.largest_error <= max_error:
+        why = f" ({found.worst.fault})" if found.worst.fault else ""
         raise ValueError(
-            f"errors must be at most {max_error:g}, got {found.largest_error:.4g} for a tensor"
+            f"errors must be at most {max_error:g}, got {found.largest_error:.4g} for tensor "
+            f"{found.worst.name!r}{why}"
         )
 
 
@@ -183,7 +188,7 @@ def recipe(
             with open(path, "w" if force else "x", encoding="utf-8") as file:
                 file.write(starter())
         except FileExistsError:
-            raise ValueError(f"{path} must not be there, got a file; --force replaces it") from None
+            raise ValueError(f"{path} must not be there yet; --force replaces it") from None
 
 
 def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
@@ -236,6 +241,8 @@ def _progress(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from .report import printable
+
     columns = (
         TextColumn(task),
         BarColumn(),
@@ -247,6 +254,6 @@ def _progress(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
         bar = bars.add_task(task, tensor="", total=None)
 
         def show(name: str, done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total, tensor=name)
+            bars.update(bar, completed=done, total=total, tensor=printable(name))
 
         yield show

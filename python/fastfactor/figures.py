@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .figure_data import Curve, Matrix, curve_of, look_at
-from .report import Report, TensorRow
+from .report import Report, TensorRow, printable
 
 MAX_BARS = 60
 MAX_MATRICES = 12
@@ -90,7 +91,10 @@ def save_figures(
     paths = []
     for name, figure in drawings.items():
         paths.append(place / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120)
+        with warnings.catch_warnings():
+            # A name in letters that no font here has is drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            figure.savefig(paths[-1], dpi=120)
     return paths
 
 
@@ -265,4 +269,5 @@ def _figure(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 36 else f"…{name[-35:]}"
+    name = printable(name if len(name) <= 36 else f"…{name[-35:]}")
+    return name.replace("$", r"\$")  # else two of them are mathematics

@@ -13,6 +13,7 @@ import numpy as np
 from . import _checks
 from ._checks import Array
 from .checkpoint import Stored, is_coded_network, open_checkpoint
+from .container import check_place
 from .deep_compression import CodedLayer, CodedNetwork
 from .methods.base import Factors
 from .model_job import Job, fingerprint
@@ -120,7 +121,8 @@ def compress_file(
         input_covariance=None if input_covariance is None else open_checkpoint(input_covariance),
         n_threads=n_threads,
     )
-    _check_target(target, job.checkpoint.files)
+    read = (job.checkpoint, job.importance, job.input_covariance)
+    _check_target(target, tuple(file for model in read if model for file in model.files))
     rows = [job.planned(name) for name in job.plan]
     if not dry_run:
         rows = _compress(job, target, resume, progress)
@@ -351,4 +353,5 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
         raise ValueError(f"target must be a safetensors file, got {os.fspath(target)!r}")
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(target):
-            raise ValueError(f"target must not be the source, got {os.fspath(target)!r} for both")
+            raise ValueError(f"target must not be a source, got {os.fspath(target)!r} for both")
+    check_place(target)

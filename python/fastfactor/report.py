@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .container import replacing
+from .container import check_place, replacing
 
 FORMATS = (".txt", ".json", ".csv")
 TEXT_WIDTH = 160  # at most, where there is no terminal
@@ -144,7 +144,7 @@ class Table:
 
         width = width or TEXT_WIDTH
         names = [n for n in self.columns if width >= NARROW or n not in SPARE]
-        table = RichTable(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
+        table = RichTable(box=box.SIMPLE_HEAD, title=printable(self.title), title_justify="left")
         for name in names:
             number = all(
                 isinstance(record[name], int | float | None) or name in self.unfolded
@@ -160,7 +160,7 @@ class Table:
             table.add_row(*(_shown(name, record[name]) for name in names))
         console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
         console.print(table)
-        console.print(self.summary, soft_wrap=True)
+        console.print(printable(self.summary), soft_wrap=True)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
 
@@ -252,8 +252,10 @@ class Report:
             lines.append(self._foreseen())
         if self.file_bytes_after is not None:
             lines.append(f"{self.file_bytes_before:,} → {self.file_bytes_after:,} bytes")
-            if self.task == "compress":
-                lines.append(f"{self.ratio:.2f} × smaller")
+            if self.task == "compress" and self.ratio:
+                smaller = self.ratio >= 1
+                times = self.ratio if smaller else 1 / self.ratio
+                lines.append(f"{times:.2f} × {'smaller' if smaller else 'larger'}")
             lines.append(f"{self.seconds:.1f} s")
         records = [row.record() for row in self.rows]
         for record, row in zip(records, self.rows, strict=True):
@@ -288,7 +290,7 @@ class Report:
         totals = self.totals()
         bound = AT_MOST if totals["at_most"] else ""
         known = sum(row.bytes_after or 0 for row in self.rows)
-        text = f"{totals['bytes_before']:,} → {bound}{known:,} bytes"
+        text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
         if totals["n_unknown"] == 1:
             text += " and what 1 tensor takes, which its values decide"
         elif totals["n_unknown"]:
@@ -297,11 +299,17 @@ class Report:
 
 
 def check_report_path(path: str | os.PathLike[str]) -> str:
-    """How a report's path ends, which says its format."""
+    """How a report's path ends, which says its format, if one can be written there."""
     ending = os.path.splitext(os.fspath(path))[1]
     if ending not in FORMATS:
         raise ValueError(f"report must end in {', '.join(FORMATS)}, got {os.fspath(path)!r}")
+    check_place(path)
     return ending
+
+
+def printable(text: str) -> str:
+    """Text of others that no terminal takes for a command, nor a table for two lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _method_text(method: str, settings: Mapping[str, Any]) -> str:
@@ -340,4 +348,4 @@ def _shown(name: str, value: Any) -> str:
         return f"{value:.2f}" if name in ("bits_per_weight", "seconds") else f"{value:.3g}"
     if isinstance(value, dict):
         return _method_text("", value).strip()
-    return str(value)
+    return printable(str(value))

@@ -128,7 +128,7 @@ def _sizes(report: Report) -> Any:
     axes.set_xlabel(name)
     some = f"the {len(rows)} largest of " if len(rows) < len(report.rows) else ""
     axes.set_title(
-        f"{some}{len(report.rows)} tensors; files: {report.file_bytes_before:,} → "
+        f"{some}{_count(len(report.rows), 'tensor')}; files: {report.file_bytes_before:,} → "
         f"{report.file_bytes_after or 0:,} bytes",
         fontsize=9,
     )
@@ -160,7 +160,8 @@ def _errors(report: Report) -> Any:
     axes.set_ylabel(ERROR)
     others = sorted({row.metric for row in rows if row.metric not in (None, "squares")})
     under = f", some under {' or '.join(map(str, others))}" if others else ""
-    axes.set_title(f"{len(rows)} compressed matrices{under}", fontsize=9)
+    matrices = _count(len(rows), "compressed matrix", "compressed matrices")
+    axes.set_title(f"{matrices}{under}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -246,8 +247,10 @@ def _values(report: Report, matrices: Sequence[Matrix]) -> Any:
 
 def _heading(figure: Any, report: Report, shown: int, text: str) -> None:
     n = len(report.compressed)
-    some = f"the {shown} largest of {n}" if shown < n else f"all {n}"
-    figure.suptitle(f"{text}; {some} compressed matrices", fontsize=9)
+    some = f"the {shown} largest of {n} compressed matrices"
+    if shown == n:
+        some = f"all {n} compressed matrices" if n > 1 else "the one compressed matrix"
+    figure.suptitle(f"{text}; {some}", fontsize=9)
 
 
 def _figure(
@@ -266,6 +269,10 @@ def _figure(
     for axes in panels[:n_panels]:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, list(panels[:n_panels])
+
+
+def _count(n: int, one: str, more: str = "") -> str:
+    return f"1 {one}" if n == 1 else f"{n} {more or one + 's'}"
 
 
 def _short(name: str) -> str:

@@ -123,7 +123,8 @@ class Table:
         """A line for each row, after one with names."""
         text = io.StringIO()
         records = self._plain_records()
-        names = list(records[0] if records else self.columns)
+        shown = [name for name in self.columns if name not in self.text_only]
+        names = list(records[0] if records else shown)
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         for record in records:

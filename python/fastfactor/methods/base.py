@@ -268,7 +268,7 @@ class Method(ABC):
         >>> Codebook(n_bits=4).planned_size((64, 128), "float32")
         Size(nbytes=4160, exact=True)
         >>> Prune(sparsity=0.9).planned_size((64, 128), "float32")
-        Size(nbytes=3818, exact=False)
+        Size(nbytes=3932, exact=False)
         """
         problem = _unseen(shape, dtype)
         if self.max_error is not None:

@@ -281,6 +281,16 @@ class MethodContract:
         W[::5] = np.arange(32)
         self._as_planned(method, W)
 
+    def test_settings_within_a_size(self, method):
+        shape = (96, 128)
+        for nbytes in (40_000, 10_000, 3000):
+            within = method.within(shape, np.float32, nbytes)
+            if within is not None:
+                assert within.planned_size(shape, np.float32).nbytes <= nbytes
+                assert getattr(within, method.parameter) is not None
+        smallest = method.within(shape, np.float32, 1)
+        assert smallest is None or smallest.planned_size(shape, np.float32).nbytes <= 1
+
     def _as_planned(self, method, W):
         try:
             planned = method.planned_size(W.shape, W.dtype)

@@ -292,10 +292,8 @@ class Report:
         bound = AT_MOST if totals["at_most"] else ""
         known = sum(row.bytes_after or 0 for row in self.rows)
         text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
-        if totals["n_unknown"] == 1:
-            text += " and what 1 tensor takes, which its values decide"
-        elif totals["n_unknown"]:
-            text += f" and what {totals['n_unknown']} tensors take, which their values decide"
+        if totals["n_unknown"]:
+            text += f" without {totals['n_unknown']} whose sizes their values decide"
         return text
 
 

@@ -347,6 +347,22 @@ def test_weights_must_fit(model, tmp_path, what, given, message):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_damaged_weights_are_no_reason_to_keep(model, tmp_path):
+    path, tensors = model
+    weights = tmp_path / "weights.safetensors"
+    store.save(weights, {"conv": np.ones(tensors["conv"].shape, np.float32)})
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptDataError, match="'conv' must fit its checksum"):
+        compress_file(
+            path,
+            tmp_path / "out.safetensors",
+            {**RECIPE, "if_impossible": "keep"},
+            importance=weights,
+        )
+
+
 def test_a_method_that_cannot_minimise_an_error_says_so(model, tmp_path, rng):
     path, _ = model
     inputs, target = tmp_path / "inputs.npz", tmp_path / "out.safetensors"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 import sys
 from dataclasses import replace
 
@@ -136,12 +138,15 @@ def test_other_endings_are_refused(tmp_path):
         REPORT.table().save(tmp_path / "report.xml")
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path):
+def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(IsADirectoryError):
         REPORT.table().save(tmp_path / "folder.txt")
     with pytest.raises(FileNotFoundError, match="none"):
         REPORT.table().save(tmp_path / "none" / "report.txt")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
+        REPORT.table().save(tmp_path / "report.txt")
 
 
 def test_infinity_is_null_in_json_and_no_rows_are_a_table_too():

@@ -100,9 +100,9 @@ class Job:
         W = self.checkpoint[name]
         value: Value = W
         error, metric = None, None
+        weights = {} if rule.compressor is None else self._weights_of(name)
         try:
             if rule.compressor is not None:
-                weights = self._weights_of(name)
                 factors = rule.compressor.compress(
                     _as_matrix(W), n_threads=self.n_threads, **weights
                 )
@@ -164,7 +164,8 @@ class Job:
                 raise ValueError(
                     f"importance and input_covariance must not both hold {name!r}, got both"
                 )
-            stored, (rows, columns) = model.tensors[name], self._matrix_shape(name)
+            stored = model.tensors[name]
+            rows, columns = _matrix_shape(self.checkpoint.tensors[name].shape)
             wanted = (rows, columns) if what == "importance" else (columns, columns)
             if _matrix_shape(stored.shape) != wanted:
                 like = "the shape of W," if what == "importance" else "shape"
@@ -191,9 +192,6 @@ class Job:
         if self.recipe.if_impossible == "stop":
             raise located(fault, f"tensor {name!r}") from fault
         return f"impossible: {fault}"
-
-    def _matrix_shape(self, name: str) -> tuple[int, ...]:
-        return _matrix_shape(self.checkpoint.tensors[name].shape)
 
 
 def fingerprint(what: str, files: Iterable[Iterable[str]]) -> str:

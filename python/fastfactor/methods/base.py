@@ -290,10 +290,21 @@ class Method(ABC):
 
         A quick way to sizes, where ``ratio`` would find what they really are.
 
+        Parameters
+        ----------
+        shape, dtype
+            As for `planned_size`.
+        nbytes : int
+
         Returns
         -------
         Method or None
             None where nothing is so small.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For settings that `compress` refuses for this shape, and for an empty one.
         """
         problem = _unseen(shape, dtype)
         goals = dict.fromkeys((self.parameter, *self.alternatives, "max_error"))

@@ -221,6 +221,23 @@ def test_a_dry_run_says_which_sizes_it_does_not_know(model, tmp_path):
     assert last.endswith("bytes without 5 whose sizes their values decide")
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"method": "codebook", "vector_dim": 7},
+        {"method": "dictionary", "piece": 7},
+        {"method": "mixed_block", "block_shape": [7, 7]},
+    ],
+    ids=lambda rule: rule["method"],
+)
+@pytest.mark.parametrize("goal", [{"max_error": 0.1}, {"ratio": 2}], ids=repr)
+def test_shapes_that_do_not_fit_are_said_whatever_is_asked_for(model, tmp_path, rule, goal):
+    path, _ = model
+    recipe = {"names": {"conv": {**rule, **goal}}}
+    with pytest.raises(ValueError, match=r"tensor 'conv': .* must divide"):
+        compress_file(path, tmp_path / "out.safetensors", recipe, dry_run=True)
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_what_cannot_be_is_said_before_any_work(model, tmp_path, dry_run):
     path, tensors = model

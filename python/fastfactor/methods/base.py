@@ -272,6 +272,7 @@ class Method(ABC):
         """
         problem = _unseen(shape, dtype)
         if self.max_error is not None:
+            self.within(shape, dtype, problem.W.nbytes)  # refuses shapes that do not fit
             return None
         if self.ratio is None:
             return self._size(problem)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 
 import ml_dtypes
 import numpy as np
@@ -267,6 +268,41 @@ class MethodContract:
     def test_what_cannot_be_reached_is_said(self, method):
         with pytest.raises(ValueError, match="ratio must be at most"):
             self.asked(method, ratio=1e9).compress(self.matrix())
+
+    @pytest.mark.parametrize(("shape", "dtype"), [((24, 32), np.float32), ((48, 64), np.float16)])
+    def test_sizes_are_known_before(self, method, shape, dtype):
+        W = self.matrix(dtype, shape)
+        for settings in (method, self.asked(method, ratio=2.5)):
+            self._as_planned(settings, W)
+        assert self.asked(method, max_error=0.1).planned_size(shape, dtype) is None
+
+    def test_less_in_a_matrix_takes_no_more_than_planned(self, method):
+        W = np.zeros((24, 32), np.float32)
+        W[::5] = np.arange(32)
+        self._as_planned(method, W)
+
+    def test_settings_within_a_size(self, method):
+        shape = (96, 128)
+        for nbytes in (40_000, 10_000, 3000):
+            within = method.within(shape, np.float32, nbytes)
+            if within is not None:
+                assert within.planned_size(shape, np.float32).nbytes <= nbytes
+                assert getattr(within, method.parameter) is not None
+        smallest = method.within(shape, np.float32, 1)
+        assert smallest is None or smallest.planned_size(shape, np.float32).nbytes <= 1
+
+    def _as_planned(self, method, W):
+        try:
+            planned = method.planned_size(W.shape, W.dtype)
+        except ValueError as error:
+            with pytest.raises(ValueError, match=re.escape(str(error))):
+                method.compress(W)
+            return
+        if planned is None:
+            assert method.ratio is None
+            return
+        nbytes = method.compress(W).nbytes
+        assert nbytes == planned.nbytes if planned.exact else nbytes <= planned.nbytes
 
     def test_one_way_to_say_how_much(self, method):
         parameter = method.parameter

@@ -28,12 +28,12 @@ def test_a_compressed_file_is_no_source(model, tmp_path):
 def test_targets_that_cannot_be(model, tmp_path):
     path, tensors = model
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="target must not be the source"):
+    with pytest.raises(ValueError, match="target must not be a source"):
         compress_file(path, tmp_path / "." / "net.safetensors", RECIPE)
-    with pytest.raises(ValueError, match="target must not be the source"):
+    with pytest.raises(ValueError, match="target must not be a source"):
         decompress_file(path, path)
     index = shard(tmp_path, tensors)
-    with pytest.raises(ValueError, match="target must not be the source"):
+    with pytest.raises(ValueError, match="target must not be a source"):
         compress_file(index, tmp_path / "model-00001-of-00003.safetensors", RECIPE)
     with pytest.raises(ValueError, match=r"target must be a safetensors file, got '.*\.npz'"):
         compress_file(path, tmp_path / "out.npz", RECIPE)

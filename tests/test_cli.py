@@ -12,6 +12,8 @@ import fastfactor
 import numpy as np
 import pytest
 from fastfactor import cli, demo
+from fastfactor.deep_compression import CodedNetwork, DeepCompression
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 
@@ -116,6 +118,7 @@ def test_help_names_the_commands(arguments):
         (["compress", "a", "b", "--recipe", "r", "--keep", "x"], "--keep"),
         (["compress", "a", "b", "--method", "codebook", "--set", "n_bits"], "KEY=VALUE"),
         (["compress", "a"], "target"),
+        (["compress", "a", "b", "--method", "m", "--figures", "f", "--dry-run"], "--figures"),
         (["compare", "a", "b", "--max-error", "-1"], "--max-error"),
     ],
 )
@@ -192,6 +195,7 @@ def test_files_go_all_the_way_and_back(model, tmp_path):
     assert rows["norm"]["equal"]
     assert 0.0001 < rows["fc"]["relative_error"] < 0.02
     assert done.stderr.startswith("fastfactor: error: errors must be at most 0.0001, got 0.0")
+    assert "for tensor 'fc'" in done.stderr
 
 
 def test_one_method_on_the_command_line(model, tmp_path):
@@ -212,8 +216,11 @@ def test_a_dry_run_writes_nothing(model, tmp_path):
     method = ("--method", "codebook", "--set", "n_bits=2")
     result = invoke("compress", model, target, *method, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "2 of 3 tensors would be compressed" in result.output
+    assert "2 of 3 tensors would be compressed, tensors of 49,408 → 3,360 bytes" in result.output
     assert not target.exists()
+    content = json.loads(invoke("compress", model, target, *method, "--dry-run", "--json").output)
+    assert [row["bytes_after"] for row in content["rows"]] == [2064, 1040, 256]
+    assert (content["at_most"], content["n_unknown"]) == (False, 0)
 
 
 def test_reports_and_figures(model, tmp_path):
@@ -228,7 +235,7 @@ def test_reports_and_figures(model, tmp_path):
     assert text == result.output
     assert [row["name"] for row in json.loads(content)["rows"]] == ["fc", "norm", "bias"]
     assert len(lines.splitlines()) == 4
-    assert len(list(figures.glob("*.png"))) == 4
+    assert len(list(figures.glob("*.png"))) == 5
 
 
 @pytest.mark.parametrize(
@@ -247,6 +254,53 @@ def test_what_fails_is_one_line(model, tmp_path, arguments, word):
     assert done.stderr.startswith("fastfactor: error: ")
     assert done.stderr.count("\n") == 1
     assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "word"),
+    [
+        (".", [], "Is a directory: '.'"),
+        ("none/out.safetensors", [], "none'"),
+        ("out.safetensors", ["--report", "none/r.json"], "none'"),
+        ("out.safetensors", ["--figures", "net.npz"], "File exists: 'net.npz'"),
+        ("fisher.npz", ["--importance", "fisher.npz"], "a safetensors file, got 'fisher.npz'"),
+        ("fisher.st", ["--importance", "fisher.st"], "must not be a source, got 'fisher.st'"),
+    ],
+)
+def test_places_that_cannot_be_written_are_said_before_any_work(
+    model, tmp_path, monkeypatch, capsys, target, options, word
+):
+    if "--figures" in options:
+        pytest.importorskip("matplotlib")
+    np.savez(tmp_path / "fisher.npz", fc=np.ones((64, 128)))
+    save_file({"fc": np.ones((64, 128))}, tmp_path / "fisher.st")
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    method = ["--method", "prune", "--set", "n_m=[1, 2]"]
+    monkeypatch.setattr(
+        sys, "argv", ["fastfactor", "compress", "net.npz", target, *method, *options]
+    )
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    output = capsys.readouterr()
+    assert (left.value.code, output.out) == (1, "")
+    assert output.err.count("\n") == 1
+    assert word in output.err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_compressed_files_are_not_compressed_again(model, tmp_path):
+    layer = DeepCompression(sparsity=0.9, n_bits=4).compress(np.ones((60, 50), np.float32))
+    CodedNetwork({"fc": layer}, {}).save(tmp_path / "network.safetensors")
+    method = ("--method", "codebook", "--set", "n_bits=2")
+    assert invoke("compress", model, tmp_path / "small.safetensors", *method).exit_code == 0
+    for name in ("network", "small"):
+        path = tmp_path / f"{name}.safetensors"
+        refused = invoke("compress", path, tmp_path / "out.safetensors", *method)
+        assert "got one that is; decompress it first" in str(refused.exception)
+        assert invoke("inspect", path).exit_code == 0
+    refused = invoke("compare", model, tmp_path / "network.safetensors")
+    assert "decompress it first" in str(refused.exception)
 
 
 def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
@@ -270,12 +324,33 @@ def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
     other = ("--method", "codebook", "--set", "n_bits=3")
     refused = run("compress", str(model), str(target), *other, "--resume")
     assert refused.returncode == 1
-    assert "resume must go on with the recipe and source" in refused.stderr
+    assert "resume must go on with the source and settings" in refused.stderr
     result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
     seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}
     assert seconds["fc"] is None
     assert seconds["norm"] > 0
+
+
+def test_decompressing_resumes_after_an_interrupt(model, tmp_path, monkeypatch):
+    small, large = tmp_path / "small.safetensors", tmp_path / "large.safetensors"
+    method = ("--method", "codebook", "--set", "n_bits=4")
+    assert invoke("compress", model, small, *method).exit_code == 0
+    add = fastfactor.store.Writer.add
+
+    def stop(self, name, value, **options):
+        if name == "norm":
+            raise KeyboardInterrupt
+        add(self, name, value, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastfactor.store.Writer, "add", stop)
+        invoke("decompress", small, large, "--resume")
+    assert not large.exists()
+    result = invoke("decompress", small, large, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}
+    assert (seconds["fc"], seconds["norm"] > 0) == (None, True)
 
 
 def test_a_recipe_is_not_replaced_unless_forced(tmp_path):
@@ -304,9 +379,28 @@ def test_importance_reaches_the_method(model, tmp_path):
     fisher, target = tmp_path / "fisher.npz", tmp_path / "out.safetensors"
     np.savez(fisher, fc=np.ones((64, 128), np.float32))
     arguments = ["compress", model, target, *method, "--importance", fisher]
-    assert "got none for 'norm'" in str(invoke(*arguments).exception)
-    result = invoke(*arguments, "--keep", "norm", "--json")
+    result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.output)["rows"]}
+    assert [rows[name]["metric"] for name in ("fc", "norm", "bias")] == [
+        "importance",
+        "squares",
+        None,
+    ]
+
+
+def test_a_covariance_reaches_the_method(model, tmp_path):
+    inputs, target = tmp_path / "inputs.npz", tmp_path / "out.safetensors"
+    np.savez(inputs, fc=np.diag(np.geomspace(0.1, 10, 128)))
+    method = ("--method", "low_rank", "--set", "rank=4")
+    result = invoke("compress", model, target, *method, "--input-covariance", inputs)
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.output.splitlines() if line.strip().startswith("fc "))
+    assert "covariance" in line
+    np.savez(tmp_path / "fisher.npz", fc=np.ones((64, 128)))
+    both = ("--importance", tmp_path / "fisher.npz", "--input-covariance", inputs)
+    refused = invoke("compress", model, target, *method, *both)
+    assert "must not both hold 'fc', got both" in str(refused.exception)
 
 
 def test_damaged_files_are_one_line(model, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, n_m_mask, prune_mask
-from fastfactor.methods import Prune, PruneFactors
+from fastfactor.methods import Prune, PruneCodebook, PruneFactors
 from fastfactor.methods.kept_places import GAP_BITS, KeptPlaces
 from fastfactor.metrics import Diagonal
 
@@ -150,6 +150,69 @@ def test_the_least_size_for_an_error_and_the_least_error_for_a_size(rng):
     assert factors.nbytes <= W.nbytes / 4 < factors.nbytes + 8
     blocks = Prune(max_error=0.3, scope=(8, 8)).compress(W)
     assert blocks.error(W) <= 0.3
+
+
+@pytest.mark.parametrize("scope", ["global", "row", (3, 5), (1, 1), (50, 50)])
+@pytest.mark.parametrize("pool", ["square", "max", "mean"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_one_fewer_would_lose_too_much(rng, scope, pool, weighed):
+    W = (rng.standard_normal((20, 31)) ** 3).astype(np.float16)
+    importance = rng.random(W.shape).astype(np.float32) if weighed else None
+    metric = Diagonal(importance) if weighed else None
+    n = {"global": 620, "row": 31}.get(scope)
+    if n is None:
+        n = -(-20 // scope[0]) * -(-31 // scope[1])
+    for max_error in (1e-9, 0.02, 0.3, 0.9, 2.0):
+        asked = Prune(max_error=max_error, scope=scope, pool=pool)
+        found = asked.compress(W, importance=importance)
+        assert found.error(W, metric=metric) <= max_error
+        kept = len(found.kept.places()) // 20 if scope == "row" else len(found.kept._blocks())
+        assert kept >= 1
+        if kept > 1:
+            fewer = Prune(sparsity=1 - (kept - 1) / n, scope=scope, pool=pool)
+            factors = fewer.compress(W, importance=importance)
+            assert factors.values.size < found.values.size
+            assert factors.error(W, metric=metric) > max_error
+
+
+@pytest.mark.parametrize("scope", ["global", "row", (2, 2)])
+def test_ties_and_zeros_keep_their_error(scope):
+    for W in (np.ones((6, 8), np.float32), np.zeros((6, 8), np.float32)):
+        factors = Prune(max_error=0.25, scope=scope).compress(W)
+        assert factors.error(W) <= 0.25
+        if W.any():
+            assert factors.values.size == 36
+    with pytest.raises(ValueError, match="W must not be empty"):
+        Prune(max_error=0.1, scope=scope).compress(np.zeros((0, 4), np.float32))
+
+
+@pytest.mark.parametrize("kind", [Prune, PruneCodebook])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sparsity": 0.9},
+        {"sparsity": 0.5, "scope": "row"},
+        {"sparsity": 0.7, "scope": (3, 5)},
+        {"sparsity": 1.0},
+        {"sparsity": 0.0},
+        {"n_m": (2, 4)},
+    ],
+    ids=repr,
+)
+def test_planned_sizes_are_near(rng, kind, settings):
+    W = rng.standard_normal((70, 104)).astype(np.float32)
+    method = kind(**settings)
+    planned, factors = method.planned_size(W.shape, W.dtype), method.compress(W)
+    assert not planned.exact
+    assert factors.nbytes <= planned.nbytes <= 1.2 * factors.nbytes + 8
+
+
+def test_sizes_that_are_not_known_and_shapes_that_do_not_fit():
+    assert Prune(quality=1.0).planned_size((8, 8), np.float32) is None
+    assert PruneCodebook(quality=1.0).planned_size((8, 8), np.float32) is None
+    with pytest.raises(ValueError, match="multiple of 4"):
+        Prune(n_m=(2, 4)).planned_size((3, 6), np.float32)
+    assert Prune(sparsity=0.5).planned_size((0, 6), np.float32).nbytes == 0
 
 
 def test_wide_matrices_are_multiplied_in_float64(rng):

@@ -15,7 +15,7 @@ from fastfactor.checkpoint import open_checkpoint
 from fastfactor.deep_compression import CodedNetwork, DeepCompression
 from fastfactor.inspection import inspect_file
 from fastfactor.methods import Codebook, LowRank
-from fastfactor.metrics import Diagonal
+from fastfactor.metrics import Covariance, Diagonal
 from models import FLOATS, RECIPE, same, saved, shard
 from safetensors.numpy import load_file, save_file
 
@@ -164,18 +164,96 @@ def test_nan_is_refused_by_name(tmp_path):
         compress_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", RECIPE)
 
 
-def test_a_dry_run_says_and_does_nothing(model, tmp_path):
+EVERY_METHOD = [
+    {"method": "codebook", "n_bits": 3, "scope": "row"},
+    {"method": "codebook", "ratio": 6},
+    {"method": "low_rank", "rank": 7},
+    {"method": "low_rank", "ratio": 3},
+    {"method": "prune", "sparsity": 0.8},
+    {"method": "prune", "n_m": [1, 4]},
+    {"method": "prune_codebook", "sparsity": 0.8},
+    {"method": "simhash", "n_hashes": 65},
+    {"method": "block_diagonal", "n_blocks": 4},
+    {"method": "block_projection", "factor": 2},
+    {"method": "mixed_block", "rank": 3},
+    {"method": "dictionary", "n_nonzero_coefs": 2},
+    {"method": "entropy_coded", "bits_per_weight": 3},
+    {"method": "keep", "dtype": "float16"},
+]
+
+
+@pytest.mark.parametrize("rule", EVERY_METHOD, ids=lambda rule: rule["method"])
+def test_a_dry_run_says_what_will_be_and_does_nothing(model, tmp_path, rule):
     path, _ = model
-    dry = compress_file(path, tmp_path / "out.safetensors", RECIPE, dry_run=True)
+    recipe = {"default": rule}
+    dry = compress_file(path, tmp_path / "out.safetensors", recipe, dry_run=True)
     assert list(tmp_path.iterdir()) == [path]
-    wet = compress_file(path, tmp_path / "out.safetensors", RECIPE)
+    wet = compress_file(path, tmp_path / "out.safetensors", recipe)
     for planned, done in zip(dry.rows, wet.rows, strict=True):
-        same_fields = ("name", "shape", "dtype", "method", "settings", "reason", "bytes_before")
+        same_fields = ["name", "shape", "dtype", "bytes_before"]
+        if not planned.at_most:  # else the file may hold the tensor as it is
+            same_fields += ["method", "settings", "reason", "bytes_after"]
         for field in same_fields:
             assert getattr(planned, field) == getattr(done, field)
-        assert planned.bytes_after in (None, done.bytes_after)
+        assert done.bytes_after <= planned.bytes_after
+    totals = dry.totals()
+    assert totals["n_unknown"] == 0
+    assert totals["bytes_after"] >= wet.totals()["bytes_after"]
+    if not totals["at_most"]:
+        assert totals["bytes_after"] == wet.totals()["bytes_after"]
     assert dry.file_bytes_after is None
     assert dry.ratio is None
+
+
+def test_a_dry_run_says_which_sizes_it_does_not_know(model, tmp_path):
+    path, _ = model
+    recipe = {
+        "default": {"method": "codebook", "max_error": 0.01},
+        "names": {"conv": {"method": "codebook", "n_bits": 4}},
+    }
+    dry = compress_file(path, tmp_path / "out.safetensors", recipe, dry_run=True)
+    rows = {row.name: row for row in dry.rows}
+    assert rows["fc.float32"].bytes_after is None
+    assert rows["conv"].bytes_after == 40 * 144 // 2 + 16 * 4
+    totals = dry.totals()
+    assert (totals["n_unknown"], totals["bytes_after"], totals["at_most"]) == (5, None, False)
+    last = dry.table().to_text().splitlines()[-1]
+    assert last.endswith("bytes without 5 whose sizes their values decide")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"method": "codebook", "vector_dim": 7},
+        {"method": "dictionary", "piece": 7},
+        {"method": "mixed_block", "block_shape": [7, 7]},
+    ],
+    ids=lambda rule: rule["method"],
+)
+@pytest.mark.parametrize("goal", [{"max_error": 0.1}, {"ratio": 2}], ids=repr)
+def test_shapes_that_do_not_fit_are_said_whatever_is_asked_for(model, tmp_path, rule, goal):
+    path, _ = model
+    recipe = {"names": {"conv": {**rule, **goal}}}
+    with pytest.raises(ValueError, match=r"tensor 'conv': .* must divide"):
+        compress_file(path, tmp_path / "out.safetensors", recipe, dry_run=True)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_cannot_be_is_said_before_any_work(model, tmp_path, dry_run):
+    path, tensors = model
+    target = tmp_path / "out.safetensors"
+    recipe = {**RECIPE, "names": {"conv": {"method": "block_diagonal", "n_blocks": 41}}}
+    seen = []
+    with pytest.raises(ValueError, match="tensor 'conv': n_blocks must be at most 40"):
+        compress_file(
+            path, target, recipe, dry_run=dry_run, progress=lambda *a: seen.append(a), resume=True
+        )
+    assert (seen, list(tmp_path.iterdir())) == ([], [path])
+    kept = {**recipe, "if_impossible": "keep"}
+    report = compress_file(path, target, kept, dry_run=dry_run)
+    row = next(row for row in report.rows if row.name == "conv")
+    assert row.reason.startswith("impossible: n_blocks must be at most 40")
+    assert (row.method, row.bytes_after) == ("keep", tensors["conv"].nbytes)
 
 
 def test_progress_counts_the_source(model, tmp_path):
@@ -219,20 +297,101 @@ def test_importance_is_minimised_and_is_what_the_error_weighs(model, tmp_path, r
             assert error < Codebook(n_bits=4).compress(W).error(W, metric=Diagonal(weights))
 
 
-def test_importance_must_be_there_and_fit(model, tmp_path, rng):
+def covariance(rng, n):
+    x = rng.standard_normal((3 * n, n)) * np.geomspace(0.1, 3, n)
+    return (x.T @ x / len(x)).astype(np.float32)
+
+
+def test_an_input_covariance_is_minimised_and_is_what_the_error_counts(model, tmp_path, rng):
     path, tensors = model
-    target, fisher = tmp_path / "out.safetensors", tmp_path / "fisher.npz"
-    ones = {n: np.ones(W.shape, np.float32) for n, W in tensors.items()}
-    np.savez(fisher, **{**ones, "conv": np.ones((40, 48), np.float32)})
-    with pytest.raises(ValueError, match="tensor 'conv': importance must have the shape of W"):
-        compress_file(path, target, RECIPE, importance=fisher)
-    del ones["conv"]
-    np.savez(fisher, **ones)
-    with pytest.raises(ValueError, match=r"importance must hold every .* got none for 'conv'"):
-        compress_file(path, target, RECIPE, importance=fisher)
-    skipping = {**RECIPE, "skip": ["conv"]}
-    first = compress_file(path, target, skipping, importance=fisher)
-    assert first.totals()["n_compressed"] == 5
+    given = {name: covariance(rng, n) for name, n in (("conv", 144), ("fc.float16", 48))}
+    save_file(given, tmp_path / "inputs.safetensors")
+    target = tmp_path / "out.safetensors"
+    report = compress_file(path, target, RECIPE, input_covariance=tmp_path / "inputs.safetensors")
+    rows = {row.name: row for row in report.rows}
+    with store.open_store(target) as opened:
+        for name, of_inputs in given.items():
+            W = tensors[name].reshape(len(tensors[name]), -1)
+            expected = Codebook(n_bits=4).compress(W, input_covariance=of_inputs)
+            assert same(opened[name].to_dense(), expected.to_dense())
+            error = expected.error(W, metric=Covariance(of_inputs))
+            assert (rows[name].relative_error, rows[name].metric) == (error, "input_covariance")
+            assert error < Codebook(n_bits=4).compress(W).error(W, metric=Covariance(of_inputs))
+    # What it has not is compressed as ever, and says so.
+    assert rows["fc.float32"].metric == "squares"
+    assert rows["bias"].metric is None
+    plain = Codebook(n_bits=4).compress(tensors["fc.float32"])
+    assert rows["fc.float32"].relative_error == plain.error(tensors["fc.float32"])
+    assert report.totals()["input_covariance"].endswith("inputs.safetensors")
+    lines = report.table().to_text().splitlines()
+    assert any("covariance" in line for line in lines if "conv" in line)
+
+
+def test_both_weigh_one_model_but_not_one_tensor(model, tmp_path, rng):
+    path, tensors = model
+    fisher, inputs = tmp_path / "fisher.npz", tmp_path / "inputs.npz"
+    np.savez(fisher, conv=rng.random(tensors["conv"].shape), bias=np.ones(64))
+    np.savez(inputs, **{"fc.float32": covariance(rng, 48), "bias": np.eye(1)})
+    weights = {"importance": fisher, "input_covariance": inputs}
+    report = compress_file(path, tmp_path / "out.safetensors", RECIPE, **weights)
+    metrics = {row.name: row.metric for row in report.rows if not row.reason}
+    assert (metrics["conv"], metrics["fc.float32"]) == ("importance", "input_covariance")
+    assert set(metrics.values()) == {"importance", "input_covariance", "squares"}
+    np.savez(inputs, conv=covariance(rng, 144))
+    with pytest.raises(ValueError, match="input_covariance must not both hold 'conv', got both"):
+        compress_file(path, tmp_path / "out.safetensors", RECIPE, **weights)
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "message"),
+    [
+        ("importance", {"conv": np.ones((40, 48))}, "'conv': importance must have the shape of W"),
+        ("importance", {"cov": np.ones(3)}, "importance must name .* 'cov'; did you mean 'conv'"),
+        ("importance", {"bias": np.ones(64)}, "importance must hold a tensor that is compressed"),
+        ("importance", {"conv": np.ones((40, 144), int)}, "'conv': importance must be of floats"),
+        ("importance", {"conv": -np.ones((40, 144))}, "'conv': importance must not be negative"),
+        ("input_covariance", {"conv": np.eye(40)}, r"must have shape \(144, 144\), got \(40, 40"),
+        ("input_covariance", {"conv": np.triu(np.ones((144, 144)))}, "must be symmetric"),
+    ],
+)
+def test_weights_must_fit(model, tmp_path, what, given, message):
+    path, _ = model
+    np.savez(tmp_path / "weights.npz", **given)
+    with pytest.raises((TypeError, ValueError), match=message):
+        compress_file(
+            path, tmp_path / "out.safetensors", RECIPE, **{what: tmp_path / "weights.npz"}
+        )
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_damaged_weights_are_no_reason_to_keep(model, tmp_path):
+    path, tensors = model
+    weights = tmp_path / "weights.safetensors"
+    store.save(weights, {"conv": np.ones(tensors["conv"].shape, np.float32)})
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptDataError, match="'conv' must fit its checksum"):
+        compress_file(
+            path,
+            tmp_path / "out.safetensors",
+            {**RECIPE, "if_impossible": "keep"},
+            importance=weights,
+        )
+
+
+def test_a_method_that_cannot_minimise_an_error_says_so(model, tmp_path, rng):
+    path, _ = model
+    inputs, target = tmp_path / "inputs.npz", tmp_path / "out.safetensors"
+    np.savez(inputs, **{"fc.float32": covariance(rng, 48)})
+    recipe = {"default": {"method": "prune", "sparsity": 0.9}}
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"'fc.float32': input_covariance must not be given"):
+            compress_file(path, target, recipe, input_covariance=inputs, dry_run=dry_run)
+    kept = {**recipe, "if_impossible": "keep"}
+    report = compress_file(path, target, kept, input_covariance=inputs)
+    row = next(row for row in report.rows if row.name == "fc.float32")
+    assert row.reason.startswith("impossible: input_covariance must not be given to Prune")
 
 
 # --- decompressing and comparing

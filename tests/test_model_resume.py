@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from fastfactor import compress_file
+from fastfactor import compress_file, decompress_file
+from fastfactor.deep_compression import CodedNetwork, DeepCompression
 from models import RECIPE, saved
 from safetensors.numpy import save_file
 
@@ -23,8 +24,8 @@ def model(tmp_path, rng):
 
 KILLED = """
 import os, signal, sys
-from fastfactor import compress_file
-source, target, after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+from fastfactor import compress_file, decompress_file
+task, source, target, after = *sys.argv[1:4], int(sys.argv[4])
 names = []
 def progress(name, done, total):
     names.append(name)
@@ -32,15 +33,17 @@ def progress(name, done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 if after < 0:  # when the whole file is written beside, before it is renamed
     os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
-compress_file(source, target, {"default": {"method": "codebook", "n_bits": 4}}, resume=True,
-              progress=progress if after >= 0 else None, n_threads=1)
+options = {"resume": True, "progress": progress if after >= 0 else None, "n_threads": 1}
+if task == "compress":
+    compress_file(source, target, {"default": {"method": "codebook", "n_bits": 4}}, **options)
+else:
+    decompress_file(source, target, **options)
 """
 
 
-def killed(source, target, after):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(source), str(target), str(after)], timeout=60
-    )
+def killed(source, target, after, task="compress"):
+    arguments = [task, str(source), str(target), str(after)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=60)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -60,6 +63,47 @@ def test_a_kill_leaves_the_old_file_and_can_be_resumed(model, tmp_path, after):
         assert row.record() | {"seconds": 0} == other.record() | {"seconds": 0}
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {"net.safetensors", "out.safetensors", "straight.safetensors"}
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 11, -1])
+@pytest.mark.parametrize("kind", ["store", "network"])
+def test_decompressing_goes_on_after_a_kill(model, tmp_path, rng, after, kind):
+    path, _ = model
+    small = tmp_path / "small.safetensors"
+    if kind == "store":
+        compress_file(path, small, RECIPE)
+    else:
+        layers = [DeepCompression(sparsity=0.9, n_bits=4).compress(rng.random((9, 20)))] * 10
+        plain = {name: np.ones(i) for i, name in enumerate(("bias", "norm"))}
+        CodedNetwork({f"fc{i}": layer for i, layer in enumerate(layers)}, plain).save(small)
+    target, straight = tmp_path / "out.safetensors", tmp_path / "straight.safetensors"
+    target.write_bytes(b"the old file")
+    expected = decompress_file(small, straight)
+    n = len(expected.rows)
+    taken_up = n if after < 0 else after
+    killed(small, target, after, "decompress")
+    assert target.read_bytes() == b"the old file"
+    report = decompress_file(small, target, resume=True)
+    assert target.read_bytes() == straight.read_bytes()
+    assert [row.seconds is None for row in report.rows] == [i < taken_up for i in range(n)]
+    for row, other in zip(report.rows, expected.rows, strict=True):
+        assert row.record() | {"seconds": 0} == other.record() | {"seconds": 0}
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".safetensors"]
+
+
+def test_resuming_to_decompress_another_file_is_refused(model, tmp_path):
+    path, _ = model
+    target = tmp_path / "out.safetensors"
+    for n_bits in (4, 3):
+        recipe = {"default": {"method": "codebook", "n_bits": n_bits}}
+        compress_file(path, tmp_path / f"{n_bits}.safetensors", recipe)
+    killed(tmp_path / "4.safetensors", target, 3, "decompress")
+    with pytest.raises(ValueError, match="resume must go on with the source and settings"):
+        decompress_file(tmp_path / "3.safetensors", target, resume=True)
+    with pytest.raises(ValueError, match="resume must go on with the source and settings"):
+        compress_file(path, target, RECIPE, resume=True)
+    report = decompress_file(tmp_path / "4.safetensors", target, resume=True)
+    assert sum(row.seconds is None for row in report.rows) == 3
 
 
 def test_a_kill_at_any_moment(tmp_path, rng):
@@ -96,22 +140,24 @@ def test_a_kill_at_any_moment(tmp_path, rng):
     assert target.read_bytes() == straight.read_bytes()
 
 
-@pytest.mark.parametrize("what", ["recipe", "source", "importance"])
+@pytest.mark.parametrize("what", ["recipe", "source", "importance", "input_covariance"])
 def test_resuming_another_job_is_refused(model, tmp_path, what):
     path, tensors = model
     target = tmp_path / "out.safetensors"
     killed(path, target, 4)
     recipe, options = RECIPE, {}
-    if what == "importance":
-        np.savez(tmp_path / "f.npz", **{n: np.ones(W.shape) for n, W in tensors.items()})
-        options["importance"] = tmp_path / "f.npz"
+    if what in ("importance", "input_covariance"):
+        W = tensors["fc.float32"]
+        weights = {"importance": np.ones(W.shape), "input_covariance": np.eye(W.shape[1])}
+        np.savez(tmp_path / "f.npz", **{"fc.float32": weights[what]})
+        options[what] = tmp_path / "f.npz"
     elif what == "recipe":
         recipe = {"default": {"method": "codebook", "n_bits": 3}}
     else:
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     left = (tmp_path / "out.safetensors.partial").read_bytes()
-    with pytest.raises(ValueError, match="resume must go on with the recipe and source"):
+    with pytest.raises(ValueError, match="resume must go on with the source and settings"):
         compress_file(path, target, recipe, resume=True, **options)
     assert (tmp_path / "out.safetensors.partial").read_bytes() == left
     compress_file(path, target, recipe, **options)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastfactor import compress_file
+from fastfactor import compress_file, figure_data
 from fastfactor.figures import save_figures
+from fastfactor.methods import Codebook, LowRank
+from fastfactor.metrics import Covariance, Diagonal, Frobenius
 from fastfactor.report import Report, Table, TensorRow
+from safetensors.numpy import save_file
 
 ROWS = (
     TensorRow("fc.weight", (8, 4), "float32", "codebook", {"n_bits": 2}, "", 128, 24, 0.0123, 0.25),
@@ -66,13 +71,56 @@ def test_text_is_a_table_for_people():
     assert lines[-1] == "2 of 4 tensors compressed, 400 → 160 bytes, 2.50 × smaller, 1.5 s"
     narrow = REPORT.table().to_text(60)
     assert max(map(len, narrow.splitlines()[:-1])) <= 60
-    dry = replace(REPORT, dry_run=True, file_bytes_after=None).table().to_text()
-    assert dry.splitlines()[-1] == "2 of 4 tensors would be compressed"
 
 
-def test_names_are_text_not_markup():
+def test_text_of_a_dry_run_says_what_is_known():
+    dry = replace(REPORT, dry_run=True, file_bytes_after=None)
+    text = dry.table().to_text()
+    assert text.splitlines()[-1] == "2 of 4 tensors would be compressed, tensors of 192 → 76 bytes"
+    assert "error" not in text
+    bound = replace(dry, rows=(replace(ROWS[0], at_most=True), *ROWS[1:]))
+    plain = [" ".join(line.split()) for line in bound.table().to_text().splitlines()]
+    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 ≤ 24 ≤ 6.00" in plain
+    assert plain[-1].endswith("192 → ≤ 76 bytes")
+    content = json.loads(bound.table().to_json())
+    assert (content["at_most"], content["bytes_after"]) == (True, 76)
+    assert [row["at_most"] for row in content["rows"]] == [True, False, False, False]
+    unknown = replace(dry, rows=(replace(ROWS[0], bytes_after=None), *ROWS[1:]))
+    plain = [" ".join(line.split()) for line in unknown.table().to_text().splitlines()]
+    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 – –" in plain
+    assert plain[-1].endswith("192 → 52 bytes without 1 whose sizes their values decide")
+
+
+def test_text_says_what_an_error_counts_where_it_is_not_plain():
+    assert "under" not in REPORT.table().to_text()
+    rows = tuple(replace(row, metric="squares") for row in ROWS[:1])
+    rows += (replace(ROWS[1], metric="input_covariance"), *ROWS[2:])
+    text = replace(REPORT, rows=rows).table().to_text()
+    plain = [" ".join(line.split()) for line in text.splitlines()]
+    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 24 6.00 0.0123 squares 0.25" in plain
+    assert any("0.5 covariance" in line for line in plain)
+
+
+def test_names_are_text_not_markup_nor_commands():
     row = replace(ROWS[0], name="[red]layers[0]")
     assert "[red]layers[0]" in replace(REPORT, rows=(row,)).table().to_text()
+    report = replace(
+        REPORT, source="\x1b[2Jin.st", rows=(replace(row, name="a\x1b[31m\nb\u202ec"),)
+    )
+    text = report.table().to_text()
+    assert "\\x1b[2Jin.st" in text
+    assert "a\\x1b[31m\\nb\\u202ec" in text
+    assert "\x1b" not in text
+    assert "重み" in replace(REPORT, rows=(replace(row, name="重み"),)).table().to_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(400, 160, "2.50 × smaller"), (16, 104, "6.50 × larger"), (0, 8, "0 → 8 bytes, 1.5 s")],
+)
+def test_larger_files_are_called_so(before, after, said):
+    report = replace(REPORT, file_bytes_before=before, file_bytes_after=after)
+    assert said in report.table().to_text()
 
 
 @pytest.mark.parametrize("ending", [".txt", ".json", ".csv"])
@@ -90,13 +138,25 @@ def test_other_endings_are_refused(tmp_path):
         REPORT.table().save(tmp_path / "report.xml")
 
 
+def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        REPORT.table().save(tmp_path / "folder.txt")
+    with pytest.raises(FileNotFoundError, match="none"):
+        REPORT.table().save(tmp_path / "none" / "report.txt")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
+        REPORT.table().save(tmp_path / "report.txt")
+
+
 def test_infinity_is_null_in_json_and_no_rows_are_a_table_too():
     table = Table("t", [{"a": float("inf")}], {"a": "A"}, {"b": [float("nan")]}, "")
     assert json.loads(table.to_json()) == {"b": [None], "rows": [{"a": None}]}
     empty = replace(REPORT, rows=()).table()
     assert json.loads(empty.to_json())["rows"] == []
     assert empty.to_text().splitlines()[-1].startswith("0 of 0 tensors")
-    assert len(empty.to_csv().splitlines()) == 1
+    (header,) = empty.to_csv().splitlines()
+    assert set(header.split(",")) <= set(ROWS[0].record())
 
 
 def test_a_report_of_decompressing_says_so():
@@ -124,9 +184,10 @@ def run(tmp_path, rng):
 def test_figures_are_drawn(run, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("fastfactor.figures.MAX_MATRICES", 5)
+    monkeypatch.setattr("fastfactor.figures.MAX_CURVES", 2)
     seen = []
     paths = save_figures(run, tmp_path / "new" / "figs", progress=lambda *a: seen.append(a))
-    names = ["sizes.png", "errors.png", "singular_values.png", "values.png"]
+    names = ["sizes.png", "errors.png", "curves.png", "singular_values.png", "values.png"]
     assert [path.name for path in paths] == names
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -143,20 +204,26 @@ def test_figures_without_compressed_tensors(tmp_path):
     assert [path.name for path in save_figures(report, tmp_path / "figs")] == ["sizes.png"]
 
 
-def test_spectra_of_large_matrices_say_that_they_are_samples(run, monkeypatch):
+def test_figures_of_one_tensor(tmp_path, rng):
     pytest.importorskip("matplotlib")
-    from fastfactor import figures
+    # A formula that is none, letters that the font has not, a command, a second line.
+    name = r"$\frac$" + "重み\x1b[31m\n"
+    save_file({name: rng.standard_normal((40, 64))}, tmp_path / "a.safetensors")
+    recipe = {"default": {"method": "prune", "sparsity": 0.5}}
+    report = compress_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", recipe)
+    assert len(save_figures(report, tmp_path / "figs")) == 5
 
+
+def test_spectra_of_large_matrices_say_that_they_are_samples(run, monkeypatch):
     row = next(row for row in run.rows if row.name == "fc13")
-    whole = figures._looked_at(run, row, None)
+    whole = figure_data.look_at(run, row, None)
     assert whole.spectrum_of == "64 × 53"
     assert whole.values_of == "all rows"
     W = np.load(run.source)["fc13"]
     np.testing.assert_allclose(whole.spectrum, np.linalg.svd(W, compute_uv=False), rtol=1e-5)
-    monkeypatch.setattr(figures, "MAX_SIDE", 32)
-    monkeypatch.setattr(figures, "MAX_VALUES", 1000)
-    part = figures._looked_at(run, row, None)
-    assert (whole.is_whole, part.is_whole) == (True, False)
+    monkeypatch.setattr(figure_data, "MAX_SIDE", 32)
+    monkeypatch.setattr(figure_data, "MAX_VALUES", 1000)
+    part = figure_data.look_at(run, row, None)
     assert part.spectrum_of == "32 × 27 of 64 × 53"
     assert part.values_of == "16 of 64 rows"
     expected = np.linalg.svd(W[::2, ::2].astype(np.float64), compute_uv=False)
@@ -164,14 +231,73 @@ def test_spectra_of_large_matrices_say_that_they_are_samples(run, monkeypatch):
     np.testing.assert_array_equal(part.before, W[::4].ravel())
 
 
-def test_the_curve_of_singular_values_is_low_ranks(run):
-    pytest.importorskip("matplotlib")
-    from fastfactor import figures
-
+def test_curves_are_what_the_methods_reach(run, monkeypatch):
     row = next(row for row in run.rows if row.name == "fc3")
-    bits, error = figures._svd_curve(figures._looked_at(run, row, None))
-    assert bits[7] == pytest.approx(row.bits_per_weight)
-    assert error[7] == pytest.approx(row.relative_error, rel=1e-4)
+    curve = figure_data.curve_of(run, row, None)
+    assert curve.cut == "64 × 43"
+    assert curve.chosen == (row.bits_per_weight, pytest.approx(row.relative_error))
+    # low_rank's own curve is that of singular values, at other ranks.
+    W = np.load(run.source)["fc3"]
+    ranks = {LowRank(rank=r).compress(W).bits_per_weight: r for r in range(1, 26)}
+    spectrum = np.linalg.svd(W.astype(np.float64), compute_uv=False) ** 2
+    for bits, error in [*curve.method, *curve.svd]:
+        assert error == pytest.approx(1 - spectrum[: ranks[bits]].sum() / spectrum.sum(), rel=1e-4)
+    assert [ranks[bits] for bits, _ in curve.method] == [2, 4, 8, 16, 25]
+    row = next(row for row in run.rows if row.name == "fc4")
+    monkeypatch.setattr(figure_data, "CUT", (16, 32))
+    curve = figure_data.curve_of(run, row, None)
+    assert curve.cut == "16 × 32 of 64 × 44"
+    part = np.load(run.source)["fc4"][::4, :32]
+    errors = {}
+    for n_bits in (1, 2, 3, 4, 5, 6, 8):
+        factors = Codebook(n_bits=n_bits).compress(part)
+        errors[factors.bits_per_weight] = factors.error(part)
+    assert curve.chosen[1] == Codebook(n_bits=3).compress(part).error(part)
+    assert len(curve.method) >= 3
+    for bits, error in curve.method:
+        assert error == errors[bits]
+
+
+def test_curves_are_under_the_metric_of_the_run(tmp_path, rng):
+    pytest.importorskip("matplotlib")
+    W = rng.standard_normal((160, 40)).astype(np.float32)
+    x = rng.standard_normal((99, 40)) * np.geomspace(0.1, 3, 40)
+    np.savez(tmp_path / "net.npz", a=W, b=W, c=W)
+    np.savez(tmp_path / "fisher.npz", a=rng.random(W.shape))
+    np.savez(tmp_path / "inputs.npz", b=x.T @ x)
+    report = compress_file(
+        tmp_path / "net.npz",
+        tmp_path / "out.safetensors",
+        {"default": {"method": "codebook", "n_bits": 2}},
+        importance=tmp_path / "fisher.npz",
+        input_covariance=tmp_path / "inputs.npz",
+    )
+    importance = np.load(tmp_path / "fisher.npz")["a"][::2]
+    expected = {
+        "a": Codebook(n_bits=2).compress(W[::2], importance=importance),
+        "b": Codebook(n_bits=2).compress(W[::2], input_covariance=x.T @ x),
+        "c": Codebook(n_bits=2).compress(W[::2]),
+    }
+    metrics = {"a": Diagonal(importance), "b": Covariance(x.T @ x), "c": Frobenius()}
+    for row in report.rows:
+        curve = figure_data.curve_of(report, row, None)
+        factors = expected[row.name]
+        assert curve.chosen[1] == factors.error(W[::2], metric=metrics[row.name])
+    assert "curves" in [path.stem for path in save_figures(report, tmp_path / "figs")]
+
+
+def test_a_cut_that_settings_do_not_fit_has_no_curve_of_theirs(tmp_path, rng, monkeypatch):
+    pytest.importorskip("matplotlib")
+    np.savez(tmp_path / "net.npz", w=rng.standard_normal((64, 63)).astype(np.float32))
+    recipe = {"default": {"method": "codebook", "n_bits": 4, "vector_dim": 7}}
+    report = compress_file(tmp_path / "net.npz", tmp_path / "out.safetensors", recipe)
+    monkeypatch.setattr(figure_data, "CUT", (32, 32))
+    curve = figure_data.curve_of(report, report.rows[0], None)
+    assert curve.chosen is None
+    assert len(curve.method) == 0
+    assert len(curve.svd) > 5
+    paths = save_figures(report, tmp_path / "figs")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
 def test_without_matplotlib_the_command_is_named(monkeypatch):

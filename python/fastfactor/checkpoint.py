@@ -123,6 +123,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return Checkpoint(str(path), [_Npz(str(found))])
     if found.suffix == ".json":
         return _sharded(str(path), found)
+    if is_coded_network(found):
+        raise _compressed(str(path))
     return Checkpoint(str(path), [_Safetensors(str(found))])
 
 
@@ -144,7 +146,8 @@ def is_coded_network(path: str | os.PathLike[str]) -> bool:
     places = _header(os.fspath(path)).places
     if list(places) != [ENTRY] or places[ENTRY].code != "U8":
         return False
-    return open_checkpoint(path)[ENTRY].ravel()[: len(MAGIC)].tobytes() == MAGIC
+    found = _Safetensors(os.fspath(path)).read(ENTRY)
+    return found.ravel()[: len(MAGIC)].tobytes() == MAGIC
 
 
 class _File(Protocol):
@@ -165,10 +168,7 @@ class _Safetensors:
         if header.index is not None:
             entries, self._sums = read_index(header.index, header.places)
             if any(entry.kind != "plain" for entry in entries.values()):
-                raise ValueError(
-                    f"{path} must be a model that is not compressed, got one that is; "
-                    "decompress it first"
-                )
+                raise _compressed(path)
         self.metadata = header.metadata
         self._start = header.size
         ordered = sorted(header.places.items(), key=lambda item: item[1].begin)
@@ -231,6 +231,12 @@ class _Npz:
                 f"got {dtype} for {member!r}"
             )
         return Stored(tuple(shape), dtype.newbyteorder("="))
+
+
+def _compressed(path: str) -> ValueError:
+    return ValueError(
+        f"{path} must be a model that is not compressed, got one that is; decompress it first"
+    )
 
 
 def _header(path: str) -> Header:

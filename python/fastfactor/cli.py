@@ -43,7 +43,9 @@ def main() -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print("fastfactor: error:", " ".join(message.split()), file=sys.stderr)
+    from .report import printable
+
+    print("fastfactor: error:", printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

@@ -20,6 +20,9 @@ THREADS_HELP = "Threads (default: all cores this process may use)."
 
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 Reports = Annotated[list[Path] | None, typer.Option("--report", metavar="FILE", help=REPORT_HELP)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an earlier run ended; keep what is done.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
 
 
@@ -49,11 +52,16 @@ def compress(
         Path | None,
         typer.Option("--importance", metavar="FILE", help="What each weight's error counts."),
     ] = None,
+    input_covariance: Annotated[
+        Path | None,
+        typer.Option(
+            "--input-covariance",
+            metavar="FILE",
+            help="Mean of x xᵀ over a layer's inputs, by the name of its weight.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on where an earlier run ended; keep what is done."),
-    ] = False,
+    resume: Resume = False,
     threads: Threads = None,
     reports: Reports = None,
     figures: Annotated[
@@ -74,11 +82,14 @@ def compress(
         raise typer.BadParameter("one of --recipe and --method must be given")
     if method is None and (settings or keep):
         raise typer.BadParameter("--set and --keep must be given with --method")
+    if figures is not None and dry_run:
+        raise typer.BadParameter("--figures must not be given with --dry-run")
     check_reports(reports)
     if figures is not None:
         from .figures import need_matplotlib, save_figures
 
         need_matplotlib()
+        figures.mkdir(parents=True, exist_ok=True)
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
     with progress_bar("compressing") as progress:
         report = compress_file(
@@ -86,12 +97,13 @@ def compress(
             target,
             checked,
             importance=importance,
+            input_covariance=input_covariance,
             dry_run=dry_run,
             resume=resume,
             progress=progress,
             n_threads=threads,
         )
-    if figures is not None and not dry_run:
+    if figures is not None:
         with progress_bar("drawing") as progress:
             save_figures(report, figures, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
@@ -100,6 +112,7 @@ def compress(
 def decompress(
     source: Annotated[Path, typer.Argument(help="What `compress` wrote.")],
     target: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
+    resume: Resume = False,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -109,7 +122,9 @@ def decompress(
 
     check_reports(reports)
     with progress_bar("decompressing") as progress:
-        report = decompress_file(source, target, progress=progress, n_threads=threads)
+        report = decompress_file(
+            source, target, resume=resume, progress=progress, n_threads=threads
+        )
     show(report.table(), as_json, reports)
 
 
@@ -144,9 +159,11 @@ def compare(
     with progress_bar("comparing") as progress:
         found = compare_files(first, second, progress=progress, n_threads=threads)
     show(found.table(), as_json, reports)
-    if max_error is not None and not found.largest_error <= max_error:
+    if max_error is not None and found.worst and not found.largest_error <= max_error:
+        why = f" ({found.worst.fault})" if found.worst.fault else ""
         raise ValueError(
-            f"errors must be at most {max_error:g}, got {found.largest_error:.4g} for a tensor"
+            f"errors must be at most {max_error:g}, got {found.largest_error:.4g} for tensor "
+            f"{found.worst.name!r}{why}"
         )
 
 
@@ -171,7 +188,7 @@ def recipe(
             with open(path, "w" if force else "x", encoding="utf-8") as file:
                 file.write(starter())
         except FileExistsError:
-            raise ValueError(f"{path} must not be there, got a file; --force replaces it") from None
+            raise ValueError(f"{path} must not be there yet; --force replaces it") from None
 
 
 def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
@@ -204,6 +221,8 @@ def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from .report import printable
+
     columns = (
         TextColumn(task),
         BarColumn(),
@@ -215,7 +234,7 @@ def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
         bar = bars.add_task(task, tensor="", total=None)
 
         def show(name: str, done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total, tensor=name)
+            bars.update(bar, completed=done, total=total, tensor=printable(name))
 
         yield show
 

@@ -94,8 +94,12 @@ class Comparison:
     @property
     def largest_error(self) -> float:
         """The largest relative error of a tensor; infinite where there is a fault."""
-        errors = [math.inf if r.relative_error is None else r.relative_error for r in self.rows]
-        return max(errors, default=0.0)
+        return _error(self.worst) if self.worst else 0.0
+
+    @property
+    def worst(self) -> ComparedRow | None:
+        """The first tensor with that error; None where there are no tensors."""
+        return max(self.rows, key=_error, default=None)
 
     def table(self) -> Table:
         """The comparison in a form that can be shown and written."""
@@ -246,6 +250,10 @@ def _compared(
         bytes_first=sizes[0],
         bytes_second=sizes[1],
     )
+
+
+def _error(row: ComparedRow) -> float:
+    return math.inf if row.relative_error is None else row.relative_error
 
 
 def _shape(model: Checkpoint | Store, name: str) -> tuple[int, ...]:

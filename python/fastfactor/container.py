@@ -12,6 +12,7 @@ known as ours; without either it is an ordinary safetensors file.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -269,6 +270,22 @@ def _check_places(places: Mapping[str, Place], nbytes: int) -> None:
 
 
 # --- files
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """That a file may take this place, before the work for it: in a folder, and itself none.
+
+    Raises
+    ------
+    OSError
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
 
 
 @contextmanager

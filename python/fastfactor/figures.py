@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ._checks import Array
-from .checkpoint import open_checkpoint
-from .methods.base import Factors
-from .report import Report, TensorRow
-from .store import open_store
+from .figure_data import Curve, Matrix, curve_of, look_at
+from .report import Report, TensorRow, printable
 
 MAX_BARS = 60
 MAX_MATRICES = 12
-MAX_SIDE = 1024  # the shorter one of a matrix whose singular values are computed without sampling
-ROWS_AT_ONCE = 4096
-MAX_VALUES = 1 << 20  # of a histogram
+MAX_CURVES = 6
 N_BINS = 200
 UNITS = ((10**9, "GB (10⁹ bytes)"), (10**6, "MB (10⁶ bytes)"), (10**3, "kB (10³ bytes)"))
-COLORS = ("#3b6fb6", "#d1793b", "#4d9a5b", "#a8518a", "#7a6a52", "#4a9fa6", "#b5483f", "#8d8d3a")
+ERROR = "error ‖W − Ŵ‖² / ‖W‖²"
+BITS = "bits a weight, tables and indices included"
+# Told apart by all eyes: M. Okabe and K. Ito, Color Universal Design, 2008. Two more by markers.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+PALE = "#8a939c"
 
 
 def save_figures(
@@ -50,9 +50,10 @@ def save_figures(
     -------
     list of Path
         ``sizes.png``: bytes of each tensor before and after. ``errors.png``: error against bits a
-        weight of each compressed matrix, and of truncated singular values. ``singular_values.png``
-        and ``values.png``: of the largest matrices, spectra, and histograms of the weights before
-        and after, where a codebook's values stand out. What is sampled says so in its title.
+        weight of each compressed matrix. Of the largest matrices: ``curves.png``, the error that
+        each one's method has at other sizes, and truncated singular values; and
+        ``singular_values.png`` and ``values.png``, spectra and histograms of the weights before and
+        after, where a codebook's values stand out. What is sampled says so in its title.
 
     Raises
     ------
@@ -64,28 +65,36 @@ def save_figures(
     Notes
     -----
     Where both sides of a matrix are longer than 1,024, singular values are those of at most so many
-    rows and columns, evenly spaced; they have no curve among the errors, as a part is easier.
+    rows and columns, evenly spaced. Curves compress a matrix, or a cut of 128 × 512 of it, at most
+    five times by its method: some seconds for the slow ones.
     """
     need_matplotlib()
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     largest = sorted(report.compressed, key=lambda row: -row.bytes_before)[:MAX_MATRICES]
-    matrices = []
+    n_curves = min(len(largest), MAX_CURVES)
+    matrices, curves = [], []
     for number, row in enumerate(largest):
         if progress is not None:
             progress(row.name, number, len(largest))
-        matrices.append(_looked_at(report, row, n_threads))
+        matrices.append(look_at(report, row, n_threads))
+        if number < n_curves:
+            curves.append(curve_of(report, row, n_threads))
     if progress is not None:
         progress("", len(largest), len(largest))
     drawings = {"sizes": _sizes(report)}
     if matrices:
-        drawings["errors"] = _errors(report, matrices)
+        drawings["errors"] = _errors(report)
+        drawings["curves"] = _curves(report, curves)
         drawings["singular_values"] = _singular_values(report, matrices)
         drawings["values"] = _values(report, matrices)
     paths = []
     for name, figure in drawings.items():
         paths.append(place / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120)
+        with warnings.catch_warnings():
+            # A name in letters that no font here has is drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            figure.savefig(paths[-1], dpi=120)
     return paths
 
 
@@ -104,59 +113,6 @@ def need_matplotlib() -> None:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """What figures show of one compressed matrix."""
-
-    row: TensorRow
-    spectrum: Array
-    spectrum_of: str
-    is_whole: bool
-    before: Array
-    after: Array
-    values_of: str
-
-
-def _looked_at(report: Report, row: TensorRow, n_threads: int | None) -> _Matrix:
-    W = open_checkpoint(report.source)[row.name].reshape(row.shape[0], -1)
-    part, sampled = W, ""
-    if min(W.shape) > MAX_SIDE:
-        rows, columns = (_even(n, MAX_SIDE) for n in W.shape)
-        part = W[rows][:, columns]
-        sampled = f"{len(rows):,} × {len(columns):,} of "
-    ids = _even(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
-    with open_store(report.target) as store:
-        factors = store[row.name]
-        assert isinstance(factors, Factors)
-        rebuilt = factors.rows(ids, n_threads=n_threads)
-    return _Matrix(
-        row=row,
-        spectrum=_spectrum(part),
-        spectrum_of=f"{sampled}{W.shape[0]:,} × {W.shape[1]:,}",
-        is_whole=not sampled,
-        before=W[ids].astype(np.float32).ravel(),
-        after=rebuilt.astype(np.float32).ravel(),
-        values_of=f"{len(ids):,} of {W.shape[0]:,} rows" if len(ids) < W.shape[0] else "all rows",
-    )
-
-
-def _spectrum(W: Array) -> Array:
-    """Singular values, falling, by the Gram matrix of the shorter side: exact enough to be seen."""
-    tall = W if W.shape[0] >= W.shape[1] else W.T
-    gram = np.zeros((tall.shape[1], tall.shape[1]))
-    for first in range(0, len(tall), ROWS_AT_ONCE):
-        block = tall[first : first + ROWS_AT_ONCE].astype(np.float64)
-        gram += block.T @ block
-    values: Array = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
-    return values
-
-
-def _even(n: int, at_most: int) -> Array:
-    """Numbers below n, evenly spaced, no more than so many."""
-    step = -(-n // at_most) if n else 1
-    return np.arange(0, n, step)
-
-
 def _sizes(report: Report) -> Any:
     rows = sorted(report.rows, key=lambda row: -row.bytes_before)[:MAX_BARS]
     rows = [row for row in report.rows if row in rows]  # in the model's order
@@ -168,15 +124,15 @@ def _sizes(report: Report) -> Any:
     axes.barh(at, before, 0.8, color="#d4d8de", label="before")
     axes.barh(at, after, 0.45, color=COLORS[0], label="after")
     axes.set_yticks(at, [_short(row.name) for row in rows], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(name)
     some = f"the {len(rows)} largest of " if len(rows) < len(report.rows) else ""
     axes.set_title(
-        f"{some}{len(report.rows)} tensors; files: {report.file_bytes_before:,} → "
+        f"{some}{_count(len(report.rows), 'tensor')}; files: {report.file_bytes_before:,} → "
         f"{report.file_bytes_after or 0:,} bytes",
         fontsize=9,
     )
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -184,43 +140,81 @@ def _both_sizes(rows: Sequence[TensorRow]) -> tuple[list[int], list[int | None]]
     return [row.bytes_before for row in rows], [row.bytes_after for row in rows]
 
 
-def _errors(report: Report, matrices: Sequence[_Matrix]) -> Any:
+def _errors(report: Report) -> Any:
     figure, (axes,) = _figure(1, height=5.2)
-    methods = sorted({row.method for row in report.compressed})
-    whole = [matrix for matrix in matrices if matrix.is_whole]
-    for matrix in whole:
-        bits, error = _svd_curve(matrix)
-        label = "truncated singular values" if matrix is whole[0] else None
-        axes.plot(bits, error, color="#9aa3ad", linewidth=0.8, zorder=1, label=label)
     rows = [row for row in report.compressed if row.relative_error]
-    for number, method in enumerate(methods):
+    for method, color, marker in _styles(report):
         points = [(r.bits_per_weight, r.relative_error) for r in rows if r.method == method]
         if points:
-            axes.scatter(*zip(*points, strict=True), 22, COLORS[number % len(COLORS)], label=method)
-    grid = np.linspace(0.1, 8, 80)
-    axes.plot(grid, 4.0**-grid, "k:", linewidth=0.8, label=r"Gaussian limit, $4^{-\mathrm{bits}}$")
-    axes.set_yscale("log")
+            bits_and_errors = zip(*points, strict=True)
+            style = {"color": color, "marker": marker, "alpha": 0.75, "linewidth": 0}
+            axes.scatter(*bits_and_errors, s=26, label=method, **style)
+    bits = [row.bits_per_weight or 0 for row in rows]
+    grid = np.geomspace(min([0.5, *bits]), max([8.0, *bits]), 80)
+    label = r"Gaussian limit, $4^{-\mathrm{bits}}$"
+    axes.plot(grid, 4.0**-grid, ":", color=PALE, linewidth=1, label=label)
     least = min((row.relative_error or 1 for row in rows), default=1e-4)
-    axes.set_ylim(max(1e-6, least / 4), 1.5)
-    axes.set_xlim(0, max([8.0, *(1.1 * (row.bits_per_weight or 0) for row in rows)]))
-    axes.set_xlabel("bits a weight, tables and indices included")
-    axes.set_ylabel("‖W − Ŵ‖² / ‖W‖²")
-    axes.set_title(f"{len(rows)} compressed matrices, curves of {len(whole)}", fontsize=9)
+    axes.set_ylim(max(1e-9, least / 4), 1.5)
+    _bits_and_errors(axes)
+    axes.set_xlabel(BITS)
+    axes.set_ylabel(ERROR)
+    others = sorted({row.metric for row in rows if row.metric not in (None, "squares")})
+    under = f", some under {' or '.join(map(str, others))}" if others else ""
+    matrices = _count(len(rows), "compressed matrix", "compressed matrices")
+    axes.set_title(f"{matrices}{under}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _svd_curve(matrix: _Matrix) -> tuple[Array, Array]:
-    """Bits a weight and error of every rank, factors in the tensor's own dtype."""
-    energy = matrix.spectrum**2
-    left = np.maximum(energy.sum() - np.cumsum(energy), 0)
-    rows, columns = matrix.row.shape[0], int(np.prod(matrix.row.shape[1:]))
-    rank = np.arange(1, len(energy) + 1)
-    bits = 8 * matrix.row.bytes_before * rank * (rows + columns) / (rows * columns) ** 2
-    return bits, left / max(float(energy.sum()), 1e-300)
+def _curves(report: Report, curves: Sequence[Curve]) -> Any:
+    figure, panels = _figure(len(curves), most=3, margin=0.55)
+    styles = {method: (color, marker) for method, color, marker in _styles(report)}
+    for axes, curve in zip(panels, curves, strict=True):
+        color, marker = styles[curve.row.method]
+        svd, own = (points[points[:, 1] > 0] for points in (curve.svd, curve.method))
+        axes.plot(*svd.T, "--", color=PALE, linewidth=1.2, label="truncated singular values")
+        axes.plot(*own.T, color=color, marker=marker, ms=4, lw=1.2, label="its method")
+        if curve.chosen is not None and curve.chosen[1] > 0:
+            axes.plot(*curve.chosen, "o", ms=10, mfc="none", mec="black", label="as chosen")
+        _bits_and_errors(axes)
+        under = "" if curve.row.metric in (None, "squares") else f", under {curve.row.metric}"
+        text = f"{_short(curve.row.name)}: {curve.row.method}\n{curve.cut}{under}"
+        axes.set_title(text, fontsize=7)
+        axes.set_xlabel(BITS, fontsize=7)
+        axes.tick_params(labelsize=7, which="both")
+    handles = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=7)
+    figure.supylabel(ERROR, fontsize=8)
+    _heading(figure, report, len(curves), "Error at other sizes")
+    return figure
 
 
-def _singular_values(report: Report, matrices: Sequence[_Matrix]) -> Any:
+def _bits_and_errors(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#e8eaed", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _styles(report: Report) -> list[tuple[str, str, str]]:
+    """Color and marker of each method in it."""
+    methods = sorted({row.method for row in report.compressed})
+    return [
+        (method, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
+        for i, method in enumerate(methods)
+    ]
+
+
+def _singular_values(report: Report, matrices: Sequence[Matrix]) -> Any:
     figure, panels = _figure(len(matrices))
     for axes, matrix in zip(panels, matrices, strict=True):
         values = matrix.spectrum / max(float(matrix.spectrum.max()), 1e-300)
@@ -228,11 +222,12 @@ def _singular_values(report: Report, matrices: Sequence[_Matrix]) -> Any:
         axes.set_yscale("log")
         axes.set_title(f"{_short(matrix.row.name)}\n{matrix.spectrum_of}", fontsize=7)
         axes.tick_params(labelsize=7, which="both")
-    _heading(figure, report, matrices, "Singular values over the largest")
+    figure.supxlabel("number", fontsize=8)
+    _heading(figure, report, len(matrices), "Singular values over the largest")
     return figure
 
 
-def _values(report: Report, matrices: Sequence[_Matrix]) -> Any:
+def _values(report: Report, matrices: Sequence[Matrix]) -> Any:
     figure, panels = _figure(len(matrices))
     for axes, matrix in zip(panels, matrices, strict=True):
         low, high = np.quantile(matrix.before, [0.0005, 0.9995])
@@ -244,23 +239,30 @@ def _values(report: Report, matrices: Sequence[_Matrix]) -> Any:
         axes.set_title(title, fontsize=7)
         axes.tick_params(labelsize=7, which="both")
     panels[0].legend(frameon=False, fontsize=7)
-    _heading(figure, report, matrices, "Weights before and after, 99.9 % of them")
+    figure.supxlabel("weight", fontsize=8)
+    figure.supylabel("how many", fontsize=8)
+    _heading(figure, report, len(matrices), "Weights before and after, 99.9 % of them")
     return figure
 
 
-def _heading(figure: Any, report: Report, matrices: Sequence[_Matrix], text: str) -> None:
+def _heading(figure: Any, report: Report, shown: int, text: str) -> None:
     n = len(report.compressed)
-    some = f"the {len(matrices)} largest of {n}" if len(matrices) < n else f"all {n}"
-    figure.suptitle(f"{text}; {some} compressed matrices", fontsize=9)
+    some = f"the {shown} largest of {n} compressed matrices"
+    if shown == n:
+        some = f"all {n} compressed matrices" if n > 1 else "the one compressed matrix"
+    figure.suptitle(f"{text}; {some}", fontsize=9)
 
 
-def _figure(n_panels: int, height: float | None = None) -> tuple[Any, list[Any]]:
+def _figure(
+    n_panels: int, *, height: float | None = None, most: int = 4, margin: float = 0.0
+) -> tuple[Any, list[Any]]:
+    """A figure with so many panels, at most so many beside each other."""
     from matplotlib.figure import Figure
 
-    columns = min(n_panels, 4)
+    columns = min(n_panels, most)
     rows = -(-n_panels // columns)
-    width = 8.0 if columns == 1 else 2.8 * columns
-    figure = Figure(figsize=(width, height or 1.0 + 2.3 * rows), layout="constrained")
+    width = 8.0 if height is not None else max(11.2 / most * columns, 5.6)
+    figure = Figure(figsize=(width, height or 1.0 + margin + 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[n_panels:]:
         axes.set_axis_off()
@@ -269,5 +271,10 @@ def _figure(n_panels: int, height: float | None = None) -> tuple[Any, list[Any]]
     return figure, list(panels[:n_panels])
 
 
+def _count(n: int, one: str, more: str = "") -> str:
+    return f"1 {one}" if n == 1 else f"{n} {more or one + 's'}"
+
+
 def _short(name: str) -> str:
-    return name if len(name) <= 36 else f"…{name[-35:]}"
+    name = printable(name if len(name) <= 36 else f"…{name[-35:]}")
+    return name.replace("$", r"\$")  # else two of them are mathematics

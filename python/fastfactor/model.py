@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from . import _checks
 from ._checks import Array
 from .checkpoint import Stored, is_coded_network, open_checkpoint
+from .container import check_place
 from .deep_compression import CodedLayer, CodedNetwork
 from .methods.base import Factors
-from .model_job import Job
+from .model_job import Job, fingerprint
 from .recipe import KEEP, read_recipe
 from .report import Report, TensorRow
-from .store import Entry, Store, Writer, open_store, save
+from .store import Entry, Store, Writer, open_store
 from .store_index import Path
 from .store_writer import left_behind
 
@@ -30,6 +34,7 @@ def compress_file(
     recipe: Any,
     *,
     importance: Path | None = None,
+    input_covariance: Path | None = None,
     dry_run: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -48,10 +53,16 @@ def compress_file(
     recipe : path, mapping or Recipe
         What is done to which tensor: see :mod:`fastfactor.recipe`.
     importance : path, optional
-        A model of the same names and shapes, not compressed: what the squared error of each weight
-        counts (squared gradients, Fisher information). It is minimised, and errors are under it.
+        A file as a source may be, with tensors of the same names and shapes: what the squared error
+        of each weight counts (squared gradients, Fisher information). That is minimised, and errors
+        are under it; for tensors that it has not, under the plain sum of squares.
+    input_covariance : path, optional
+        Likewise, with the mean of x xᵀ over the inputs of each layer by the name of its weight,
+        (in_features, in_features), for a convolution (all but shape[0], squared). A tensor may have
+        one of the two, others in the file than the model's are refused.
     dry_run : bool
-        Say what would be done, and do nothing.
+        Say what would be done, and do nothing. Sizes are those of the method's settings, or bounds,
+        as :meth:`fastfactor.methods.Method.planned_size` knows them; no value is looked at.
     resume : bool
         Go on where an earlier run to this target ended, be it killed, and leave what is done if
         this one ends early.
@@ -70,8 +81,9 @@ def compress_file(
     ------
     TypeError, ValueError
         For a recipe that cannot be, names in it that the model has not, a tensor that its method
-        cannot compress (unless the recipe says to keep it), a target that is the source, and a
-        ``resume`` with another recipe or source.
+        cannot compress (unless the recipe says to keep it), importances and covariances that do not
+        fit, a target that is the source, and a ``resume`` with another recipe or source. What
+        shapes and settings tell is said before any work.
     CorruptDataError
         Where the source contradicts itself.
     OSError
@@ -105,13 +117,14 @@ def compress_file(
     job = Job(
         recipe=read_recipe(recipe),
         checkpoint=open_checkpoint(source),
-        weights=None if importance is None else open_checkpoint(importance),
+        importance=None if importance is None else open_checkpoint(importance),
+        input_covariance=None if input_covariance is None else open_checkpoint(input_covariance),
         n_threads=n_threads,
     )
-    _check_target(target, job.checkpoint.files)
-    if dry_run:
-        rows = [job.planned(name) for name in job.plan]
-    else:
+    read = (job.checkpoint, job.importance, job.input_covariance)
+    _check_target(target, tuple(file for model in read if model for file in model.files))
+    rows = [job.planned(name) for name in job.plan]
+    if not dry_run:
         rows = _compress(job, target, resume, progress)
     return Report(
         task="compress",
@@ -122,6 +135,8 @@ def compress_file(
         file_bytes_after=None if dry_run else os.path.getsize(target),
         seconds=time.perf_counter() - start,
         dry_run=bool(dry_run),
+        importance=None if importance is None else os.fspath(importance),
+        input_covariance=None if input_covariance is None else os.fspath(input_covariance),
     )
 
 
@@ -129,6 +144,7 @@ def decompress_file(
     source: Path,
     target: Path,
     *,
+    resume: bool = False,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> Report:
@@ -142,6 +158,8 @@ def decompress_file(
     target : path
         A safetensors file of plain tensors; one that is there is replaced when the new one is
         whole.
+    resume : bool
+        As for :func:`compress_file`.
     progress : callable, optional
         As for :func:`compress_file`, in bytes of what is written.
     n_threads : int, optional
@@ -157,7 +175,8 @@ def decompress_file(
     CorruptDataError
         Where the source was damaged; nothing is left of the target then.
     TypeError, ValueError
-        For a target that is the source, and a file that a newer version wrote.
+        For a target that is the source, a ``resume`` with another source, and a file that a newer
+        version wrote.
     OSError
         Where files cannot be read or written.
 
@@ -183,40 +202,26 @@ def decompress_file(
     start = time.perf_counter()
     _checks.threads(n_threads)
     _check_target(target, (os.fspath(source),))
-    if is_coded_network(source):
-        return _decompress_network(source, target, start)
-    with open_store(source) as store:
-        entries = {name: store.info(name) for name in store}
-        metadata, file_bytes = store.metadata, store.file_nbytes
-    rows = []
-    with Writer(target, metadata=metadata) as writer:
-        sizes = [Stored(entry.shape, entry.dtype).nbytes for entry in entries.values()]
-        names = _with_progress(list(entries), sizes, progress)
-        for entry, store in _entries(source, (entries[name] for name in names)):
-            before = time.perf_counter()
-            dense = store.to_dense(entry.name, n_threads=n_threads)
-            writer.add(entry.name, dense)
-            plain = entry.kind == "plain"
-            rows.append(
-                TensorRow(
-                    name=entry.name,
-                    shape=entry.shape,
-                    dtype=entry.dtype.name,
-                    method=KEEP if plain else entry.kind,
-                    settings={},
-                    reason="plain" if plain else "",
-                    bytes_before=entry.nbytes,
-                    bytes_after=dense.nbytes,
-                    relative_error=None,
-                    seconds=time.perf_counter() - before,
-                )
-            )
+    parts = _network_parts(source) if is_coded_network(source) else _store_parts(source)
+    rows = {}
+    job = fingerprint("decompress", [[os.fspath(source)]])
+    with _writer(target, parts.metadata, resume, job) as writer:
+        taken_up = set(writer)
+        sizes = [row.bytes_after or 0 for row in parts.rows.values()]
+        names = _with_progress(list(parts.rows), sizes, progress)
+        left = (name for name in names if name not in taken_up)
+        before = time.perf_counter()
+        for name, dense in parts.dense(left, n_threads):
+            writer.add(name, dense)
+            del dense  # before the next one is made
+            now = time.perf_counter()
+            rows[name], before = replace(parts.rows[name], seconds=now - before), now
     return Report(
         task="decompress",
         source=os.fspath(source),
         target=os.fspath(target),
-        rows=tuple(rows),
-        file_bytes_before=file_bytes,
+        rows=tuple(rows.get(name, row) for name, row in parts.rows.items()),
+        file_bytes_before=os.path.getsize(source),
         file_bytes_after=os.path.getsize(target),
         seconds=time.perf_counter() - start,
         dry_run=False,
@@ -224,15 +229,9 @@ def decompress_file(
 
 
 def _compress(job: Job, target: Path, resume: bool, progress: Progress | None) -> list[TensorRow]:
-    fingerprint = job.fingerprint()
-    if resume and left_behind(target) not in (None, fingerprint):
-        raise ValueError(
-            f"resume must go on with the recipe and source that {os.fspath(target)}.journal "
-            "began with, got others; without resume it begins anew"
-        )
     rows = {}
     tensors = job.checkpoint.tensors
-    with Writer(target, metadata=job.checkpoint.metadata, resume=resume, job=fingerprint) as writer:
+    with _writer(target, job.checkpoint.metadata, resume, job.fingerprint()) as writer:
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
@@ -249,39 +248,73 @@ def _compress(job: Job, target: Path, resume: bool, progress: Progress | None) -
     return [rows[name] for name in tensors]
 
 
-def _decompress_network(source: Path, target: Path, start: float) -> Report:
+def _writer(target: Path, metadata: dict[str, str], resume: bool, job: str) -> Writer:
+    if resume and left_behind(target) not in (None, job):
+        raise ValueError(
+            f"resume must go on with the source and settings that {os.fspath(target)}.journal "
+            "began with, got others; without resume it begins anew"
+        )
+    return Writer(target, metadata=metadata, resume=resume, job=job)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is in a compressed file: a row for each tensor, and how some of them are rebuilt."""
+
+    rows: dict[str, TensorRow]
+    metadata: dict[str, str]
+    dense: Callable[[Iterable[str], int | None], Iterator[tuple[str, Array]]]
+
+
+def _store_parts(source: Path) -> _Parts:
+    with open_store(source) as store:
+        entries = {name: store.info(name) for name in store}
+        metadata = store.metadata
+
+    def dense(names: Iterable[str], n_threads: int | None) -> Iterator[tuple[str, Array]]:
+        for entry, store in _entries(source, (entries[name] for name in names)):
+            yield entry.name, store.to_dense(entry.name, n_threads=n_threads)
+
+    rows = {
+        name: _rebuilt_row(name, entry.kind, Stored(entry.shape, entry.dtype), entry.nbytes)
+        for name, entry in entries.items()
+    }
+    return _Parts(rows, metadata, dense)
+
+
+def _network_parts(source: Path) -> _Parts:
     """The layers and plain tensors of Deep Compression; these networks are small."""
     network = CodedNetwork.load(source)
     values: dict[str, CodedLayer | Array] = {**network.layers, **network.plain}
-    rows = []
-    dense: dict[str, Array] = {}
+
+    def dense(names: Iterable[str], n_threads: int | None) -> Iterator[tuple[str, Array]]:
+        for name in names:
+            value = values[name]
+            yield name, value.to_dense() if isinstance(value, CodedLayer) else value
+
+    rows = {}
     for name, value in values.items():
-        plain = not isinstance(value, CodedLayer)
-        dense[name] = value.to_dense() if isinstance(value, CodedLayer) else value
-        rows.append(
-            TensorRow(
-                name=name,
-                shape=dense[name].shape,
-                dtype=dense[name].dtype.name,
-                method=KEEP if plain else "deep_compression",
-                settings={},
-                reason="plain" if plain else "",
-                bytes_before=value.nbytes,
-                bytes_after=dense[name].nbytes,
-                relative_error=None,
-                seconds=None,
-            )
-        )
-    save(target, dense)
-    return Report(
-        task="decompress",
-        source=os.fspath(source),
-        target=os.fspath(target),
-        rows=tuple(rows),
-        file_bytes_before=os.path.getsize(source),
-        file_bytes_after=os.path.getsize(target),
-        seconds=time.perf_counter() - start,
-        dry_run=False,
+        if isinstance(value, CodedLayer):
+            kind, dtype = "deep_compression", np.dtype(np.float32)
+        else:
+            kind, dtype = "plain", value.dtype
+        rows[name] = _rebuilt_row(name, kind, Stored(value.shape, dtype), value.nbytes)
+    return _Parts(rows, {}, dense)
+
+
+def _rebuilt_row(name: str, kind: str, stored: Stored, nbytes: int) -> TensorRow:
+    plain = kind == "plain"
+    return TensorRow(
+        name=name,
+        shape=stored.shape,
+        dtype=stored.dtype.name,
+        method=KEEP if plain else kind,
+        settings={},
+        reason="plain" if plain else "",
+        bytes_before=nbytes,
+        bytes_after=stored.nbytes,
+        relative_error=None,
+        seconds=None,
     )
 
 
@@ -320,4 +353,5 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
         raise ValueError(f"target must be a safetensors file, got {os.fspath(target)!r}")
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(target):
-            raise ValueError(f"target must not be the source, got {os.fspath(target)!r} for both")
+            raise ValueError(f"target must not be a source, got {os.fspath(target)!r} for both")
+    check_place(target)

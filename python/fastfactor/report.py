@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .container import replacing
+from .container import check_place, replacing
 
 FORMATS = (".txt", ".json", ".csv")
-TEXT_WIDTH = 100
-SPARE = ("dtype", "seconds")  # columns that a narrower text does without
+TEXT_WIDTH = 160  # at most, where there is no terminal
+NARROW = 100  # below, some columns are left out
+SPARE = ("dtype", "seconds")
+AT_MOST = "≤ "
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,15 @@ class TensorRow:
         Why it was not compressed; else empty.
     bytes_before : int
     bytes_after : int or None
-        What the file holds of it; None in a dry run where that is not known.
+        What the file holds of it; in a dry run None where values decide that.
     relative_error : float or None
         ‖W − Ŵ‖² / ‖W‖²; None where nothing was compressed.
     seconds : float or None
         Of compressing; None where it was done by an earlier run.
+    metric : {"squares", "importance", "input_covariance"} or None
+        What the error counts.
+    at_most : bool
+        Whether ``bytes_after`` is a bound, in a dry run.
     """
 
     name: str
@@ -52,6 +58,8 @@ class TensorRow:
     bytes_after: int | None
     relative_error: float | None
     seconds: float | None
+    metric: str | None = None
+    at_most: bool = False
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -69,8 +77,10 @@ class TensorRow:
             "reason": self.reason,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
+            "at_most": self.at_most,
             "bits_per_weight": self.bits_per_weight,
             "relative_error": self.relative_error,
+            "metric": self.metric,
             "seconds": self.seconds,
         }
 
@@ -92,6 +102,8 @@ class Table:
         The text's last lines.
     text_only : tuple of str
         Columns that JSON and CSV have in other ones.
+    unfolded : tuple of str
+        Those of them that stand to the right, on one line, as numbers do.
     """
 
     title: str
@@ -100,6 +112,7 @@ class Table:
     totals: Mapping[str, Any]
     summary: str
     text_only: tuple[str, ...] = ()
+    unfolded: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """An object with ``rows`` and the totals."""
@@ -110,7 +123,8 @@ class Table:
         """A line for each row, after one with names."""
         text = io.StringIO()
         records = self._plain_records()
-        names = list(records[0] if records else self.columns)
+        shown = [name for name in self.columns if name not in self.text_only]
+        names = list(records[0] if records else shown)
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         for record in records:
@@ -123,17 +137,20 @@ class Table:
         Parameters
         ----------
         width : int, optional
-            Columns of the terminal; else 100.
+            Columns of the terminal; else as many as are needed, 160 at most.
         """
         from rich import box
         from rich.console import Console
         from rich.table import Table as RichTable
 
         width = width or TEXT_WIDTH
-        names = [n for n in self.columns if width >= TEXT_WIDTH or n not in SPARE]
-        table = RichTable(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
+        names = [n for n in self.columns if width >= NARROW or n not in SPARE]
+        table = RichTable(box=box.SIMPLE_HEAD, title=printable(self.title), title_justify="left")
         for name in names:
-            number = all(isinstance(r[name], int | float | None) for r in self.records)
+            number = all(
+                isinstance(record[name], int | float | None) or name in self.unfolded
+                for record in self.records
+            )
             table.add_column(
                 self.columns[name],
                 justify="right" if number else "left",
@@ -144,7 +161,7 @@ class Table:
             table.add_row(*(_shown(name, record[name]) for name in names))
         console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
         console.print(table)
-        console.print(self.summary, soft_wrap=True)
+        console.print(printable(self.summary), soft_wrap=True)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
 
@@ -178,6 +195,8 @@ class Report:
     seconds : float
         Of the run.
     dry_run : bool
+    importance, input_covariance : str or None
+        Files of what errors count.
     """
 
     task: str
@@ -188,6 +207,8 @@ class Report:
     file_bytes_after: int | None
     seconds: float
     dry_run: bool
+    importance: str | None = None
+    input_covariance: str | None = None
 
     @property
     def compressed(self) -> tuple[TensorRow, ...]:
@@ -203,16 +224,20 @@ class Report:
         """Sums over the rows, and the files' sizes."""
         known = [row.bytes_after for row in self.rows if row.bytes_after is not None]
         n_weights = sum(math.prod(row.shape) for row in self.rows)
-        whole = len(known) == len(self.rows) and n_weights > 0
+        whole = len(known) == len(self.rows)
         return {
             "source": self.source,
             "target": self.target,
+            "importance": self.importance,
+            "input_covariance": self.input_covariance,
             "dry_run": self.dry_run,
             "n_tensors": len(self.rows),
             "n_compressed": len(self.compressed),
+            "n_unknown": len(self.rows) - len(known),
             "bytes_before": sum(row.bytes_before for row in self.rows),
             "bytes_after": sum(known) if whole else None,
-            "bits_per_weight": 8 * sum(known) / n_weights if whole else None,
+            "at_most": any(row.at_most for row in self.rows),
+            "bits_per_weight": 8 * sum(known) / n_weights if whole and n_weights else None,
             "file_bytes_before": self.file_bytes_before,
             "file_bytes_after": self.file_bytes_after,
             "ratio": self.ratio,
@@ -224,39 +249,75 @@ class Report:
         totals = self.totals()
         done = f"would be {self.task}ed" if self.dry_run else f"{self.task}ed"
         lines = [f"{totals['n_compressed']} of {totals['n_tensors']} tensors {done}"]
+        if self.dry_run:
+            lines.append(self._foreseen())
         if self.file_bytes_after is not None:
             lines.append(f"{self.file_bytes_before:,} → {self.file_bytes_after:,} bytes")
-            if self.task == "compress":
-                lines.append(f"{self.ratio:.2f} × smaller")
+            if self.task == "compress" and self.ratio:
+                smaller = self.ratio >= 1
+                times = self.ratio if smaller else 1 / self.ratio
+                lines.append(f"{times:.2f} × {'smaller' if smaller else 'larger'}")
             lines.append(f"{self.seconds:.1f} s")
         records = [row.record() for row in self.rows]
         for record, row in zip(records, self.rows, strict=True):
             record["how"] = row.reason or _method_text(row.method, row.settings)
+            record["after"] = _bounded(row, "bytes_after")
+            record["bits"] = _bounded(row, "bits_per_weight")
+            record["under"] = row.metric and row.metric.removeprefix("input_")
         columns = {
             "name": "tensor",
             "shape": "shape",
             "dtype": "dtype",
             "how": "method or reason",
             "bytes_before": "bytes",
-            "bytes_after": "after",
-            "bits_per_weight": "bits",
+            "after": "after",
+            "bits": "bits",
             "relative_error": "error",
+            "under": "under",
             "seconds": "s",
         }
+        if self.dry_run:
+            del columns["relative_error"], columns["seconds"]
+        if {row.metric for row in self.rows} <= {None, "squares"}:
+            del columns["under"]
         title = f"{self.source} → {self.target}"
-        return Table(title, records, columns, totals, ", ".join(lines), ("how",))
+        unfolded = ("after", "bits", "under")
+        return Table(
+            title, records, columns, totals, ", ".join(lines), ("how", *unfolded), unfolded
+        )
+
+    def _foreseen(self) -> str:
+        """Sizes before anything is done: of tensors, as the file's header is not made."""
+        totals = self.totals()
+        bound = AT_MOST if totals["at_most"] else ""
+        known = sum(row.bytes_after or 0 for row in self.rows)
+        text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
+        if totals["n_unknown"]:
+            text += f" without {totals['n_unknown']} whose sizes their values decide"
+        return text
 
 
 def check_report_path(path: str | os.PathLike[str]) -> str:
-    """How a report's path ends, which says its format."""
+    """How a report's path ends, which says its format, if one can be written there."""
     ending = os.path.splitext(os.fspath(path))[1]
     if ending not in FORMATS:
         raise ValueError(f"report must end in {', '.join(FORMATS)}, got {os.fspath(path)!r}")
+    check_place(path)
     return ending
+
+
+def printable(text: str) -> str:
+    """Text of others that no terminal takes for a command, nor a table for two lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _method_text(method: str, settings: Mapping[str, Any]) -> str:
     return " ".join([method, *(f"{key}={_cell(value)}" for key, value in settings.items())])
+
+
+def _bounded(row: TensorRow, name: str) -> str:
+    shown = _shown(name, getattr(row, name))
+    return f"{AT_MOST}{shown}" if row.at_most else shown
 
 
 def _finite(value: Any) -> Any:
@@ -286,4 +347,4 @@ def _shown(name: str, value: Any) -> str:
         return f"{value:.2f}" if name in ("bits_per_weight", "seconds") else f"{value:.3g}"
     if isinstance(value, dict):
         return _method_text("", value).strip()
-    return str(value)
+    return printable(str(value))

@@ -78,7 +78,7 @@ def threshold_for(
     W, groups, block, options = _checked(W, sparsity, scope, pool, n_threads)
     if block is not None:
         W = kernels.block_scores(W, *block, mean=pool == "mean", **options)
-        groups = (W.size, _n_dropped(sparsity, W.size))
+        groups = (W.size, n_dropped(sparsity, W.size))
     elif scope == "row" and 0 in W.shape:
         return np.full(W.shape[0], np.inf).astype(W.dtype)
     if W.size == 0:
@@ -148,8 +148,8 @@ def prune_mask(
     if block is None:
         return kernels.prune_mask(W, *groups, **options)
     scores = kernels.block_scores(W, *block, mean=pool == "mean", **options)
-    n_dropped = _n_dropped(sparsity, scores.size)
-    kept = kernels.prune_mask(scores, scores.size, n_dropped, **options)
+    dropped = n_dropped(sparsity, scores.size)
+    kept = kernels.prune_mask(scores, scores.size, dropped, **options)
     return kernels.expand_blocks(kept, W.shape[0], W.shape[1], *block, **options)
 
 
@@ -211,7 +211,7 @@ def _checked(
     _checks.choice(pool, "pool", POOLS)
     W = _weights(W, None if scope == "global" else 2)
     length = W.shape[1] if scope == "row" else W.size
-    groups = (length, _n_dropped(sparsity, length))
+    groups = (length, n_dropped(sparsity, length))
     return W, groups, block, {"n_threads": _checks.threads(n_threads)}
 
 
@@ -223,7 +223,8 @@ def _weights(value: Any, ndim: int | None) -> Array:
     return array
 
 
-def _n_dropped(sparsity: Any, n: int) -> int:
+def n_dropped(sparsity: Any, n: int) -> int:
+    """How many of n go for a share, rounded as `threshold_for` says."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool | np.bool_):
         raise TypeError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
     share = float(sparsity)

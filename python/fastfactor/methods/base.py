@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -159,6 +159,13 @@ class Problem:
         return self.metric.input_covariance if isinstance(self.metric, Covariance) else None
 
 
+class Size(NamedTuple):
+    """What factors take: just so many bytes, or at most so many where their values decide."""
+
+    nbytes: int
+    exact: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Settings that compress a matrix.
@@ -229,16 +236,97 @@ class Method(ABC):
         W = check_matrix(W)
         _checks.finite(W, "W")
         metric = metric_for(W.shape, importance, input_covariance)
-        if type(metric) not in self.metrics:
-            name = "importance" if isinstance(metric, Diagonal) else "input_covariance"
-            raise ValueError(
-                f"{name} must not be given to {type(self).__name__}, which cannot minimise "
-                f"that error{self.otherwise and '; ' + self.otherwise}"
-            )
+        self.check_metric(type(metric))
         problem = Problem(W, metric, n_threads)
         if self.ratio is None and self.max_error is None:
             return self._compress(problem)
         return self._search(problem)
+
+    def planned_size(self, shape: tuple[int, ...], dtype: Any) -> Size | None:
+        """What factors of a matrix will take, as far as shape and dtype say.
+
+        Parameters
+        ----------
+        shape : (int, int)
+        dtype : dtype
+            Of the matrix: float16, bfloat16, float32 or float64.
+
+        Returns
+        -------
+        Size or None
+            What `compress` gives for every such matrix, or a bound that none exceeds; None where
+            values alone decide, as under ``max_error``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For settings that `compress` refuses for this shape.
+
+        Examples
+        --------
+        >>> from fastfactor.methods import Codebook, Prune
+        >>> Codebook(n_bits=4).planned_size((64, 128), "float32")
+        Size(nbytes=4160, exact=True)
+        >>> Prune(sparsity=0.9).planned_size((64, 128), "float32")
+        Size(nbytes=3932, exact=False)
+        """
+        problem = _unseen(shape, dtype)
+        if self.max_error is not None:
+            self.within(shape, dtype, problem.W.nbytes)  # refuses shapes that do not fit
+            return None
+        if self.ratio is None:
+            return self._size(problem)
+        levels = self._some_levels(problem)
+        smallest = self._at(levels[0])._size(problem)
+        if smallest is None or not smallest.exact:
+            return Size(int(problem.W.nbytes * (1 + 1e-12) / self.ratio), False)
+        fitting = self._n_fitting(levels, problem)
+        if fitting == 0:
+            raise ValueError(self._out_of_reach(smallest, problem))
+        found: Size = self._at(levels[fitting - 1])._size(problem)
+        return found
+
+    def within(self: Any, shape: tuple[int, ...], dtype: Any, nbytes: int) -> Any:
+        """These settings with the largest `parameter` that is planned to take no more than nbytes.
+
+        A quick way to sizes, where ``ratio`` would find what they really are.
+
+        Parameters
+        ----------
+        shape, dtype
+            As for `planned_size`.
+        nbytes : int
+
+        Returns
+        -------
+        Method or None
+            None where nothing is so small.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For settings that `compress` refuses for this shape, and for an empty one.
+        """
+        problem = _unseen(shape, dtype)
+        goals = dict.fromkeys((self.parameter, *self.alternatives, "max_error"))
+        asked = replace(self, **goals, ratio=problem.W.nbytes / max(nbytes, 1))
+        levels = asked._some_levels(problem)
+        fitting = asked._n_fitting(levels, problem)
+        return asked._at(levels[fitting - 1]) if fitting else None
+
+    def check_metric(self, kind: type[Metric]) -> None:
+        """That this method can minimise the errors of such a metric.
+
+        Raises
+        ------
+        ValueError
+        """
+        if kind not in self.metrics:
+            name = "importance" if kind is Diagonal else "input_covariance"
+            raise ValueError(
+                f"{name} must not be given to {type(self).__name__}, which cannot minimise "
+                f"that error{self.otherwise and '; ' + self.otherwise}"
+            )
 
     @abstractmethod
     def _compress(self, problem: Problem) -> Factors:
@@ -250,18 +338,11 @@ class Method(ABC):
 
     def _search(self, problem: Problem) -> Factors:
         """Bisects `_levels`: size rises along them and error falls."""
-        levels = self._levels(problem)
-        if len(levels) == 0:
-            raise ValueError(
-                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
-            )
-        if self.ratio is not None and self._known_nbytes(problem, levels[0]) is not None:
-
-            def too_large(level: Any) -> bool:
-                return not self._fits(self._known_nbytes(problem, level) or 0, problem)
-
-            fitting = bisect_right(levels, False, key=too_large)
-            levels = levels[max(fitting - 1, 0) :][:1]
+        levels = self._some_levels(problem)
+        if self.ratio is not None:
+            smallest: Size | None = self._at(levels[0])._size(problem)
+            if smallest is not None and smallest.exact:
+                return self._largest(levels, problem)
         best: Factors | None = None
         low, high = 0, len(levels)
         while low < high:
@@ -280,9 +361,36 @@ class Method(ABC):
             raise ValueError(self._out_of_reach(factors, problem))
         return best
 
-    def _known_nbytes(self, problem: Problem, level: Any) -> int | None:
-        """What the factors of a level take, where that is known without finding them."""
+    def _size(self, problem: Problem) -> Size | None:
+        """As `planned_size`, for a given `parameter` or alternative: W's values are not looked at.
+
+        Never falls along `_levels`.
+        """
         return None
+
+    def _some_levels(self, problem: Problem) -> Sequence[Any]:
+        levels = self._levels(problem)
+        if len(levels) == 0:
+            raise ValueError(
+                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
+            )
+        return levels
+
+    def _n_fitting(self, levels: Sequence[Any], problem: Problem) -> int:
+        """How many levels, from the smallest on, take no more than `ratio` allows, as planned."""
+
+        def too_large(level: Any) -> bool:
+            return not self._fits(self._at(level)._size(problem).nbytes, problem)
+
+        return bisect_right(levels, False, key=too_large)
+
+    def _largest(self, levels: Sequence[Any], problem: Problem) -> Factors:
+        """Factors of the largest level that fits as planned: no other needs to be found."""
+        fitting = self._n_fitting(levels, problem)
+        if fitting == 0:
+            raise ValueError(self._out_of_reach(self._at(levels[0])._size(problem), problem))
+        factors: Factors = self._at(levels[fitting - 1])._compress(problem)
+        return factors
 
     def _at(self: Any, level: Any) -> Any:
         return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
@@ -296,12 +404,18 @@ class Method(ABC):
         assert self.max_error is not None
         return self.max_error
 
-    def _out_of_reach(self, last: Factors, problem: Problem) -> str:
+    def _out_of_reach(self, last: Factors | Size, problem: Problem) -> str:
         if self.ratio is not None:
             most = problem.W.nbytes / max(last.nbytes, 1)
             return f"ratio must be at most {most:.4g} for this matrix, got {self.ratio!r}"
+        assert isinstance(last, Factors)
         least = last.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
         return f"max_error must be at least {least:.4g} for this matrix, got {self.max_error!r}"
+
+
+def _unseen(shape: tuple[int, ...], dtype: Any) -> Problem:
+    """A matrix of which only shape and dtype are known: one zero, which takes no more memory."""
+    return Problem(check_matrix(np.broadcast_to(np.zeros((), dtype), shape)), Frobenius(), None)
 
 
 def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:

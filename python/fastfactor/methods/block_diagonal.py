@@ -19,6 +19,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     check_ids,
     check_input,
     into,
@@ -205,12 +206,7 @@ class BlockDiagonal(Method):
         object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> BlockDiagonalFactors:
-        n_blocks, W = self.n_blocks or 1, problem.W
-        most = max(min(W.shape), 1)
-        if n_blocks > most:
-            raise ValueError(
-                f"n_blocks must be at most {most} for W of shape {W.shape}, got {n_blocks}"
-            )
+        n_blocks, W = self._count(problem), problem.W
         labels: tuple[Array, Array] | None = None
         if self.permute and n_blocks > 1:
             labels = self._group(_energies(problem), n_blocks, problem.n_threads)
@@ -269,11 +265,20 @@ class BlockDiagonal(Method):
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(min(problem.W.shape), 0, -1)
 
-    def _known_nbytes(self, problem: Problem, level: int) -> int:
-        sizes = [_sizes(n, level) for n in problem.W.shape]
-        width = next(np.dtype(d).itemsize for d in LABELS if level - 1 <= np.iinfo(d).max)
-        labels = sum(problem.W.shape) * width if self.permute and level > 1 else 0
-        return int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels
+    def _size(self, problem: Problem) -> Size:
+        n_blocks = self._count(problem)
+        sizes = [_sizes(n, n_blocks) for n in problem.W.shape]
+        width = next(np.dtype(d).itemsize for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        labels = sum(problem.W.shape) * width if self.permute and n_blocks > 1 else 0
+        return Size(int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels, exact=True)
+
+    def _count(self, problem: Problem) -> int:
+        n_blocks, most = self.n_blocks or 1, max(min(problem.W.shape), 1)
+        if n_blocks > most:
+            raise ValueError(
+                f"n_blocks must be at most {most} for W of shape {problem.W.shape}, got {n_blocks}"
+            )
+        return n_blocks
 
 
 def _energies(problem: Problem) -> Array:

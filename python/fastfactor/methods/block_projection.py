@@ -18,6 +18,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     check_ids,
     check_input,
     into,
@@ -257,14 +258,14 @@ class BlockProjection(Method):
         blocks = self._sizes(problem, 1)[0]
         return sorted({b / r for b in blocks for r in range(1, b + 1)}, reverse=True)
 
-    def _known_nbytes(self, problem: Problem, level: float) -> int:
-        blocks, reduced, counts = self._sizes(problem, level)
+    def _size(self, problem: Problem) -> Size:
+        blocks, reduced, counts = self._sizes(problem, self.factor or 1)
         C = counts[0] * reduced[0] * counts[1] * reduced[1]
         if not self.learned:
-            return C * problem.W.itemsize + 8
+            return Size(C * problem.W.itemsize + 8, exact=True)
         groups = (1, 1) if self.shared else counts
         sides = sum(g * b * r for g, b, r in zip(groups, blocks, reduced, strict=True))
-        return (C + sides) * problem.W.itemsize
+        return Size((C + sides) * problem.W.itemsize, exact=True)
 
     def _sizes(self, problem: Problem, factor: float) -> tuple[tuple[int, int], ...]:
         """Lengths of blocks, before and after, and their numbers: of outputs, of inputs."""

@@ -23,6 +23,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     Tensors,
     check_ids,
     check_input,
@@ -339,6 +340,21 @@ class Dictionary(Method):
             return range(0)
         piece = self._piece(problem.W)
         return range(1, min(piece, self._count_atoms(problem.W, piece)) + 1)
+
+    def _size(self, problem: Problem) -> Size | None:
+        if self.n_nonzero_coefs is None:
+            return None
+        W, piece = problem.W, self._piece(problem.W)
+        n_atoms = self._count_atoms(W, piece)
+        n, count = W.size // piece, min(self.n_nonzero_coefs, n_atoms, piece)
+        value, atom = (
+            W.itemsize if name is None else _dtype(name).itemsize
+            for name in (self.value_dtype, self.dictionary_dtype)
+        )
+        indices = -(-n * count * _bits_for(n_atoms) // 8)
+        # Where a piece needs fewer, all say how many they have.
+        counts = -(-n * count.bit_length() // 8)
+        return Size(n_atoms * piece * atom + n * count * value + indices + counts, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
         best = super()._search(problem)

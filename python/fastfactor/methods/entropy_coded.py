@@ -19,6 +19,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     check_ids,
     check_input,
     check_matrix,
@@ -344,6 +345,9 @@ class EntropyCoded(Method):
                 f"got {self.bits_per_weight!r}"
             )
         return factors
+
+    def _size(self, problem: Problem) -> Size:
+        return Size(int((self.bits_per_weight or 0) * problem.W.size / 8), exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, 17)

@@ -61,6 +61,15 @@ class KeptPlaces:
         bits = np.packbits(of_blocks.reshape(-1), bitorder="little")
         return cls(bits, 0, 0, block, shape)
 
+    @staticmethod
+    def most_nbytes(n_kept: int, n_blocks: int) -> int:
+        """The most that `positions` takes, wherever so many blocks of so many are."""
+        sizes = [-(-n_blocks // 8)]
+        for gap_bits in GAP_BITS:
+            passing = (n_blocks - n_kept) // ((1 << gap_bits) - 1)
+            sizes.append(_gap_bytes(n_kept + 1 + passing, gap_bits))
+        return min(sizes)
+
     def places(self) -> Array:
         """The entries of the matrix that are kept, rising, in C order.
 

@@ -17,6 +17,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     check_ids,
     check_input,
     into,
@@ -123,27 +124,25 @@ class LowRank(Method):
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, min(problem.W.shape) + 1)
 
+    def _size(self, problem: Problem) -> Size:
+        rank = min(self.rank or 1, *problem.W.shape)
+        # Less where the matrix has less rank.
+        return Size(rank * sum(problem.W.shape) * problem.W.itemsize, exact=False)
+
     def _search(self, problem: Problem) -> Factors:
-        if problem.importance is not None and self.max_error is not None:
+        levels = self._some_levels(problem)
+        if self.ratio is not None:
+            return self._largest(levels, problem)
+        if problem.importance is not None:
             return super()._search(problem)
         spectrum = _Spectrum(problem)
-        levels = self._levels(problem)
-        if self.ratio is not None:
-            each = sum(problem.W.shape) * problem.W.itemsize
-            fitting = int(problem.W.nbytes / (self.ratio * each)) if each else 0
-        else:
-            left = spectrum.energy - np.cumsum(spectrum.values)
-            enough = left <= self._wanted_error() * spectrum.energy
-            fitting = int(np.argmax(enough)) + 1 if enough.any() else len(levels)
-        if not levels or fitting < 1:
-            smallest = _factors(spectrum, problem, 1)
-            raise ValueError(self._out_of_reach(smallest, problem))
-        factors = _factors(spectrum, problem, min(fitting, len(levels)))
-        if self.max_error is not None:
-            # Rounding to W's dtype is not in the singular values.
-            error = factors.error(problem.W, metric=problem.metric)
-            if error > self.max_error:
-                return super()._search(problem)
+        left = spectrum.energy - np.cumsum(spectrum.values)
+        enough = left <= self._wanted_error() * spectrum.energy
+        rank = int(np.argmax(enough)) + 1 if enough.any() else len(levels)
+        factors = _factors(spectrum, problem, rank)
+        # Rounding to W's dtype is not in the singular values.
+        if factors.error(problem.W, metric=problem.metric) > self._wanted_error():
+            return super()._search(problem)
         return factors
 
 

@@ -19,6 +19,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     check_ids,
     check_input,
     into,
@@ -190,13 +191,17 @@ class MixedBlock(Method):
 
     def _search(self, problem: Problem) -> Factors:
         """Under a covariance each rank is refined before its error counts; else LowRank knows."""
-        if problem.input_covariance is not None:
-            return super()._search(problem)
-        return self._compress(problem)
+        if problem.input_covariance is None:
+            return self._compress(problem)
+        if self.ratio is not None:
+            return self._largest(self._some_levels(problem), problem)
+        return super()._search(problem)
 
-    def _known_nbytes(self, problem: Problem, level: int) -> int:
+    def _size(self, problem: Problem) -> Size:
         (rows, columns), (down, across) = self._layout(problem)
-        return level * (rows * columns + down * across) * problem.W.itemsize
+        rank = min(self.rank or 1, rows * columns, down * across)
+        # Less where the matrix has less rank.
+        return Size(rank * (rows * columns + down * across) * problem.W.itemsize, exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         (rows, columns), (down, across) = self._layout(problem)

@@ -21,7 +21,9 @@ from ..sparse_codes import SparseCodes
 from .base import (
     Config,
     Factors,
+    Method,
     Problem,
+    Size,
     Tensors,
     check_ids,
     check_input,
@@ -191,6 +193,18 @@ class PruneCodebook(Prune):
             shape=problem.W.shape,
             dtype=problem.W.dtype,
         )
+
+    def _size(self, problem: Problem) -> Size | None:
+        most = self._most(problem)
+        if most is None:
+            return None
+        n_kept, positions = most
+        table = 2**self.n_bits * table_dtype(self.codebook_dtype, problem.W.dtype).itemsize
+        return Size(-(-n_kept * self.n_bits // 8) + table + positions, exact=False)
+
+    def _search(self, problem: Problem) -> Factors:
+        # What sharing loses is not known before it is done: pruning's own way does not serve.
+        return Method._search(self, problem)
 
     def _share(self, problem: Problem, mask: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         """The table (K, 1), and of each weight that is kept its code."""

@@ -13,13 +13,14 @@ from .. import _checks
 from .._checks import Array
 from ..metrics import Diagonal, Frobenius
 from ..products import spmm
-from ..selection import n_m_mask, prune_mask
+from ..selection import n_dropped, n_m_mask, prune_mask
 from ..sparse import CSR
 from .base import (
     Config,
     Factors,
     Method,
     Problem,
+    Size,
     Tensors,
     check_ids,
     check_input,
@@ -113,7 +114,8 @@ class Prune(Method):
         What a block is judged by: its mean square, which gives the least error, its largest or its
         mean magnitude.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``sparsity``, to one weight (row, block) or 1/65536 of them.
+        As in :class:`Method`, by ``sparsity``: the fewest weights (of each row, blocks) for an
+        error; for a ratio the most of them, or to 1/65536 of all.
 
     Notes
     -----
@@ -123,7 +125,8 @@ class Prune(Method):
     at 90 % zeros about half a bit a weight. Products are those of :func:`fastfactor.spmm`, on
     compressed rows that the first one makes: 8 bytes a weight kept, 12 in float64.
 
-    Linear in the size of W. The same bits for any number of threads.
+    Linear in the size of W; ``max_error`` sorts what each weight adds to the error, in float64, and
+    ``ratio`` bisects. The same bits for any number of threads.
 
     Source: S. Han, J. Pool, J. Tran, W. Dally, Learning both weights and connections for efficient
     neural networks, 2015.
@@ -209,6 +212,62 @@ class Prune(Method):
         height, width = self._block() or (1, 1)
         return _Sparsities(-(-rows // height) * -(-columns // width))
 
+    def _size(self, problem: Problem) -> Size | None:
+        most = self._most(problem)
+        return most and Size(most[0] * problem.W.itemsize + most[1], exact=False)
+
+    def _most(self, problem: Problem) -> tuple[int, int] | None:
+        """The most weights that are kept, and the most bytes that their positions take."""
+        (rows, columns), (height, width) = problem.W.shape, self._block() or (1, 1)
+        n_blocks = -(-rows // height) * -(-columns // width)
+        if self.n_m is not None:
+            n_m_mask(problem.W[:0], *self.n_m)  # says where m does not fit
+            n_kept = problem.W.size // self.n_m[1] * self.n_m[0]
+        elif self.sparsity is None:
+            return None
+        elif self.scope == "row":
+            n_kept = rows * (columns - n_dropped(self.sparsity, columns))
+        else:
+            n_kept = n_blocks - n_dropped(self.sparsity, n_blocks)
+        positions = KeptPlaces.most_nbytes(n_kept, n_blocks)
+        return min(n_kept * height * width, problem.W.size), positions
+
+    def _search(self, problem: Problem) -> Factors:
+        if self.max_error is None:
+            return super()._search(problem)
+        self._some_levels(problem)
+        lost = self._lost(problem)
+        n, step = len(lost), 1
+        may_go = np.searchsorted(lost, self._wanted_error() * lost[-1], side="right")
+        kept = max(n - int(may_go), 1)
+        while True:
+            factors: Factors = self._at(1 - kept / n)._compress(problem)
+            error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+            if error <= self._wanted_error() or kept == n:
+                return factors
+            # Sums are rounded, and near ties ranked, in another order here.
+            kept, step = min(kept + step, n), 2 * step
+
+    def _lost(self, problem: Problem) -> Array:
+        """The squared error of dropping 1, 2, … of all weights, of each row's, or blocks."""
+        costs = problem.W.astype(np.float64)
+        costs *= costs
+        if problem.importance is not None:
+            costs *= problem.importance
+        block = self._block()
+        if block is None:
+            costs = costs.reshape(len(costs) if self.scope == "row" else 1, -1)
+            costs.sort(axis=1)
+            lost: Array = np.cumsum(costs, axis=1, out=costs).sum(axis=0)
+            return lost
+        if self.pool == "max":
+            scores = _of_blocks(costs, block, np.maximum)
+        else:
+            scores = _of_blocks(costs if self.pool == "square" else np.sqrt(costs), block, np.add)
+            scores /= _of_blocks(np.broadcast_to(1.0, costs.shape), block, np.add)
+        order = np.argsort(scores, axis=None)
+        return np.cumsum(_of_blocks(costs, block, np.add).reshape(-1)[order])
+
     def _block(self) -> tuple[int, int] | None:
         if isinstance(self.scope, str):
             _checks.choice(self.scope, "scope", ("global", "row"))
@@ -256,6 +315,13 @@ def _squares(scores: Array) -> Array:
     top = wide.max(initial=0)
     squares: Array = np.square(wide / (top if top > 0 else 1))
     return squares
+
+
+def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
+    """Sums or maxima of blocks, those at the edges of what is left there."""
+    for axis in (0, 1):
+        array = pool.reduceat(array, np.arange(0, array.shape[axis], block[axis]), axis=axis)
+    return array
 
 
 def _above(scores: Array, quality: float, *, by_row: bool) -> Array:

@@ -20,6 +20,7 @@ from .base import (
     Factors,
     Method,
     Problem,
+    Size,
     check_ids,
     check_input,
     into,
@@ -330,11 +331,11 @@ class Simhash(Method):
             last = min(2 * last, most)
         return range(last // 2 + 1, last + 1)
 
-    def _known_nbytes(self, problem: Problem, level: int) -> int:
-        out, inputs = problem.W.shape
-        n_signs = (level, inputs) if self.axis == 0 else (out, level)
+    def _size(self, problem: Problem) -> Size:
+        (out, inputs), n_hashes = problem.W.shape, self.n_hashes or 1
+        n_signs = (n_hashes, inputs) if self.axis == 0 else (out, n_hashes)
         scales = problem.W.shape[1 - self.axis] * problem.W.itemsize
-        return int(n_signs[0] * -(-n_signs[1] // 8) + scales + 8)
+        return Size(n_signs[0] * -(-n_signs[1] // 8) + scales + 8, exact=True)
 
 
 def _dots(left: Array, right: Array) -> Array:

@@ -106,7 +106,8 @@ class CodebookFactors(Factors):
         dtype: np.dtype[Any],
     ) -> CodebookFactors:
         n_bits = stored_number(config, "n_bits", 1, 8)
-        vector_dim = stored_number(config, "vector_dim", 1, max(shape[1], 1))
+        # Where there are no columns any length fits them, and the tables say whether it is theirs.
+        vector_dim = stored_number(config, "vector_dim", 1, shape[1] or 2**31 - 1)
         n_codebooks = stored_number(config, "n_codebooks", 1, MAX_CODEBOOKS)
         group_size = stored_number(config, "group_size", 0, max(shape[1] - 1, 0))
         if n_bits not in WIDTHS:
@@ -292,7 +293,6 @@ class Codebook(Method):
             coding.sharing,
             coding.dtype,
             self.balanced,
-            problem.n_threads,
         )
         return improve_outputs(outputs, starts)
 

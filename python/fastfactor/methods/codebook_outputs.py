@@ -30,7 +30,6 @@ class OutputProblem:
     sharing: Sharing
     dtype: np.dtype[Any]
     codes_stay: bool
-    n_threads: int | None
 
 
 def improve_outputs(
@@ -119,7 +118,9 @@ class _Search:
                 rebuilt[:, columns] = self._recode_place(left // self.d, wanted, own)
                 moved = rebuilt[:, columns] - before
                 gap[:, columns] += moved
-                pull += moved @ self.covariance[columns, block]
+                # What lies to the left is not asked for again.
+                after = slice(left + self.d, block.stop)
+                pull[:, here.stop :] += moved @ self.covariance[columns, after]
 
     def _recode_place(self, place: int, wanted: Array, own: Array) -> Array:
         """Codes of one column of vectors; what they then stand for."""
@@ -136,7 +137,9 @@ class _Search:
     def _nearest(self, target: Array, bases: Array, metric: Array) -> Array:
         if not self.problem.sharing.by_row:
             table = self.tables[bases[0] : bases[0] + self.n_vectors] @ metric
-            return assign(target, table, n_threads=self.problem.n_threads)[0]
+            # One column of vectors is little work, and NumPy's threads run between these calls: a
+            # second pool that waits for work by spinning would hold them up.
+            return assign(target, table, n_threads=1)[0]
         labels = np.empty(len(target), np.int32)
         step = max(DISTANCES_AT_ONCE // (self.n_vectors * self.d), 1)
         for first in range(0, len(target), step):

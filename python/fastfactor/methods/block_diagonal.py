@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from .. import _checks
 from .._checks import Array
 from ..clustering import kmeans
 from ..errors import CorruptDataError
-from ..metrics import Covariance, Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from .base import (
     FLOAT_NAMES,
     Factors,
@@ -22,6 +22,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_number,
     stored_tensor,
 )
@@ -211,31 +212,17 @@ class BlockDiagonal(Method):
             raise ValueError(
                 f"n_blocks must be at most {most} for W of shape {W.shape}, got {n_blocks}"
             )
-        labels: tuple[Array, Array] | None = None
-        if self.permute and n_blocks > 1:
-            labels = self._group(_energies(problem), n_blocks, problem.n_threads)
-        row_labels, column_labels = labels or (None, None)
-        rows = _members(row_labels, W.shape[0], n_blocks)
-        columns = _members(column_labels, W.shape[1], n_blocks)
-        blocks = []
-        for i, j in zip(rows, columns, strict=True):
-            i, j = i[i < W.shape[0]], j[j < W.shape[1]]
-            block = W[np.ix_(i, j)]
-            if problem.input_covariance is not None:
-                covariance = problem.input_covariance.astype(np.float64)
-                target = covariance[j] @ W[i].astype(np.float64).T
-                block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
-            blocks.append(block.reshape(-1))
-        return BlockDiagonalFactors(
-            values=np.concatenate(blocks).astype(W.dtype),
-            row_labels=row_labels,
-            column_labels=column_labels,
-            n_blocks=n_blocks,
-            shape=W.shape,
-            dtype=W.dtype,
-        )
+        if not self.permute or n_blocks == 1:
+            return _kept(problem, n_blocks, None, None)
+        found = _kept(problem, n_blocks, *self._group(_energies(problem), n_blocks, problem))
+        if isinstance(problem.metric, Frobenius):
+            return found
+        # Groups are a local maximum, and those of the plain energies may be the better one.
+        groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
+        plain = _kept(problem, n_blocks, *groups)
+        return min((found, plain), key=lambda factors: factors.error(W, metric=problem.metric))
 
-    def _group(self, energies: Array, n_blocks: int, n_threads: int | None) -> tuple[Array, Array]:
+    def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
         lengths = np.sqrt(energies.sum(axis=1, keepdims=True))
         directions = np.sqrt(energies) / np.where(lengths > 0, lengths, 1)
         best, most = self._ascend(energies, n_blocks, np.arange(len(energies)) % n_blocks)
@@ -245,7 +232,7 @@ class BlockDiagonal(Method):
                 n_blocks,
                 max_iter=SWEEPS,
                 random_state=(self.random_state + start) % 2**64,
-                n_threads=n_threads,
+                n_threads=problem.n_threads,
             )
             labels, kept = self._ascend(energies, n_blocks, found.labels)
             if kept > most:
@@ -276,9 +263,36 @@ class BlockDiagonal(Method):
         return int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels
 
 
+def _kept(
+    problem: Problem, n_blocks: int, row_labels: Array | None, column_labels: Array | None
+) -> BlockDiagonalFactors:
+    """The best blocks for these groups."""
+    W, covariance = problem.W, problem.input_covariance
+    if covariance is not None:
+        covariance = scaled(covariance)
+    rows = _members(row_labels, W.shape[0], n_blocks)
+    columns = _members(column_labels, W.shape[1], n_blocks)
+    blocks = []
+    for i, j in zip(rows, columns, strict=True):
+        i, j = i[i < W.shape[0]], j[j < W.shape[1]]
+        block = W[np.ix_(i, j)]
+        if covariance is not None:
+            target = covariance[j] @ W[i].astype(np.float64).T
+            block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
+        blocks.append(block.reshape(-1))
+    return BlockDiagonalFactors(
+        values=narrowed(np.concatenate(blocks), W.dtype),
+        row_labels=row_labels,
+        column_labels=column_labels,
+        n_blocks=n_blocks,
+        shape=W.shape,
+        dtype=W.dtype,
+    )
+
+
 def _energies(problem: Problem) -> Array:
     """What each weight adds to the error if it goes."""
-    energies = problem.W.astype(np.float64) ** 2
+    energies = np.ldexp(problem.W.astype(np.float64), -exponent_of(problem.W)) ** 2
     if problem.importance is not None:
         energies *= problem.importance
     elif problem.input_covariance is not None:

@@ -11,9 +11,10 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..clustering import KMeansResult, assign, kmeans
+from ..metrics import scaled
 from ..scalar_clustering import kmeans1d
 from .codebook_sums import find_sums
-from .codebook_weights import find_weighted, scaled, weighted_means
+from .codebook_weights import find_weighted, weighted_means
 
 ENTRIES_AT_ONCE = 1 << 22  # of rows with tables of their own: bounds the labels in memory
 

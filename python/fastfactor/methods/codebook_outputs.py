@@ -10,6 +10,8 @@ import numpy as np
 
 from .._checks import Array
 from ..clustering import assign
+from ..metrics import exponent_of
+from .base import narrowed
 from .codebook_cells import Sharing
 
 ROUNDS = 8
@@ -57,7 +59,7 @@ def improve_outputs(
     if not problem.codes_stay:
         search.recode()
     best = min((search, given), key=_Search.error)
-    return best.tables.astype(problem.dtype).reshape(starts[0][0].shape), best.codes
+    return best.held().reshape(starts[0][0].shape), best.codes
 
 
 class _Search:
@@ -66,9 +68,11 @@ class _Search:
     def __init__(self, problem: OutputProblem, tables: Array, codes: Array) -> None:
         self.problem = problem
         self.n_vectors, self.d = tables.shape[-2:]
-        self.tables = tables.astype(np.float32).reshape(-1, self.d)
+        # Errors stay in range.
+        self.exponent = exponent_of(problem.W)
+        self.tables = np.ldexp(tables.astype(np.float32), -self.exponent).reshape(-1, self.d)
         self.codes = codes.copy()
-        self.W = problem.W.astype(np.float32)
+        self.W = np.ldexp(problem.W.astype(np.float32), -self.exponent)
         covariance = problem.covariance.astype(np.float64)
         top = float(np.abs(covariance).max(initial=0))
         self.covariance = (covariance / (top if top > 0 else 1)).astype(np.float32)
@@ -95,7 +99,12 @@ class _Search:
         return float(np.einsum("ij,ij->", gap @ self.covariance, gap, dtype=np.float64))
 
     def round_tables(self) -> None:
-        self.tables = self.tables.astype(self.problem.dtype).astype(np.float32)
+        self.tables = np.ldexp(self.held().astype(np.float32), -self.exponent)
+
+    def held(self) -> Array:
+        """The tables as they will be stored."""
+        wide = np.ldexp(self.tables.astype(np.float64), self.exponent)
+        return narrowed(wide, self.problem.dtype)
 
     # --- codes
 

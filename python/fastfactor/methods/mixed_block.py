@@ -22,6 +22,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_tensor,
 )
 from .least_squares import descend
@@ -53,7 +54,7 @@ class MixedBlockFactors(Factors):
         mixture, blocks = self._wide
         place, within = np.divmod(ids.reshape(-1), max(blocks.shape[1], 1))
         inside = blocks[:, within].transpose(1, 0, 2)  # (ids, rank, b_i)
-        found = (mixture[place] @ inside).astype(self.dtype)
+        found = narrowed(mixture[place] @ inside, self.dtype)
         return found.reshape(*ids.shape, self.shape[1])
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
@@ -182,8 +183,8 @@ class MixedBlock(Method):
                 C.astype(np.float64),
             )
         return MixedBlockFactors(
-            mixture=B.reshape(down, across, len(C)).astype(dtype),
-            blocks=C.reshape(len(C), rows, columns).astype(dtype),
+            mixture=narrowed(B.reshape(down, across, len(C)), dtype),
+            blocks=narrowed(C.reshape(len(C), rows, columns), dtype),
             shape=problem.W.shape,
             dtype=dtype,
         )

@@ -85,14 +85,3 @@ def test_what_is_out_of_range_becomes_the_largest(dtype):
     result = narrowed(wide, np.dtype(dtype))
     assert result.dtype == dtype
     assert result.astype(np.float64).tolist() == [largest, -largest, 2.5, largest, 0]
-
-
-def test_groups_under_a_metric_are_no_worse_than_the_plain_ones():
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        W = rng.standard_normal((14, 12)).astype(np.float32)
-        x = rng.standard_normal((50, 12)) * (np.arange(12) % 2 == 0)
-        covariance = x.T @ x / 50
-        method, metric = BlockDiagonal(n_blocks=2), Covariance(covariance)
-        error = method.compress(W, input_covariance=covariance).error(W, metric=metric)
-        assert error <= method.compress(W).error(W, metric=metric)

@@ -225,7 +225,9 @@ class BlockDiagonal(Method):
     def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
         lengths = np.sqrt(energies.sum(axis=1, keepdims=True))
         directions = np.sqrt(energies) / np.where(lengths > 0, lengths, 1)
-        best, most = self._ascend(energies, n_blocks, np.arange(len(energies)) % n_blocks)
+        turned = np.ascontiguousarray(energies.T)  # sums of whole rows are the fast ones
+        first = np.arange(len(energies)) % n_blocks
+        best, most = self._ascend(energies, turned, n_blocks, first)
         for start in range(STARTS):
             found = kmeans(
                 directions.astype(np.float32),
@@ -234,20 +236,22 @@ class BlockDiagonal(Method):
                 random_state=(self.random_state + start) % 2**64,
                 n_threads=problem.n_threads,
             )
-            labels, kept = self._ascend(energies, n_blocks, found.labels)
+            labels, kept = self._ascend(energies, turned, n_blocks, found.labels)
             if kept > most:
                 best, most = labels, kept
         dtype = next(d for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
         return best[0].astype(dtype), best[1].astype(dtype)
 
     @staticmethod
-    def _ascend(energies: Array, n_blocks: int, rows: Array) -> tuple[tuple[Array, Array], float]:
+    def _ascend(
+        energies: Array, turned: Array, n_blocks: int, rows: Array
+    ) -> tuple[tuple[Array, Array], float]:
         """Columns where the rows are, rows where the columns are, while the blocks keep more."""
         row_sizes, column_sizes = (_sizes(n, n_blocks) for n in energies.shape)
         best, most = (rows, rows), -1.0
         for _ in range(SWEEPS):
-            columns, _ = _assign(_by_group(energies.T, rows, n_blocks), column_sizes)
-            rows, kept = _assign(_by_group(energies, columns, n_blocks), row_sizes)
+            columns, _ = _assign(_by_group(energies, rows, n_blocks), column_sizes)
+            rows, kept = _assign(_by_group(turned, columns, n_blocks), row_sizes)
             if kept <= most:
                 break
             best, most = (rows, columns), kept
@@ -301,12 +305,10 @@ def _energies(problem: Problem) -> Array:
 
 
 def _by_group(energies: Array, labels: Array, n_groups: int) -> Array:
-    """(rows, n_groups): the sum of each row over the columns of each group."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.arange(n_groups + 1))
-    sums = np.zeros((len(energies), n_groups))
-    used = np.flatnonzero(np.diff(starts))
-    sums[:, used] = np.add.reduceat(energies[:, order], starts[used], axis=1)
+    """(columns, n_groups): the sum of each column over the rows of each group."""
+    sums = np.empty((energies.shape[1], n_groups))
+    for group in range(n_groups):
+        sums[:, group] = energies[labels == group].sum(axis=0)
     return sums
 
 

@@ -202,6 +202,7 @@ class BlockDiagonal(Method):
         super().__post_init__()
         if self.n_blocks is not None:
             _checks.integer(self.n_blocks, "n_blocks", 1)
+        _checks.boolean(self.permute, "permute")
         # One seed for all that these settings try.
         object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 

@@ -218,6 +218,8 @@ class BlockProjection(Method):
             raise ValueError(f"factor must be at least 1, got {self.factor!r}")
         _checks.integer(self.block_in, "block_in", 1)
         _checks.integer(self.block_out, "block_out", 1)
+        _checks.boolean(self.learned, "learned")
+        _checks.boolean(self.shared, "shared")
         # One seed for all that these settings try, and one that can be stored.
         object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 

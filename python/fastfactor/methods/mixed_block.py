@@ -149,7 +149,7 @@ class MixedBlock(Method):
         if self.rank is not None:
             _checks.integer(self.rank, "rank", 1)
         if self.block_shape is not None:
-            if len(self.block_shape) != 2:
+            if not isinstance(self.block_shape, tuple | list) or len(self.block_shape) != 2:
                 raise ValueError(f"block_shape must be two integers, got {self.block_shape!r}")
             for size in self.block_shape:
                 _checks.integer(size, "block_shape", 1)

@@ -8,7 +8,7 @@ from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import BlockDiagonal, BlockDiagonalFactors
 from fastfactor.methods.block_diagonal import _assign
-from fastfactor.metrics import Covariance
+from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestBlockDiagonal(MethodContract):
@@ -144,3 +144,13 @@ def test_labels_that_do_not_balance_are_refused(rng):
                 (24, 32),
                 factors.dtype,
             )
+
+
+@pytest.mark.parametrize("seed", [0, 83])  # under the importance alone the last is worse
+def test_groups_under_an_importance_are_no_worse_than_the_plain_ones(seed):
+    rng = np.random.default_rng(seed)
+    W = rng.standard_normal((14, 12)).astype(np.float32)
+    importance = rng.random(W.shape)
+    method, metric = BlockDiagonal(n_blocks=2), Diagonal(importance)
+    error = method.compress(W, importance=importance).error(W, metric=metric)
+    assert error <= method.compress(W).error(W, metric=metric)

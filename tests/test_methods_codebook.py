@@ -360,3 +360,37 @@ def test_stored_codes_and_settings_must_agree(rng):
     for changes in ({"n_bits": 7}, {"vector_dim": 4}, {"vector_dim": 2, "group_size": 3}):
         with pytest.raises(CorruptDataError, match=next(iter(changes))):
             made(**changes)
+
+
+@pytest.mark.parametrize("seed", [0, 37, 44])  # the last two were worse
+@pytest.mark.parametrize("vector_dim", [1, 2])
+def test_balanced_is_no_worse_for_an_importance(seed, vector_dim):
+    rng = np.random.default_rng(seed)
+    W = rng.standard_normal((2, 8)).astype(np.float16)
+    importance = rng.random(W.shape) * (rng.random(W.shape) < 0.6) + 1e-6
+    method = Codebook(n_bits=2, vector_dim=vector_dim, balanced=True)
+    metric = Diagonal(importance)
+    plain = method.compress(W).error(W, metric=metric)
+    assert method.compress(W, importance=importance).error(W, metric=metric) <= plain
+
+
+@pytest.mark.parametrize("vector_dim", [1, 2])
+def test_balanced_takes_an_importance_of_any_float_and_size(rng, vector_dim):
+    W = rng.standard_normal((6, 8)).astype(np.float32)
+    method = Codebook(n_bits=2, vector_dim=vector_dim, balanced=True)
+    exact = 2.0 ** rng.integers(-3, 4, W.shape)
+    expected = method.compress(W, importance=exact).to_dense()
+    for importance in (exact.astype(ml_dtypes.bfloat16), exact * 2.0**1019):
+        result = method.compress(W, importance=importance).to_dense()
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0, 0)])
+def test_empty_rows_of_vectors_can_be_read_again(shape):
+    W = np.zeros(shape, np.float32)
+    factors = Codebook(n_bits=2, vector_dim=2).compress(W)
+    tensors, config = factors.tensors(), factors.config()
+    again = CodebookFactors.from_tensors(tensors, config, shape, W.dtype)
+    np.testing.assert_array_equal(again.to_dense(), W)
+    with pytest.raises(CorruptDataError, match="codebook"):
+        CodebookFactors.from_tensors(tensors, config | {"vector_dim": 4}, shape, W.dtype)

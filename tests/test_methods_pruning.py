@@ -285,3 +285,12 @@ def test_sizes_that_lie_are_refused_before_they_take_memory():
     config = factors.config() | {"block_rows": 10**6, "block_columns": 10**6}
     with pytest.raises(CorruptDataError, match="values"):
         PruneFactors.from_tensors(factors.tensors(), config, vast, W.dtype)
+
+
+@pytest.mark.parametrize("scope", [(9, 2), (2, 64), (100, 100)])
+@pytest.mark.parametrize("shape", [(6, 10), (0, 4), (4, 0)])
+def test_blocks_larger_than_the_matrix_can_be_read_again(rng, scope, shape):
+    W = rng.standard_normal(shape).astype(np.float32)
+    factors = Prune(sparsity=0.5, scope=scope, pool="max").compress(W)
+    again = PruneFactors.from_tensors(factors.tensors(), factors.config(), shape, W.dtype)
+    np.testing.assert_array_equal(again.to_dense(), np.where(prune_mask(W, 0.5, scope=scope), W, 0))

@@ -206,3 +206,20 @@ def test_the_starter_is_a_recipe_and_names_every_method_and_setting():
     # What stands in comments is a recipe too.
     lines = text[text.index("# [patterns") : text.index("# Methods")].splitlines()
     tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"method": "block_diagonal", "n_blocks": 4, "permute": "no"}, "permute must be True or"),
+        ({"method": "block_projection", "factor": 2, "learned": 3}, "learned must be True or"),
+        ({"method": "block_projection", "factor": 2, "shared": "no"}, "shared must be True or"),
+        (
+            {"method": "mixed_block", "rank": 2, "block_shape": 4},
+            "block_shape must be two integers",
+        ),
+    ],
+)
+def test_words_are_no_truth_values_and_numbers_no_shapes(rule, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        read_recipe({"default": rule})

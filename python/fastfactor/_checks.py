@@ -89,6 +89,13 @@ def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     return value
 
 
+def boolean(value: Any, name: str) -> bool:
+    """A truth value, not what might be taken for one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def threads(n_threads: int | None) -> int:
     """How many threads a call uses: ``None`` is OMP_NUM_THREADS, threadpoolctl's limit, or all."""
     if n_threads is None:

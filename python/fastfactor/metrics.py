@@ -59,15 +59,29 @@ def relative_error(W: Array, rows_of: Callable[[int, int], Array], metric: Metri
 
     0 where both are zero, infinity where W alone is. Some rows at a time, in float64.
     """
+    # Squares of other dtypes are in float64's range.
+    exponent = exponent_of(W) if W.dtype == np.float64 else 0
     lost = total = 0.0
     for first in range(0, len(W), ROWS_AT_ONCE):
         last = min(first + ROWS_AT_ONCE, len(W))
-        exact = W[first:last].astype(np.float64)
+        exact = np.ldexp(W[first:last].astype(np.float64), -exponent)
         total += metric.squares(exact, first)
-        lost += metric.squares(exact - rows_of(first, last), first)
+        lost += metric.squares(exact - np.ldexp(rows_of(first, last), -exponent), first)
     if total == 0:
         return 0.0 if lost == 0 else float("inf")
     return lost / total
+
+
+def exponent_of(W: Array) -> int:
+    """That for which ``W · 2**−exponent`` is within ±1: squares stay in range, unrounded."""
+    return int(np.frexp(max(float(W.max(initial=0)), -float(W.min(initial=0))))[1])
+
+
+def scaled(weights: Array) -> Array:
+    """In float64, over their largest: squares of gradients are often tiny."""
+    wide = weights.astype(np.float64)
+    top = float(wide.max(initial=0))
+    return wide / top if top > 0 else np.ones_like(wide)
 
 
 def metric_for(

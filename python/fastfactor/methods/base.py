@@ -447,6 +447,16 @@ def check_input(x: Any, shape: tuple[int, int]) -> Array:
     return array
 
 
+def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
+    """In a dtype that may hold less: what is beyond its range becomes its largest value."""
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype, copy=False)
+    if dtype.itemsize < array.itemsize and not np.isfinite(result).all():
+        most = np.nextafter(dtype.type(np.inf), dtype.type(0))
+        result = np.clip(result, -most, most).astype(dtype, copy=False)
+    return result
+
+
 def into(out: Any, result: Array) -> Array:
     """The result, copied to `out` where one was given."""
     if out is None:

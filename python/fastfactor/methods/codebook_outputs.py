@@ -10,6 +10,8 @@ import numpy as np
 
 from .._checks import Array
 from ..clustering import assign
+from ..metrics import exponent_of
+from .base import narrowed
 from .codebook_cells import Sharing
 
 ROUNDS = 8
@@ -30,7 +32,6 @@ class OutputProblem:
     sharing: Sharing
     dtype: np.dtype[Any]
     codes_stay: bool
-    n_threads: int | None
 
 
 def improve_outputs(
@@ -58,7 +59,7 @@ def improve_outputs(
     if not problem.codes_stay:
         search.recode()
     best = min((search, given), key=_Search.error)
-    return best.tables.astype(problem.dtype).reshape(starts[0][0].shape), best.codes
+    return best.held().reshape(starts[0][0].shape), best.codes
 
 
 class _Search:
@@ -67,9 +68,11 @@ class _Search:
     def __init__(self, problem: OutputProblem, tables: Array, codes: Array) -> None:
         self.problem = problem
         self.n_vectors, self.d = tables.shape[-2:]
-        self.tables = tables.astype(np.float32).reshape(-1, self.d)
+        # Errors stay in range.
+        self.exponent = exponent_of(problem.W)
+        self.tables = np.ldexp(tables.astype(np.float32), -self.exponent).reshape(-1, self.d)
         self.codes = codes.copy()
-        self.W = problem.W.astype(np.float32)
+        self.W = np.ldexp(problem.W.astype(np.float32), -self.exponent)
         covariance = problem.covariance.astype(np.float64)
         top = float(np.abs(covariance).max(initial=0))
         self.covariance = (covariance / (top if top > 0 else 1)).astype(np.float32)
@@ -96,7 +99,12 @@ class _Search:
         return float(np.einsum("ij,ij->", gap @ self.covariance, gap, dtype=np.float64))
 
     def round_tables(self) -> None:
-        self.tables = self.tables.astype(self.problem.dtype).astype(np.float32)
+        self.tables = np.ldexp(self.held().astype(np.float32), -self.exponent)
+
+    def held(self) -> Array:
+        """The tables as they will be stored."""
+        wide = np.ldexp(self.tables.astype(np.float64), self.exponent)
+        return narrowed(wide, self.problem.dtype)
 
     # --- codes
 
@@ -119,7 +127,9 @@ class _Search:
                 rebuilt[:, columns] = self._recode_place(left // self.d, wanted, own)
                 moved = rebuilt[:, columns] - before
                 gap[:, columns] += moved
-                pull += moved @ self.covariance[columns, block]
+                # What lies to the left is not asked for again.
+                after = slice(left + self.d, block.stop)
+                pull[:, here.stop :] += moved @ self.covariance[columns, after]
 
     def _recode_place(self, place: int, wanted: Array, own: Array) -> Array:
         """Codes of one column of vectors; what they then stand for."""
@@ -136,7 +146,9 @@ class _Search:
     def _nearest(self, target: Array, bases: Array, metric: Array) -> Array:
         if not self.problem.sharing.by_row:
             table = self.tables[bases[0] : bases[0] + self.n_vectors] @ metric
-            return assign(target, table, n_threads=self.problem.n_threads)[0]
+            # One column of vectors is little work, and NumPy's threads run between these calls: a
+            # second pool that waits for work by spinning would hold them up.
+            return assign(target, table, n_threads=1)[0]
         labels = np.empty(len(target), np.int32)
         step = max(DISTANCES_AT_ONCE // (self.n_vectors * self.d), 1)
         for first in range(0, len(target), step):

@@ -9,7 +9,8 @@ import numpy as np
 
 from .._checks import Array
 from ..clustering import assign, kmeans
-from .codebook_weights import nearest, scaled
+from ..metrics import exponent_of, scaled
+from .codebook_weights import nearest
 
 # On columns 32 to 47 of a word embedding of 32,000 rows, two tables of 256: a residual quantizer
 # has the error 0.315, refits and coordinate descent alone end at 0.310, with local search at 0.292,
@@ -43,7 +44,7 @@ def find_sums(
     for cell in range(n_cells):
         x = samples[cell].astype(np.float32)
         # Squares stay in range; a power of two rounds nothing.
-        exponent = int(np.frexp(np.abs(x).max(initial=0))[1])
+        exponent = exponent_of(x)
         problem = _Problem(np.ldexp(x, -exponent), None, exponent, dtype, n_threads)
         sums = _begin(problem, n_codebooks, n_vectors, seed)
         sums = _improve(problem, sums, np.random.default_rng([seed, cell]))

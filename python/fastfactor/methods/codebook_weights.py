@@ -8,6 +8,7 @@ import numpy as np
 
 from .._checks import Array
 from ..clustering import kmeans
+from ..metrics import scaled
 
 SCORES_AT_ONCE = 1 << 22
 MAX_ITER = 100
@@ -86,13 +87,6 @@ def nearest(x: Array, a: Array | None, table: Array) -> tuple[Array, Array]:
 
 def cost_of(x: Array, a: Array, table: Array) -> float:
     return float(nearest(x, a, table)[1].sum())
-
-
-def scaled(weights: Array) -> Array:
-    """In float64, over their largest: squares of gradients are often tiny."""
-    wide = weights.astype(np.float64)
-    top = float(wide.max(initial=0))
-    return wide / top if top > 0 else np.ones_like(wide)
 
 
 def _mean_weights(weights: Array) -> Array:

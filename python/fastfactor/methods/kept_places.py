@@ -52,6 +52,8 @@ class KeptPlaces:
     def from_mask(cls, mask: Array, block: tuple[int, int] = (1, 1)) -> KeptPlaces:
         """Of a mask that keeps blocks whole."""
         shape = (mask.shape[0], mask.shape[1])
+        # A block that is larger than the matrix is the matrix.
+        block = min(block[0], max(shape[0], 1)), min(block[1], max(shape[1], 1))
         of_blocks = np.ascontiguousarray(mask[:: block[0], :: block[1]])
         gaps = np.diff(np.flatnonzero(of_blocks), prepend=-1, append=of_blocks.size) - 1
         gap_bits, n_entries = _best_width(gaps)

@@ -23,6 +23,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_tensor,
 )
 from .least_squares import descend
@@ -54,7 +55,7 @@ class MixedBlockFactors(Factors):
         mixture, blocks = self._wide
         place, within = np.divmod(ids.reshape(-1), max(blocks.shape[1], 1))
         inside = blocks[:, within].transpose(1, 0, 2)  # (ids, rank, b_i)
-        found = (mixture[place] @ inside).astype(self.dtype)
+        found = narrowed(mixture[place] @ inside, self.dtype)
         return found.reshape(*ids.shape, self.shape[1])
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
@@ -149,7 +150,7 @@ class MixedBlock(Method):
         if self.rank is not None:
             _checks.integer(self.rank, "rank", 1)
         if self.block_shape is not None:
-            if len(self.block_shape) != 2:
+            if not isinstance(self.block_shape, tuple | list) or len(self.block_shape) != 2:
                 raise ValueError(f"block_shape must be two integers, got {self.block_shape!r}")
             for size in self.block_shape:
                 _checks.integer(size, "block_shape", 1)
@@ -183,8 +184,8 @@ class MixedBlock(Method):
                 C.astype(np.float64),
             )
         return MixedBlockFactors(
-            mixture=B.reshape(down, across, len(C)).astype(dtype),
-            blocks=C.reshape(len(C), rows, columns).astype(dtype),
+            mixture=narrowed(B.reshape(down, across, len(C)), dtype),
+            blocks=narrowed(C.reshape(len(C), rows, columns), dtype),
             shape=problem.W.shape,
             dtype=dtype,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import Array
-from ..metrics import Frobenius
+from ..metrics import Frobenius, scaled
 from .base import Problem
 from .least_squares import descend
 
@@ -136,7 +136,7 @@ def _side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) 
 def _weigher(problem: Problem) -> Callable[[Array], Array]:
     """Half the gradient of the metric's square."""
     if problem.importance is not None:
-        importance = problem.importance.astype(np.float64)
+        importance = scaled(problem.importance)
         return lambda E: importance * E
     if problem.input_covariance is not None:
         covariance = problem.input_covariance.astype(np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..metrics import Covariance, Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..packing import PackedCodes
 from ..products import codebook_matmul
 from .base import (
@@ -24,6 +24,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_number,
     stored_tensor,
 )
@@ -81,7 +82,7 @@ class SimhashFactors(Factors):
             for part, tile in self._tiles():
                 found += signs[:, part] @ tile.T
             found *= self._wide[flat, None] * self._constant
-        return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
+        return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         x = check_input(x, self.shape)
@@ -268,7 +269,8 @@ class Simhash(Method):
             raise ValueError(f"scale must be 'least_squares' where {name} is given, got 'norm'")
         n_hashes, W = self.n_hashes or 1, problem.W
         A = W if self.axis == 0 else W.T
-        A = A.astype(_checks.result_dtype(W), copy=False)
+        exponent = exponent_of(W)
+        A = np.ldexp(A.astype(_checks.result_dtype(W), copy=False), -exponent)
         hashed = np.zeros_like(A)
         of = (n_hashes, -(-A.shape[1] // 8)) if self.axis == 0 else (A.shape[1], -(-n_hashes // 8))
         signs = np.empty(of, np.uint8)
@@ -286,7 +288,7 @@ class Simhash(Method):
         hashed *= np.sqrt(len(A)) / n_hashes
         return SimhashFactors(
             signs=signs,
-            scale=self._scales(problem, A, hashed).astype(W.dtype),
+            scale=narrowed(np.ldexp(self._scales(problem, A, hashed), exponent), W.dtype),
             seed=np.array([self.random_state], np.uint64),
             n_hashes=n_hashes,
             axis=self.axis,

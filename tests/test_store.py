@@ -323,6 +323,15 @@ def test_headers_that_are_no_objects_are_refused(path, text):
         store.open_store(path)
 
 
+def test_one_name_twice_among_very_many_is_found_at_once(path):
+    """Counting each name anew took the square of their number: hours for a header this long."""
+    names = ",".join(f'"{number}":0' for number in range(400_000))
+    text = "{" + names + ',"399999":0}'
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
+    with pytest.raises(CorruptDataError, match="names must differ, got '399999' twice"):
+        store.open_store(path)
+
+
 @pytest.mark.parametrize("length", [0, 1, 2**20, 2**31, 2**63, 2**64 - 1])
 def test_lengths_that_lie_are_refused(path, length):
     path.write_bytes(struct.pack("<Q", length) + b"{}      ")

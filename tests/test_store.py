@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import struct
 import tracemalloc
 import zlib
@@ -10,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, store
+from fastfactor.checkpoint import open_checkpoint
 from fastfactor.container import DTYPES, Place, dtype_of, header_bytes
 from fastfactor.methods import Factors, LowRank, LowRankFactors
 from hypothesis import given
@@ -321,6 +323,14 @@ def test_headers_that_are_no_objects_are_refused(path, text):
     path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
     with pytest.raises(CorruptDataError):
         store.open_store(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    for read in (store.open_store, open_checkpoint):
+        with pytest.raises(CorruptDataError, match="must be a file, got a pipe or device"):
+            read(path)
 
 
 def test_one_name_twice_among_very_many_is_found_at_once(path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import _checks
 from ._checks import Array
-from .container import CODES, Header, Place, cooked, dtype_of, parse, read_header, sizes
+from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, read_header, sizes
 from .deep_compression.network import ENTRY, MAGIC
 from .errors import CorruptDataError
 from .store_index import read_index
@@ -248,7 +248,7 @@ class _Npz:
 
 
 def _header(path: str) -> Header:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
     content: Any = np.memmap(path, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:

@@ -17,6 +17,8 @@ import math
 import os
 import re
 import secrets
+import shutil
+import stat
 import struct
 import zlib
 from collections import Counter
@@ -273,17 +275,30 @@ def _check_places(places: Mapping[str, Place], nbytes: int) -> None:
 # --- files
 
 
+def opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A file to read. What is neither file nor folder is refused: a pipe would wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CorruptDataError(f"{os.fspath(path)} must be a file, got a pipe or device")
+    return open(path, "rb")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of ``path`` at the end, if nothing was raised.
 
     It is written beside and renamed when it is on the disk: at every moment the old file or the
-    new one is there, whole. Its name has the given ending, or one that no other has.
+    new one is there, whole. Its name has the given ending, or one that no other has; who may read
+    and write it is taken over from the old file.
     """
     target = Path(os.path.realpath(path))
     beside = target.with_name(f"{target.name}.{ending or secrets.token_hex(4) + '.tmp'}")
     try:
-        with open(beside, "wb") as file:
+        beside.unlink(missing_ok=True)
+        with open(beside, "xb") as file:
+            # Before anything is in it: what only its owner may read stays so.
+            if target.exists():
+                shutil.copymode(target, beside)
             yield file
             file.flush()
             os.fsync(file.fileno())

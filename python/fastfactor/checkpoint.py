@@ -220,7 +220,7 @@ class _Npz:
     def _archive(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except (ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise CorruptDataError(f"{self.path} must be an .npz archive: {error}") from error
 
     def _stored(self, archive: zipfile.ZipFile, member: str) -> Stored:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ def test_targets_that_cannot_be(model, tmp_path):
         (lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more'"),
         (lambda c: c["weight_map"].update(bias="../x.safetensors"), "beside it"),
         (lambda c: c["weight_map"].update(bias="/x.safetensors"), "beside it"),
+        (lambda c: c["weight_map"].update(bias="a\0b"), "beside it"),
         (lambda c: c["weight_map"].update(bias=3), "weight_map"),
         (lambda c: c.pop("weight_map"), "weight_map"),
     ],
@@ -90,6 +92,49 @@ def test_damaged_sources(model, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="got 0 of them"):
         open_checkpoint(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"weight_map": {"a": "x", "a": "y"}}', "{", "\xff"]
+)
+def test_an_index_that_is_no_json_is_refused(tmp_path, text):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(text.encode("latin-1"))
+    with pytest.raises(CorruptDataError, match=r"must be JSON|must differ"):
+        open_checkpoint(index)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_with_any_byte_changed_is_read_or_refused(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, a=np.arange(20, dtype=np.float32))
+    content = path.read_bytes()
+    refused = 0
+    # Every byte of the directory, which is at the end; some of what stands before it.
+    places = (*range(0, len(content) - 100, 5), *range(len(content) - 100, len(content)))
+    for at in places:
+        for flip in (0x01, 0x20):
+            path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
+            try:
+                opened = open_checkpoint(path)
+                for name in opened:
+                    opened[name]
+            except CorruptDataError:
+                refused += 1
+    assert refused > len(places) // 2
+
+
+@pytest.mark.parametrize(
+    "shape", ["(2**40,)", "(2**80,)", "(-1,)", "(True,)", "(" * 900, "-" * 9000 + "1"]
+)
+def test_an_archive_whose_shapes_lie_is_refused(tmp_path, shape):
+    shape = shape.replace("2**40", str(2**40)).replace("2**80", str(2**80))
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        start = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little")
+        archive.writestr("a.npy", start + header + bytes(4))
+    with pytest.raises(CorruptDataError, match=r"'a\.npy'"):
+        open_checkpoint(tmp_path / "a.npz")
 
 
 def test_damage_is_found_while_compressing_what_has_checksums(tmp_path, rng):

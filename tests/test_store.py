@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import struct
 import tracemalloc
 import zlib
@@ -10,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, store
+from fastfactor.checkpoint import open_checkpoint
 from fastfactor.container import DTYPES, Place, dtype_of, header_bytes
 from fastfactor.methods import Factors, LowRank, LowRankFactors
 from hypothesis import given
@@ -320,6 +322,23 @@ def test_tensors_that_cannot_be_are_refused(path, change, message):
 def test_headers_that_are_no_objects_are_refused(path, text):
     path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
     with pytest.raises(CorruptDataError):
+        store.open_store(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    for read in (store.open_store, open_checkpoint):
+        with pytest.raises(CorruptDataError, match="must be a file, got a pipe or device"):
+            read(path)
+
+
+def test_one_name_twice_among_very_many_is_found_at_once(path):
+    """Counting each name anew took the square of their number: hours for a header this long."""
+    names = ",".join(f'"{number}":0' for number in range(400_000))
+    text = "{" + names + ',"399999":0}'
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
+    with pytest.raises(CorruptDataError, match="names must differ, got '399999' twice"):
         store.open_store(path)
 
 

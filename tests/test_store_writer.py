@@ -123,6 +123,36 @@ def test_files_may_be_read_by_whom_the_umask_allows(path, entries):
         os.umask(before)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs bits of permission")
+@pytest.mark.parametrize("mode", [0o600, 0o444, 0o664])
+def test_who_may_read_the_old_file_may_read_the_new_one(path, entries, mode):
+    for attempt in (store.save, write):
+        store.save(path, {"old": np.ones(3)})
+        path.chmod(mode)
+        path.with_name(f"{path.name}.whole").write_bytes(b"left by a kill")
+        path.with_name(f"{path.name}.whole").chmod(0o444)
+        attempt(path, entries)
+        assert path.stat().st_mode & 0o777 == mode
+        path.with_name(f"{path.name}.whole").unlink(missing_ok=True)
+        path.unlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of processes")
+def test_a_full_disk_leaves_the_old_file(path):
+    store.save(path, {"old": np.ones(3)})
+    before = path.read_bytes()
+    for attempt in ("store.save(path, x)", "w = store.Writer(path); w.add('x', x['x']); w.close()"):
+        code = (
+            "import resource, signal, sys, numpy as np; from fastfactor import store\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+            "path, x = sys.argv[1], {'x': np.ones(20_000)}\n" + attempt
+        )
+        ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+        assert "OSError: [Errno 27]" in ended.stderr
+        assert path.read_bytes() == before
+
+
 def test_an_entry_that_is_refused_leaves_no_trace(path, entries):
     store.save(path, entries, shapes=SHAPES)
     expected = path.read_bytes()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import lzma
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 
 from . import _checks
 from ._checks import Array
-from .container import CODES, Header, Place, cooked, dtype_of, read_header
+from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, read_header, sizes
 from .deep_compression.network import ENTRY, MAGIC
 from .errors import CorruptDataError
 from .store_index import read_index
@@ -27,6 +28,11 @@ NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# What zipfile and NumPy raise for an archive in which some byte was changed.
+DAMAGED = (
+    *(ValueError, TypeError, OverflowError, MemoryError, RuntimeError, EOFError, OSError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
 
 
 @dataclass(frozen=True)
@@ -203,17 +209,18 @@ class _Npz:
                 self.tensors[member.removesuffix(".npy")] = self._stored(archive, member)
 
     def read(self, name: str) -> Array:
-        with self._archive() as archive, archive.open(f"{name}.npy") as file:
+        with self._archive() as archive:
             try:
-                array: Array = np.lib.format.read_array(file, allow_pickle=False)
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                with archive.open(f"{name}.npy") as file:
+                    array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            except DAMAGED as error:
                 raise CorruptDataError(f"{self.path}: tensor {name!r}: {error}") from error
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
     def _archive(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except zipfile.BadZipFile as error:
+        except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise CorruptDataError(f"{self.path} must be an .npz archive: {error}") from error
 
     def _stored(self, archive: zipfile.ZipFile, member: str) -> Stored:
@@ -223,14 +230,21 @@ class _Npz:
                 if version not in NPY_HEADERS:
                     raise ValueError(f"version {version} of .npy is not known")
                 shape, _, dtype = NPY_HEADERS[version](file)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                left = archive.getinfo(member).file_size - file.tell()
+        except DAMAGED as error:
             raise CorruptDataError(f"{self.path}: {member!r}: {error}") from error
         if dtype.newbyteorder("=").name not in CODES:
             raise TypeError(
                 f"tensors of {self.path} must have a dtype that safetensors knows, "
                 f"got {dtype} for {member!r}"
             )
-        return Stored(tuple(shape), dtype.newbyteorder("="))
+        stored = Stored(tuple(shape), dtype.newbyteorder("="))
+        if not sizes(list(shape)) or stored.nbytes != left:
+            raise CorruptDataError(
+                f"{self.path}: {member!r} must have the bytes of {dtype} and shape {shape!r:.200}, "
+                f"got {left}"
+            )
+        return stored
 
 
 def _compressed(path: str) -> ValueError:
@@ -240,7 +254,7 @@ def _compressed(path: str) -> ValueError:
 
 
 def _header(path: str) -> Header:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
     content: Any = np.memmap(path, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:
@@ -263,16 +277,13 @@ def _in_folder(folder: Path) -> Path:
 
 def _sharded(path: str, index: Path) -> Checkpoint:
     """The shards that an index names; it must name all of their tensors, and no others."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptDataError(f"{index} must be JSON, got {error}") from error
+    content = parse(index.read_bytes(), str(index))
     placed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
         raise CorruptDataError(f"{index} must have a weight_map from tensors to files")
     for name in placed.values():
         parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or not name:
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
             raise CorruptDataError(f"{index} must name files beside it, got {name!r}")
     shards = {
         name: _Safetensors(str(index.parent / name)) for name in dict.fromkeys(placed.values())

@@ -18,8 +18,11 @@ import math
 import os
 import re
 import secrets
+import shutil
+import stat
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,8 +211,9 @@ def parse(text: bytes, what: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        # In one pass: a hostile header may hold millions of names.
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise CorruptDataError(f"names must differ, got {twice!r} twice")
     return found
 
@@ -288,17 +292,30 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
 
 
+def opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A file to read. What is neither file nor folder is refused: a pipe would wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CorruptDataError(f"{os.fspath(path)} must be a file, got a pipe or device")
+    return open(path, "rb")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of ``path`` at the end, if nothing was raised.
 
     It is written beside and renamed when it is on the disk: at every moment the old file or the
-    new one is there, whole. Its name has the given ending, or one that no other has.
+    new one is there, whole. Its name has the given ending, or one that no other has; who may read
+    and write it is taken over from the old file.
     """
     target = Path(os.path.realpath(path))
     beside = target.with_name(f"{target.name}.{ending or secrets.token_hex(4) + '.tmp'}")
     try:
-        with open(beside, "wb") as file:
+        beside.unlink(missing_ok=True)
+        with open(beside, "xb") as file:
+            # Before anything is in it: what only its owner may read stays so.
+            if target.exists():
+                shutil.copymode(target, beside)
             yield file
             file.flush()
             os.fsync(file.fileno())

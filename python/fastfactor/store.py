@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ._checks import Array
-from .container import cooked, read_header
+from .container import cooked, opened, read_header
 from .errors import CorruptDataError
 from .methods.base import Factors
 from .store_index import (
@@ -85,7 +85,7 @@ class Store(Mapping[str, Value]):
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
-        with open(path, "rb") as file:
+        with opened(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             # An empty file cannot be mapped.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if nbytes else None

@@ -25,12 +25,12 @@ void lay_across(const T* const* rows, index n, index depth, index size, T* z) {
 template <class T>
 class HashTables {
  public:
-  // A bucket's atoms: `panels` panels from `data` on; column c is atom ids[c], rising; what is past
-  // the last is zero and has id 0.
+  // A bucket's atoms: so many vectors wide, in panels of kPanelVectors, of which the last may be
+  // narrower. Column c is atom ids[c], rising; what is past the last is zero and has id 0.
   struct Bucket {
     const T* data;
     const std::int32_t* ids;
-    index panels;
+    index vectors;
   };
 
   // rows: the atoms, ld apart.
@@ -41,7 +41,6 @@ class HashTables {
         rotations_(depth, Rotations<T>::kMixing + n_tables * turns(depth, n_bits), seed),
         tables_(n_tables) {
     std::vector<std::int32_t> bucket_of(n_tables * count);
-    constexpr int kLanes = simd::kLanes<T>;
     parallel_for(ceil_div(count, kLanes), n_threads, stop, [&](index group, int) {
       const index first = group * kLanes, n = std::min<index>(kLanes, count - first);
       Buffer<T> z(rotations_.size() * kLanes);
@@ -71,8 +70,8 @@ class HashTables {
   Bucket bucket(index table, index b) const {
     const Table& from = tables_[table];
     const index first = from.begin[b];
-    return {from.data.data() + first * depth_ * kPanelCols<T>,
-            from.ids.data() + first * kPanelCols<T>, from.begin[b + 1] - first};
+    return {from.data.data() + first * depth_ * kLanes, from.ids.data() + first * kLanes,
+            from.begin[b + 1] - first};
   }
 
   // The state of up to kLanes vectors, before the first table.
@@ -88,14 +87,15 @@ class HashTables {
     for (index turn = 0; turn < n_turns; ++turn) {
       rotations_.turn(Rotations<T>::kMixing + table * n_turns + turn, z);
       const index first = turn * size(), n = std::min(size(), n_buckets_ - first);
-      for (index c = 0; c < n; ++c) look(first + c, simd::abs(simd::load(z + c * simd::kLanes<T>)));
+      for (index c = 0; c < n; ++c) look(first + c, simd::abs(simd::load(z + c * kLanes)));
     }
   }
 
  private:
   using I = simd::Int<T>;
+  static constexpr int kLanes = simd::kLanes<T>;
   struct Table {
-    std::vector<index> begin;  // in panels
+    std::vector<index> begin;  // in vectors
     Buffer<std::int32_t> ids;
     Buffer<T> data;
   };
@@ -111,26 +111,25 @@ class HashTables {
 
   void file(Table& table, const T* rows, index ld, index count, const std::int32_t* bucket_of,
             Stop& stop) const {
-    constexpr index kCols = kPanelCols<T>;
-    std::vector<index> sizes(n_buckets_, 0);
+    std::vector<index> sizes(n_buckets_, 0), begin(n_buckets_ + 1, 0);
     for (index s = 0; s < count; ++s) ++sizes[bucket_of[s]];
-    table.begin.assign(n_buckets_ + 1, 0);
-    for (index b = 0; b < n_buckets_; ++b)
-      table.begin[b + 1] = table.begin[b] + ceil_div(sizes[b], kCols);
-    const index columns = table.begin.back() * kCols;
+    for (index b = 0; b < n_buckets_; ++b) begin[b + 1] = begin[b] + ceil_div(sizes[b], kLanes);
+    const index columns = begin.back() * kLanes;
     table.ids = Buffer<std::int32_t>(columns);
     table.data = Buffer<T>(columns * depth_);
     std::fill_n(table.ids.data(), columns, 0);
     std::fill_n(table.data.data(), columns * depth_, T(0));
-    std::vector<index> next(n_buckets_);
-    for (index b = 0; b < n_buckets_; ++b) next[b] = table.begin[b] * kCols;
+    std::fill(sizes.begin(), sizes.end(), 0);
     for (index s = 0; s < count; ++s) {
       if (s % 4096 == 0 && stop.requested()) return;
-      const index column = next[bucket_of[s]]++;
-      table.ids[column] = std::int32_t(s);
-      T* to = table.data.data() + column / kCols * depth_ * kCols + column % kCols;
-      for (index k = 0; k < depth_; ++k) to[k * kCols] = rows[s * ld + k];
+      const index b = bucket_of[s], column = sizes[b]++;
+      table.ids[begin[b] * kLanes + column] = std::int32_t(s);
+      const index panel = column / kPanelCols<T> * kPanelVectors;
+      const index width = std::min<index>(begin[b + 1] - begin[b] - panel, kPanelVectors) * kLanes;
+      T* to = table.data.data() + (begin[b] + panel) * depth_ * kLanes + column % kPanelCols<T>;
+      for (index k = 0; k < depth_; ++k) to[k * width] = rows[s * ld + k];
     }
+    table.begin = std::move(begin);
   }
 
   index n_buckets_, depth_;

@@ -61,14 +61,14 @@ class Worker {
       : x_(x),
         atoms_(atoms),
         ld_(rows.ld),
-        all_{atoms.panels().panel(0), rows.ids.data(), atoms.panels().n_panels()},
+        all_{atoms.panels().panel(0), rows.ids.data(), atoms.panels().n_panels() * kPanelVectors},
         tables_(tables),
         options_(options),
         supports_(rows.data.data(), ld_, block, options.max_nonzeros),
         signals_(block * ld_),
         residuals_(block * ld_),
         tile_(Tile::size(atoms.depth())),
-        scores_(kTileRows * kPanelsAtOnce * kPanelCols<T>),
+        scores_(kTileRows * kColumnsAtOnce),
         turned_(tables ? round_up(block, kLanes<T>) * tables->size() : 0),
         asking_(tables ? tables->n_buckets() * room(block) : 0),
         n_asking_(tables ? tables->n_buckets() : 0),
@@ -101,7 +101,7 @@ class Worker {
   using I = simd::Int<T>;
   using Bucket = typename HashTables<T>::Bucket;
   using Tile = SideBySide<kTileRows>;
-  static constexpr index kPanelsAtOnce = 8;
+  static constexpr index kVectorsAtOnce = 16, kColumnsAtOnce = kVectorsAtOnce * kLanes<T>;
 
   static index room(index block) { return round_up(block, kLanes<T>) + kLanes<T>; }
 
@@ -184,16 +184,17 @@ class Worker {
     }
     const simd::Vec<T> far = simd::load(least);
     const simd::Vec<I> ids = simd::load(active_.data() + g * lanes);
-    tables_->each_direction(t, z, [&](index b, simd::Vec<T> near) {
+    I* lists = asking_.data();
+    index* lengths = n_asking_.data();
+    tables_->each_direction(t, z, [=, room = ask_room_](index b, simd::Vec<T> near) {
       const unsigned bits = simd::mask_bits(simd::Vec<I>(near >= far));
-      if (bits)
-        n_asking_[b] += simd::compress(asking_.data() + b * ask_room_ + n_asking_[b], ids, bits);
+      if (bits) lengths[b] += simd::compress(lists + b * room + lengths[b], ids, bits);
     });
   }
 
   // Lets n rows see the atoms of a bucket.
   void look_into(const Bucket& bucket, const I* rows, index n) {
-    if (bucket.panels == 0) return;
+    if (bucket.vectors == 0) return;
     for (index at = 0; at < n; at += kTileRows) {
       const index height = std::min<index>(kTileRows, n - at);
       for (index i = 0; i < height; ++i) {
@@ -202,38 +203,55 @@ class Worker {
           std::copy_n(from + k, std::min(kDepthPart, atoms_.depth() - k),
                       tile_.data() + i * Tile::kRow + Tile::at(k));
       }
-      for (index p = 0; p < bucket.panels; p += kPanelsAtOnce)
-        look_into(bucket, p, std::min(kPanelsAtOnce, bucket.panels - p), rows + at, height);
+      if (height > kTileRows / 2) {
+        look_into<kTileRows>(bucket, rows + at, height);
+      } else {
+        look_into<kTileRows / 2>(bucket, rows + at, height);
+      }
     }
   }
 
-  void look_into(const Bucket& bucket, index first, index panels, const I* rows, index n) {
-    constexpr index kCols = kPanelCols<T>, kLong = kPanelsAtOnce * kCols;
-    simd::Vec<T> most[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) most[r] = simd::Vec<T>{};
-    for (index p = 0; p < panels; ++p) {
-      simd::Vec<T> acc[kTileRows][kPanelVectors] = {};
-      panel_product<kTileRows, Tile>(
-          tile_.data(), bucket.data + (first + p) * atoms_.depth() * kCols, atoms_.depth(), acc);
+  template <int R>
+  void look_into(const Bucket& bucket, const I* rows, index n) {
+    for (index v = 0; v < bucket.vectors; v += kVectorsAtOnce) {
+      const index end = std::min(v + kVectorsAtOnce, bucket.vectors);
+      simd::Vec<T> most[R] = {};
+      index at = v;
+      for (; at + kPanelVectors <= end; at += kPanelVectors)
+        score<kPanelVectors>(bucket, at, at - v, most);
+      if (at < end) score<1>(bucket, at, at - v, most);
+      for (index r = 0; r < n; ++r)
+        update(best_[rows[r]], most[r], scores_.data() + r * kColumnsAtOnce,
+               bucket.ids + v * kLanes<T>);
+    }
+  }
+
+  // The scores of R rows and the atoms of a panel V vectors wide, and the most of each lane.
+  template <int V, int R>
+  void score(const Bucket& bucket, index first, index to, simd::Vec<T> (&most)[R]) {
+    simd::Vec<T> acc[R][V] = {};
+    panel_product<R, Tile>(tile_.data(), bucket.data + first * atoms_.depth() * kLanes<T>,
+                           atoms_.depth(), acc);
+    T* scores = scores_.data() + to * kLanes<T>;
 #pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r) {
-        for (int v = 0; v < kPanelVectors; ++v) {
-          const simd::Vec<T> score = simd::abs(acc[r][v]);
-          simd::store(scores_.data() + r * kLong + p * kCols + v * kLanes<T>, score);
-          most[r] = simd::max(most[r], score);
-        }
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) {
+        const simd::Vec<T> score = simd::abs(acc[r][v]);
+        simd::store(scores + r * kColumnsAtOnce + v * kLanes<T>, score);
+        most[r] = simd::max(most[r], score);
       }
     }
-    for (index r = 0; r < n; ++r) {
-      BestAtom<T>& best = best_[rows[r]];
-      if (!simd::mask_bits(simd::Vec<I>(most[r] >= simd::splat(best.score)))) continue;
-      const T top = simd::reduce_max<T>(most[r]);
-      if (!(top > 0)) continue;
-      const T* scores = scores_.data() + r * kLong;
-      const std::int32_t atom =
-          bucket.ids[first * kCols + (std::find(scores, scores + panels * kCols, top) - scores)];
-      if (top > best.score || best.atom < 0 || atom < best.atom) best = {top, atom};
-    }
+  }
+
+  // Of equal scores the lowest atom stays, in whatever order buckets come.
+  static void update(BestAtom<T>& best, simd::Vec<T> most, const T* scores,
+                     const std::int32_t* ids) {
+    if (!simd::mask_bits(simd::Vec<I>(most >= simd::splat(best.score)))) return;
+    const T top = simd::reduce_max<T>(most);
+    if (!(top > 0)) return;
+    index at = 0;
+    while (scores[at] != top) ++at;
+    if (top > best.score || best.atom < 0 || ids[at] < best.atom) best = {top, ids[at]};
   }
 
   const MatrixView& x_;
@@ -270,7 +288,7 @@ SparseRows<T> hashed_omp(const MatrixView& x, const MatrixView& dictionary,
                                              options.seed, options.n_threads, stop);
   stop.throw_if_requested();
 
-  constexpr index kBytes = index(64) << 20, kMostRows = index(1) << 14, kTasks = 16;
+  constexpr index kBytes = index(64) << 20, kMostRows = index(1) << 14, kTasks = 8;
   const index fit = kBytes / Worker<T>::bytes_per_row(rows.ld, tables.get(), options.max_nonzeros);
   const index block =
       round_up(std::clamp(std::min(fit, ceil_div(x.rows, kTasks)), index(1), kMostRows), kTileRows);

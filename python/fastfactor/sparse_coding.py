@@ -197,9 +197,7 @@ def hashed_omp(
     n_atoms, n_features = dictionary.shape
     if share is None:
         share = min(1.0, SHARE / n_atoms**0.5)
-    share = _checks.nonnegative(share, "share")
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
+    share = _checks.fraction(share, "share")
     n_tables = _checks.integer(n_tables, "n_tables", 1, 256)
     if n_bits is None:
         n_bits = min(max(round(math.log2(n_atoms / BUCKET)), 0), MOST_BITS)

@@ -87,7 +87,7 @@ class Worker {
   void code(index first, index n, std::int64_t* counts, BlockCodes<T>& codes, Stop& stop) {
     load(first, n);
     while (!active_.empty()) {
-      step();
+      step(stop);
       if (stop.requested()) return;
     }
     for (index r = 0; r < n; ++r) {
@@ -127,15 +127,17 @@ class Worker {
   }
 
   // One more atom for every active row.
-  void step() {
+  void step(Stop& stop) {
     for (const I r : active_) best_[r] = {};
-    if (tables_) look_into_buckets();
+    if (tables_) look_into_buckets(stop);
+    if (stop.requested()) return;
     missed_.clear();
     for (const I r : active_)
       if (!take(r)) missed_.push_back(r);
     // What the buckets gave adds nothing: all atoms, and the row ends where these do not either.
     for (const I r : missed_) best_[r] = {};
-    look_into(all_, missed_.data(), index(missed_.size()));
+    look_into(all_, missed_.data(), index(missed_.size()), stop);
+    if (stop.requested()) return;
     for (const I r : missed_)
       if (!take(r)) left2_[r] = -1;
     const auto done = [&](I r) { return !goes_on(r); };
@@ -152,7 +154,7 @@ class Worker {
     return true;
   }
 
-  void look_into_buckets() {
+  void look_into_buckets(Stop& stop) {
     constexpr int lanes = kLanes<T>;
     const index n = index(active_.size()), n_groups = ceil_div(n, lanes);
     const index size = tables_->size() * lanes;
@@ -168,7 +170,7 @@ class Worker {
       std::fill(n_asking_.begin(), n_asking_.end(), 0);
       for (index g = 0; g < n_groups; ++g) ask(t, g, n, turned_.data() + g * size);
       for (index b = 0; b < tables_->n_buckets(); ++b)
-        look_into(tables_->bucket(t, b), asking_.data() + b * ask_room_, n_asking_[b]);
+        look_into(tables_->bucket(t, b), asking_.data() + b * ask_room_, n_asking_[b], stop);
     }
     active_.resize(n);
   }
@@ -193,9 +195,9 @@ class Worker {
   }
 
   // Lets n rows see the atoms of a bucket.
-  void look_into(const Bucket& bucket, const I* rows, index n) {
+  void look_into(const Bucket& bucket, const I* rows, index n, Stop& stop) {
     if (bucket.vectors == 0) return;
-    for (index at = 0; at < n; at += kTileRows) {
+    for (index at = 0; at < n && !stop.requested(); at += kTileRows) {
       const index height = std::min<index>(kTileRows, n - at);
       for (index i = 0; i < height; ++i) {
         const T* from = residuals_.data() + rows[at + i] * ld_;

@@ -263,9 +263,10 @@ def _repeated(unit: Array, n_threads: int) -> Array:
     repeated = np.zeros(len(unit), np.bool_)
     for first in range(0, len(unit), ATOMS_AT_ONCE):
         rows = unit[first : first + ATOMS_AT_ONCE]
-        before = unit[: first + len(rows)]
-        alike = np.abs(spmm(full(rows), before.T, n_threads=n_threads)) > SAME
-        repeated[first : first + len(rows)] = np.tril(alike, first - 1).any(axis=1)
+        at = slice(first, first + len(rows))
+        cosines = spmm(full(rows), unit[: at.stop].T, n_threads=n_threads)
+        cosines[:, at] = np.tril(cosines[:, at], -1)
+        repeated[at] = (cosines.max(axis=1) > SAME) | (cosines.min(axis=1) < -SAME)
     return repeated
 
 

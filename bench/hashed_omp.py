@@ -131,7 +131,7 @@ def faiss(workload: Workload) -> Job:
     both = np.concatenate([dictionary, -dictionary])  # an atom serves with either sign
     index.train(both)
     index.add(both)
-    index.nprobe = max(1, round(9 / n_atoms**0.5 * n_lists / 2))
+    index.nprobe = max(1, round(8 / n_atoms**0.5 * n_lists / 2))
 
     def approximate(x: Floats) -> Floats:
         chosen = np.zeros((len(x), nonzero), np.int64)

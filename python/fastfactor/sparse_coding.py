@@ -13,9 +13,9 @@ from ._core import kernels
 from .sparse import CSR
 
 # Pieces of 64 of wordllama's embedding table over a dictionary of such pieces, codes of 5 atoms, 8
-# tables: how many times as long as omp's the residual is; the same for signals that few atoms make up
-# (bench/hashed_omp.py, planted); µs a row on one thread, where omp takes 54 for 16,384 atoms and 13
-# for 4,096.
+# tables: how many times as long as omp's the residual is; the same for signals that few atoms make
+# up (bench/hashed_omp.py, planted); µs a row on one thread, where omp takes 54 for 16,384 atoms and
+# 13 for 4,096.
 #   16,384 atoms   2^8 buckets, share 0.1  1.028  1.75  26.5     2^7, 0.1    1.038  2.42  21.5
 #                  2^8, 0.06               1.046  2.33  19.1     2^7, 0.07   1.052  2.97  17.5
 #   65,536 atoms   2^10, 0.035             1.036  1.63  63       2^9, 0.035  1.048  2.11  50

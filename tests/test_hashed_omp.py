@@ -279,7 +279,7 @@ def test_scaling_by_a_power_of_two_scales_the_codes(rng, power):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_atoms", [*SIZES, 1021])
-@pytest.mark.parametrize("n_features", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("n_features", [1, 3, 8, 12])
 def test_any_number_of_atoms_and_features(rng, dtype, n_atoms, n_features):
     dictionary = rng.standard_normal((n_atoms, n_features)).astype(dtype)
     X = rng.standard_normal((25, n_features)).astype(dtype)

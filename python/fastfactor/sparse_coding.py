@@ -176,9 +176,9 @@ def hashed_omp(
     and step, against n_atoms · n_features for all. No product of atoms with atoms is held, so
     memory is (n_tables + 2) · n_atoms · n_features numbers and up to some 70 MB a thread.
 
-    Residuals by default, beside those of ``omp``: 4 to 6 % longer for rows of an embedding table
-    and for random ones. Of signals that are exact sums of a few atoms plus little noise, an atom
-    that is missed is all that remains: they are 2 to 4 times as long. A larger ``share`` helps.
+    Residuals by default, beside those of ``omp``: 4 to 5 % longer for rows of an embedding table
+    and for random ones. Of signals that are sums of a few atoms and little noise, an atom that is
+    missed is most of what remains: they are 2 to 3 times as long. A larger ``share`` helps.
 
     The same bits for any number of threads, and for a row coded alone or among others. Of equally
     correlated atoms the one with the lowest index is taken. Two atoms with nearly the same

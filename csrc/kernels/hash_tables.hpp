@@ -102,9 +102,7 @@ class HashTables {
 
   // Rotations that give a table its directions.
   static index turns(index depth, int n_bits) {
-    index size = 1;
-    while (size < depth) size *= 2;
-    return ceil_div(index(1) << n_bits, size);
+    return ceil_div(index(1) << n_bits, Rotations<T>::power_of_two(depth));
   }
 
   int bits() const { return __builtin_ctzll(std::uint64_t(n_buckets_)); }

@@ -35,6 +35,12 @@ class Rotations {
 
   index size() const { return size_; }
 
+  static index power_of_two(index depth) {
+    index size = 1;
+    while (size < depth) size *= 2;
+    return size;
+  }
+
   // z: size() vectors, replaced by what rotation i makes of them.
   void turn(index i, T* z) const {
     const T* signs = signs_.data() + i * size_;
@@ -49,12 +55,6 @@ class Rotations {
 
  private:
   static constexpr int kLanes = simd::kLanes<T>;
-
-  static index power_of_two(index n) {
-    index size = 1;
-    while (size < n) size *= 2;
-    return size;
-  }
 
   // The transform of every N components that lie `apart`, in registers.
   template <int N, bool Signs>

@@ -17,6 +17,7 @@ LEVELS = ("v4", "v3", "v2")
 
 KERNELS = (
     "omp",
+    "hashed_omp",
     "kmeans",
     "kmeans1d",
     "spmm",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import CSR, learn_dictionary, omp
-from fastfactor.dictionary_learning import products_of_codes, transposed
+from fastfactor import CSR, hashed_omp, learn_dictionary, omp, spmm
+from fastfactor.code_products import Codes, Matrix, products_of_codes, transposed
+from fastfactor.dictionary_learning import ATOMS_AT_ONCE, _repeated
 
 
 def signals(rng, n=600, d=12, n_atoms=10, k=2, noise=0.01):
@@ -23,6 +24,91 @@ def test_sums_over_codes_are_those_of_dense_codes(rng):
     expected = dense.T @ dense
     np.testing.assert_allclose(products_of_codes(codes), expected, rtol=1e-10, atol=1e-9)
     np.testing.assert_array_equal(transposed(codes).to_dense(), dense.T)
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.8])
+def test_codes_multiply_as_their_matrix_does(rng, memory):
+    products, matrix = Codes(9), Matrix(9)
+    expected = np.zeros((9, 9))
+    for _ in range(4):
+        dense = rng.standard_normal((50, 9)) * (rng.random((50, 9)) < 0.3)
+        factors, forgotten = rng.uniform(0.5, 2, 9), rng.choice(9, 2, replace=False)
+        codes = CSR.from_dense(dense)
+        for one in (products, matrix):
+            one.add(codes, transposed(codes), memory)
+            one.rescale(factors)
+            one.forget(forgotten)
+        expected = (memory * expected + dense.T @ dense) * factors[:, None] * factors
+        expected[forgotten], expected[:, forgotten] = 0, 0
+        atoms = rng.standard_normal((9, 5))
+        for one in (products, matrix):
+            np.testing.assert_allclose(one.diagonal(), expected.diagonal(), atol=1e-12)
+            found = one.operator(0.1, n_threads=2)(atoms)
+            np.testing.assert_allclose(found, expected @ atoms + 0.1 * atoms, atol=1e-11)
+
+
+def test_codes_are_dropped_once_they_have_faded(rng):
+    products = Codes(4)
+    codes = CSR.from_dense(rng.standard_normal((3, 4)))
+    for _ in range(100):
+        products.add(codes, transposed(codes), 0.8)
+    assert 0.8 ** len(products.batches) < 1e-3
+    assert len(products.batches) < 50
+
+
+def test_atoms_that_repeat_one_before_them_are_found(rng):
+    n = ATOMS_AT_ONCE + 7
+    unit = rng.standard_normal((n, 30))
+    unit[ATOMS_AT_ONCE] = -unit[3]
+    unit[5] = 2 * unit[4] + 1e-3 * unit[6]
+    unit[-1] = unit[ATOMS_AT_ONCE + 1]
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    found = np.flatnonzero(_repeated(unit, 2))
+    np.testing.assert_array_equal(found, [5, ATOMS_AT_ONCE, n - 1])
+
+
+def test_more_atoms_than_a_matrix_of_products_is_held_for(rng, monkeypatch):
+    X = signals(rng, n=2000)
+    settings = {"n_nonzero_coefs": 2, "batch_size": 300, "max_iter": 4}
+    expected = learn_dictionary(X, 10, **settings)
+    monkeypatch.setattr("fastfactor.dictionary_learning.MOST_DENSE", 9)
+    result = learn_dictionary(X, 10, **settings)
+    assert (result.dictionary != expected.dictionary).any()
+    np.testing.assert_allclose(result.error, expected.error, rtol=0.1)
+
+
+# --- coding by hash
+
+
+def test_hashed_codes_are_those_of_hashed_omp(rng):
+    X = signals(rng, n=3000, d=16, n_atoms=300).astype(np.float32)
+    settings = {"n_nonzero_coefs": 2, "search": "hash", "max_iter": 3, "random_state": 3}
+    result = learn_dictionary(X, 300, **settings)
+    expected = hashed_omp(X, result.dictionary, n_nonzero_coefs=2, random_state=3)
+    np.testing.assert_array_equal(result.codes.indices, expected.indices)
+    np.testing.assert_array_equal(result.codes.data, expected.data)
+    left = X - spmm(result.codes, result.dictionary)
+    assert result.error == pytest.approx(np.sum(left**2) / np.sum(X**2), rel=1e-4)
+    for n_threads in (1, 3):
+        again = learn_dictionary(X, 300, n_threads=n_threads, **settings)
+        np.testing.assert_array_equal(again.dictionary, result.dictionary)
+        np.testing.assert_array_equal(again.codes.data, result.codes.data)
+
+
+@pytest.mark.parametrize("init", ["k-means++", "rows", "neighbours"])
+def test_learning_by_hash_comes_near_to_learning_by_all(rng, init):
+    X = signals(rng, n=6000, d=16, n_atoms=300)
+    settings = {"n_nonzero_coefs": 3, "init": init, "max_iter": 4}
+    start = learn_dictionary(X, 300, search="hash", **(settings | {"max_iter": 0}))
+    by_hash = learn_dictionary(X, 300, search="hash", **settings)
+    by_all = learn_dictionary(X, 300, **settings)
+    assert by_hash.error < 0.7 * start.error
+    assert by_hash.error < 1.5 * by_all.error
+
+
+def test_hash_and_ols_do_not_go_together(rng):
+    with pytest.raises(ValueError, match=r"^selection must be 'omp' with search='hash', got 'ols'"):
+        learn_dictionary(rng.standard_normal((9, 4)), 2, selection="ols", search="hash")
 
 
 def test_error_codes_and_atoms_are_what_they_are_said_to_be(rng):
@@ -117,6 +203,7 @@ def test_bad_arguments_are_named(rng):
         "batch_size": 0,
         "max_iter": -1,
         "selection": "best",
+        "search": "tree",
         "init": "best",
         "random_state": -1,
         "n_threads": 0,

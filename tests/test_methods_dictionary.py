@@ -13,6 +13,7 @@ class TestDictionary(MethodContract):
         Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=16, max_iter=5),
         Dictionary(n_nonzero_coefs=3, n_atoms=5, piece=8, max_iter=5, value_dtype=None),
         Dictionary(n_nonzero_coefs=1, max_iter=3, selection="omp", init="rows"),
+        Dictionary(n_nonzero_coefs=2, n_atoms=8, max_iter=3, selection="omp", search="hash"),
     )
 
 
@@ -143,7 +144,7 @@ def test_what_does_not_fit_is_named(rng):
         Dictionary(n_nonzero_coefs=1).compress(W[:0])
     with pytest.raises(ValueError, match="value_dtype must hold values up to"):
         Dictionary(n_nonzero_coefs=1).compress(1e6 * W)
-    for name in ("piece", "n_atoms", "max_iter", "selection", "init", "value_dtype"):
+    for name in ("piece", "n_atoms", "max_iter", "selection", "search", "init", "value_dtype"):
         with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
             Dictionary(n_nonzero_coefs=1, **{name: -1})
 

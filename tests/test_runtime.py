@@ -56,6 +56,11 @@ ENDLESS = {
         "np.repeat(atoms, 64, axis=1).repeat(32, axis=0) + np.eye(2048, 1024, dtype=np.float32), "
         "n_nonzero_coefs=60, n_threads={n_threads})"
     ),
+    "hashed_omp": (
+        "fastfactor.hashed_omp(np.broadcast_to(X[:1], (10**8, 16)), "
+        "np.repeat(atoms, 512, axis=0) + np.arange(16, dtype=np.float32) ** 0.5, "
+        "n_nonzero_coefs=16, share=0.5, n_threads={n_threads})"
+    ),
 }
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -1,6 +1,6 @@
 #include "kernels/omp.hpp"
 
-#include "bindings/convert.hpp"
+#include "bindings/sparse_rows.hpp"
 
 namespace ff::bindings {
 namespace {
@@ -8,12 +8,8 @@ namespace {
 template <class T>
 py::tuple omp_as(const MatrixView& x, const MatrixView& dictionary, const MatrixView* gram,
                  const OmpOptions& options) {
-  auto codes =
-      without_gil([&](Stop& stop) { return ff::omp<T>(x, dictionary, gram, options, stop); });
-  const index n = codes.data.size();
-  return py::make_tuple(to_numpy(std::move(codes.data), {n}),
-                        to_numpy(std::move(codes.indices), {n}),
-                        to_numpy(std::move(codes.indptr), {x.rows + 1}));
+  return to_numpy(
+      without_gil([&](Stop& stop) { return ff::omp<T>(x, dictionary, gram, options, stop); }));
 }
 
 py::tuple omp(const py::array& x, const py::array& dictionary, const py::object& gram,

@@ -73,38 +73,34 @@ struct SideBySide {
 };
 
 // acc[r][v] += Σ_k x[r][k] · panel[k][v] over at most kDepthPart terms.
-template <int R, class Layout, class T>
-inline void panel_part(const T* x, const T* panel, index depth,
-                       simd::Vec<T> (&acc)[R][kPanelVectors]) {
+template <int R, class Layout, int V, class T>
+inline void panel_part(const T* x, const T* panel, index depth, simd::Vec<T> (&acc)[R][V]) {
   using simd::Vec;
   for (index k = 0; k < depth; ++k) {
-    const Vec<T> c0 = simd::load(panel), c1 = simd::load(panel + simd::kLanes<T>);
+    Vec<T> c[V];
+    for (int v = 0; v < V; ++v) c[v] = simd::load(panel + v * simd::kLanes<T>);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const Vec<T> xr = simd::splat(x[r * Layout::kRow]);
-      acc[r][0] = simd::mul_add(xr, c0, acc[r][0]);
-      acc[r][1] = simd::mul_add(xr, c1, acc[r][1]);
+      for (int v = 0; v < V; ++v) acc[r][v] = simd::mul_add(xr, c[v], acc[r][v]);
     }
-    panel += kPanelCols<T>;
+    panel += V * simd::kLanes<T>;
     x += Layout::kDepth;
   }
 }
 
 // The same over any number of terms, part by part.
-template <int R, class Layout = Interleaved<R>, class T>
-inline void panel_product(const T* x, const T* panel, index depth,
-                          simd::Vec<T> (&acc)[R][kPanelVectors]) {
+template <int R, class Layout = Interleaved<R>, int V, class T>
+inline void panel_product(const T* x, const T* panel, index depth, simd::Vec<T> (&acc)[R][V]) {
   panel_part<R, Layout>(x, panel, std::min(depth, kDepthPart), acc);
   for (index first = kDepthPart; first < depth; first += kDepthPart) {
-    panel += kDepthPart * kPanelCols<T>;
+    panel += kDepthPart * V * simd::kLanes<T>;
     x += Layout::kPart;
-    simd::Vec<T> part[R][kPanelVectors] = {};
+    simd::Vec<T> part[R][V] = {};
     panel_part<R, Layout>(x, panel, std::min(depth - first, kDepthPart), part);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      acc[r][0] = acc[r][0] + part[r][0];
-      acc[r][1] = acc[r][1] + part[r][1];
-    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + part[r][v];
   }
 }
 

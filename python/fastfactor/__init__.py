@@ -22,7 +22,7 @@ from .scalar_clustering import kmeans1d
 from .selection import n_m_mask, prune_mask, threshold_for
 from .sparse import CSR
 from .sparse_codes import SparseCodes
-from .sparse_coding import omp
+from .sparse_coding import hashed_omp, omp
 
 if TYPE_CHECKING:
     from .comparison import compare_files
@@ -45,6 +45,7 @@ __all__ = [
     "decompress_file",
     "gap_decode",
     "gap_encode",
+    "hashed_omp",
     "huffman_decode",
     "huffman_encode",
     "kmeans",

@@ -80,6 +80,15 @@ def nonnegative(value: Any, name: str) -> float:
     return number
 
 
+def fraction(value: Any, name: str) -> float:
+    """A real number in (0, 1]."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a number in (0, 1], got {value!r}")
+    if not 0 < float(value) <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+    return float(value)
+
+
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """One of a few words."""
     if not isinstance(value, str):

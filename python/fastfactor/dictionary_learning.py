@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _checks
 from ._checks import Array
+from .code_products import MOST_DENSE, ROWS_AT_ONCE, Codes, Matrix, full, transposed
 from .products import spmm
 from .sparse import CSR
-from .sparse_coding import omp
+from .sparse_coding import hashed_omp, omp
 
 INITS = ("k-means++", "rows", "neighbours")
+SEARCHES = ("all", "hash")
 # Signals a batch for each atom, and what of earlier batches counts in the next refit. On signals
 # like those of bench/omp.py (a) two passes with 8 and 0.8 left 0.0022 of the energy in
 # 0.28 s; with 0.9, 0.0049; with 16 a batch 0.0063 in 0.26 s; with 4 a batch 0.0012 in 0.43 s.
@@ -30,7 +33,7 @@ SOLVER_STEPS = 40
 SOLVER_GAIN = 1e-10  # of the squared gradient, at which the refit to all signals is done
 BATCH_GAIN = 1e-6  # the same for a batch, whose own chance is more than that: a third less time
 RIDGE = 1e-7  # of the mean diagonal, for atoms that no code uses
-ROWS_AT_ONCE = 1 << 16
+ATOMS_AT_ONCE = 512  # compared with all others
 
 
 class DictionaryResult(NamedTuple):
@@ -61,6 +64,7 @@ def learn_dictionary(
     n_nonzero_coefs: int | None = None,
     tol: float | None = None,
     selection: str = "omp",
+    search: str = "all",
     init: Any = "k-means++",
     batch_size: int | None = None,
     max_iter: int = 10,
@@ -87,6 +91,9 @@ def learn_dictionary(
         The squared error at which a row is done, in the units of X², as in :func:`omp`.
     selection : {"omp", "ols"}
         How atoms are chosen, as in :func:`omp`.
+    search : {"all", "hash"}
+        ``"hash"`` codes by :func:`hashed_omp`, which looks at few of the atoms: for dictionaries of
+        some 8,000 atoms and more, with ``selection="omp"``.
     init : {"k-means++", "rows", "neighbours"} or array of shape (n_atoms, n_features)
         Initial atoms: ``"k-means++"`` draws signals in rounds, with chances as the squared error
         that one of the atoms drawn before leaves; ``"rows"`` draws signals that are not zero, all
@@ -118,7 +125,8 @@ def learn_dictionary(
     -----
     A pass codes each signal once (see :func:`omp` for what that costs), sums the products of its
     k coefficients, k² / 2 additions, and solves for the atoms once a batch: some products of a
-    matrix of n_atoms². Beside operands and result, memory is n_atoms² numbers and a batch. A pass
+    matrix of n_atoms². Beside operands and result, memory is n_atoms² numbers and a batch. Of more
+    than 4096 atoms the solver multiplies by the codes instead, and memory is some batches. A pass
     over all signals that gains less than 0.1 % is the last.
 
     Sums are float64. They and the solver (conjugate gradients, from the atoms before) run in this
@@ -145,24 +153,22 @@ def learn_dictionary(
         n_nonzero_coefs = _checks.integer(n_nonzero_coefs, "n_nonzero_coefs", 1)
     if tol is not None:
         tol = _checks.nonnegative(tol, "tol")
-    _checks.choice(selection, "selection", ("omp", "ols"))
     if batch_size is None:
         batch_size = max(BATCH_PER_ATOM * n_atoms, LEAST_BATCH)
     batch_size = _checks.integer(batch_size, "batch_size", 1)
     max_iter = _checks.integer(max_iter, "max_iter", 0)
-    generator = np.random.default_rng(_checks.seed(random_state))
+    seed = _checks.seed(random_state)
+    generator = np.random.default_rng(seed)
     n_threads = _checks.threads(n_threads)
+    code = coder(search, selection, seed, n_threads)
     for rows in _blocks(X):
         _checks.finite(rows, "X")
     dtype = _checks.result_dtype(X)
-    limits: dict[str, Any] = {
-        "n_nonzero_coefs": n_nonzero_coefs,
-        "tol": tol,
-        "selection": selection,
-    }
+    limits: dict[str, Any] = {"n_nonzero_coefs": n_nonzero_coefs, "tol": tol}
     if isinstance(init, str):
         _checks.choice(init, "init", INITS)
-        atoms = _initial(X, n_atoms, init, generator, n_threads).astype(dtype)
+        nearest = coder(search, "omp", seed, n_threads)
+        atoms = _initial(X, n_atoms, init, generator, nearest).astype(dtype)
     else:
         given = _checks.float_array(init, "init", ndim=(2,))
         if given.shape != (n_atoms, n_features):
@@ -174,7 +180,7 @@ def learn_dictionary(
     while n_iter < max_iter:
         squared = 0.0
         for batch in _batches(X, size, generator, dtype):
-            codes = omp(batch, learner.atoms, n_threads=n_threads, **limits)
+            codes = code(batch, learner.atoms, **limits)
             squared += learner.step(batch, codes, MEMORY if size < n_samples else 0.0)
         n_iter += 1
         if size >= n_samples:
@@ -183,10 +189,23 @@ def learn_dictionary(
             last = squared
         elif n_iter >= SMALL_PASSES:
             size *= 2
-    codes = omp(X, learner.atoms, n_threads=n_threads, **limits)
+    codes = code(X, learner.atoms, **limits)
     return DictionaryResult(
         codes, learner.atoms, _error(X, codes, learner.atoms, n_threads), n_iter
     )
+
+
+def coder(
+    search: str, selection: str, seed: int = 0, n_threads: int | None = None
+) -> Callable[..., CSR]:
+    """The function of signals, atoms and limits that codes as is wanted."""
+    _checks.choice(search, "search", SEARCHES)
+    _checks.choice(selection, "selection", ("omp", "ols"))
+    if search == "all":
+        return partial(omp, selection=selection, n_threads=n_threads)
+    if selection != "omp":
+        raise ValueError(f"selection must be 'omp' with search='hash', got {selection!r}")
+    return partial(hashed_omp, random_state=seed, n_threads=n_threads)
 
 
 class _Learner:
@@ -195,7 +214,7 @@ class _Learner:
     def __init__(self, atoms: Array, generator: np.random.Generator, n_threads: int) -> None:
         n_atoms, n_features = atoms.shape
         self.atoms, self.generator, self.n_threads = atoms, generator, n_threads
-        self.normal = np.zeros((n_atoms, n_atoms))
+        self.normal = Matrix(n_atoms) if n_atoms <= MOST_DENSE else Codes(n_atoms)
         self.target = np.zeros((n_atoms, n_features))
         self.used = np.zeros(n_atoms)
 
@@ -206,7 +225,7 @@ class _Learner:
         target = spmm(of_atoms, batch, n_threads=self.n_threads).astype(np.float64)
         # ‖x − c D‖² = ‖x‖² − c D xᵀ where c is least squares.
         squared = _squares(batch) - float(np.einsum("ij,ij->", target, self.atoms))
-        self.normal = memory * self.normal + products_of_codes(codes)
+        self.normal.add(codes, of_atoms, memory)
         self.target = memory * self.target + target
         self.used = memory * self.used + np.diff(of_atoms.indptr)
         gain = BATCH_GAIN if memory else SOLVER_GAIN
@@ -216,10 +235,9 @@ class _Learner:
         lengths[~held] = 1
         unit = (fitted / lengths[:, None]).astype(self.atoms.dtype)
         # Longer atoms have shorter codes: the sums are for atoms of unit norm from here on.
-        self.normal *= lengths[:, None] * lengths
+        self.normal.rescale(lengths)
         self.target *= lengths[:, None]
-        alike = np.abs(spmm(_full(unit), unit.T, n_threads=self.n_threads)) > SAME
-        second = np.tril(alike, -1).any(axis=1)
+        second = _repeated(unit, self.n_threads)
         bad = np.flatnonzero(~held | second | (self.used < RARE * self.used.mean()))
         if len(bad):
             left = batch - spmm(codes, fitted.astype(batch.dtype), n_threads=self.n_threads)
@@ -230,7 +248,8 @@ class _Learner:
             bad = bad[: len(worst)]
             fresh = left[worst].astype(np.float64)
             unit[bad] = _unit(fresh, self.generator)
-            self.normal[bad], self.normal[:, bad], self.target[bad] = 0, 0, 0
+            self.normal.forget(bad)
+            self.target[bad] = 0
             self.used[bad] = self.used.sum() / n_atoms
         unit[~held] = np.where(
             unit[~held].any(axis=1, keepdims=True), unit[~held], self.atoms[~held]
@@ -239,39 +258,21 @@ class _Learner:
         return max(squared, 0.0)
 
 
-def transposed(codes: CSR) -> CSR:
-    """The same matrix by columns."""
-    rows, columns = codes.shape
-    narrow = np.uint16 if columns <= 1 << 16 else np.int64  # NumPy sorts 16 bits by radix
-    order = np.argsort(codes.indices.astype(narrow), kind="stable")
-    row_of = np.repeat(np.arange(rows, dtype=np.int32), np.diff(codes.indptr))
-    indptr = np.zeros(columns + 1, np.int64)
-    np.cumsum(np.bincount(codes.indices, minlength=columns), out=indptr[1:])
-    return CSR(codes.data[order], row_of[order], indptr, (columns, rows))
+def _repeated(unit: Array, n_threads: int) -> Array:
+    """Which atoms are like one before them."""
+    repeated = np.zeros(len(unit), np.bool_)
+    for first in range(0, len(unit), ATOMS_AT_ONCE):
+        rows = unit[first : first + ATOMS_AT_ONCE]
+        at = slice(first, first + len(rows))
+        cosines = spmm(full(rows), unit[: at.stop].T, n_threads=n_threads)
+        cosines[:, at] = np.tril(cosines[:, at], -1)
+        repeated[at] = (cosines.max(axis=1) > SAME) | (cosines.min(axis=1) < -SAME)
+    return repeated
 
 
-def products_of_codes(codes: CSR) -> Array:
-    """CᵀC in float64, from the pairs of coefficients that stand in one row."""
-    n_atoms = codes.shape[1]
-    total = np.zeros(n_atoms * n_atoms)
-    indptr = codes.indptr
-    for first in range(0, codes.shape[0], ROWS_AT_ONCE):
-        last = min(first + ROWS_AT_ONCE, codes.shape[0])
-        at = slice(int(indptr[first]), int(indptr[last]))
-        counts = np.diff(indptr[first : last + 1])
-        columns, values = codes.indices[at].astype(np.int64), codes.data[at].astype(np.float64)
-        row_of = np.repeat(np.arange(len(counts)), counts)
-        cells, terms = [columns * (n_atoms + 1)], [values * values]
-        for apart in range(1, int(counts.max(initial=0))):
-            pairs = np.flatnonzero(row_of[apart:] == row_of[:-apart])
-            cells.append(columns[pairs] * n_atoms + columns[pairs + apart])
-            terms.append(values[pairs] * values[pairs + apart])
-        total += np.bincount(np.concatenate(cells), np.concatenate(terms), n_atoms * n_atoms)
-    upper = total.reshape(n_atoms, n_atoms)
-    return upper + np.triu(upper, 1).T
-
-
-def _solve(normal: Array, target: Array, start: Array, gain: float, n_threads: int) -> Array:
+def _solve(
+    normal: Matrix | Codes, target: Array, start: Array, gain: float, n_threads: int
+) -> Array:
     """normal · D = target by conjugate gradients, each column its own, scaled by the diagonal.
 
     From atoms that nearly solve it a few steps do, and every step lowers the squared error. LAPACK
@@ -280,10 +281,10 @@ def _solve(normal: Array, target: Array, start: Array, gain: float, n_threads: i
     """
     diagonal = normal.diagonal()
     ridge = RIDGE * max(float(diagonal.mean()), 1e-300)
-    matrix = _full(normal + ridge * np.eye(len(normal)))
+    times = normal.operator(ridge, n_threads)
     scale = 1 / (diagonal + ridge)
     found = start.astype(np.float64)
-    rest = target + ridge * found - spmm(matrix, found, n_threads=n_threads)
+    rest = target + ridge * found - times(found)
     scaled = scale[:, None] * rest
     direction = scaled.copy()
     now = np.einsum("ij,ij->j", rest, scaled)
@@ -291,7 +292,7 @@ def _solve(normal: Array, target: Array, start: Array, gain: float, n_threads: i
     for _ in range(SOLVER_STEPS):
         if (now <= enough).all():
             break
-        image = spmm(matrix, direction, n_threads=n_threads)
+        image = times(direction)
         curve = np.einsum("ij,ij->j", direction, image)
         step = np.divide(now, curve, out=np.zeros_like(now), where=curve > 0)
         found += step * direction
@@ -304,16 +305,8 @@ def _solve(normal: Array, target: Array, start: Array, gain: float, n_threads: i
     return found
 
 
-def _full(matrix: Array) -> CSR:
-    """A dense matrix as CSR, for the products of it that keep to our threads."""
-    rows, columns = matrix.shape
-    indices = np.tile(np.arange(columns, dtype=np.int32), rows)
-    indptr = np.arange(rows + 1, dtype=np.int64) * columns
-    return CSR(matrix.reshape(-1), indices, indptr, (rows, columns))
-
-
 def _initial(
-    X: Array, n_atoms: int, init: str, generator: np.random.Generator, n_threads: int
+    X: Array, n_atoms: int, init: str, generator: np.random.Generator, code: Callable[..., CSR]
 ) -> Array:
     """Unit atoms from signals, float64."""
     n = min(len(X), SAMPLE_PER_ATOM * n_atoms)
@@ -322,15 +315,13 @@ def _initial(
     energy = np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
     sample, energy = wide[energy > 0], energy[energy > 0]
     if init == "k-means++":
-        picked = _drawn_by_error(sample, energy, n_atoms, generator, n_threads)
+        picked = _drawn_by_error(sample, energy, n_atoms, generator, code)
     else:
         n_drawn = min(n_atoms * (4 if init == "neighbours" else 1), len(sample))
         picked = generator.permutation(len(sample))[:n_drawn]
         if init == "neighbours" and n_drawn > n_atoms:
             candidates = sample[picked] / np.sqrt(energy[picked, None])
-            codes = omp(
-                sample, candidates.astype(sample.dtype), n_nonzero_coefs=1, n_threads=n_threads
-            )
+            codes = code(sample, candidates.astype(sample.dtype), n_nonzero_coefs=1)
             stands_for = np.bincount(codes.indices, codes.data.astype(np.float64) ** 2, n_drawn)
             picked = picked[np.argsort(-stands_for, kind="stable")[:n_atoms]]
     atoms = np.zeros((n_atoms, X.shape[1]))
@@ -339,7 +330,11 @@ def _initial(
 
 
 def _drawn_by_error(
-    sample: Array, energy: Array, n_atoms: int, generator: np.random.Generator, n_threads: int
+    sample: Array,
+    energy: Array,
+    n_atoms: int,
+    generator: np.random.Generator,
+    code: Callable[..., CSR],
 ) -> Array:
     """Numbers of signals, in rounds; chances are what one atom drawn before leaves of each."""
     picked = np.zeros(0, np.int64)
@@ -356,7 +351,7 @@ def _drawn_by_error(
         picked = np.concatenate([picked, fresh])
         if round_ < ROUNDS - 1:
             atoms = sample[picked] / np.sqrt(energy[picked, None])
-            codes = omp(sample, atoms.astype(sample.dtype), n_nonzero_coefs=1, n_threads=n_threads)
+            codes = code(sample, atoms.astype(sample.dtype), n_nonzero_coefs=1)
             row_of = np.repeat(np.arange(len(sample)), np.diff(codes.indptr))
             covered = np.bincount(row_of, codes.data.astype(np.float64) ** 2, len(sample))
             left = np.maximum(energy - covered, 0)

@@ -94,6 +94,18 @@ def gap_encode(
     positions: npt.NDArray[np.int64], size: int, n_bits: int, value_bits: int, n_threads: int
 ) -> tuple[_Array, npt.NDArray[np.int64], int]: ...
 def gap_decode(gaps: _Array, n_bits: int, size: int, n_threads: int) -> npt.NDArray[np.int64]: ...
+def hashed_omp(
+    x: _Array,
+    dictionary: _Array,
+    max_nonzeros: int,
+    tol: float,
+    n_tables: int,
+    n_bits: int,
+    threshold: float,
+    seed: int,
+    as_double: bool,
+    n_threads: int,
+) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
 def huffman_encode(symbols: _Array, max_length: int, block_size: int, n_threads: int) -> _Bytes: ...
 def huffman_decode(data: _Bytes, n_threads: int) -> _Array: ...
 def omp(

@@ -11,12 +11,11 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..dictionary_learning import INITS, learn_dictionary
+from ..dictionary_learning import INITS, coder, learn_dictionary
 from ..errors import CorruptDataError
 from ..metrics import Covariance, Diagonal, Frobenius
 from ..products import spmm
 from ..sparse import CSR
-from ..sparse_coding import omp
 from .base import (
     FLOAT_NAMES,
     Config,
@@ -222,6 +221,9 @@ class Dictionary(Method):
     selection : {"omp", "ols"}
         How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less
         error.
+    search : {"all", "hash"}
+        ``"hash"`` looks at few of the atoms, as :func:`fastfactor.hashed_omp`; for many thousands
+        of them, with ``selection="omp"``.
     init : {"k-means++", "rows", "neighbours"}
         Initial atoms, as in :func:`fastfactor.learn_dictionary`.
     max_iter : int
@@ -270,6 +272,7 @@ class Dictionary(Method):
     piece: int | None = None
     n_atoms: int | None = None
     selection: str = "ols"
+    search: str = "all"
     init: str = "k-means++"
     max_iter: int = 20
     value_dtype: str | None = "float16"
@@ -286,7 +289,7 @@ class Dictionary(Method):
             _checks.integer(self.piece, "piece", 1)
         if self.n_atoms is not None:
             _checks.integer(self.n_atoms, "n_atoms", 1, 1 << 24)
-        _checks.choice(self.selection, "selection", ("omp", "ols"))
+        coder(self.search, self.selection)
         _checks.choice(self.init, "init", INITS)
         _checks.integer(self.max_iter, "max_iter", 0)
         for name in ("value_dtype", "dictionary_dtype"):
@@ -308,6 +311,7 @@ class Dictionary(Method):
             init=self.init,
             max_iter=self.max_iter,
             selection=self.selection,
+            search=self.search,
             random_state=self.random_state,
             n_threads=problem.n_threads,
             **limits,
@@ -315,13 +319,8 @@ class Dictionary(Method):
         dictionary = learned.dictionary
         if plain:
             dictionary = self._rounded(dictionary, problem.W, "dictionary_dtype")
-        codes = omp(
-            signals,
-            dictionary,
-            selection=self.selection,
-            n_threads=problem.n_threads,
-            **limits,
-        )
+        code = coder(self.search, self.selection, self.random_state, problem.n_threads)
+        codes = code(signals, dictionary, **limits)
         if not plain:
             counts = np.diff(codes.indptr)
             values = codes.data / np.repeat(scale[:, 0], counts)
@@ -364,17 +363,12 @@ class Dictionary(Method):
         # With the atoms found, bisect the logarithm of the error at which a piece is done.
         error = best.error(problem.W)
         signals = np.ascontiguousarray(problem.W).reshape(-1, self._piece(problem.W))
+        code = coder(self.search, self.selection, self.random_state, problem.n_threads)
         low, high = np.log(max(error, 1e-12) / 16), np.log(max(error, 1e-12) * 4)
         for _ in range(SEARCH_STEPS):
             middle = (low + high) / 2
             settings = replace(self, piece_error=float(np.exp(middle)), ratio=None, max_error=None)
-            codes = omp(
-                signals,
-                best.dictionary,
-                selection=self.selection,
-                n_threads=problem.n_threads,
-                **settings._limits(signals),
-            )
+            codes = code(signals, best.dictionary, **settings._limits(signals))
             other = settings._stored(problem.W, codes, best.dictionary)
             lost = other.error(problem.W, n_threads=problem.n_threads)
             if self.ratio is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .._checks import Array
-from ..dictionary_learning import transposed
+from ..code_products import transposed
 from ..metrics import Diagonal
 from ..products import spmm
 from ..sparse import CSR

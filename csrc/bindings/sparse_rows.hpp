@@ -1,0 +1,16 @@
+#pragma once
+#include "bindings/convert.hpp"
+#include "kernels/omp.hpp"
+
+namespace ff::bindings {
+
+// Data, indices and indptr, adopted.
+template <class T>
+py::tuple to_numpy(SparseRows<T>&& codes) {
+  const index n = codes.data.size(), n_pointers = codes.indptr.size();
+  return py::make_tuple(to_numpy(std::move(codes.data), {n}),
+                        to_numpy(std::move(codes.indices), {n}),
+                        to_numpy(std::move(codes.indptr), {n_pointers}));
+}
+
+}  // namespace ff::bindings

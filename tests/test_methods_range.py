@@ -9,6 +9,7 @@ from fastfactor.methods import (
     BlockDiagonal,
     BlockProjection,
     Codebook,
+    LowRank,
     MixedBlock,
     Prune,
     Simhash,
@@ -20,6 +21,7 @@ METHODS = (
     BlockDiagonal(n_blocks=2),
     BlockProjection(factor=2, block_in=5, block_out=5),
     BlockProjection(factor=2, block_in=5, block_out=5, learned=True),
+    LowRank(rank=2),
     Simhash(n_hashes=33),
     Simhash(n_hashes=33, axis=1),
     Simhash(n_hashes=33, scale="norm"),
@@ -39,6 +41,16 @@ def test_squares_out_of_range_change_nothing(rng, method, largest):
     plain, far = method.compress(W), method.compress(W * power)
     np.testing.assert_array_equal(far.to_dense(), plain.to_dense() * power)
     assert far.error(W * power) == plain.error(W)
+
+
+@pytest.mark.parametrize("method", [LowRank(rank=2), MixedBlock(rank=2)])
+@pytest.mark.parametrize("power", [2.0**-1000, 2.0**200])
+def test_the_unit_of_an_importance_changes_nothing(rng, method, power):
+    W, importance = matrix(rng, np.float64, 1.0), rng.random((12, 10))
+    plain = method.compress(W, importance=importance)
+    far = method.compress(W, importance=importance * power)
+    np.testing.assert_array_equal(far.to_dense(), plain.to_dense())
+    assert method.compress(np.zeros_like(W), importance=importance * power).error(W) == 1
 
 
 def test_the_error_of_tiny_weights_is_not_zero(rng):

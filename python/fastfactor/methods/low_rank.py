@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..metrics import Covariance, Diagonal, Frobenius
+from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from .base import (
     FLOAT_NAMES,
     Factors,
@@ -21,6 +21,7 @@ from .base import (
     check_ids,
     check_input,
     into,
+    narrowed,
     stored_tensor,
 )
 
@@ -48,8 +49,7 @@ class LowRankFactors(Factors):
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         B, C = self._wide
-        found: Array = (B[check_ids(ids, self.shape[0])] @ C).astype(self.dtype)
-        return found
+        return narrowed(B[check_ids(ids, self.shape[0])] @ C, self.dtype)
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         x = check_input(x, self.shape)
@@ -147,13 +147,17 @@ class LowRank(Method):
 
 
 class _Spectrum:
-    """Squared singular values of W Σ^½, falling, and its left singular vectors, in float64."""
+    """Squared singular values of W Σ^½, falling, and its left singular vectors, in float64.
+
+    W is within ±1 here, 2**−exponent of what was given, so that squares stay in range.
+    """
 
     def __init__(self, problem: Problem) -> None:
-        self.W = problem.W.astype(np.float64)
+        self.exponent = exponent_of(problem.W)
+        self.W = np.ldexp(problem.W.astype(np.float64), -self.exponent)
         weighted = self.W
         if problem.input_covariance is not None:
-            values, vectors = np.linalg.eigh(problem.input_covariance.astype(np.float64))
+            values, vectors = np.linalg.eigh(scaled(problem.input_covariance))
             weighted = self.W @ (vectors * np.sqrt(np.maximum(values, 0)))
         out, inputs = weighted.shape
         self.energy = float(np.einsum("ij,ij->", weighted, weighted))
@@ -176,14 +180,16 @@ def _factors(spectrum: _Spectrum, problem: Problem, rank: int) -> LowRankFactors
     left = spectrum.left[:, :rank]
     B, C = left, left.T @ spectrum.W  # the best C for these columns, under any covariance
     if problem.importance is not None:
-        B, C = _weighted(spectrum.W, problem.importance.astype(np.float64), B, C)
+        B, C = _weighted(spectrum.W, scaled(problem.importance), B, C)
     sizes_b, sizes_c = np.linalg.norm(B, axis=0), np.linalg.norm(C, axis=1)
     used = (sizes_b > 0) & (sizes_c > 0)
     balance = np.sqrt(sizes_c[used] / sizes_b[used])
-    dtype = problem.W.dtype
+    dtype, half = problem.W.dtype, spectrum.exponent // 2
+    B = np.ldexp(B[:, used] * balance, half)
+    C = np.ldexp(C[used] / balance[:, None], spectrum.exponent - half)
     return LowRankFactors(
-        B=np.ascontiguousarray(B[:, used] * balance, dtype),
-        C=np.ascontiguousarray(C[used] / balance[:, None], dtype),
+        B=np.ascontiguousarray(narrowed(B, dtype)),
+        C=np.ascontiguousarray(narrowed(C, dtype)),
         shape=problem.W.shape,
         dtype=dtype,
     )
@@ -225,7 +231,8 @@ def _weighted_solve(W: Array, importance: Array, basis: Array, ridge: float) -> 
     n, rank = basis.shape
     result = np.empty((len(W), rank))
     block = max(BLOCK_BYTES // max(n * rank * 8, 1), 1)
-    damping = ridge * np.maximum(np.einsum("ij,ij->j", basis, basis) / max(n, 1), 1e-300)
+    powers = np.einsum("ij,ij->j", basis, basis) / max(n, 1)
+    damping = ridge * np.where(powers > 0, powers, 1)
     for first in range(0, len(W), block):
         rows = slice(first, first + block)
         weighted = importance[rows, :, None] * basis

@@ -223,8 +223,8 @@ class Dictionary(Method):
         error.
     init : {"k-means++", "rows", "neighbours"}
         Initial atoms, as in :func:`fastfactor.learn_dictionary`.
-    max_iter : int
-        Passes over the pieces, as there.
+    max_iter : int, optional
+        The most passes over the pieces, as there.
     value_dtype, dictionary_dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         What coefficients and atoms are stored in; None: W's.
     random_state : int
@@ -270,7 +270,7 @@ class Dictionary(Method):
     n_atoms: int | None = None
     selection: str = "ols"
     init: str = "k-means++"
-    max_iter: int = 20
+    max_iter: int | None = None
     value_dtype: str | None = "float16"
     dictionary_dtype: str | None = None
     random_state: int = 0
@@ -287,7 +287,8 @@ class Dictionary(Method):
             _checks.integer(self.n_atoms, "n_atoms", 1, 1 << 24)
         _checks.choice(self.selection, "selection", ("omp", "ols"))
         _checks.choice(self.init, "init", INITS)
-        _checks.integer(self.max_iter, "max_iter", 0)
+        if self.max_iter is not None:
+            _checks.integer(self.max_iter, "max_iter", 0)
         for name in ("value_dtype", "dictionary_dtype"):
             if getattr(self, name) is not None:
                 _checks.choice(getattr(self, name), name, FLOAT_NAMES)

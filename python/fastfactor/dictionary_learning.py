@@ -14,17 +14,17 @@ from .sparse import CSR
 from .sparse_coding import omp
 
 INITS = ("k-means++", "rows", "neighbours")
-# A batch must be small: its chance noise is what frees atoms from poor minima. And it must be large
-# enough to tell atoms from noise. Best was, for the signals there were per atom, what was summed per
-# atom, batch / (1 - MEMORY): 7 of 15, 10 of 31, 14 of 62, 20 of 125, 40 of 500, on parts of
-# wordllama's table (6 shapes of batch each); two layers of a LeNet-300-100, two of a ResNet-20 and
-# combinations of random atoms agree. Hence the root. With 0.6 the same is reached by fewer refits than
-# with 0.8: of bench/omp.py's workload a, two passes leave 0.0019 in 0.44 s instead of 0.0022 in 0.61.
+# A batch must be small: its chance noise frees atoms from poor minima. And it must be large enough
+# to tell atoms from noise. Best was, for the signals there were per atom, as the sum of batch /
+# (1 - MEMORY): 7 of 15, 10 of 31, 14 of 62, 20 of 125, 40 of 500, on parts of wordllama's table (6
+# shapes of batch each); two layers of a LeNet-300-100, two of a ResNet-20 and combinations of
+# random atoms agree. Hence the root. With 0.6 fewer refits do than with 0.8: of bench/omp.py's
+# workload a, two passes leave 0.0019 in 0.44 s instead of 0.0022 in 0.61.
 BATCH = 0.6  # times the root of n_samples · n_atoms
 MEMORY = 0.6  # what of earlier batches counts in the next refit
-# With few signals a pass is cheap, and many are needed: so many signals an atom. Of LeNet's first layer
-# 512, 1024, 2048 and 4096 leave 0.0666, 0.0663, 0.0656 and 0.0654 at 3 nonzeros, in 0.3, 0.5, 1.0 and
-# 1.9 s; at 6, 0.0284, 0.0275, 0.0270 and 0.0266. Of its second, at 3: 0.228, 0.224, 0.222, 0.220.
+# With few signals a pass is cheap, and many are needed: so many signals an atom. Of LeNet's first
+# layer 512, 1024, 2048 and 4096 leave 0.0666, 0.0663, 0.0656 and 0.0654 at 3 nonzeros, in 0.3, 0.5,
+# 1.0 and 1.9 s; at 6, 0.0284, 0.0275, 0.0270 and 0.0266. Of its second, at 3: 0.228 to 0.220.
 SMALL_SIGNALS = 2048
 LEAST_SMALL_PASSES, MOST_SMALL_PASSES = 2, 200
 LATE_PASSES = 20  # then batches double from pass to pass, up to all signals
@@ -35,9 +35,10 @@ SAME = 0.98  # |cosine| of two atoms that are one
 RARE = 0.05  # of the mean use of atoms: what is used less is replaced
 SOLVER_STEPS = 40
 SOLVER_GAIN = 1e-10  # of the squared gradient, at which the refit to all signals is done
-BATCH_GAIN = 1e-4  # the same for a batch, whose own chance is more than that; 1e-3 loses on workload a
+BATCH_GAIN = 1e-4  # the same for a batch, whose own chance is more; 1e-3 loses on workload a
 RIDGE = 1e-7  # of the mean diagonal, for atoms that no code uses
 ROWS_AT_ONCE = 1 << 16
+PLAIN_EXPONENTS = 30  # of two: what is larger or smaller is scaled, so that its squares are numbers
 
 
 class DictionaryResult(NamedTuple):
@@ -85,7 +86,7 @@ def learn_dictionary(
     ----------
     X : array of shape (n_samples, n_features)
         float16, bfloat16, float32 or float64, finite. Read a batch at a time, never copied whole
-        while there are several batches.
+        while there are several batches, unless the largest is beyond 2³⁰ or below 2⁻³¹.
     n_atoms : int
         Rows of the dictionary. There may be more than samples.
     n_nonzero_coefs : int, optional
@@ -167,9 +168,18 @@ def learn_dictionary(
         small_passes = min(small_passes, max(max_iter // 2, LEAST_SMALL_PASSES))
     generator = np.random.default_rng(_checks.seed(random_state))
     n_threads = _checks.threads(n_threads)
+    dtype = _checks.result_dtype(X)
+    largest = 0.0
     for rows in _blocks(X):
         _checks.finite(rows, "X")
-    dtype = _checks.result_dtype(X)
+        largest = max(largest, float(np.abs(rows).max()))
+    exponent = int(np.frexp(largest)[1])
+    if abs(exponent) <= PLAIN_EXPONENTS:
+        exponent = 0
+    else:
+        X = np.ldexp(X.astype(dtype), -exponent)
+        if tol is not None:
+            tol = float(np.ldexp(tol, -2 * exponent))
     limits: dict[str, Any] = {
         "n_nonzero_coefs": n_nonzero_coefs,
         "tol": tol,
@@ -199,9 +209,10 @@ def learn_dictionary(
         elif n_iter >= small_passes:
             size *= 2
     codes = omp(X, learner.atoms, n_threads=n_threads, **limits)
-    return DictionaryResult(
-        codes, learner.atoms, _error(X, codes, learner.atoms, n_threads), n_iter
-    )
+    error = _error(X, codes, learner.atoms, n_threads)
+    if exponent:
+        codes = CSR(np.ldexp(codes.data, exponent), codes.indices, codes.indptr, codes.shape)
+    return DictionaryResult(codes, learner.atoms, error, n_iter)
 
 
 class _Learner:

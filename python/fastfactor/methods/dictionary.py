@@ -39,6 +39,7 @@ DICTIONARY_SHARE = 8  # by default at least so many times more weights in W than
 LONGEST_PIECE = 64
 SHORTEST_PIECE = 8
 SEARCH_STEPS = 16
+VALUE_EXPONENTS = (-6, 15)  # of two, of the largest value: beyond, atoms are longer or shorter
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -399,6 +400,19 @@ class Dictionary(Method):
         # All zero: a piece is done at once.
         return {"tol": self.piece_error * float(energy)}
 
+    def _scaled(self, W: Array, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
+        """The same product with values of a size that every dtype holds: atoms take the rest."""
+        largest = float(np.abs(codes.data).max(initial=0))
+        exponent = int(np.frexp(largest)[1])
+        low, high = VALUE_EXPONENTS
+        move = exponent - min(max(exponent, low), high)
+        if largest == 0 or move == 0:
+            return codes, dictionary
+        values = np.ldexp(codes.data, -move)
+        codes = CSR(values, codes.indices, codes.indptr, codes.shape)
+        longer = np.ldexp(dictionary.astype(np.float64), move)
+        return codes, self._rounded(longer, W, "dictionary_dtype")
+
     def _rounded(self, array: Array, W: Array, setting: str) -> Array:
         name = getattr(self, setting)
         dtype = W.dtype if name is None else _dtype(name)
@@ -411,6 +425,7 @@ class Dictionary(Method):
         return rounded
 
     def _stored(self, W: Array, codes: CSR, dictionary: Array) -> DictionaryFactors:
+        codes, dictionary = self._scaled(W, codes, dictionary)
         counts = np.diff(codes.indptr)
         n_atoms = len(dictionary)
         even = int(counts.min()) == int(counts.max())

@@ -78,8 +78,8 @@ def learn_dictionary(
     """Find atoms of which few combine to each row of ``X``, and the combinations.
 
     Alternates coding by :func:`omp` with the dictionary of least squared error for the codes so
-    far. With many signals a step takes a batch of them, and codes of earlier batches count less
-    and less; batches grow from pass to pass until a step takes all. Atoms that hardly any code
+    far. A step takes a batch of the signals, and codes of earlier batches count less and less;
+    batches grow from pass to pass until a step takes all. Atoms that hardly any code
     uses, and second ones of two that are alike, give way to the signals that are coded worst.
 
     Parameters

@@ -238,7 +238,8 @@ class Dictionary(Method):
     -----
     A file holds atoms, coefficients, the atom of each in ⌈log₂ n_atoms⌉ bits, and how many there
     are in each piece where that varies. A product multiplies every atom with every piece of the
-    input once, and adds these answers by :func:`fastfactor.spmm`.
+    input once, and adds these answers by :func:`fastfactor.spmm`. Atoms have unit norm, or a power
+    of two for the norm of all where values would be beyond 2¹⁵ or all below 2⁻⁶.
 
     An importance is taken apart into a factor for each piece and one for each column of a piece,
     for choosing atoms; an input covariance into the mean of its diagonal blocks. Then coefficients
@@ -315,6 +316,8 @@ class Dictionary(Method):
         )
         dictionary = learned.dictionary
         if plain:
+            # The coding below fits values to rounded atoms. To fit both in turns on their places
+            # gains 0.3 % of the error on LeNet's first layer, 0.1 % on its second: not done.
             dictionary = self._rounded(dictionary, problem.W, "dictionary_dtype")
         codes = omp(
             signals,

@@ -194,6 +194,31 @@ def test_zeros_and_more_atoms_than_samples(rng):
     assert few.error < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [(np.float32, -110), (np.float32, 110), (np.float64, 700)]
+)
+def test_the_unit_of_the_signals_does_not_matter(rng, dtype, exponent):
+    X = signals(rng, n=200).astype(dtype)
+    X /= np.abs(X).max()  # so that the largest is a power of two
+    scaled = learn_dictionary(np.ldexp(X, exponent), 10, n_nonzero_coefs=2, max_iter=3)
+    expected = learn_dictionary(X, 10, n_nonzero_coefs=2, max_iter=3)
+    assert scaled.error == pytest.approx(expected.error, rel=1e-3)
+    np.testing.assert_allclose(scaled.dictionary, expected.dictionary, atol=1e-3)
+
+
+def test_a_limit_of_error_follows_the_unit(rng):
+    X = signals(rng, n=200)
+    plain = learn_dictionary(X, 10, tol=0.05, max_iter=3)
+    scaled = learn_dictionary(np.ldexp(X, 100), 10, tol=0.05 * 2.0**200, max_iter=3)
+    np.testing.assert_allclose(scaled.codes.data, np.ldexp(plain.codes.data, 100), rtol=1e-6)
+
+
+def test_few_signals_get_many_passes_and_a_limit_holds(rng):
+    X = signals(rng, n=60)
+    assert learn_dictionary(X, 10, n_nonzero_coefs=2).n_iter > 200
+    assert learn_dictionary(X, 10, n_nonzero_coefs=2, max_iter=7).n_iter <= 7
+
+
 def test_bad_arguments_are_named(rng):
     X = signals(rng, n=20)
     for name, value in {

@@ -72,7 +72,7 @@ def test_an_error_for_pieces_sends_values_where_the_energy_is(rng):
 
 def test_a_search_uses_uneven_counts_where_they_are_better(rng):
     W = (rng.standard_normal((64, 64)) * np.geomspace(0.02, 2, 64)[:, None]).astype(np.float32)
-    settings = {"n_atoms": 16, "piece": 16}
+    settings = {"n_atoms": 16, "piece": 16, "max_iter": 10}
     even = Dictionary(n_nonzero_coefs=3, **settings).compress(W)
     found = Dictionary(ratio=W.nbytes / even.nbytes, **settings).compress(W)
     assert found.count_bits > 0
@@ -125,6 +125,65 @@ def test_values_are_least_squares_for_the_atoms_as_stored(rng):
     np.testing.assert_array_equal(factors.values, codes.data.astype(np.float16))
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1e6, 1e30])
+def test_values_of_any_size_are_held_in_half_precision(rng, size):
+    W = rng.standard_normal((30, 32)).astype(np.float32)
+    settings = Dictionary(n_nonzero_coefs=3, n_atoms=8, piece=16, max_iter=5)
+    large = settings.compress(W * np.float32(size))
+    assert large.values.dtype == np.float16
+    expected = settings.compress(W).error(W)
+    found = large.to_dense().astype(np.float64) / np.float32(size)
+    assert np.sum((W - found) ** 2) / np.sum(W.astype(np.float64) ** 2) < 1.1 * expected
+
+
+def test_the_largest_halves_are_held(rng):
+    W = (60_000 * rng.choice([-1.0, 1.0], (20, 64))).astype(np.float16)
+    factors = Dictionary(n_nonzero_coefs=2, n_atoms=64, max_iter=5).compress(W)
+    assert (factors.values.dtype, factors.dictionary.dtype) == (np.float16, np.float16)
+    assert factors.error(W) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 64), (50, 1), (3, 16)])
+def test_as_many_atoms_as_pieces_or_more_leave_rounding_only(rng, shape):
+    W = rng.standard_normal(shape).astype(np.float32)
+    for n_atoms in (shape[0], shape[0] + 60):
+        factors = Dictionary(n_nonzero_coefs=1, n_atoms=n_atoms, max_iter=5).compress(W)
+        assert factors.error(W) < 1e-6
+        assert factors.dictionary.shape[0] == n_atoms
+
+
+def test_matrices_of_zeros_and_of_one_number():
+    for how in ({"n_nonzero_coefs": 2}, {"piece_error": 0.1}, {"ratio": 4}, {"max_error": 0.1}):
+        W = np.zeros((64, 64), np.float32)
+        assert not Dictionary(**how).compress(W).to_dense().any()
+        assert Dictionary(**how).compress(W + 3).error(W + 3) <= 0.1
+
+
+def test_metrics_that_are_zero_in_places(rng):
+    W = rng.standard_normal((40, 32)).astype(np.float32)
+    settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=16, max_iter=5)
+    importance = rng.random(W.shape)
+    importance[3], importance[:, 5] = 0, 0
+    plain = settings.compress(W)
+    for size in (1.0, 1e-200, 1e30):
+        metric = Diagonal(size * importance)
+        weighed = settings.compress(W, importance=size * importance)
+        assert weighed.error(W, metric=metric) < plain.error(W, metric=metric)
+    nothing = settings.compress(W, input_covariance=np.zeros((32, 32)))
+    assert np.isfinite(nothing.to_dense()).all()
+
+
+def test_a_search_at_its_ends(rng):
+    W = rng.standard_normal((64, 64)).astype(np.float32)
+    settings = {"n_atoms": 8, "max_iter": 3}
+    assert Dictionary(max_error=1.0, **settings).compress(W).error(W) <= 1
+    assert Dictionary(ratio=1, **settings).compress(W).nbytes <= W.nbytes
+    with pytest.raises(ValueError, match="ratio must be at most"):
+        Dictionary(ratio=1000, **settings).compress(W)
+    with pytest.raises(ValueError, match="max_error must be at least"):
+        Dictionary(max_error=1e-9, **settings).compress(W)
+
+
 def test_default_pieces_and_atoms():
     def of(shape):
         W = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -142,8 +201,8 @@ def test_what_does_not_fit_is_named(rng):
         Dictionary(n_nonzero_coefs=1, piece=3).compress(W)
     with pytest.raises(ValueError, match="W must not be empty"):
         Dictionary(n_nonzero_coefs=1).compress(W[:0])
-    with pytest.raises(ValueError, match="value_dtype must hold values up to"):
-        Dictionary(n_nonzero_coefs=1).compress(1e6 * W)
+    with pytest.raises(ValueError, match="dictionary_dtype must hold values up to"):
+        Dictionary(n_nonzero_coefs=1, dictionary_dtype="float16").compress(1e12 * W)
     for name in ("piece", "n_atoms", "max_iter", "selection", "search", "init", "value_dtype"):
         with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
             Dictionary(n_nonzero_coefs=1, **{name: -1})

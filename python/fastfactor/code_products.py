@@ -101,7 +101,7 @@ def transposed(codes: CSR) -> CSR:
     row_of = np.repeat(np.arange(rows, dtype=np.int32), np.diff(codes.indptr))
     indptr = np.zeros(columns + 1, np.int64)
     np.cumsum(np.bincount(codes.indices, minlength=columns), out=indptr[1:])
-    return CSR(codes.data[order], row_of[order], indptr, (columns, rows))
+    return CSR._trusted(codes.data[order], row_of[order], indptr, (columns, rows))
 
 
 def products_of_codes(codes: CSR) -> Array:
@@ -130,4 +130,4 @@ def full(matrix: Array) -> CSR:
     rows, columns = matrix.shape
     indices = np.tile(np.arange(columns, dtype=np.int32), rows)
     indptr = np.arange(rows + 1, dtype=np.int64) * columns
-    return CSR(matrix.reshape(-1), indices, indptr, (rows, columns))
+    return CSR._trusted(matrix.reshape(-1), indices, indptr, (rows, columns))

@@ -39,6 +39,7 @@ DICTIONARY_SHARE = 8  # by default at least so many times more weights in W than
 LONGEST_PIECE = 64
 SHORTEST_PIECE = 8
 SEARCH_STEPS = 16
+VALUE_EXPONENTS = (-6, 15)  # of two, of the largest value: beyond, atoms are longer or shorter
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -226,8 +227,8 @@ class Dictionary(Method):
         of them, with ``selection="omp"``.
     init : {"k-means++", "rows", "neighbours"}
         Initial atoms, as in :func:`fastfactor.learn_dictionary`.
-    max_iter : int
-        Passes over the pieces, as there.
+    max_iter : int, optional
+        The most passes over the pieces, as there.
     value_dtype, dictionary_dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         What coefficients and atoms are stored in; None: W's.
     random_state : int
@@ -240,7 +241,8 @@ class Dictionary(Method):
     -----
     A file holds atoms, coefficients, the atom of each in ⌈log₂ n_atoms⌉ bits, and how many there
     are in each piece where that varies. A product multiplies every atom with every piece of the
-    input once, and adds these answers by :func:`fastfactor.spmm`.
+    input once, and adds these answers by :func:`fastfactor.spmm`. Atoms have unit norm, or a power
+    of two for the norm of all where values would be beyond 2¹⁵ or all below 2⁻⁶.
 
     An importance is taken apart into a factor for each piece and one for each column of a piece,
     for choosing atoms; an input covariance into the mean of its diagonal blocks. Then coefficients
@@ -274,7 +276,7 @@ class Dictionary(Method):
     selection: str = "ols"
     search: str = "all"
     init: str = "k-means++"
-    max_iter: int = 20
+    max_iter: int | None = None
     value_dtype: str | None = "float16"
     dictionary_dtype: str | None = None
     random_state: int = 0
@@ -291,7 +293,8 @@ class Dictionary(Method):
             _checks.integer(self.n_atoms, "n_atoms", 1, 1 << 24)
         coder(self.search, self.selection)
         _checks.choice(self.init, "init", INITS)
-        _checks.integer(self.max_iter, "max_iter", 0)
+        if self.max_iter is not None:
+            _checks.integer(self.max_iter, "max_iter", 0)
         for name in ("value_dtype", "dictionary_dtype"):
             if getattr(self, name) is not None:
                 _checks.choice(getattr(self, name), name, FLOAT_NAMES)
@@ -318,6 +321,8 @@ class Dictionary(Method):
         )
         dictionary = learned.dictionary
         if plain:
+            # The coding below fits values to rounded atoms. To fit both in turns on their places
+            # gains 0.3 % of the error on LeNet's first layer, 0.1 % on its second: not done.
             dictionary = self._rounded(dictionary, problem.W, "dictionary_dtype")
         code = coder(self.search, self.selection, self.random_state, problem.n_threads)
         codes = code(signals, dictionary, **limits)
@@ -408,6 +413,19 @@ class Dictionary(Method):
         # All zero: a piece is done at once.
         return {"tol": self.piece_error * float(energy)}
 
+    def _scaled(self, W: Array, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
+        """The same product with values of a size that every dtype holds: atoms take the rest."""
+        largest = float(np.abs(codes.data).max(initial=0))
+        exponent = int(np.frexp(largest)[1])
+        low, high = VALUE_EXPONENTS
+        move = exponent - min(max(exponent, low), high)
+        if largest == 0 or move == 0:
+            return codes, dictionary
+        values = np.ldexp(codes.data, -move)
+        codes = CSR(values, codes.indices, codes.indptr, codes.shape)
+        longer = np.ldexp(dictionary.astype(np.float64), move)
+        return codes, self._rounded(longer, W, "dictionary_dtype")
+
     def _rounded(self, array: Array, W: Array, setting: str) -> Array:
         name = getattr(self, setting)
         dtype = W.dtype if name is None else _dtype(name)
@@ -420,6 +438,7 @@ class Dictionary(Method):
         return rounded
 
     def _stored(self, W: Array, codes: CSR, dictionary: Array) -> DictionaryFactors:
+        codes, dictionary = self._scaled(W, codes, dictionary)
         counts = np.diff(codes.indptr)
         n_atoms = len(dictionary)
         even = int(counts.min()) == int(counts.max())

@@ -85,14 +85,19 @@ def fit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
 
 
 def _metric(problem: Problem, piece: int) -> tuple[Operator, Array]:
-    """Half the gradient of the squared norm, on pieces, and W in pieces; in float64."""
+    """Half the gradient of the squared norm, on pieces, and W in pieces; in float64.
+
+    Weights are over their mean: squares of them are numbers, whatever their unit.
+    """
     shape, metric = problem.W.shape, problem.metric
     target = problem.W.astype(np.float64).reshape(-1, piece)
     if isinstance(metric, Diagonal):
         weights = metric.importance.astype(np.float64).reshape(-1, piece)
+        weights /= weights.mean()
         return lambda pieces: pieces * weights, target
     assert problem.input_covariance is not None
     covariance = problem.input_covariance.astype(np.float64)
+    covariance /= max(float(covariance.diagonal().mean()), 1e-300)
     return lambda pieces: (pieces.reshape(shape) @ covariance).reshape(-1, piece), target
 
 

@@ -1,0 +1,361 @@
+// Asymmetric numerals of trellis-coded levels. A state is 32 bits, of which 16 go or come at a
+// time.
+#include "kernels/trellis_codes.hpp"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace ff {
+namespace {
+
+using namespace trellis;
+
+constexpr int kTotalBits = 14;
+constexpr std::uint32_t kTotal = 1u << kTotalBits, kPlaces = kTotal - 1;
+constexpr std::uint32_t kLow = 1u << 16;  // a state is at least this
+
+int symbol_of(int level) {
+  const int bucket = bucket_of(std::abs(level));
+  return bucket ? 2 * bucket - (level > 0) : 0;
+}
+
+// Where each symbol's places begin.
+std::vector<std::uint16_t> starts_of(const TrellisTables& tables) {
+  std::vector<std::uint16_t> starts(tables.contexts() * kSymbols);
+  for (index context = 0; context < tables.contexts(); ++context) {
+    std::uint32_t sum = 0;
+    for (index s = context * kSymbols; s < (context + 1) * kSymbols; ++s) {
+      starts[s] = std::uint16_t(sum);
+      sum += tables.frequencies[s];
+    }
+    if (sum != kTotal)
+      throw CorruptData("frequencies must be " + std::to_string(kTotal) + " in all, got " +
+                        std::to_string(sum));
+  }
+  return starts;
+}
+
+// One block, from its last level to its first, so that reading goes forwards.
+class Writer {
+ public:
+  Writer(const TrellisTables& tables, const std::vector<std::uint16_t>& starts)
+      : tables_(tables), starts_(starts), twice_(tables.classes.cols) {}
+
+  // The words of rows [0, n), at the end of a buffer that holds until the next call.
+  const std::uint16_t* write(const std::int32_t* levels, const std::int32_t* row_logs, index n,
+                             index& size) {
+    const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 2;
+    if (words_.size() < most) words_ = Buffer<std::uint16_t>(most);
+    if (contexts_.size() < cols) contexts_ = Buffer<std::uint8_t>(cols);
+    at_ = words_.data() + words_.size();
+    state_ = kLow;
+    for (index i = n - 1; i >= 0; --i) {
+      const std::int32_t* row = levels + i * cols;
+      tables_.classes.twice(row_logs[i], twice_.data());
+      int state = 0;
+      for (index j = 0; j < cols; ++j) {
+        contexts_[j] = std::uint8_t(twice_[j] + (state & 1));
+        state = next_state(state, row[j] & 1);
+      }
+      for (index j = cols - 1; j >= 0; --j) put_level(row[j], contexts_[j]);
+      if (tables_.scaled()) put_level(row_logs[i], 2 * tables_.classes.count);
+    }
+    *--at_ = std::uint16_t(state_);
+    *--at_ = std::uint16_t(state_ >> 16);
+    size = words_.data() + words_.size() - at_;
+    return at_;
+  }
+
+ private:
+  void put_level(int level, index context) {
+    if (level < -kLargest || level > kLargest)
+      throw std::invalid_argument("levels must be in [-65535, 65535], got " +
+                                  std::to_string(level));
+    const int magnitude = std::abs(level), bucket = bucket_of(magnitude);
+    if (const int extra = plain_bits(bucket)) {
+      const std::uint32_t each = kTotal >> extra;
+      put(each, std::uint32_t(magnitude - first_of(bucket)) * each);
+    }
+    const index s = context * kSymbols + symbol_of(level);
+    if (!tables_.frequencies[s])
+      throw std::invalid_argument("frequencies must be positive for every level, got 0 for " +
+                                  std::to_string(level));
+    put(tables_.frequencies[s], starts_[s]);
+  }
+
+  void put(std::uint32_t frequency, std::uint32_t start) {
+    if (state_ >> (32 - kTotalBits) >= frequency) {
+      *--at_ = std::uint16_t(state_);
+      state_ >>= 16;
+    }
+    const std::uint32_t quotient = state_ / frequency;
+    state_ = (quotient << kTotalBits) + (state_ - quotient * frequency) + start;
+  }
+
+  const TrellisTables& tables_;
+  const std::vector<std::uint16_t>& starts_;
+  std::vector<std::uint8_t> twice_;
+  Buffer<std::uint8_t> contexts_;
+  Buffer<std::uint16_t> words_;
+  std::uint16_t* at_ = nullptr;
+  std::uint32_t state_ = kLow;
+};
+
+}  // namespace
+
+TrellisStreams trellis_encode(const std::int32_t* levels, const std::int32_t* row_logs, index rows,
+                              index block_rows, const TrellisTables& tables, int n_threads,
+                              Stop& stop) {
+  const auto starts = starts_of(tables);
+  const index n_blocks = ceil_div(rows, block_rows), cols = tables.classes.cols;
+  std::vector<std::vector<std::uint16_t>> blocks(n_blocks);
+  std::vector<Writer> writers;
+  for (int worker = 0; worker < n_threads; ++worker) writers.emplace_back(tables, starts);
+  parallel_for(n_blocks, n_threads, stop, [&](index block, int worker) {
+    const index first = block * block_rows, n = std::min(block_rows, rows - first);
+    index size = 0;
+    const std::uint16_t* words =
+        writers[worker].write(levels + first * cols, row_logs + first, n, size);
+    blocks[block].assign(words, words + size);
+  });
+  TrellisStreams streams;
+  for (const auto& block : blocks) {
+    streams.lengths.push_back(index(block.size()));
+    streams.words.insert(streams.words.end(), block.begin(), block.end());
+  }
+  return streams;
+}
+
+namespace {
+
+// A look-up by the highest bits of a place gives the first symbol there, and few places need
+// another: 1 KB a context is read instead of 16, which the first-level cache holds of many.
+constexpr int kSkipped = 4;
+constexpr int kFirstsBits = kTotalBits - kSkipped;
+constexpr int kSymbolsBits = 8;  // room for kSymbols
+
+constexpr int kLanes = 4;  // blocks that one thread reads side by side
+constexpr index kBlocksPerTask = 16;
+
+}  // namespace
+
+TrellisDecoder::TrellisDecoder(const std::uint16_t* words, index n_words,
+                               const std::int64_t* lengths, index n_blocks, index rows,
+                               index block_rows, const TrellisTables& tables, const float* centers)
+    : words_(words),
+      begins_(1, 0),
+      rows_(rows),
+      block_rows_(block_rows),
+      columns_(tables.classes.columns, tables.classes.columns + tables.classes.cols),
+      classes_(tables.classes) {
+  classes_.columns = columns_.data();
+  for (index block = 0; block < n_blocks; ++block) {
+    if (lengths[block] < 2 || lengths[block] > n_words - begins_.back())
+      throw CorruptData("lengths must be at least 2 and " + std::to_string(n_words) +
+                        " in all, got " + std::to_string(lengths[block]) + " at " +
+                        std::to_string(block));
+    begins_.push_back(begins_.back() + lengths[block]);
+  }
+  if (begins_.back() != n_words)
+    throw CorruptData("words must have length " + std::to_string(begins_.back()) + ", got " +
+                      std::to_string(n_words));
+  fill_tables(tables, centers);
+}
+
+void TrellisDecoder::fill_tables(const TrellisTables& tables, const float* centers) {
+  const auto starts = starts_of(tables);
+  firsts_ = Buffer<std::uint8_t>(tables.contexts() << kFirstsBits);
+  symbols_ = Buffer<Symbol>(tables.contexts() << kSymbolsBits);
+  for (index context = 0; context < tables.contexts(); ++context) {
+    const float* center = context < 2 * classes_.count ? centers + context * kCenters : nullptr;
+    outer_.push_back(center ? center[kCenters - 1] : 0);
+    std::uint8_t* firsts = firsts_.data() + (context << kFirstsBits);
+    std::uint32_t filled = 0;
+    for (int s = 0; s < kSymbols; ++s) {
+      const index from = context * kSymbols + s;
+      const int bucket = (s + 1) / 2, magnitude = first_of(bucket);
+      const float off = center && bucket ? center[std::min(bucket, kCenters) - 1] : 0;
+      const float point = point_of(magnitude, int(context & 1), off);
+      symbols_[(context << kSymbolsBits) + s] = {starts[from], tables.frequencies[from],
+                                                 s && s % 2 == 0 ? -point : point};
+      // The symbol that holds the first of 2^kSkipped places.
+      const std::uint32_t end = std::uint32_t(starts[from]) + tables.frequencies[from];
+      for (; filled << kSkipped < end; ++filled) firsts[filled] = std::uint8_t(s);
+    }
+  }
+}
+
+// A block that is wanted, and which of the rows that are asked for lie in it.
+struct TrellisDecoder::Block {
+  index number, first, last;
+};
+
+// Where reading a block has come to.
+struct TrellisDecoder::Lane {
+  std::uint32_t state = 0;
+  index at = 0, end = 0;  // words
+  index row = 0, n_rows = 0;
+  Block block{};
+  int row_log = 0;
+  std::vector<std::uint8_t> twice;
+  std::vector<float> unwanted;
+};
+
+// Reads the blocks of a task, some side by side: what a level needs takes some 20 cycles one after
+// the other, of which the processor overlaps those of several blocks.
+class TrellisDecoder::Reader {
+ public:
+  Reader(const TrellisDecoder& from, const std::int64_t* ids, float* out)
+      : from_(from), ids_(ids), out_(out), lanes_(kLanes) {}
+
+  void read(const Block* blocks, const Block* end) {
+    int active = 0;
+    while (true) {
+      while (active < kLanes && blocks < end) begin(lanes_[active++], *blocks++);
+      if (active == 0) return;
+      switch (active) {
+        case 1:
+          read_row<1>();
+          break;
+        case 2:
+          read_row<2>();
+          break;
+        case 3:
+          read_row<3>();
+          break;
+        default:
+          read_row<kLanes>();
+      }
+      for (int k = active - 1; k >= 0; --k)
+        if (finished(lanes_[k])) std::swap(lanes_[k], lanes_[--active]);
+    }
+  }
+
+ private:
+  void begin(Lane& lane, const Block& block) {
+    lane.block = block;
+    lane.at = from_.begins_[block.number];
+    lane.end = from_.begins_[block.number + 1];
+    lane.state = std::uint32_t(from_.words_[lane.at]) << 16 | from_.words_[lane.at + 1];
+    lane.at += 2;
+    if (lane.state < kLow)
+      throw CorruptData("states must be at least " + std::to_string(kLow) + ", got " +
+                        std::to_string(lane.state));
+    lane.row = block.number * from_.block_rows_;
+    lane.n_rows = std::min(from_.rows_, lane.row + from_.block_rows_);
+    lane.twice.resize(from_.cols());
+    lane.row_log = 0;
+    from_.classes_.twice(0, lane.twice.data());
+  }
+
+  // After a row: whether it was the last one that is wanted of its block.
+  bool finished(Lane& lane) const {
+    if (lane.at > lane.end)
+      throw CorruptData("data must hold every level, got a lane that ends before");
+    if (lane.block.first < lane.block.last && ids_[lane.block.first] == lane.row)
+      ++lane.block.first;
+    ++lane.row;
+    if (lane.row == lane.n_rows && (lane.at != lane.end || lane.state != kLow))
+      throw CorruptData("data must end with its last level, got a lane that does not");
+    return lane.block.first == lane.block.last;
+  }
+
+  template <int N>
+  void read_row() {
+    std::uint32_t state[N];
+    index at[N], last[N];
+    int trellis[N] = {};
+    const std::uint8_t* twice[N];
+    float* out[N];
+    for (int k = 0; k < N; ++k) {
+      Lane& lane = lanes_[k];
+      if (from_.classes_.count > 1) begin_row(lane);
+      state[k] = lane.state, at[k] = lane.at, last[k] = lane.end - 1;
+      twice[k] = lane.twice.data();
+      out[k] = destination(lane);
+    }
+    const index cols = from_.cols();
+    for (index j = 0; j < cols; ++j) {
+#pragma GCC unroll 8
+      for (int k = 0; k < N; ++k) {
+        int magnitude;
+        out[k][j] = next(twice[k][j] + (trellis[k] & 1), state[k], at[k], last[k], magnitude);
+        trellis[k] = next_state(trellis[k], magnitude & 1);
+      }
+    }
+    for (int k = 0; k < N; ++k) lanes_[k].state = state[k], lanes_[k].at = at[k];
+  }
+
+  void begin_row(Lane& lane) {
+    int magnitude;
+    const float sign = next(2 * from_.classes_.count, lane.state, lane.at, lane.end - 1, magnitude);
+    const int row_log = sign < 0 ? -magnitude : magnitude;
+    if (row_log == lane.row_log) return;
+    lane.row_log = row_log;
+    from_.classes_.twice(row_log, lane.twice.data());
+  }
+
+  float* destination(Lane& lane) {
+    if (ids_[lane.block.first] == lane.row) return out_ + lane.block.first * from_.cols();
+    lane.unwanted.resize(from_.cols());
+    return lane.unwanted.data();
+  }
+
+  // One level: what it stands for, and its magnitude. Beyond a stream its last word is read over
+  // and over, and `at` tells of that.
+  float next(index context, std::uint32_t& state, index& at, index last, int& magnitude) const {
+    const std::uint32_t place = state & kPlaces;
+    int s = from_.firsts_[(context << kFirstsBits) + (place >> kSkipped)];
+    const Symbol* symbol = from_.symbols_.data() + (context << kSymbolsBits) + s;
+    while (place - symbol->start >= symbol->frequency) ++symbol, ++s;
+    state = (state >> kTotalBits) * symbol->frequency + place - symbol->start;
+    refill(state, at, last);
+    const int bucket = (s + 1) >> 1;
+    magnitude = bucket;
+    return __builtin_expect(bucket >= kDirect, 0)
+               ? next_plain(context, s, state, at, last, magnitude)
+               : symbol->value;
+  }
+
+  // The plain bits after the symbol of a bucket of several magnitudes.
+  float next_plain(index context, int s, std::uint32_t& state, index& at, index last,
+                   int& magnitude) const {
+    const int bucket = (s + 1) >> 1, shift = kTotalBits - plain_bits(bucket);
+    const std::uint32_t place = state & kPlaces;
+    magnitude = first_of(bucket) + int(place >> shift);
+    state = (state >> kTotalBits << shift) + (place & ((1u << shift) - 1));
+    refill(state, at, last);
+    const float point = point_of(magnitude, int(context & 1), from_.outer_[context]);
+    return s & 1 ? point : -point;
+  }
+
+  void refill(std::uint32_t& state, index& at, index last) const {
+    const std::uint32_t with = state << 16 | from_.words_[std::min(at, last)];
+    const bool low = state < kLow;
+    state = low ? with : state;
+    at += low;
+  }
+
+  const TrellisDecoder& from_;
+  const std::int64_t* ids_;
+  float* out_;
+  std::vector<Lane> lanes_;
+};
+
+void TrellisDecoder::decode(const std::int64_t* ids, index n, float* out, int n_threads,
+                            Stop& stop) const {
+  std::vector<Block> blocks;
+  for (index i = 0; i < n; ++i) {
+    const index number = ids[i] / block_rows_;
+    if (blocks.empty() || blocks.back().number != number) blocks.push_back({number, i, i});
+    blocks.back().last = i + 1;
+  }
+  const index n_blocks = index(blocks.size());
+  parallel_for(ceil_div(n_blocks, kBlocksPerTask), n_threads, stop, [&](index task, int) {
+    const index first = task * kBlocksPerTask, last = std::min(first + kBlocksPerTask, n_blocks);
+    Reader(*this, ids, out).read(blocks.data() + first, blocks.data() + last);
+  });
+}
+
+}  // namespace ff

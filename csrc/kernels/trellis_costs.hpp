@@ -1,0 +1,105 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "kernels/trellis_format.hpp"
+
+// What a column costs by quantizer and parity. The candidates of a quantizer are four levels next
+// to each other, two of each parity, around the one that is nearest to the value.
+namespace ff::trellis {
+
+typedef float Four __attribute__((vector_size(16)));
+typedef std::int32_t FourInts __attribute__((vector_size(16)));
+
+// Of a quantizer's levels the costs of the better even and the better odd one.
+struct Least {
+  float cost[2][2];  // quantizer, parity
+};
+
+// And which levels these are.
+struct Chosen {
+  std::int32_t lowest[2];   // of the candidates of each quantizer
+  std::uint8_t further[2];  // bit p: the larger of the two of parity p
+
+  int level(int quantizer, int parity) const {
+    const int first = lowest[quantizer];
+    return first + ((first ^ parity) & 1) + 2 * (further[quantizer] >> parity & 1);
+  }
+};
+
+// Points and rates of candidates: even, odd, even, odd.
+struct Candidates {
+  float points[4], rates[4];
+};
+
+class CostTables {
+ public:
+  CostTables(const float* bits, const float* centers, float rate_weight, index contexts)
+      : bits_(bits), centers_(centers), rate_weight_(rate_weight), table_(contexts * kTabled) {
+    for (index context = 0; context < contexts; ++context)
+      for (int lowest = 0; lowest < kTabled; ++lowest)
+        table_[context * kTabled + lowest] = candidates(context, lowest);
+  }
+
+  // weight · (size − point)² + rate of the better candidates of n columns.
+  void find(const float* sizes, const float* weights, const std::uint8_t* twice, index n,
+            Chosen* chosen, Least* least) const {
+    for (index j = 0; j < n; ++j) {
+      const float size_j = std::min(sizes[j], kFarthest);
+      const Four size = size_j - Four{}, weight = weights[j] - Four{};
+      for (int quantizer = 0; quantizer < 2; ++quantizer) {
+        const float half = (size_j + float(quantizer)) * 0.5f;
+        const int nearest = int(half < kLargest - 2 ? half : kLargest - 2);
+        const int lowest = std::max(nearest - 1, 0);
+        const index context = twice[j] + quantizer;
+        Candidates made;
+        const Candidates* of = &table_[context * kTabled + lowest];
+        if (__builtin_expect(lowest >= kTabled, 0)) made = candidates(context, lowest), of = &made;
+        Four points, rates;
+        std::memcpy(&points, of->points, sizeof points);
+        std::memcpy(&rates, of->rates, sizeof rates);
+        const Four away = size - points;
+        const Four costs = weight * (away * away) + rates;
+        const Four larger = upper_half(costs);
+        const FourInts further = larger < costs;
+        const Four best = further ? larger : costs;
+        std::memcpy(least[j].cost[quantizer], &best, sizeof least[j].cost[quantizer]);
+        chosen[j].lowest[quantizer] = lowest;
+        chosen[j].further[quantizer] = std::uint8_t((further[0] & 1) | (further[1] & 2));
+      }
+    }
+  }
+
+ private:
+  // Beyond every level; further out all are as bad, and squares would leave float32.
+  static constexpr float kFarthest = 4 * (kLargest + 1);
+  static constexpr int kTabled = 64;  // levels whose candidates are tabled, of each context
+
+  static Four upper_half(Four v) {
+#if defined(__clang__)
+    return __builtin_shufflevector(v, v, 2, 3, 2, 3);
+#else
+    return __builtin_shuffle(v, FourInts{2, 3, 2, 3});
+#endif
+  }
+
+  Candidates candidates(index context, int lowest) const {
+    Candidates made;
+    for (int k = 0; k < 4; ++k) {
+      const int level = lowest + k, at = k ^ (lowest & 1);
+      const float center = level ? centers_[context * kCenters + std::min(level, kCenters) - 1] : 0;
+      made.points[at] = point_of(level, int(context & 1), center);
+      made.rates[at] = rate_weight_ * bits_[context * kBuckets + bucket_of(level)];
+    }
+    return made;
+  }
+
+  const float *bits_, *centers_;
+  float rate_weight_;
+  Buffer<Candidates> table_;
+};
+
+}  // namespace ff::trellis

@@ -129,16 +129,64 @@ TrellisStreams trellis_encode(const std::int32_t* levels, const std::int32_t* ro
 
 namespace {
 
-// A look-up by the highest bits of a place gives the first symbol there, and few places need
-// another: 1 KB a context is read instead of 16, which the first-level cache holds of many.
-constexpr int kSkipped = 4;
-constexpr int kFirstsBits = kTotalBits - kSkipped;
-constexpr int kSymbolsBits = 8;  // room for kSymbols
+// next_state() by an even level.
+struct NextStates {
+  constexpr NextStates() : of() {
+    for (int state = 0; state < kStates; ++state) of[state] = std::uint8_t(next_state(state, 0));
+  }
+  constexpr std::uint32_t operator[](std::uint32_t state) const { return of[state]; }
+
+  std::uint8_t of[kStates];
+};
+constexpr NextStates kNext;
+
+// Words of all streams. Beyond the last one it is read over and over, and `at` tells of that.
+struct Words {
+  const std::uint16_t* data;
+  index last;
+
+  // Without a branch, which one level in eight would mispredict at 2 bits.
+  void refill(std::uint32_t& state, index& at) const {
+    const std::uint32_t word = data[std::min(at, last)], low = state < kLow;
+    state = state << 16 * low | (word & (0 - low));
+    at += low;
+  }
+};
 
 constexpr int kLanes = 4;  // blocks that one thread reads side by side
 constexpr index kBlocksPerTask = 16;
 
 }  // namespace
+
+// What a place means in one context.
+struct TrellisDecoder::Context {
+  struct Symbol {
+    std::uint16_t start, frequency;
+    float value;
+  };
+
+  // A look-up by the highest bits of a place gives the first symbol there, and few places need
+  // another: 1 KB a context is read instead of 16, which the nearest caches hold of many.
+  static constexpr int kSkipped = 4;
+
+  std::uint8_t firsts[kTotal >> kSkipped];
+  Symbol symbols[kSymbols];
+  float outer;  // centre of the largest magnitudes
+
+  void fill(const std::uint16_t* frequencies, const std::uint16_t* starts, int quantizer,
+            const float* centers) {
+    std::uint32_t filled = 0;
+    for (int s = 0; s < kSymbols; ++s) {
+      const int bucket = (s + 1) / 2;
+      const float center = bucket ? centers[std::min(bucket, kCenters) - 1] : 0;
+      const float point = point_of(first_of(bucket), quantizer, center);
+      symbols[s] = {starts[s], frequencies[s], s && s % 2 == 0 ? -point : point};
+      const std::uint32_t end = std::uint32_t(starts[s]) + frequencies[s];
+      for (; filled << kSkipped < end; ++filled) firsts[filled] = std::uint8_t(s);
+    }
+    outer = centers[kCenters - 1];
+  }
+};
 
 TrellisDecoder::TrellisDecoder(const std::uint16_t* words, index n_words,
                                const std::int64_t* lengths, index n_blocks, index rows,
@@ -160,31 +208,16 @@ TrellisDecoder::TrellisDecoder(const std::uint16_t* words, index n_words,
   if (begins_.back() != n_words)
     throw CorruptData("words must have length " + std::to_string(begins_.back()) + ", got " +
                       std::to_string(n_words));
-  fill_tables(tables, centers);
+  const auto starts = starts_of(tables);
+  const float none[kCenters] = {};
+  contexts_ = Buffer<Context>(tables.contexts());
+  for (index c = 0; c < tables.contexts(); ++c)
+    contexts_[c].fill(tables.frequencies + c * kSymbols, starts.data() + c * kSymbols, int(c & 1),
+                      c < 2 * classes_.count ? centers + c * kCenters : none);
 }
 
-void TrellisDecoder::fill_tables(const TrellisTables& tables, const float* centers) {
-  const auto starts = starts_of(tables);
-  firsts_ = Buffer<std::uint8_t>(tables.contexts() << kFirstsBits);
-  symbols_ = Buffer<Symbol>(tables.contexts() << kSymbolsBits);
-  for (index context = 0; context < tables.contexts(); ++context) {
-    const float* center = context < 2 * classes_.count ? centers + context * kCenters : nullptr;
-    outer_.push_back(center ? center[kCenters - 1] : 0);
-    std::uint8_t* firsts = firsts_.data() + (context << kFirstsBits);
-    std::uint32_t filled = 0;
-    for (int s = 0; s < kSymbols; ++s) {
-      const index from = context * kSymbols + s;
-      const int bucket = (s + 1) / 2, magnitude = first_of(bucket);
-      const float off = center && bucket ? center[std::min(bucket, kCenters) - 1] : 0;
-      const float point = point_of(magnitude, int(context & 1), off);
-      symbols_[(context << kSymbolsBits) + s] = {starts[from], tables.frequencies[from],
-                                                 s && s % 2 == 0 ? -point : point};
-      // The symbol that holds the first of 2^kSkipped places.
-      const std::uint32_t end = std::uint32_t(starts[from]) + tables.frequencies[from];
-      for (; filled << kSkipped < end; ++filled) firsts[filled] = std::uint8_t(s);
-    }
-  }
-}
+TrellisDecoder::TrellisDecoder(TrellisDecoder&&) noexcept = default;
+TrellisDecoder::~TrellisDecoder() = default;
 
 // A block that is wanted, and which of the rows that are asked for lie in it.
 struct TrellisDecoder::Block {
@@ -207,7 +240,11 @@ struct TrellisDecoder::Lane {
 class TrellisDecoder::Reader {
  public:
   Reader(const TrellisDecoder& from, const std::int64_t* ids, float* out)
-      : from_(from), ids_(ids), out_(out), lanes_(kLanes) {}
+      : from_(from),
+        words_{from.words_, from.begins_.back() - 1},
+        ids_(ids),
+        out_(out),
+        lanes_(kLanes) {}
 
   void read(const Block* blocks, const Block* end) {
     int active = 0;
@@ -263,34 +300,46 @@ class TrellisDecoder::Reader {
 
   template <int N>
   void read_row() {
-    std::uint32_t state[N];
-    index at[N], last[N];
-    int trellis[N] = {};
+    std::uint32_t state[N], trellis[N] = {};
+    index at[N];
     const std::uint8_t* twice[N];
     float* out[N];
     for (int k = 0; k < N; ++k) {
       Lane& lane = lanes_[k];
       if (from_.classes_.count > 1) begin_row(lane);
-      state[k] = lane.state, at[k] = lane.at, last[k] = lane.end - 1;
+      state[k] = lane.state, at[k] = lane.at;
       twice[k] = lane.twice.data();
       out[k] = destination(lane);
     }
+    const Words words = words_;
+    const Context* contexts = from_.contexts_.data();
     const index cols = from_.cols();
     for (index j = 0; j < cols; ++j) {
 #pragma GCC unroll 8
       for (int k = 0; k < N; ++k) {
-        int magnitude;
-        out[k][j] = next(twice[k][j] + (trellis[k] & 1), state[k], at[k], last[k], magnitude);
-        trellis[k] = next_state(trellis[k], magnitude & 1);
+        const Context& context = contexts[twice[k][j] + (trellis[k] & 1)];
+        std::uint32_t s = next(context, words, state[k], at[k]);
+        if (__builtin_expect(s < 2 * kDirect - 1, 1)) {
+          out[k][j] = context.symbols[s].value;
+          trellis[k] = kNext[trellis[k]] ^ ((s + 1) & 2) * (kInput / 2);
+        } else {
+          const int quantizer = int(trellis[k] & 1);
+          const int magnitude = next_plain(s, words, state[k], at[k]);
+          const float point = point_of(magnitude, quantizer, context.outer);
+          out[k][j] = s & 1 ? point : -point;
+          trellis[k] = std::uint32_t(next_state(int(trellis[k]), magnitude & 1));
+        }
       }
     }
     for (int k = 0; k < N; ++k) lanes_[k].state = state[k], lanes_[k].at = at[k];
   }
 
   void begin_row(Lane& lane) {
-    int magnitude;
-    const float sign = next(2 * from_.classes_.count, lane.state, lane.at, lane.end - 1, magnitude);
-    const int row_log = sign < 0 ? -magnitude : magnitude;
+    const Context& context = from_.contexts_[2 * from_.classes_.count];
+    const std::uint32_t s = next(context, words_, lane.state, lane.at);
+    int row_log = int((s + 1) / 2);
+    if (row_log >= kDirect) row_log = next_plain(s, words_, lane.state, lane.at);
+    if (s % 2 == 0) row_log = -row_log;
     if (row_log == lane.row_log) return;
     lane.row_log = row_log;
     from_.classes_.twice(row_log, lane.twice.data());
@@ -302,42 +351,29 @@ class TrellisDecoder::Reader {
     return lane.unwanted.data();
   }
 
-  // One level: what it stands for, and its magnitude. Beyond a stream its last word is read over
-  // and over, and `at` tells of that.
-  float next(index context, std::uint32_t& state, index& at, index last, int& magnitude) const {
+  // One symbol.
+  static std::uint32_t next(const Context& context, const Words& words, std::uint32_t& state,
+                            index& at) {
     const std::uint32_t place = state & kPlaces;
-    int s = from_.firsts_[(context << kFirstsBits) + (place >> kSkipped)];
-    const Symbol* symbol = from_.symbols_.data() + (context << kSymbolsBits) + s;
+    std::uint32_t s = context.firsts[place >> Context::kSkipped];
+    const auto* symbol = context.symbols + s;
     while (place - symbol->start >= symbol->frequency) ++symbol, ++s;
     state = (state >> kTotalBits) * symbol->frequency + place - symbol->start;
-    refill(state, at, last);
-    const int bucket = (s + 1) >> 1;
-    magnitude = bucket;
-    return __builtin_expect(bucket >= kDirect, 0)
-               ? next_plain(context, s, state, at, last, magnitude)
-               : symbol->value;
+    words.refill(state, at);
+    return s;
   }
 
-  // The plain bits after the symbol of a bucket of several magnitudes.
-  float next_plain(index context, int s, std::uint32_t& state, index& at, index last,
-                   int& magnitude) const {
-    const int bucket = (s + 1) >> 1, shift = kTotalBits - plain_bits(bucket);
+  // The magnitude that the plain bits after the symbol of several tell.
+  static int next_plain(std::uint32_t s, const Words& words, std::uint32_t& state, index& at) {
+    const int bucket = int(s + 1) / 2, shift = kTotalBits - plain_bits(bucket);
     const std::uint32_t place = state & kPlaces;
-    magnitude = first_of(bucket) + int(place >> shift);
     state = (state >> kTotalBits << shift) + (place & ((1u << shift) - 1));
-    refill(state, at, last);
-    const float point = point_of(magnitude, int(context & 1), from_.outer_[context]);
-    return s & 1 ? point : -point;
-  }
-
-  void refill(std::uint32_t& state, index& at, index last) const {
-    const std::uint32_t with = state << 16 | from_.words_[std::min(at, last)];
-    const bool low = state < kLow;
-    state = low ? with : state;
-    at += low;
+    words.refill(state, at);
+    return first_of(bucket) + int(place >> shift);
   }
 
   const TrellisDecoder& from_;
+  const Words words_;
   const std::int64_t* ids_;
   float* out_;
   std::vector<Lane> lanes_;

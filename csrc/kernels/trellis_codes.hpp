@@ -42,6 +42,8 @@ class TrellisDecoder {
   TrellisDecoder(const std::uint16_t* words, index n_words, const std::int64_t* lengths,
                  index n_blocks, index rows, index block_rows, const TrellisTables& tables,
                  const float* centers);
+  TrellisDecoder(TrellisDecoder&&) noexcept;
+  ~TrellisDecoder();
 
   index rows() const { return rows_; }
   index cols() const { return classes_.cols; }
@@ -52,24 +54,17 @@ class TrellisDecoder {
   void decode(const std::int64_t* ids, index n, float* out, int n_threads, Stop& stop) const;
 
  private:
-  struct Symbol {
-    std::uint16_t start, frequency;
-    float value;
-  };
+  struct Context;
   struct Block;
   struct Lane;
   class Reader;
-
-  void fill_tables(const TrellisTables& tables, const float* centers);
 
   const std::uint16_t* words_;
   std::vector<index> begins_;  // of blocks, and the end of the last
   index rows_, block_rows_;
   std::vector<std::int8_t> columns_;
   trellis::Classes classes_;
-  Buffer<std::uint8_t> firsts_;
-  Buffer<Symbol> symbols_;
-  std::vector<float> outer_;  // the last centre of each context
+  Buffer<Context> contexts_;
 };
 
 }  // namespace ff

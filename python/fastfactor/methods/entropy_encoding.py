@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,35 @@ RATE_WEIGHT = 0.22
 CENTER_STEP = 1 / 128
 CLASS_ZERO = 16  # 4 log₂ of step over the scale of what is in class 0
 LANE_BYTES = 5  # of a block beyond what the tables say, on average: a state half used, its length
-PASSES = 3
-PASSES_AGAIN = 2  # from an encoding at another step
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What levels are chosen by: bits of their buckets, and centres, both float32, by context."""
+
+    bits: Array
+    centers: Array
+
+    @classmethod
+    def of_laplace(cls, scales: Array) -> Costs:
+        """Of classes whose values have Laplace's distribution, at these scales in steps."""
+        # Density e^(-√2 |v| / scale), a level 2 apart from the next.
+        fall = 2 * np.sqrt(2) / scales[:, None] / np.log(2)
+        cost = fall * FIRSTS - np.log2(1 - 2.0 ** -np.minimum(fall, 50)) + (FIRSTS > 0)
+        wide = np.repeat(np.minimum(cost, 200), 2, axis=0).astype(np.float32)
+        return cls(wide, np.zeros((len(wide), N_CENTERS), np.float32))
+
+    def of_classes(self, count: int) -> Costs:
+        """The same for as many classes; more are like the last one."""
+        kept = np.minimum(np.arange(2 * count), len(self.bits) - 2)
+        kept += (np.arange(2 * count) - kept) & 1
+        # A level that was not met before may be now.
+        highest = 24 + 2 * np.arange(N_BUCKETS, dtype=np.float32)
+        return Costs(np.minimum(self.bits[kept], highest), self.centers[kept])
 
 
 class Encoding:
-    """Levels, tables and centres of a source at one step, each fitted to the others in turn.
+    """Levels of a source at one step, and the tables and centres that fit them.
 
     Parameters
     ----------
@@ -39,35 +63,43 @@ class Encoding:
         log₂ of the grid.
     shift : int, optional
         A class is 2**shift quarters of an octave; None: one class.
-    start : Encoding, optional
-        One at another step, whose tables and centres are those to begin with.
+    costs : Costs, optional
+        What levels are chosen by, or Laplace's distributions.
     """
 
     def __init__(
-        self, source: Source, log_step: float, shift: int | None, start: Encoding | None
+        self, source: Source, log_step: float, shift: int | None, costs: Costs | None = None
     ) -> None:
         self.source, self.log_step, self.shift = source, log_step, shift
         self.step = float(np.float32(2.0**log_step))
         self.row_logs = np.zeros(len(source.values), np.int32)
-        logs, classes = np.zeros(source.values.shape[1], np.int8), 1
+        logs, count = np.zeros(source.values.shape[1], np.int8), 1
         if shift is not None:
             scales = np.maximum(source.column_scales / self.step, 1e-12)
             logs = np.clip(np.rint(4 * np.log2(scales)) + CLASS_ZERO, -127, 127).astype(np.int8)
             self.row_logs = source.row_logs
             highest = int(logs.max(initial=-127)) + int(self.row_logs.max(initial=-MOST_LOGS))
-            classes = min(max(highest >> shift, 0) + 1, MOST_LOGS >> shift)
-        self.classes = Classes(logs, shift or 0, classes)
-        self.columns = logs if classes > 1 else None
-        bits, centers = self._beginning(start)
-        for _ in range(PASSES if start is None else PASSES_AGAIN):
-            self._chosen_by = bits, centers
-            found = self._quantize(with_levels=False)
-            self.centers = _fit_centers(found.sums)
-            self.counts = self._with_rows(found.counts)
-            self.tables = Tables.of_counts(self.counts)
-            bits, centers = self.tables.bits[: 2 * classes], _wide(self.centers)
-        lost = _squared_error(found.sums, centers) * self.step**2
+            count = min(max(highest >> shift, 0) + 1, MOST_LOGS >> shift)
+        self.classes = Classes(logs, shift or 0, count)
+        self.columns = logs if count > 1 else None
+        self.costs = self._laplace() if costs is None else costs.of_classes(count)
+        found = self._quantize(with_levels=False)
+        self.counts = self._with_rows(found.counts)
+        self.tables = Tables.of_counts(self.counts)
+        self.centers = _fit_centers(found.sums)
+        lost = _squared_error(found.sums, _wide(self.centers)) * self.step**2
         self.error = lost / source.energy if source.energy else 0.0
+
+    @property
+    def fitted(self) -> Costs:
+        """What these levels cost: the next ones, chosen by it, take less for their error."""
+        return Costs(self.tables.bits[: 2 * self.classes.count], _wide(self.centers))
+
+    def _laplace(self) -> Costs:
+        if self.shift is None:
+            return Costs.of_laplace(np.array([max(self.source.scale / self.step, 0.1)]))
+        middle = (np.arange(self.classes.count) + 0.5) * 2**self.shift
+        return Costs.of_laplace(2.0 ** ((middle - CLASS_ZERO) / 4))
 
     def _quantize(self, *, with_levels: bool) -> TrellisLevels:
         source = self.source
@@ -77,31 +109,12 @@ class Encoding:
             source.weights,
             self.row_logs,
             self.classes,
-            *self._chosen_by,
+            self.costs.bits,
+            self.costs.centers,
             RATE_WEIGHT,
             with_levels=with_levels,
             n_threads=source.n_threads,
         )
-
-    def _beginning(self, start: Encoding | None) -> tuple[Array, Array]:
-        """Tables and centres of the encoding to start from, or of Laplace's distributions."""
-        count = self.classes.count
-        if start is not None:
-            kept = np.minimum(np.arange(2 * count), 2 * start.classes.count - 2)
-            kept += (np.arange(2 * count) - kept) & 1
-            # A level that was not met before may be now.
-            highest = 24 + 2 * np.arange(N_BUCKETS, dtype=np.float32)
-            return np.minimum(start.tables.bits[kept], highest), _wide(start.centers[kept])
-        if self.shift is None:
-            scales = np.array([max(self.source.scale / self.step, 0.1)])
-        else:
-            middle = (np.arange(count) + 0.5) * 2**self.shift
-            scales = 2.0 ** ((middle - CLASS_ZERO) / 4)
-        # Density e^(-√2 |v| / scale), a level 2 apart from the next.
-        fall = 2 * np.sqrt(2) / scales[:, None] / np.log(2)
-        cost = fall * FIRSTS - np.log2(1 - 2.0 ** -np.minimum(fall, 50)) + (FIRSTS > 0)
-        wide = np.repeat(np.minimum(cost, 200), 2, axis=0).astype(np.float32)
-        return wide, np.zeros((len(wide), N_CENTERS), np.float32)
 
     def _with_rows(self, counts: Array) -> Array:
         """Counts of the buckets of levels, and where they are stored of the scales of rows."""

@@ -12,9 +12,13 @@ from .entropy_encoding import Encoding
 from .entropy_source import Source
 
 SHIFTS = (None, 3, 2, 1, 0)
+TRIAL_PASSES = 3  # of each shift
+PASSES = 12  # of a sample
+FULL_PASSES = 4  # of all values, after those of a sample
 EVALUATIONS = 12
 ROUNDS = 6
 TOLERANCE = 5e-4  # of the goal
+SLOPE = 0.7  # octaves of the step that a move of one changes the goal's, about
 
 Judge = Callable[[Encoding], tuple[Any, float]]
 
@@ -48,16 +52,15 @@ def search(
     goal = _Goal(nbytes, max_error)
     last = None
     for source, start in _starts(problem, block_rows, goal):
-        made = _meet(source, start, goal, judge)
+        made = _meet(start, goal, judge)
         if made is not None:
             return made, True
         last = source, start
     assert last is not None
-    source, start = last
-    step = source.coarsest if goal.is_size else source.finest
+    source, encoding = last
     if source.energy > 0:
-        start = Encoding(source, step, start.shift, start)
-    made, value = judge(start)
+        encoding = _at(encoding, _end(source, goal))
+    made, value = judge(encoding)
     return made, value <= goal.value
 
 
@@ -70,7 +73,7 @@ class _Goal:
         assert value is not None
         self.value, self.nbytes, self.max_error = value, nbytes, max_error
 
-    def octaves(self, encoding: Encoding, wanted: float) -> float:
+    def off(self, encoding: Encoding, wanted: float) -> float:
         """By how many octaves the step is off, about; positive where the goal is missed."""
         if self.is_size:
             return (encoding.nbytes - wanted) * 8 / encoding.source.full_size
@@ -87,25 +90,62 @@ def _starts(
     """Where to begin: the best that there is, then, for sizes, ever less beside the levels."""
     source = Source(problem, block_rows, goal.nbytes, goal.max_error)
     if source.energy == 0:
-        yield source, Encoding(source, 0.0, None, None)
+        yield source, Encoding(source, 0.0, None)
         return
     sampled = source.sample()
-    encodings = [Encoding(sampled, source.first_step, shift, None) for shift in SHIFTS]
-    start = min(encodings, key=lambda encoding: encoding.cost)
-    if sampled is not source:
-        start = _solve(sampled, start, goal, goal.value) or start
-    yield source, start
+    trials = []
+    for shift in SHIFTS:
+        trials.append(Encoding(sampled, source.first_step, shift))
+        for _ in range(TRIAL_PASSES - 1):
+            trials[-1] = Encoding(sampled, source.first_step, shift, trials[-1].fitted)
+    best = _fit(min(trials, key=lambda trial: trial.cost), goal, PASSES)
+    yield source, _on(source, best, goal)
     if goal.is_size:
-        yield source, encodings[0]
+        yield source, _on(source, _fit(trials[0], goal, PASSES), goal)
         plain = Source(problem, block_rows, goal.nbytes, plain=True)
-        yield plain, Encoding(plain, plain.first_step, None, None)
+        yield plain, _fit(Encoding(plain, plain.first_step, None), goal, FULL_PASSES)
 
 
-def _meet(source: Source, start: Encoding, goal: _Goal, judge: Judge) -> Any:
+def _on(source: Source, fitted: Encoding, goal: _Goal) -> Encoding:
+    """All of a source as a sample of it was fitted."""
+    if fitted.source is source:
+        return fitted
+    return _fit(
+        Encoding(source, fitted.log_step, fitted.shift, fitted.fitted), goal, FULL_PASSES - 1
+    )
+
+
+def _fit(encoding: Encoding, goal: _Goal, passes: int) -> Encoding:
+    """Costs and levels fitted to each other in turn, at a step that follows the goal."""
+    for _ in range(passes):
+        off = goal.off(encoding, goal.value) / SLOPE
+        step = _moved(encoding, off, goal)
+        encoding = Encoding(encoding.source, step, encoding.shift, encoding.fitted)
+    return encoding
+
+
+def _moved(encoding: Encoding, octaves: float, goal: _Goal) -> float:
+    """The step so much nearer to the goal."""
+    source = encoding.source
+    move = float(np.clip(octaves, -6, 6)) * (1 if goal.is_size else -1)
+    return float(np.clip(encoding.log_step + move, source.finest, source.coarsest))
+
+
+def _at(encoding: Encoding, step: float) -> Encoding:
+    """The same choice of levels at another step."""
+    return Encoding(encoding.source, step, encoding.shift, encoding.costs)
+
+
+def _end(source: Source, goal: _Goal) -> float:
+    """The step furthest inside."""
+    return source.coarsest if goal.is_size else source.finest
+
+
+def _meet(start: Encoding, goal: _Goal, judge: Judge) -> Any:
     """What is made of an encoding that meets the goal as it turns out, or nothing."""
     wanted = goal.value
     for _ in range(ROUNDS):
-        encoding = _solve(source, start, goal, wanted)
+        encoding = _solve(start, goal, wanted)
         if encoding is None:
             return None
         made, value = judge(encoding)
@@ -120,36 +160,35 @@ def _meet(source: Source, start: Encoding, goal: _Goal, judge: Judge) -> Any:
     return None
 
 
-def _solve(source: Source, start: Encoding, goal: _Goal, wanted: float) -> Encoding | None:
-    """The encoding nearest to what is wanted of those that meet it, if any, by secants.
+def _solve(start: Encoding, goal: _Goal, wanted: float) -> Encoding | None:
+    """The encoding that meets what is wanted most closely, or nothing where the last does not.
 
-    Each encoding starts from the tables of the one before, so that a step does not fix its size:
-    a bracket would go stale. So each miss asks for more room.
+    Levels are chosen by the same costs at every step, so that a step fixes size and error, which
+    rise and fall with it: false position, between a step that meets the goal and one that misses.
     """
-    best: Encoding | None = None
-    best_gap = -np.inf
-    step, near, slope = start.log_step, start, 1.0
-    before: tuple[float, float] | None = None
-    tolerance = goal.tolerance(source, wanted)
-    inside = tolerance / 2
+    tolerance = goal.tolerance(start.source, wanted)
+    best, best_off = None, -np.inf
+    ends: dict[bool, tuple[float, float]] = {}  # of missing: step and how far off
+    encoding, slope = start, SLOPE
     for _ in range(EVALUATIONS):
-        near = Encoding(source, step, near.shift, near)
-        gap = goal.octaves(near, wanted)
-        if best_gap < gap <= 0:
-            best, best_gap = near, gap
-        if -tolerance <= gap <= 0:
+        off = goal.off(encoding, wanted)
+        if best_off < off <= 0:
+            best, best_off = encoding, off
+        if -tolerance <= off <= 0:
             break
-        if before is not None and abs(step - before[0]) > 1e-3:
-            slope = float(np.clip(abs((gap - before[1]) / (step - before[0])), 0.1, 2.0))
-        before = step, gap
-        if gap > 0:
-            inside = min(2 * inside, 1.0)
-        move = float(np.clip((gap + inside) / slope, -6, 6)) * (1 if goal.is_size else -1)
-        step = float(np.clip(step + move, source.finest, source.coarsest))
-        if step == near.log_step:
+        ends[off > 0] = encoding.log_step, off
+        aim = off + tolerance / 2
+        if len(ends) == 2:
+            (good, below), (bad, above) = ends[False], ends[True]
+            share = (-tolerance / 2 - below) / (above - below)
+            step = good + float(np.clip(share, 0.02, 0.98)) * (bad - good)
+        else:
+            step = _moved(encoding, aim / slope, goal)
+            slope *= 0.7  # where the goal is still out of reach, further
+        if step == encoding.log_step:
             break
+        encoding = _at(start, step)
     if best is None:
-        step = source.coarsest if goal.is_size else source.finest
-        near = Encoding(source, step, near.shift, near)
-        best = near if goal.octaves(near, wanted) <= 0 else None
+        encoding = _at(start, _end(start.source, goal))
+        best = encoding if goal.off(encoding, wanted) <= 0 else None
     return best

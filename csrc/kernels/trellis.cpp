@@ -19,8 +19,6 @@ namespace {
 
 using namespace trellis;
 
-constexpr index kTile = 64;  // columns whose costs are found at a time
-
 // Pieces of rows whose sums are combined in order; a row may take long.
 struct Pieces {
   explicit Pieces(index n_rows) : n(n_rows), size(std::max<index>(16, ceil_div(n_rows, 256))) {}
@@ -44,9 +42,7 @@ class Coder {
         twice_(costs.classes.cols),
         sizes_(costs.classes.cols),
         chosen_(costs.classes.cols),
-        decisions_(costs.classes.cols),
-        found_(costs.classes.cols),
-        contexts_(costs.classes.cols) {}
+        decisions_(costs.classes.cols) {}
 
   std::vector<std::int64_t> counts;
 
@@ -64,10 +60,7 @@ class Coder {
       for (index j = 0; j < n; ++j) decisions_[first + j] = paths.step(least_[j]);
       paths.lower();
     }
-    trace_back(paths.best_state());
-    add(weights, sums);
-    if (levels)
-      for (index j = 0; j < cols; ++j) levels[j] = values[j] < 0 ? -found_[j] : found_[j];
+    trace_back(paths.best_state(), values, weights, levels, sums);
   }
 
  private:
@@ -81,22 +74,18 @@ class Coder {
     return finite;
   }
 
-  void trace_back(int state) {
-    for (index j = index(found_.size()) - 1; j >= 0; --j) {
+  // The path from its last state on, and what its levels add to counts and sums: in one loop,
+  // since either alone waits for what it has just written.
+  void trace_back(int state, const float* values, const float* weights, std::int32_t* levels,
+                  double* sums) {
+    for (index j = index(sizes_.size()) - 1; j >= 0; --j) {
       const int parity = int(decisions_[j] >> state & 1), quantizer = state >> 5;
-      found_[j] = chosen_[j].level(quantizer, parity);
-      contexts_[j] = std::uint8_t(twice_[j] + quantizer);
+      const int level = chosen_[j].level(quantizer, parity);
+      const index context = twice_[j] + quantizer;
       state = state_before(state, parity);
-    }
-  }
-
-  void add(const float* weights, double* sums) {
-    for (std::size_t j = 0; j < found_.size(); ++j) {
-      const index context = contexts_[j];
-      const int level = found_[j];
+      if (levels) levels[j] = values[j] < 0 ? -level : level;
       ++counts[context * kBuckets + bucket_of(level)];
-      const double away = sizes_[j] - point_of(level, int(context & 1), 0);
-      const double weight = weights[j];
+      const double away = sizes_[j] - point_of(level, quantizer, 0), weight = weights[j];
       double* to = sums + (context * kTrellisPlaces + std::min(level, kCenters)) * kTrellisSums;
       to[0] += weight;
       to[1] += weight * away;
@@ -113,8 +102,6 @@ class Coder {
   std::vector<float> sizes_;
   std::vector<Chosen> chosen_;
   std::vector<std::uint64_t> decisions_;
-  std::vector<std::int32_t> found_;
-  std::vector<std::uint8_t> contexts_;
   Least least_[kTile];
 };
 

@@ -12,6 +12,8 @@
 namespace ff::trellis {
 
 typedef float Four __attribute__((vector_size(16)));
+inline constexpr index kTile = 64;  // columns whose costs are found at a time
+
 typedef std::int32_t FourInts __attribute__((vector_size(16)));
 
 // Of a quantizer's levels the costs of the better even and the better odd one.
@@ -21,12 +23,12 @@ struct Least {
 
 // And which levels these are.
 struct Chosen {
-  std::int32_t lowest[2];   // of the candidates of each quantizer
-  std::uint8_t further[2];  // bit p: the larger of the two of parity p
+  std::int32_t lowest[2];      // of the candidates of each quantizer
+  std::int32_t further[2][2];  // quantizer, parity: −1 where it is the larger of the two, or 0
 
   int level(int quantizer, int parity) const {
     const int first = lowest[quantizer];
-    return first + ((first ^ parity) & 1) + 2 * (further[quantizer] >> parity & 1);
+    return first + ((first ^ parity) & 1) + (further[quantizer][parity] & 2);
   }
 };
 
@@ -44,20 +46,27 @@ class CostTables {
         table_[context * kTabled + lowest] = candidates(context, lowest);
   }
 
-  // weight · (size − point)² + rate of the better candidates of n columns.
+  // weight · (size − point)² + rate of the better candidates of n columns, kTile at most.
   void find(const float* sizes, const float* weights, const std::uint8_t* twice, index n,
             Chosen* chosen, Least* least) const {
+    float near[kTile];
+    std::int32_t lowest[2][kTile];
     for (index j = 0; j < n; ++j) {
-      const float size_j = std::min(sizes[j], kFarthest);
-      const Four size = size_j - Four{}, weight = weights[j] - Four{};
+      near[j] = std::min(sizes[j], kFarthest);
       for (int quantizer = 0; quantizer < 2; ++quantizer) {
-        const float half = (size_j + float(quantizer)) * 0.5f;
-        const int nearest = int(half < kLargest - 2 ? half : kLargest - 2);
-        const int lowest = std::max(nearest - 1, 0);
+        const float half = (near[j] + float(quantizer)) * 0.5f;
+        lowest[quantizer][j] = std::max(int(std::min(half, float(kLargest - 2))) - 1, 0);
+      }
+    }
+    for (index j = 0; j < n; ++j) {
+      const Four size = near[j] - Four{}, weight = weights[j] - Four{};
+      for (int quantizer = 0; quantizer < 2; ++quantizer) {
+        const int from = lowest[quantizer][j];
         const index context = twice[j] + quantizer;
         Candidates made;
-        const Candidates* of = &table_[context * kTabled + lowest];
-        if (__builtin_expect(lowest >= kTabled, 0)) made = candidates(context, lowest), of = &made;
+        const Candidates* of = &made;
+        if (__builtin_expect(from < kTabled, 1)) of = &table_[context * kTabled + from];
+        else made = candidates(context, from);
         Four points, rates;
         std::memcpy(&points, of->points, sizeof points);
         std::memcpy(&rates, of->rates, sizeof rates);
@@ -67,8 +76,8 @@ class CostTables {
         const FourInts further = larger < costs;
         const Four best = further ? larger : costs;
         std::memcpy(least[j].cost[quantizer], &best, sizeof least[j].cost[quantizer]);
-        chosen[j].lowest[quantizer] = lowest;
-        chosen[j].further[quantizer] = std::uint8_t((further[0] & 1) | (further[1] & 2));
+        std::memcpy(chosen[j].further[quantizer], &further, sizeof chosen[j].further[quantizer]);
+        chosen[j].lowest[quantizer] = from;
       }
     }
   }

@@ -13,7 +13,7 @@ from .entropy_source import Source
 
 SHIFTS = (None, 3, 2, 1, 0)
 TRIAL_PASSES = 3  # of each shift
-PASSES = 12  # of a sample
+PASSES = 40  # of a sample: on that embedding 12 lose 0.3 % of error, 120 gain 0.1 %
 FULL_PASSES = 4  # of all values, after those of a sample
 EVALUATIONS = 12
 ROUNDS = 6
@@ -58,9 +58,7 @@ def search(
         last = source, start
     assert last is not None
     source, encoding = last
-    if source.energy > 0:
-        encoding = _at(encoding, _end(source, goal))
-    made, value = judge(encoding)
+    made, value = judge(_at(encoding, _end(source, goal)))
     return made, value <= goal.value
 
 

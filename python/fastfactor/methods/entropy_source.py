@@ -76,6 +76,7 @@ class Source:
         self.weights = np.broadcast_to(weighed, self.values.shape)
         self.noise /= largest
         self.energy = self._energy()
+        self.finest = self.coarsest = self.first_step = 0.0
         if self.energy > 0:
             top = max(float(self.values.max()), -float(self.values.min()))
             # Within what float32 holds of a step.

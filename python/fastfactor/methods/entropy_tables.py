@@ -72,18 +72,17 @@ class Tables:
     @cached_property
     def frequencies(self) -> Array:
         """(n_contexts, N_SYMBOLS) uint16: of 0, +1, −1, +2, … in 2**14; 0 for what is not used."""
-        result = np.zeros((len(self.lengths), N_SYMBOLS), np.int64)
-        first = 0
-        for row, length in zip(result, self.lengths.tolist(), strict=True):
-            logs = self.logs[first : first + length].astype(np.int64)
-            first += length
-            weights = _POWERS[logs % STEPS_AN_OCTAVE] >> (logs // STEPS_AN_OCTAVE)
-            total = int(weights.sum())
-            row[0] = max((int(weights[0]) << TOTAL_BITS) // total, 1)
-            double = np.maximum((weights[1:] << (TOTAL_BITS - 1)) // total, 1)
-            row[1 : 2 * length - 1 : 2] = double
-            row[2 : 2 * length - 1 : 2] = double
-            row[np.argmax(row)] += (1 << TOTAL_BITS) - int(row.sum())
+        used = np.arange(N_BUCKETS) < self.lengths[:, None]
+        logs = np.zeros(used.shape, np.int64)
+        logs[used] = self.logs
+        weights = np.where(used, _POWERS[logs % STEPS_AN_OCTAVE] >> (logs // STEPS_AN_OCTAVE), 0)
+        totals = weights.sum(axis=1, keepdims=True)
+        either = np.maximum((weights << (TOTAL_BITS - 1)) // totals, 1) * used
+        result = np.empty((len(used), N_SYMBOLS), np.int64)
+        result[:, :1] = np.maximum((weights[:, :1] << TOTAL_BITS) // totals, 1)
+        result[:, 1::2] = result[:, 2::2] = either[:, 1:]
+        largest = np.argmax(result, axis=1)
+        result[np.arange(len(result)), largest] += (1 << TOTAL_BITS) - result.sum(axis=1)
         return result.astype(np.uint16)
 
     @cached_property

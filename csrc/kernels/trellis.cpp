@@ -19,9 +19,13 @@ namespace {
 
 using namespace trellis;
 
-// Pieces of rows whose sums are combined in order; a row may take long.
+// Pieces of rows whose sums are combined in order, each long enough to be worth a thread's waking.
 struct Pieces {
-  explicit Pieces(index n_rows) : n(n_rows), size(std::max<index>(16, ceil_div(n_rows, 256))) {}
+  static constexpr index kValues = 1 << 14;
+
+  explicit Pieces(const MatrixView& x)
+      : n(x.rows),
+        size(std::max(ceil_div(x.rows, 256), ceil_div(kValues, std::max<index>(x.cols, 1)))) {}
   index count() const { return ceil_div(n, size); }
 
   const index n, size;
@@ -112,7 +116,7 @@ void trellis_quantize(const MatrixView& values, float step, const MatrixView& we
                       std::int64_t* counts, double* sums, int n_threads, Stop& stop) {
   const index contexts = 2 * costs.classes.count;
   const index n_sums = contexts * kTrellisPlaces * kTrellisSums;
-  const Pieces pieces(values.rows);
+  const Pieces pieces(values);
   const CostTables tables(costs.bits, costs.centers, costs.rate_weight, contexts);
   Buffer<double> partial(pieces.count() * n_sums);
   std::vector<Coder> coders;

@@ -15,6 +15,12 @@ constexpr int kTotalBits = 14;
 constexpr std::uint32_t kTotal = 1u << kTotalBits, kPlaces = kTotal - 1;
 constexpr std::uint32_t kLow = 1u << 16;  // a state is at least this
 
+// Blocks of a task: at least `least`, and enough to be worth a thread's waking.
+index blocks_per_task(index block_rows, index cols, index least) {
+  constexpr index kLevels = 1 << 14;
+  return std::max(least, ceil_div(kLevels, std::max<index>(block_rows * cols, 1)));
+}
+
 int symbol_of(int level) {
   const int bucket = bucket_of(std::abs(level));
   return bucket ? 2 * bucket - (level > 0) : 0;
@@ -112,12 +118,15 @@ TrellisStreams trellis_encode(const std::int32_t* levels, const std::int32_t* ro
   std::vector<std::vector<std::uint16_t>> blocks(n_blocks);
   std::vector<Writer> writers;
   for (int worker = 0; worker < n_threads; ++worker) writers.emplace_back(tables, starts);
-  parallel_for(n_blocks, n_threads, stop, [&](index block, int worker) {
-    const index first = block * block_rows, n = std::min(block_rows, rows - first);
-    index size = 0;
-    const std::uint16_t* words =
-        writers[worker].write(levels + first * cols, row_logs + first, n, size);
-    blocks[block].assign(words, words + size);
+  const index each = blocks_per_task(block_rows, cols, 1);
+  parallel_for(ceil_div(n_blocks, each), n_threads, stop, [&](index task, int worker) {
+    for (index block = task * each; block < std::min((task + 1) * each, n_blocks); ++block) {
+      const index first = block * block_rows, n = std::min(block_rows, rows - first);
+      index size = 0;
+      const std::uint16_t* words =
+          writers[worker].write(levels + first * cols, row_logs + first, n, size);
+      blocks[block].assign(words, words + size);
+    }
   });
   TrellisStreams streams;
   for (const auto& block : blocks) {
@@ -388,8 +397,9 @@ void TrellisDecoder::decode(const std::int64_t* ids, index n, float* out, int n_
     blocks.back().last = i + 1;
   }
   const index n_blocks = index(blocks.size());
-  parallel_for(ceil_div(n_blocks, kBlocksPerTask), n_threads, stop, [&](index task, int) {
-    const index first = task * kBlocksPerTask, last = std::min(first + kBlocksPerTask, n_blocks);
+  const index each = blocks_per_task(block_rows_, cols(), kBlocksPerTask);
+  parallel_for(ceil_div(n_blocks, each), n_threads, stop, [&](index task, int) {
+    const index first = task * each, last = std::min(first + each, n_blocks);
     Reader(*this, ids, out).read(blocks.data() + first, blocks.data() + last);
   });
 }

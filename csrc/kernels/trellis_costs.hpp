@@ -41,9 +41,18 @@ class CostTables {
  public:
   CostTables(const float* bits, const float* centers, float rate_weight, index contexts)
       : bits_(bits), centers_(centers), rate_weight_(rate_weight), table_(contexts * kTabled) {
-    for (index context = 0; context < contexts; ++context)
+    constexpr int kLevels = kTabled + 3;
+    float points[kLevels], rates[kLevels];
+    for (index context = 0; context < contexts; ++context) {
+      for (int level = 0; level < kLevels; ++level)
+        points[level] = point(context, level), rates[level] = rate(context, level);
       for (int lowest = 0; lowest < kTabled; ++lowest)
-        table_[context * kTabled + lowest] = candidates(context, lowest);
+        for (int k = 0; k < 4; ++k) {
+          Candidates& to = table_[context * kTabled + lowest];
+          to.points[k ^ (lowest & 1)] = points[lowest + k];
+          to.rates[k ^ (lowest & 1)] = rates[lowest + k];
+        }
+    }
   }
 
   // weight · (size − point)² + rate of the better candidates of n columns, kTile at most.
@@ -95,13 +104,20 @@ class CostTables {
 #endif
   }
 
+  float point(index context, int level) const {
+    const float center = level ? centers_[context * kCenters + std::min(level, kCenters) - 1] : 0;
+    return point_of(level, int(context & 1), center);
+  }
+
+  float rate(index context, int level) const {
+    return rate_weight_ * bits_[context * kBuckets + bucket_of(level)];
+  }
+
   Candidates candidates(index context, int lowest) const {
     Candidates made;
     for (int k = 0; k < 4; ++k) {
-      const int level = lowest + k, at = k ^ (lowest & 1);
-      const float center = level ? centers_[context * kCenters + std::min(level, kCenters) - 1] : 0;
-      made.points[at] = point_of(level, int(context & 1), center);
-      made.rates[at] = rate_weight_ * bits_[context * kBuckets + bucket_of(level)];
+      made.points[k ^ (lowest & 1)] = point(context, lowest + k);
+      made.rates[k ^ (lowest & 1)] = rate(context, lowest + k);
     }
     return made;
   }

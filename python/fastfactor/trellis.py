@@ -229,7 +229,7 @@ def trellis_encode(
     words, lengths = kernels.trellis_encode(
         levels,
         _row_logs(row_logs, len(levels)),
-        _checks.integer(block_rows, "block_rows", 1),
+        _checks.integer(block_rows, "block_rows", 1, 2**31),
         _frequencies(frequencies, classes),
         classes.columns,
         classes.shift,
@@ -279,7 +279,7 @@ class TrellisDecoder:
         self._made_of = (words, lengths, n_rows, block_rows, classes, frequencies, centers)
         if words.dtype.name != "uint16" or words.ndim != 1:
             raise TypeError(f"words must be uint16 of 1 dimension, got {words.dtype}")
-        block_rows = _checks.integer(block_rows, "block_rows", 1)
+        block_rows = _checks.integer(block_rows, "block_rows", 1, 2**31)
         n_blocks = -(-_checks.integer(n_rows, "n_rows", 0) // block_rows)
         if lengths.shape != (n_blocks,):
             raise ValueError(f"lengths must have shape {(n_blocks,)}, got {lengths.shape}")

@@ -163,7 +163,7 @@ struct Words {
 };
 
 constexpr int kLanes = 4;  // blocks that one thread reads side by side
-constexpr index kBlocksPerTask = 16;
+constexpr index kBlocksPerTask = 8;
 
 }  // namespace
 

@@ -32,7 +32,7 @@ from .entropy_search import search
 from .entropy_source import nearest_rotation
 from .entropy_tables import Tables
 
-WEIGHTS_AT_ONCE = 1 << 18
+WEIGHTS_AT_ONCE = 1 << 20
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)
 
 

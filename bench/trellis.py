@@ -8,8 +8,7 @@ symbols; ours are what these stand for. One thread each, and ours on two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from cases import Contestant, Job, Target, Workload, at_every_level, burst, level_in_use
@@ -26,6 +25,7 @@ class Case(NamedTuple):
 
     values: NDArray[np.float32]
     row_logs: NDArray[np.int32]
+    classes: Any
     levels: NDArray[np.int32]
     contexts: NDArray[np.uint8]
     frequencies: NDArray[np.uint16]
@@ -56,7 +56,7 @@ def fastfactor(workload: Workload) -> Job:
 
     case = case_of(workload)
     n_rows = len(case.values)
-    classes, centers = classes_of(case), np.zeros((2 * CLASSES, 3), np.float32)
+    classes, centers = case.classes, np.zeros((2 * CLASSES, 3), np.float32)
     bits = np.zeros((2 * CLASSES, 112), np.float32)
     weights = np.broadcast_to(np.float32(1), case.values.shape)
     arguments = (case.values, STEP, weights, case.row_logs, classes, bits, centers, RATE_WEIGHT)
@@ -72,9 +72,7 @@ def fastfactor(workload: Workload) -> Job:
         )
 
     words, lengths = encode()
-    decoder = TrellisDecoder(
-        words, lengths, n_rows, BLOCK_ROWS, classes, case.frequencies, centers
-    )
+    decoder = TrellisDecoder(words, lengths, n_rows, BLOCK_ROWS, classes, case.frequencies, centers)
     every, last = np.arange(n_rows), np.array([BLOCK_ROWS - 1])
 
     def is_right() -> bool:
@@ -143,7 +141,7 @@ def job(
             raise ValueError("what was decoded must be what was encoded, got something else")
         return {DECODE: {"bits a level": 8 * nbytes / case.levels.size}}
 
-    levels = {name: case.levels.size for name in calls} | {ONE_ROW: 256 * BLOCK_ROWS}
+    levels = dict.fromkeys(calls, case.levels.size) | {ONE_ROW: 256 * BLOCK_ROWS}
     return Job(
         {(name, "cold"): burst(call) for name, call in calls.items()},
         quality,
@@ -152,7 +150,6 @@ def job(
     )
 
 
-@cache
 def case_of(workload: Workload) -> Case:
     from fastfactor.trellis import Classes, trellis_quantize
 
@@ -170,13 +167,9 @@ def case_of(workload: Workload) -> Case:
     scales_of_rows = np.bincount(row_logs, minlength=112)[None]
     frequencies = frequencies_of(np.concatenate([found.counts, scales_of_rows]))
     squares = float(found.sums[..., 2].sum())
-    return Case(values, row_logs, found.levels, contexts.astype(np.uint8), frequencies, squares)
-
-
-def classes_of(case: Case):  # type: ignore[no-untyped-def]
-    from fastfactor.trellis import Classes
-
-    return Classes(np.zeros(case.values.shape[1], np.int8), 0, CLASSES)
+    return Case(
+        values, row_logs, classes, found.levels, contexts.astype(np.uint8), frequencies, squares
+    )
 
 
 def quantizers(levels: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -111,11 +111,6 @@ def sums(values, step, weights, levels, contexts, classes):
     return counts, found
 
 
-def symbols_of(row_levels, row_contexts):
-    """(level, context) of what a stream holds, in its order."""
-    return list(zip(row_levels, row_contexts, strict=True))
-
-
 def encode_block(pairs, frequencies):
     """One stream from (level, context) in the order of reading."""
     starts = np.cumsum(frequencies, axis=1) - frequencies

@@ -125,8 +125,9 @@ def trellis_quantize(
 
     Notes
     -----
-    Some 60 cycles a value, 64 states each, in float32; the same bits for any number of threads.
-    Of equal costs the even level is taken, then the smaller. Marcellin and Fischer, 1990.
+    Some 55 cycles a value with AVX-512, of which the 64 states take 20, in float32; the same bits
+    for any number of threads. Of equal costs the even level is taken, then the smaller. Marcellin
+    and Fischer, 1990.
 
     Examples
     --------
@@ -142,9 +143,10 @@ def trellis_quantize(
     weights = _checks.float_array(weights, "weights", ndim=(2,))
     if weights.shape != values.shape:
         raise ValueError(f"weights must have shape {values.shape}, got {weights.shape}")
-    if weights.size and not 0 <= weights.min() <= weights.max() <= LARGEST_WEIGHT:
+    seen = weights if weights.strides[0] else weights[:1]  # one row for all is looked at once
+    if seen.size and not 0 <= seen.min() <= seen.max() <= LARGEST_WEIGHT:
         raise ValueError(
-            f"weights must be in [0, {LARGEST_WEIGHT:g}], got {weights.min()} to {weights.max()}"
+            f"weights must be in [0, {LARGEST_WEIGHT:g}], got {seen.min()} to {seen.max()}"
         )
     _check_columns(classes, values.shape[1])
     step = _checks.nonnegative(step, "step")

@@ -9,7 +9,6 @@ import numpy as np
 
 from .._checks import Array
 from ..trellis import (
-    LARGEST,
     N_BUCKETS,
     N_CENTERS,
     Classes,
@@ -126,14 +125,19 @@ class Encoding:
     @property
     def nbytes(self) -> float:
         """What the factors will take, as the tables say, of all rows where these are a sample."""
-        source = self.source
         coded = float(np.sum(self.counts * self.tables.bits, dtype=np.float64)) / 8
-        coded *= source.full_rows / max(len(source.values), 1)
+        coded *= self.source.full_rows / max(len(self.source.values), 1)
+        return float(coded + self.overhead)
+
+    @property
+    def overhead(self) -> float:
+        """Bytes beside the levels."""
+        source = self.source
         n_blocks = -(-source.full_rows // source.block_rows)
         fixed: float = 4 + self.tables.nbytes + self.centers.nbytes
         for part in (self.columns, source.column_steps, source.rotation):
             fixed += 0 if part is None else part.nbytes
-        return float(coded + fixed + n_blocks * LANE_BYTES)
+        return float(fixed + n_blocks * LANE_BYTES)
 
     @property
     def cost(self) -> float:

@@ -16,7 +16,8 @@ TRIAL_PASSES = 3  # of each shift
 PASSES = 40  # of a sample: on that embedding 12 lose 0.3 % of error, 120 gain 0.1 %
 FULL_PASSES = 4  # of all values, after those of a sample
 EVALUATIONS = 12
-ROUNDS = 6
+ROUNDS = 8
+MUCH = 0.1  # of a size, for tables and what else is beside the levels
 TOLERANCE = 5e-4  # of the goal
 SLOPE = 0.7  # octaves of the step that a move of one changes the goal's, about
 
@@ -50,15 +51,14 @@ def search(
     reached : bool
     """
     goal = _Goal(nbytes, max_error)
-    last = None
-    for source, start in _starts(problem, block_rows, goal):
-        made = _meet(start, goal, judge)
-        if made is not None:
-            return made, True
-        last = source, start
-    assert last is not None
-    source, encoding = last
-    made, value = judge(_at(encoding, _end(source, goal)))
+    reached: list[tuple[float, Any]] = []  # by error
+    for start in _starts(problem, block_rows, goal):
+        reached += _meet(start, goal, judge)
+        if reached and (start.overhead < MUCH * goal.value or not goal.is_size):
+            break
+    if reached:
+        return min(reached, key=lambda each: each[0])[1], True
+    made, value = judge(_at(start, _end(start.source, goal)))
     return made, value <= goal.value
 
 
@@ -82,13 +82,11 @@ class _Goal:
         return TOLERANCE * (8 * wanted / source.full_size if self.is_size else 0.72)
 
 
-def _starts(
-    problem: Problem, block_rows: int, goal: _Goal
-) -> Iterator[tuple[Source, Encoding]]:
+def _starts(problem: Problem, block_rows: int, goal: _Goal) -> Iterator[Encoding]:
     """Where to begin: the best that there is, then, for sizes, ever less beside the levels."""
     source = Source(problem, block_rows, goal.nbytes, goal.max_error)
     if source.energy == 0:
-        yield source, Encoding(source, 0.0, None)
+        yield Encoding(source, 0.0, None)
         return
     sampled = source.sample()
     trials = []
@@ -97,11 +95,11 @@ def _starts(
         for _ in range(TRIAL_PASSES - 1):
             trials[-1] = Encoding(sampled, source.first_step, shift, trials[-1].fitted)
     best = _fit(min(trials, key=lambda trial: trial.cost), goal, PASSES)
-    yield source, _on(source, best, goal)
+    yield _on(source, best, goal)
     if goal.is_size:
-        yield source, _on(source, _fit(trials[0], goal, PASSES), goal)
+        yield _on(source, _fit(trials[0], goal, PASSES), goal)
         plain = Source(problem, block_rows, goal.nbytes, plain=True)
-        yield plain, _fit(Encoding(plain, plain.first_step, None), goal, FULL_PASSES)
+        yield _fit(Encoding(plain, plain.first_step, None), goal, FULL_PASSES)
 
 
 def _on(source: Source, fitted: Encoding, goal: _Goal) -> Encoding:
@@ -139,36 +137,37 @@ def _end(source: Source, goal: _Goal) -> float:
     return source.coarsest if goal.is_size else source.finest
 
 
-def _meet(start: Encoding, goal: _Goal, judge: Judge) -> Any:
-    """What is made of an encoding that meets the goal as it turns out, or nothing."""
+def _meet(start: Encoding, goal: _Goal, judge: Judge) -> list[tuple[float, Any]]:
+    """Error and what is made of the encoding that meets the goal as it turns out, if one does."""
     wanted = goal.value
-    for _ in range(ROUNDS):
+    for attempt in range(ROUNDS):
         encoding = _solve(start, goal, wanted)
         if encoding is None:
-            return None
+            break
         made, value = judge(encoding)
         if value <= goal.value:
-            return made
+            return [(encoding.error, made)]
         # Coding takes a little more than tables say; rounding to W's dtype adds to the error.
         if goal.is_size:
-            wanted -= 1.5 * (value - goal.value)
+            wanted -= (1 + 2**attempt / 2) * max(value - goal.value, 1)
         else:
             wanted *= 0.999 * goal.value / value
         start = encoding
-    return None
+    return []
 
 
 def _solve(start: Encoding, goal: _Goal, wanted: float) -> Encoding | None:
     """The encoding that meets what is wanted most closely, or nothing where the last does not.
 
     Levels are chosen by the same costs at every step, so that a step fixes size and error, which
-    rise and fall with it: false position, between a step that meets the goal and one that misses.
+    rise and fall with it: false position, between a step that meets the goal and one that misses;
+    and bisection, where both go by leaps, as those of few weights do.
     """
     tolerance = goal.tolerance(start.source, wanted)
     best, best_off = None, -np.inf
     ends: dict[bool, tuple[float, float]] = {}  # of missing: step and how far off
     encoding, slope = start, SLOPE
-    for _ in range(EVALUATIONS):
+    for evaluation in range(EVALUATIONS):
         off = goal.off(encoding, wanted)
         if best_off < off <= 0:
             best, best_off = encoding, off
@@ -178,7 +177,7 @@ def _solve(start: Encoding, goal: _Goal, wanted: float) -> Encoding | None:
         aim = off + tolerance / 2
         if len(ends) == 2:
             (good, below), (bad, above) = ends[False], ends[True]
-            share = (-tolerance / 2 - below) / (above - below)
+            share = (-tolerance / 2 - below) / (above - below) if evaluation % 3 < 2 else 0.5
             step = good + float(np.clip(share, 0.02, 0.98)) * (bad - good)
         else:
             step = _moved(encoding, aim / slope, goal)

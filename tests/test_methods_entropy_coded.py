@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def test_a_matrix_with_structure_is_below_the_equal_rate_limit(rng, bits):
     factors = EntropyCoded(bits_per_weight=bits).compress(W)
     assert 0.985 * bits <= factors.bits_per_weight <= bits
     assert factors.rotation is not None
-    assert factors.classes > 1
+    assert (factors.classes > 1) == (bits > 1)  # whose tables and scales of rows take 0.2 bits
     assert factors.error(W) < 0.6 * 4.0**-bits
 
 
@@ -84,6 +86,41 @@ def test_an_error_is_met_closely(rng):
 def test_too_few_bits_are_refused(rng):
     with pytest.raises(ValueError, match=r"bits_per_weight must be at least .* got 0.01"):
         EntropyCoded(bits_per_weight=0.01).compress(rng.standard_normal((20, 20)))
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (1, 50), (300, 7), (64, 40)])
+def test_no_size_that_can_be_reached_is_refused(rng, shape):
+    W = uneven(rng, shape)
+    with pytest.raises(ValueError, match=r"bits_per_weight must be at least") as refusal:
+        EntropyCoded(bits_per_weight=1e-6).compress(W)
+    least = float(re.search(r"at least ([\d.]+)", str(refusal.value)).group(1))
+    nbytes = math.ceil(least * W.size / 8 * (1 - 1e-3))
+    assert EntropyCoded(bits_per_weight=8 * nbytes / W.size).compress(W).nbytes == nbytes
+    errors = []
+    for more in (1.02, 1.1, 1.5, 3, 8):
+        factors = EntropyCoded(bits_per_weight=more * least).compress(W)
+        assert factors.bits_per_weight <= more * least
+        errors.append(factors.error(W))
+    assert errors[0] <= 1
+    assert errors[3:] == sorted(errors[3:], reverse=True)
+    assert errors[4] < 0.7 * errors[2]
+
+
+def test_a_size_is_met_closely(rng):
+    W = uneven(rng, (3000, 64))
+    for bits in (0.7, 3):
+        factors = EntropyCoded(bits_per_weight=bits).compress(W)
+        assert 0.999 * bits < factors.bits_per_weight <= bits
+
+
+def test_products_have_the_same_bits_for_any_number_of_threads(rng, n_threads):
+    W = uneven(rng, (700, 40))
+    factors = EntropyCoded(bits_per_weight=2, block_rows=7).compress(W)
+    x = rng.standard_normal((3, 40)).astype(np.float32)
+    several = {"n_threads": n_threads}
+    np.testing.assert_array_equal(factors.linear(x, **several), factors.linear(x, n_threads=1))
+    np.testing.assert_array_equal(factors.to_dense(**several), factors.to_dense(n_threads=1))
+    assert factors.error(W, **several) == factors.error(W, n_threads=1)
 
 
 def test_an_error_that_rounding_forbids_is_refused(rng):

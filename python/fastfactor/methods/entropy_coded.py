@@ -260,8 +260,12 @@ class EntropyCoded(Method):
     weight's choice of level its own importance. Quantizers are as in Marcellin and Fischer (1990)
     with the 64-state code of Ungerboeck (1982); coding is that of Duda (2013).
 
-    Time grows with out · in · 64. The rotation goes through LAPACK, in float64: bits may depend on
-    its threads. Decoding is integers and the same everywhere, up to the rounding of the rotation.
+    A size is met within 0.1 %, by few weights less closely; none is refused in which as many zeros
+    would fit. Levels are chosen some twenty times at 20 ns a weight, most of them on a
+    sample: 32000 × 256 take some 3 s of one core. Decoding takes 5 ns a weight, and so does a
+    product with few inputs, which decodes 1 M weights at a time; a row takes up to `block_rows`
+    times 8 ns a weight. The rotation goes through LAPACK, in float64: bits may depend on its
+    threads. Decoding is integers and the same everywhere, up to the rounding of the rotation.
 
     Examples
     --------

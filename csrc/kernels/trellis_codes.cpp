@@ -1,112 +1,21 @@
-// Asymmetric numerals of trellis-coded levels. A state is 32 bits, of which 16 go or come at a
-// time.
+// Streams of trellis-coded levels: how they are written stands in trellis_writer.hpp.
 #include "kernels/trellis_codes.hpp"
 
-#include <cstring>
-#include <stdexcept>
 #include <string>
 
+#include "kernels/trellis_writer.hpp"
+
 namespace ff {
-namespace {
 
 using namespace trellis;
 
-constexpr int kTotalBits = 14;
-constexpr std::uint32_t kTotal = 1u << kTotalBits, kPlaces = kTotal - 1;
-constexpr std::uint32_t kLow = 1u << 16;  // a state is at least this
+namespace {
 
 // Blocks of a task: at least `least`, and enough to be worth a thread's waking.
 index blocks_per_task(index block_rows, index cols, index least) {
   constexpr index kLevels = 1 << 14;
   return std::max(least, ceil_div(kLevels, std::max<index>(block_rows * cols, 1)));
 }
-
-int symbol_of(int level) {
-  const int bucket = bucket_of(std::abs(level));
-  return bucket ? 2 * bucket - (level > 0) : 0;
-}
-
-// Where each symbol's places begin.
-std::vector<std::uint16_t> starts_of(const TrellisTables& tables) {
-  std::vector<std::uint16_t> starts(tables.contexts() * kSymbols);
-  for (index context = 0; context < tables.contexts(); ++context) {
-    std::uint32_t sum = 0;
-    for (index s = context * kSymbols; s < (context + 1) * kSymbols; ++s) {
-      starts[s] = std::uint16_t(sum);
-      sum += tables.frequencies[s];
-    }
-    if (sum != kTotal)
-      throw CorruptData("frequencies must be " + std::to_string(kTotal) + " in all, got " +
-                        std::to_string(sum));
-  }
-  return starts;
-}
-
-// One block, from its last level to its first, so that reading goes forwards.
-class Writer {
- public:
-  Writer(const TrellisTables& tables, const std::vector<std::uint16_t>& starts)
-      : tables_(tables), starts_(starts), twice_(tables.classes.cols) {}
-
-  // The words of rows [0, n), at the end of a buffer that holds until the next call.
-  const std::uint16_t* write(const std::int32_t* levels, const std::int32_t* row_logs, index n,
-                             index& size) {
-    const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 2;
-    if (words_.size() < most) words_ = Buffer<std::uint16_t>(most);
-    if (contexts_.size() < cols) contexts_ = Buffer<std::uint8_t>(cols);
-    at_ = words_.data() + words_.size();
-    state_ = kLow;
-    for (index i = n - 1; i >= 0; --i) {
-      const std::int32_t* row = levels + i * cols;
-      tables_.classes.twice(row_logs[i], twice_.data());
-      int state = 0;
-      for (index j = 0; j < cols; ++j) {
-        contexts_[j] = std::uint8_t(twice_[j] + (state & 1));
-        state = next_state(state, row[j] & 1);
-      }
-      for (index j = cols - 1; j >= 0; --j) put_level(row[j], contexts_[j]);
-      if (tables_.scaled()) put_level(row_logs[i], 2 * tables_.classes.count);
-    }
-    *--at_ = std::uint16_t(state_);
-    *--at_ = std::uint16_t(state_ >> 16);
-    size = words_.data() + words_.size() - at_;
-    return at_;
-  }
-
- private:
-  void put_level(int level, index context) {
-    if (level < -kLargest || level > kLargest)
-      throw std::invalid_argument("levels must be in [-65535, 65535], got " +
-                                  std::to_string(level));
-    const int magnitude = std::abs(level), bucket = bucket_of(magnitude);
-    if (const int extra = plain_bits(bucket)) {
-      const std::uint32_t each = kTotal >> extra;
-      put(each, std::uint32_t(magnitude - first_of(bucket)) * each);
-    }
-    const index s = context * kSymbols + symbol_of(level);
-    if (!tables_.frequencies[s])
-      throw std::invalid_argument("frequencies must be positive for every level, got 0 for " +
-                                  std::to_string(level));
-    put(tables_.frequencies[s], starts_[s]);
-  }
-
-  void put(std::uint32_t frequency, std::uint32_t start) {
-    if (state_ >> (32 - kTotalBits) >= frequency) {
-      *--at_ = std::uint16_t(state_);
-      state_ >>= 16;
-    }
-    const std::uint32_t quotient = state_ / frequency;
-    state_ = (quotient << kTotalBits) + (state_ - quotient * frequency) + start;
-  }
-
-  const TrellisTables& tables_;
-  const std::vector<std::uint16_t>& starts_;
-  std::vector<std::uint8_t> twice_;
-  Buffer<std::uint8_t> contexts_;
-  Buffer<std::uint16_t> words_;
-  std::uint16_t* at_ = nullptr;
-  std::uint32_t state_ = kLow;
-};
 
 }  // namespace
 

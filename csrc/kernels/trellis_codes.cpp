@@ -33,7 +33,7 @@ TrellisStreams trellis_encode(const std::int32_t* levels, const std::int32_t* ro
       const index first = block * block_rows, n = std::min(block_rows, rows - first);
       index size = 0;
       const std::uint16_t* words =
-          writers[worker].write(levels + first * cols, row_logs + first, n, size);
+          writers[worker].write(levels + first * cols, row_logs + first, n, size, stop);
       blocks[block].assign(words, words + size);
     }
   });
@@ -164,9 +164,10 @@ class TrellisDecoder::Reader {
         out_(out),
         lanes_(kLanes) {}
 
-  void read(const Block* blocks, const Block* end) {
+  void read(const Block* blocks, const Block* end, Stop& stop) {
     int active = 0;
-    while (true) {
+    for (index rows = 1;; ++rows) {
+      if (rows % kRowsUnstopped == 0 && stop.requested()) return;
       while (active < kLanes && blocks < end) begin(lanes_[active++], *blocks++);
       if (active == 0) return;
       switch (active) {
@@ -309,7 +310,7 @@ void TrellisDecoder::decode(const std::int64_t* ids, index n, float* out, int n_
   const index each = blocks_per_task(block_rows_, cols(), kBlocksPerTask);
   parallel_for(ceil_div(n_blocks, each), n_threads, stop, [&](index task, int) {
     const index first = task * each, last = std::min(first + each, n_blocks);
-    Reader(*this, ids, out).read(blocks.data() + first, blocks.data() + last);
+    Reader(*this, ids, out).read(blocks.data() + first, blocks.data() + last, stop);
   });
 }
 

@@ -15,6 +15,8 @@ inline constexpr int kTotalBits = 14;
 inline constexpr std::uint32_t kTotal = 1u << kTotalBits, kPlaces = kTotal - 1;
 inline constexpr std::uint32_t kLow = 1u << 16;  // a state is at least this
 
+inline constexpr index kRowsUnstopped = 64;  // rows after which a wish to stop is asked for
+
 inline int symbol_of(int level) {
   const int bucket = bucket_of(std::abs(level));
   return bucket ? 2 * bucket - (level > 0) : 0;
@@ -44,13 +46,14 @@ class Writer {
 
   // The words of rows [0, n), at the end of a buffer that holds until the next call.
   const std::uint16_t* write(const std::int32_t* levels, const std::int32_t* row_logs, index n,
-                             index& size) {
+                             index& size, Stop& stop) {
     const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 2;
     if (words_.size() < most) words_ = Buffer<std::uint16_t>(most);
     if (contexts_.size() < cols) contexts_ = Buffer<std::uint8_t>(cols);
     at_ = words_.data() + words_.size();
     state_ = kLow;
     for (index i = n - 1; i >= 0; --i) {
+      if (i % kRowsUnstopped == 0 && stop.requested()) break;
       const std::int32_t* row = levels + i * cols;
       tables_.classes.twice(row_logs[i], twice_.data());
       int state = 0;

@@ -81,7 +81,7 @@ class EntropyCodedFactors(Factors):
         ids = check_ids(ids, self.shape[0])
         wanted, place = np.unique(ids, return_inverse=True)
         values = self._decoder.rows(wanted, n_threads=n_threads)
-        found = (self._scaled_basis @ values.T).T.astype(self.dtype, copy=False)
+        found = (values @ self._scaled_basis.T).astype(self.dtype, copy=False)
         return found[place].reshape(*ids.shape, self.shape[1])
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:

@@ -324,7 +324,7 @@ class TrellisDecoder:
         Notes
         -----
         Of each block the rows before the last one that is wanted are decoded too. Four blocks side
-        by side on each thread, some 7 cycles a level; one block alone takes some 20.
+        by side on each thread, some 12 cycles a level; one block alone takes some 20.
         """
         ids = np.ascontiguousarray(ids, np.int64)
         return kernels.trellis_rows(self._decoder, ids, _checks.threads(n_threads))

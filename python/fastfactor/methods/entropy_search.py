@@ -13,7 +13,8 @@ from .entropy_source import Source
 
 SHIFTS = (None, 3, 2, 1, 0)
 TRIAL_PASSES = 3  # of each shift
-PASSES = 40  # of a sample: on that embedding 12 lose 0.3 % of error, 120 gain 0.1 %
+# Of a sample. On an embedding of 32000 × 256 12 lose 0.3 % of the error, 120 gain 0.1 %.
+PASSES = 40
 FULL_PASSES = 4  # of all values, after those of a sample
 EVALUATIONS = 12
 ROUNDS = 8

@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def workloads(quick: bool) -> list[Workload]:
-    rows = 512 if quick else 32000
+    rows = 512 if quick else 8192
     return [
         Workload(
             "trellis",
@@ -95,8 +95,7 @@ def fastfactor(workload: Workload) -> Job:
 
 
 def constriction(workload: Workload) -> Job:
-    from constriction.stream.model import Categorical
-    from constriction.stream.stack import AnsCoder
+    from constriction import stream
 
     case = case_of(workload)
     parts = []
@@ -104,17 +103,19 @@ def constriction(workload: Workload) -> Job:
         symbols = symbols_of(case.levels[case.contexts == context])
         shares = case.frequencies[context, : int(symbols.max(initial=0)) + 1]
         if len(symbols):
-            parts.append((symbols, Categorical(shares.astype(np.float32), perfect=False)))
+            parts.append(
+                (symbols, stream.model.Categorical(shares.astype(np.float32), perfect=False))
+            )
 
     def encode() -> NDArray[np.uint32]:
-        coder = AnsCoder()
+        coder = stream.stack.AnsCoder()
         for symbols, model in parts:
             coder.encode_reverse(symbols, model)
         found: NDArray[np.uint32] = coder.get_compressed()
         return found
 
     def decode() -> list[NDArray[np.int32]]:
-        coder = AnsCoder(data)
+        coder = stream.stack.AnsCoder(data)
         return [coder.decode(model, len(symbols)) for symbols, model in reversed(parts)]
 
     data = encode()

@@ -3,7 +3,7 @@
 // A column asks for the least cost of each quantizer and parity: four numbers, each the better of
 // two levels (trellis_costs.hpp). Then every state takes the better of its two predecessors:
 // 8 additions, 4 minima, 4 comparisons and 8 permutes of 16 floats, some 20 cycles where a permute
-// takes one or two (trellis_steps.hpp). Measured on 32000 × 256 (bench/trellis.py, AVX-512): some
+// takes one or two (trellis_steps.hpp). Measured on 8192 × 256 (bench/trellis.py, AVX-512): some
 // 55 cycles a column, beside these 20 some 13 for the costs, the rest for tracing back, where each
 // state waits for the one after it, and for the sums.
 #include "kernels/trellis.hpp"

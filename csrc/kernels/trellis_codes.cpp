@@ -22,11 +22,11 @@ index blocks_per_task(index block_rows, index cols, index least) {
 TrellisStreams trellis_encode(const std::int32_t* levels, const std::int32_t* row_logs, index rows,
                               index block_rows, const TrellisTables& tables, int n_threads,
                               Stop& stop) {
-  const auto starts = starts_of(tables);
+  const auto shares = shares_of(tables);
   const index n_blocks = ceil_div(rows, block_rows), cols = tables.classes.cols;
   std::vector<std::vector<std::uint16_t>> blocks(n_blocks);
   std::vector<Writer> writers;
-  for (int worker = 0; worker < n_threads; ++worker) writers.emplace_back(tables, starts);
+  for (int worker = 0; worker < n_threads; ++worker) writers.emplace_back(tables, shares);
   const index each = blocks_per_task(block_rows, cols, 1);
   parallel_for(ceil_div(n_blocks, each), n_threads, stop, [&](index task, int worker) {
     for (index block = task * each; block < std::min((task + 1) * each, n_blocks); ++block) {

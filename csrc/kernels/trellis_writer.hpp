@@ -17,11 +17,6 @@ inline constexpr std::uint32_t kLow = 1u << 16;  // a state is at least this
 
 inline constexpr index kRowsUnstopped = 64;  // rows after which a wish to stop is asked for
 
-inline int symbol_of(int level) {
-  const int bucket = bucket_of(std::abs(level));
-  return bucket ? 2 * bucket - (level > 0) : 0;
-}
-
 // Where each symbol's places begin.
 inline std::vector<std::uint16_t> starts_of(const TrellisTables& tables) {
   std::vector<std::uint16_t> starts(tables.contexts() * kSymbols);
@@ -38,16 +33,39 @@ inline std::vector<std::uint16_t> starts_of(const TrellisTables& tables) {
   return starts;
 }
 
+// state / frequency by a product: ⌊2^47 / frequency⌋ + 1 is near enough for 32 by 14 bits.
+struct Share {
+  std::uint64_t reciprocal;
+  std::uint16_t frequency, start;
+
+  std::uint32_t divide(std::uint32_t state) const {
+    return std::uint32_t((unsigned __int128)(state)*reciprocal >> kBits);
+  }
+
+  static constexpr int kBits = 47;
+};
+
+inline std::vector<Share> shares_of(const TrellisTables& tables) {
+  const auto starts = starts_of(tables);
+  std::vector<Share> shares(starts.size());
+  for (std::size_t s = 0; s < shares.size(); ++s) {
+    const std::uint16_t frequency = tables.frequencies[s];
+    const std::uint64_t one = std::uint64_t(1) << Share::kBits;
+    shares[s] = {frequency ? one / frequency + 1 : 0, frequency, starts[s]};
+  }
+  return shares;
+}
+
 // One block, from its last level to its first, so that reading goes forwards.
 class Writer {
  public:
-  Writer(const TrellisTables& tables, const std::vector<std::uint16_t>& starts)
-      : tables_(tables), starts_(starts), twice_(tables.classes.cols) {}
+  Writer(const TrellisTables& tables, const std::vector<Share>& shares)
+      : tables_(tables), shares_(shares), twice_(tables.classes.cols) {}
 
   // The words of rows [0, n), at the end of a buffer that holds until the next call.
   const std::uint16_t* write(const std::int32_t* levels, const std::int32_t* row_logs, index n,
                              index& size, Stop& stop) {
-    const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 2;
+    const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 3;
     if (words_.size() < most) words_ = Buffer<std::uint16_t>(most);
     if (contexts_.size() < cols) contexts_ = Buffer<std::uint8_t>(cols);
     at_ = words_.data() + words_.size();
@@ -77,27 +95,32 @@ class Writer {
                                   std::to_string(level));
     const int magnitude = std::abs(level), bucket = bucket_of(magnitude);
     if (const int extra = plain_bits(bucket)) {
-      const std::uint32_t each = kTotal >> extra;
-      put(each, std::uint32_t(magnitude - first_of(bucket)) * each);
+      const int shift = kTotalBits - extra;
+      make_room(1u << shift);
+      const std::uint32_t low = state_ & ((1u << shift) - 1);
+      state_ = (state_ >> shift << kTotalBits) + low +
+               (std::uint32_t(magnitude - first_of(bucket)) << shift);
     }
-    const index s = context * kSymbols + symbol_of(level);
-    if (!tables_.frequencies[s])
+    const int symbol = bucket ? 2 * bucket - (level > 0) : 0;
+    const Share& share = shares_[context * kSymbols + symbol];
+    if (!share.frequency)
       throw std::invalid_argument("frequencies must be positive for every level, got 0 for " +
                                   std::to_string(level));
-    put(tables_.frequencies[s], starts_[s]);
+    make_room(share.frequency);
+    const std::uint32_t quotient = share.divide(state_);
+    state_ += quotient * (kTotal - share.frequency) + share.start;
   }
 
-  void put(std::uint32_t frequency, std::uint32_t start) {
-    if (state_ >> (32 - kTotalBits) >= frequency) {
-      *--at_ = std::uint16_t(state_);
-      state_ >>= 16;
-    }
-    const std::uint32_t quotient = state_ / frequency;
-    state_ = (quotient << kTotalBits) + (state_ - quotient * frequency) + start;
+  // Without a branch, as reading.
+  void make_room(std::uint32_t frequency) {
+    const std::uint32_t full = state_ >> (32 - kTotalBits) >= frequency;
+    at_[-1] = std::uint16_t(state_);
+    at_ -= full;
+    state_ >>= 16 * full;
   }
 
   const TrellisTables& tables_;
-  const std::vector<std::uint16_t>& starts_;
+  const std::vector<Share>& shares_;
   std::vector<std::uint8_t> twice_;
   Buffer<std::uint8_t> contexts_;
   Buffer<std::uint16_t> words_;

@@ -60,72 +60,72 @@ inline std::vector<Share> shares_of(const TrellisTables& tables) {
 class Writer {
  public:
   Writer(const TrellisTables& tables, const std::vector<Share>& shares)
-      : tables_(tables), shares_(shares), twice_(tables.classes.cols) {}
+      : tables_(tables), shares_(shares), contexts_(tables.classes.cols) {}
 
   // The words of rows [0, n), at the end of a buffer that holds until the next call.
   const std::uint16_t* write(const std::int32_t* levels, const std::int32_t* row_logs, index n,
                              index& size, Stop& stop) {
     const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 3;
     if (words_.size() < most) words_ = Buffer<std::uint16_t>(most);
-    if (contexts_.size() < cols) contexts_ = Buffer<std::uint8_t>(cols);
-    at_ = words_.data() + words_.size();
-    state_ = kLow;
+    const std::uint16_t* end = words_.data() + words_.size();
+    Cursor to{kLow, words_.data() + words_.size()};
     for (index i = n - 1; i >= 0; --i) {
       if (i % kRowsUnstopped == 0 && stop.requested()) break;
       const std::int32_t* row = levels + i * cols;
-      tables_.classes.twice(row_logs[i], twice_.data());
-      int state = 0;
-      for (index j = 0; j < cols; ++j) {
-        contexts_[j] = std::uint8_t(twice_[j] + (state & 1));
-        state = next_state(state, row[j] & 1);
+      tables_.classes.twice(row_logs[i], contexts_.data());
+      for (index j = 0, state = 0; j < cols; ++j) {
+        contexts_[j] = std::uint8_t(contexts_[j] + (state & 1));
+        state = next_state(int(state), row[j] & 1);
       }
-      for (index j = cols - 1; j >= 0; --j) put_level(row[j], contexts_[j]);
-      if (tables_.scaled()) put_level(row_logs[i], 2 * tables_.classes.count);
+      for (index j = cols - 1; j >= 0; --j) put_level(to, row[j], contexts_[j]);
+      if (tables_.scaled()) put_level(to, row_logs[i], 2 * tables_.classes.count);
     }
-    *--at_ = std::uint16_t(state_);
-    *--at_ = std::uint16_t(state_ >> 16);
-    size = words_.data() + words_.size() - at_;
-    return at_;
+    *--to.at = std::uint16_t(to.state);
+    *--to.at = std::uint16_t(to.state >> 16);
+    size = end - to.at;
+    return to.at;
   }
 
  private:
-  void put_level(int level, index context) {
+  struct Cursor {
+    std::uint32_t state;
+    std::uint16_t* at;
+
+    // For a frequency. Without a branch, as reading.
+    void make_room(std::uint32_t frequency) {
+      const std::uint32_t full = state >> (32 - kTotalBits) >= frequency;
+      at[-1] = std::uint16_t(state);
+      at -= full;
+      state >>= 16 * full;
+    }
+  };
+
+  [[gnu::always_inline]] void put_level(Cursor& to, int level, index context) const {
     if (level < -kLargest || level > kLargest)
       throw std::invalid_argument("levels must be in [-65535, 65535], got " +
                                   std::to_string(level));
     const int magnitude = std::abs(level), bucket = bucket_of(magnitude);
     if (const int extra = plain_bits(bucket)) {
       const int shift = kTotalBits - extra;
-      make_room(1u << shift);
-      const std::uint32_t low = state_ & ((1u << shift) - 1);
-      state_ = (state_ >> shift << kTotalBits) + low +
-               (std::uint32_t(magnitude - first_of(bucket)) << shift);
+      to.make_room(1u << shift);
+      const std::uint32_t low = to.state & ((1u << shift) - 1);
+      to.state = (to.state >> shift << kTotalBits) + low +
+                 (std::uint32_t(magnitude - first_of(bucket)) << shift);
     }
     const int symbol = bucket ? 2 * bucket - (level > 0) : 0;
     const Share& share = shares_[context * kSymbols + symbol];
     if (!share.frequency)
       throw std::invalid_argument("frequencies must be positive for every level, got 0 for " +
                                   std::to_string(level));
-    make_room(share.frequency);
-    const std::uint32_t quotient = share.divide(state_);
-    state_ += quotient * (kTotal - share.frequency) + share.start;
-  }
-
-  // Without a branch, as reading.
-  void make_room(std::uint32_t frequency) {
-    const std::uint32_t full = state_ >> (32 - kTotalBits) >= frequency;
-    at_[-1] = std::uint16_t(state_);
-    at_ -= full;
-    state_ >>= 16 * full;
+    to.make_room(share.frequency);
+    const std::uint32_t quotient = share.divide(to.state);
+    to.state += quotient * (kTotal - share.frequency) + share.start;
   }
 
   const TrellisTables& tables_;
   const std::vector<Share>& shares_;
-  std::vector<std::uint8_t> twice_;
-  Buffer<std::uint8_t> contexts_;
+  std::vector<std::uint8_t> contexts_;
   Buffer<std::uint16_t> words_;
-  std::uint16_t* at_ = nullptr;
-  std::uint32_t state_ = kLow;
 };
 
 }  // namespace ff::trellis

@@ -112,7 +112,7 @@ class Writer {
       to.state = (to.state >> shift << kTotalBits) + low +
                  (std::uint32_t(magnitude - first_of(bucket)) << shift);
     }
-    const int symbol = bucket ? 2 * bucket - (level > 0) : 0;
+    const int symbol = 2 * bucket - (level > 0);
     const Share& share = shares_[context * kSymbols + symbol];
     if (!share.frequency)
       throw std::invalid_argument("frequencies must be positive for every level, got 0 for " +

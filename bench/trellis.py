@@ -2,7 +2,8 @@
 
 The rival is given what our decoder works out, the context of every level, and codes the levels of
 each context as one array with one model: the fastest that its interface has, whose words no row can
-be read from alone. What it decodes are symbols; ours are what these stand for. One thread each, and ours on two.
+be read from alone. What it decodes are symbols; ours are what these stand for. One thread each, and
+ours on two.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ KERNELS = (
     "codebook",
     "sparse_codebook",
     "coding",
+    "trellis",
     "select",
 )
 MODULES = {"select": "selection"}  # where a kernel's own name is one of the standard library's

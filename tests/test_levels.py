@@ -155,6 +155,25 @@ def test_sparse_codes_are_multiplied_right_at_every_level(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_trellis_coded_levels_are_the_same_at_every_level(level):
+    code = """
+        import numpy as np
+        from fastfactor.trellis import TrellisDecoder
+        from test_trellis import check, problem, with_step
+        from test_trellis_codes import coded, expected_rows
+
+        rng = np.random.default_rng(4)
+        for shape in ((5, 1), (3, 63), (9, 130), (40, 67)):
+            for scale in (0.3, 2, 200):
+                check(*with_step(problem(rng, shape, scale=scale), 0.7), 0.3)
+            made, levels, row_logs = coded(rng, shape)
+            found = TrellisDecoder(*made).rows(np.arange(shape[0]))
+            assert np.array_equal(found, expected_rows(made, levels, row_logs))
+    """
+    output_of(code, environment={VARIABLE: level, "PYTHONPATH": WITH_TESTS})
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_configuration_names_the_level(level):
     code = "import fastfactor; fastfactor.show_config()"
     lines = output_of(code, environment={VARIABLE: level}).splitlines()

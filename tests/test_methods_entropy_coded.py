@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
+import re
 
 import numpy as np
 import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import EntropyCoded
-from fastfactor.methods.entropy_coder import BUCKET_OF as BUCKETS
-from fastfactor.methods.entropy_coder import LARGEST, N_BUCKETS, Lane, Lanes, Tables, encode_lanes
-from fastfactor.methods.entropy_trellis import NEXT_STATE, reconstruct, trellis_quantize
 from fastfactor.metrics import Covariance, Diagonal
 
 
@@ -36,7 +34,7 @@ def test_a_matrix_with_structure_is_below_the_equal_rate_limit(rng, bits):
     factors = EntropyCoded(bits_per_weight=bits).compress(W)
     assert 0.985 * bits <= factors.bits_per_weight <= bits
     assert factors.rotation is not None
-    assert factors.classes > 1
+    assert (factors.classes > 1) == (bits > 1)  # whose tables and scales of rows take 0.2 bits
     assert factors.error(W) < 0.6 * 4.0**-bits
 
 
@@ -90,6 +88,41 @@ def test_too_few_bits_are_refused(rng):
         EntropyCoded(bits_per_weight=0.01).compress(rng.standard_normal((20, 20)))
 
 
+@pytest.mark.parametrize("shape", [(20, 20), (1, 50), (300, 7), (64, 40)])
+def test_no_size_that_can_be_reached_is_refused(rng, shape):
+    W = uneven(rng, shape)
+    with pytest.raises(ValueError, match=r"bits_per_weight must be at least") as refusal:
+        EntropyCoded(bits_per_weight=1e-6).compress(W)
+    least = float(re.search(r"at least ([\d.]+)", str(refusal.value)).group(1))
+    nbytes = math.ceil(least * W.size / 8 * (1 - 1e-3))
+    assert EntropyCoded(bits_per_weight=8 * nbytes / W.size).compress(W).nbytes == nbytes
+    errors = []
+    for more in (1.02, 1.1, 1.5, 3, 8):
+        factors = EntropyCoded(bits_per_weight=more * least).compress(W)
+        assert factors.bits_per_weight <= more * least
+        errors.append(factors.error(W))
+    assert errors[0] <= 1
+    assert errors[3:] == sorted(errors[3:], reverse=True)
+    assert errors[4] < 0.7 * errors[2]
+
+
+def test_a_size_is_met_closely(rng):
+    W = uneven(rng, (3000, 64))
+    for bits in (0.7, 3):
+        factors = EntropyCoded(bits_per_weight=bits).compress(W)
+        assert 0.999 * bits < factors.bits_per_weight <= bits
+
+
+def test_products_have_the_same_bits_for_any_number_of_threads(rng, n_threads):
+    W = uneven(rng, (700, 40))
+    factors = EntropyCoded(bits_per_weight=2, block_rows=7).compress(W)
+    x = rng.standard_normal((3, 40)).astype(np.float32)
+    several = {"n_threads": n_threads}
+    np.testing.assert_array_equal(factors.linear(x, **several), factors.linear(x, n_threads=1))
+    np.testing.assert_array_equal(factors.to_dense(**several), factors.to_dense(n_threads=1))
+    assert factors.error(W, **several) == factors.error(W, n_threads=1)
+
+
 def test_an_error_that_rounding_forbids_is_refused(rng):
     W = rng.standard_normal((20, 30)).astype(np.float16)
     with pytest.raises(ValueError, match="max_error must be at least"):
@@ -135,80 +168,3 @@ def test_few_rows_and_many_are_read_alike(rng):
     np.testing.assert_array_equal(factors.rows(np.arange(330)), dense)
     one_by_one = np.concatenate([factors.rows([at]) for at in range(330)])
     np.testing.assert_allclose(one_by_one, dense, rtol=1e-4, atol=1e-4)
-
-
-# --- the coder
-
-
-def coded(rng, n_steps, n_lanes, spread, n_contexts=3):
-    contexts = rng.integers(n_contexts, size=(n_steps, n_lanes))
-    values = rng.standard_normal((n_steps, n_lanes)) * spread * (1 + contexts)
-    levels = np.clip(np.rint(values), -LARGEST, LARGEST).astype(np.int32)
-    keys = contexts * N_BUCKETS + BUCKETS[np.abs(levels)]
-    counts = np.bincount(keys.ravel(), minlength=n_contexts * N_BUCKETS)
-    return levels, contexts, Tables.of_counts(counts.reshape(n_contexts, N_BUCKETS))
-
-
-@pytest.mark.parametrize("spread", [0.01, 0.3, 3, 40, 3000, 60000])
-@pytest.mark.parametrize("n_lanes", [1, 7])
-def test_levels_come_back(rng, spread, n_lanes):
-    levels, contexts, tables = coded(rng, 300, n_lanes, spread)
-    words, lengths = encode_lanes(levels, contexts, tables)
-    assert lengths.sum() == len(words)
-    lanes = Lanes(words, np.cumsum(lengths) - lengths, lengths, tables)
-    result = np.array([lanes.next(context) for context in contexts])
-    lanes.check_end()
-    np.testing.assert_array_equal(result, levels)
-    at = np.cumsum(lengths) - lengths
-    for number in range(n_lanes):
-        lane = Lane(words[at[number] : at[number] + lengths[number]], tables)
-        alone = [lane.next(context) for context in contexts[:, number].tolist()]
-        lane.check_end()
-        assert alone == levels[:, number].tolist()
-
-
-@pytest.mark.parametrize("spread", [0.3, 2])
-def test_the_size_is_the_entropy(rng, spread):
-    levels, contexts, tables = coded(rng, 20000, 2, spread)
-    words, _ = encode_lanes(levels, contexts, tables)
-    bits = 0.0
-    for context in range(3):
-        _, counts = np.unique(levels[contexts == context], return_counts=True)
-        bits -= np.sum(counts * np.log2(counts / counts.sum()))
-    assert 16 * len(words) < 1.003 * bits + 64
-
-
-def test_tables_fill_their_range(rng):
-    _, _, tables = coded(rng, 500, 2, 3000)
-    np.testing.assert_array_equal(tables.frequencies.sum(axis=1), 1 << 14)
-    assert tables.symbols.shape == (3, 1 << 14)
-
-
-# --- the trellis
-
-
-def test_the_levels_are_the_best_of_all(rng):
-    n_columns = 4
-    values = (1.5 * rng.standard_normal((4, n_columns))).astype(np.float32)
-    bits = np.cumsum(rng.random((4, N_BUCKETS)), axis=1).astype(np.float32)
-    centers = (0.2 * rng.standard_normal((4, 3))).astype(np.float32)
-    classes = rng.integers(2, size=values.shape)
-    weights = rng.random(values.shape).astype(np.float32) + 0.5
-    levels, contexts = trellis_quantize(values, classes, bits, centers, weights, 0.3)
-
-    def cost(row, candidate):
-        state, total = 0, 0.0
-        used = []
-        for column, level in enumerate(candidate):
-            used.append(2 * classes[row, column] + (state & 1))
-            total += 0.3 * bits[used[-1], abs(level)]
-            state = NEXT_STATE[state, level & 1]
-        points = reconstruct(np.array(candidate), np.array(used), centers)
-        return total + np.sum(weights[row] * (values[row] - points) ** 2), used
-
-    for row in range(len(values)):
-        span = [range(-4, 5)] * n_columns
-        best = min(cost(row, candidate)[0] for candidate in itertools.product(*span))
-        found, used = cost(row, levels[row].tolist())
-        np.testing.assert_array_equal(contexts[row], used)
-        assert found <= best * (1 + 0.02)

@@ -32,6 +32,7 @@ FUNCTION_LAYER = {
     "convolutions",
     "sparse",
     "sparse_codes",
+    "trellis",
     "config",
     "_checks",
 }

@@ -18,6 +18,8 @@ void bind_omp(py::module_& m);
 void bind_select(py::module_& m);
 void bind_sparse_codebook(py::module_& m);
 void bind_spmm(py::module_& m);
+void bind_trellis(py::module_& m);
+void bind_trellis_codes(py::module_& m);
 
 namespace {
 
@@ -66,4 +68,6 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_select(m);
   bind_sparse_codebook(m);
   bind_spmm(m);
+  bind_trellis(m);
+  bind_trellis_codes(m);
 }

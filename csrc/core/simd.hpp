@@ -233,6 +233,24 @@ inline Vec<T> rotate(Vec<T> v, std::integer_sequence<int, I...>) {
 #endif
 }
 
+template <int By, class V, int... I>
+inline V exclusive_or(V v, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, (I ^ By)...);
+#else
+  return __builtin_shuffle(v, Vec<std::int32_t>{(I ^ By)...});
+#endif
+}
+
+template <int First, class V, int... I>
+inline V every_other(V a, V b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (2 * I + First)...);
+#else
+  return __builtin_shuffle(a, b, Vec<std::int32_t>{(2 * I + First)...});
+#endif
+}
+
 template <class T, int Shift, class Op>
 inline T fold(Vec<T> v, Op op) {
   v = op(v, rotate<Shift, T>(v, std::make_integer_sequence<int, kLanes<T>>()));
@@ -240,6 +258,19 @@ inline T fold(Vec<T> v, Op op) {
   else return v[0];
 }
 }  // namespace detail
+
+// Lane i takes lane i ^ By.
+template <int By>
+inline Vec<float> exclusive_or_lanes(Vec<float> v) {
+  if constexpr (By == 0) return v;
+  else return detail::exclusive_or<By>(v, std::make_integer_sequence<int, kLanes<float>>());
+}
+
+// The even (First 0) or odd (1) lanes of a, then those of b.
+template <int First>
+inline Vec<float> every_other(Vec<float> a, Vec<float> b) {
+  return detail::every_other<First>(a, b, std::make_integer_sequence<int, kLanes<float>>());
+}
 
 template <class T>
 inline T reduce_min(Vec<T> v) {
@@ -287,6 +318,14 @@ inline unsigned mask_bits(Vec<std::int64_t> m) {
 }
 
 // Bit i: whether a[i] < b[i].
+inline unsigned less_bits(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+#else
+  return mask_bits((Vec<std::int32_t>)(a < b));
+#endif
+}
+
 inline unsigned less_bits(Vec<std::int32_t> a, Vec<std::int32_t> b) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b);

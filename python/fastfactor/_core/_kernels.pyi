@@ -129,6 +129,44 @@ def spmm(
     trusted: bool,
     n_threads: int,
 ) -> None: ...
+def trellis_quantize(
+    values: _Array,
+    step: float,
+    weights: _Array,
+    columns: npt.NDArray[np.int8],
+    row_logs: npt.NDArray[np.int32],
+    shift: int,
+    classes: int,
+    bits: npt.NDArray[np.float32],
+    centers: npt.NDArray[np.float32],
+    rate_weight: float,
+    with_levels: bool,
+    n_threads: int,
+) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def trellis_encode(
+    levels: npt.NDArray[np.int32],
+    row_logs: npt.NDArray[np.int32],
+    block_rows: int,
+    frequencies: npt.NDArray[np.uint16],
+    columns: npt.NDArray[np.int8],
+    shift: int,
+    classes: int,
+    n_threads: int,
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]: ...
+def trellis_decoder(
+    words: npt.NDArray[np.uint16],
+    lengths: npt.NDArray[np.int64],
+    rows: int,
+    block_rows: int,
+    frequencies: npt.NDArray[np.uint16],
+    columns: npt.NDArray[np.int8],
+    shift: int,
+    classes: int,
+    centers: npt.NDArray[np.float32],
+) -> object: ...
+def trellis_rows(
+    decoder: object, ids: npt.NDArray[np.int64], n_threads: int
+) -> npt.NDArray[np.float32]: ...
 def thresholds(
     w: _Array, length: int, n_dropped: int, n_threads: int
 ) -> npt.NDArray[np.float64]: ...

@@ -1,0 +1,18 @@
+#pragma once
+#include "bindings/convert.hpp"
+#include "kernels/trellis_format.hpp"
+
+// What the bindings of trellis-coded levels share.
+namespace ff::bindings {
+
+using Ints = py::array_t<std::int8_t, py::array::c_style>;
+using RowLogs = py::array_t<std::int32_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+inline trellis::Classes classes_of(const Ints& columns, int shift, int classes) {
+  if (shift < 0 || shift > 8 || classes < 1 || classes > trellis::kMostClasses)
+    throw py::value_error("shift and classes do not fit");
+  return {columns.data(), columns.size(), shift, classes};
+}
+
+}  // namespace ff::bindings

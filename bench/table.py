@@ -7,9 +7,9 @@ They mark the places:
     <!-- /bench -->
 
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
-(cold medians of every contestant), spmm-hot, levels (of instruction sets) and targets. Each workload
-comes from the newest full run that holds it. --check writes nothing and fails if a file differs
-from what it should hold.
+(cold medians of every contestant), spmm-hot, levels (of instruction sets) and targets. Each
+workload comes from the newest full run that holds it. --check writes nothing and fails if a file
+differs from what it should hold.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import numpy as np
 from contract import MethodContract
 from fastfactor import store
 from fastfactor.deep_compression import CodedNetwork, DeepCompression, compress_network
+from fastfactor.methods import Dictionary, EntropyCoded
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -30,6 +31,10 @@ def main() -> None:
             path = DATA / f"{kind}.{store.FORMAT_VERSION}.safetensors"
             if not path.exists():
                 write(path, [each for each in factors if each.kind == kind])
+    for name, factors in rarer_forms():
+        path = DATA / f"{name}.{store.FORMAT_VERSION}.safetensors"
+        if not path.exists():
+            write(path, factors)
     path = DATA / f"plain.{store.FORMAT_VERSION}.safetensors"
     if not path.exists():
         store.save(path, plain(), metadata={"made by": "tests/make_data.py"})
@@ -44,6 +49,27 @@ def contracts():
         for value in vars(importlib.import_module(path.stem)).values():
             if isinstance(value, type) and issubclass(value, MethodContract) and value.METHODS:
                 yield value
+
+
+def rarer_forms():
+    """Tensors that a kind has for some matrices only, by the name of the file."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.exp(rng.standard_normal((256, 1)) - 3), np.geomspace(1, 1 / 64, 24)
+    axes = np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    W = rng.standard_normal((256, 24)) * rows * columns
+    turned = (W @ axes).astype(np.float32)
+    covariance = axes.T * np.geomspace(100, 0.01, 24) @ axes
+    coded = EntropyCoded(bits_per_weight=3)
+    yield (
+        "entropy_coded_turned",
+        [
+            coded.compress(turned),
+            coded.compress(turned, input_covariance=covariance),
+            coded.compress(W.astype(np.float32)),
+        ],
+    )
+    counted = Dictionary(piece_error=0.1, piece=8, n_atoms=8, max_iter=3)
+    yield "dictionary_counts", [counted.compress(turned[:64])]
 
 
 def write(path, factors):

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 from contract import MethodContract
-from fastfactor import CorruptDataError
-from fastfactor.methods import EntropyCoded
+from fastfactor import CorruptDataError, store
+from fastfactor.methods import EntropyCoded, EntropyCodedFactors
 from fastfactor.metrics import Covariance, Diagonal
 
 
@@ -127,6 +127,38 @@ def test_an_error_that_rounding_forbids_is_refused(rng):
     W = rng.standard_normal((20, 30)).astype(np.float16)
     with pytest.raises(ValueError, match="max_error must be at least"):
         EntropyCoded(max_error=1e-14).compress(W)
+
+
+# --- what is stored
+
+
+def test_rotations_and_scales_are_read_back(rng, tmp_path):
+    """The matrix of the contract is too small to have them."""
+    W = uneven(rng, (400, 23))
+    x = rng.standard_normal((2, 23)).astype(np.float32)
+    turn = np.linalg.qr(rng.standard_normal((23, 23)))[0]
+    for covariance, tensors in (
+        (None, {"columns", "rotation"}),
+        (turn * np.geomspace(9, 0.1, 23) @ turn.T, {"column_steps", "rotation"}),
+    ):
+        factors = EntropyCoded(bits_per_weight=3).compress(W, input_covariance=covariance)
+        assert tensors <= factors.tensors().keys()
+        store.save(tmp_path / "saved", {"fc": factors})
+        with store.open_store(tmp_path / "saved") as saved:
+            np.testing.assert_array_equal(saved["fc"].to_dense(), factors.to_dense())
+            np.testing.assert_array_equal(saved["fc"].linear(x), factors.linear(x))
+
+
+def test_rotations_of_another_shape_are_refused(rng):
+    factors = EntropyCoded(bits_per_weight=3).compress(uneven(rng, (400, 24)))
+    rows, row_bytes = factors.rotation.shape
+    assert (rows, row_bytes) == (24, 3 * factors.rotation_bits)
+    for shape in ((rows * row_bytes,), (row_bytes, rows), (rows, row_bytes + 1), (rows, 0)):
+        tensors = factors.tensors() | {"rotation": np.zeros(shape, np.uint8)}
+        with pytest.raises(CorruptDataError, match="rotation"):
+            EntropyCodedFactors.from_tensors(
+                tensors, factors.config(), factors.shape, factors.dtype
+            )
 
 
 # --- random access

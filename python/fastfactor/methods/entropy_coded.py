@@ -57,8 +57,9 @@ class EntropyCodedFactors(Factors):
         4 log₂ of each column's scale, which with the row's gives the class of a weight.
     column_steps : uint8 array of shape (in_features,), optional
         4 log₂ of how much wider the grid of a column is.
-    rotation : uint8 array, optional
-        Codes of a matrix whose nearest orthogonal one is R.
+    rotation : uint8 array of shape (in_features, bytes of a row), optional
+        Codes of a matrix whose nearest orthogonal one is R, `rotation_bits` each, packed as
+        :class:`fastfactor.PackedCodes`.
     """
 
     kind: ClassVar[str] = "entropy_coded"
@@ -179,7 +180,8 @@ class EntropyCodedFactors(Factors):
             "rotation": None,
         }
         if rotation_bits:
-            packed = stored_tensor(tensors, "rotation", ("uint8",), (None,))
+            row_bytes = -(-shape[1] * rotation_bits // 8)
+            packed = stored_tensor(tensors, "rotation", ("uint8",), (shape[1], row_bytes))
             PackedCodes(packed, rotation_bits, (shape[1], shape[1]))
             optional["rotation"] = packed
         Tables(found["table_lengths"], found["table_logs"])

@@ -60,6 +60,19 @@ def open_store(path: Path) -> Store:
     -----
     Reads the header. A file that is cut while it is open ends the process when what is no longer
     there is touched, as with every memory map; one that is replaced by renaming does no harm.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from fastfactor import store
+    >>> from fastfactor.methods import Codebook
+    >>> W = np.array([[0.0, 1.0, 5.0], [5.0, 1.0, 0.0]], np.float32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = folder + "/small.safetensors"
+    ...     store.save(path, {"fc": Codebook(n_bits=2).compress(W), "bias": np.ones(2)})
+    ...     with store.open_store(path) as saved:
+    ...         print(saved.info("fc").kind, saved["fc"].linear(np.ones(3)), saved["bias"])
+    codebook [6. 6.] [1. 1.]
     """
     return Store(path)
 

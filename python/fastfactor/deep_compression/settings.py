@@ -130,6 +130,12 @@ def compress_network(
     TypeError, ValueError
         For a layer without settings, settings without a layer, and what a stage refuses.
 
+    Notes
+    -----
+    The cost of the stages, :func:`share` above all. The same bytes for any number of threads.
+
+    Source: S. Han, H. Mao, W. Dally, Deep Compression, 2016.
+
     Examples
     --------
     >>> import numpy as np

@@ -99,6 +99,16 @@ class SharedWeights:
     TypeError, ValueError
         For wrong types and shapes, labels of no value, and a first value that is not zero where
         something is pruned.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.deep_compression import SharedWeights
+    >>> labels = np.array([[1, 0], [0, 2]], np.uint8)
+    >>> shared = SharedWeights(labels, np.array([0, 0.5, -1], np.float32), labels > 0)
+    >>> shared.to_dense()
+    array([[ 0.5,  0. ],
+           [ 0. , -1. ]], dtype=float32)
     """
 
     labels: Array

@@ -37,6 +37,16 @@ class Factors(ABC):
         Of W.
     dtype : dtype
         Of W, and of what `to_dense` and `rows` give.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import LowRank
+    >>> W = np.outer([1, 2, 3], [1, 0, -1, 2]).astype(np.float32)
+    >>> factors = LowRank(rank=1).compress(W)
+    >>> x = np.ones(4, np.float32)
+    >>> np.allclose(factors.linear(x), W @ x), np.allclose(factors.rows([2]), W[[2]])
+    (True, True)
     """
 
     kind: ClassVar[str]  # what files call it
@@ -179,6 +189,26 @@ class Method(ABC):
         How many times smaller the factors must be than W: the least error that is so.
     max_error : float, optional
         The most that ‖W − Ŵ‖² / ‖W‖² may be, under the metric asked for: the least size that is so.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For values out of range, and unless exactly one of these and the parameter is given.
+
+    Notes
+    -----
+    A ratio takes one compression where sizes follow from shape and dtype. Else a ratio and an error
+    are bisected, over as many values as the parameter may have.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import LowRank
+    >>> W = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    >>> LowRank(ratio=4).compress(W).nbytes * 4 <= W.nbytes
+    True
+    >>> LowRank(max_error=0.25).compress(W).error(W) <= 0.25
+    True
     """
 
     parameter: ClassVar[str]

@@ -168,6 +168,12 @@ class BlockDiagonal(Method):
     random_state : None, int, Generator or RandomState
         Of the k-means that grouping starts from.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range and, when a matrix is compressed, a side shorter than
+        `n_blocks`.
+
     Notes
     -----
     Grouping starts from k-means of the rows' energies, then puts columns where most of their energy

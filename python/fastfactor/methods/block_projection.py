@@ -178,6 +178,11 @@ class BlockProjection(Method):
     random_state : None, int, Generator or RandomState
         Of what is drawn.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range.
+
     Notes
     -----
     With B and D drawn, C is the least-squares one: exact under the sum of squares and under an

@@ -181,6 +181,13 @@ class Codebook(Method):
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_bits``; all else stays as it is set.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range or at odds with each other and, when a matrix is compressed,
+        columns that `vector_dim` does not divide and weights beyond the range of the tables'
+        dtype.
+
     Notes
     -----
     Scalars: the optimum (:func:`fastfactor.kmeans1d`), among values of ``codebook_dtype`` where

@@ -237,6 +237,12 @@ class Dictionary(Method):
         As in :class:`Method`, by ``n_nonzero_coefs``; then, without importance and covariance,
         by an error that all pieces share, with the same atoms: whichever is better.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range, ``search="hash"`` with ``"ols"`` and, when a matrix is
+        compressed, columns that `piece` does not divide.
+
     Notes
     -----
     A file holds atoms, coefficients, the atom of each in ⌈log₂ n_atoms⌉ bits, and how many there

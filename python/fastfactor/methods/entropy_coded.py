@@ -255,6 +255,11 @@ class EntropyCoded(Method):
     ratio, max_error : float, optional
         As in :class:`Method`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range and, when a matrix is compressed, fewer bits than it can have.
+
     Notes
     -----
     The rotation is stored in 2 to 8 bits an entry, or left out, whichever takes less in all. Under

@@ -90,6 +90,11 @@ class LowRank(Method):
     ratio, max_error : float, optional
         As in :class:`Method`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For a rank that is no integer or less than 1.
+
     Notes
     -----
     Factors have W's dtype. The least error under the sum of squares (Eckart and Young, 1936) and

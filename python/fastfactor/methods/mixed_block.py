@@ -115,6 +115,12 @@ class MixedBlock(Method):
         Rows and columns of a block, which divide those of W. Default: divisors near
         their roots, which makes M and a block about equally large.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range and, when a matrix is compressed, a shape that `block_shape`
+        does not divide.
+
     Notes
     -----
     W is a sum of Kronecker products, and a low-rank matrix once every block is laid out as a row:

@@ -148,6 +148,11 @@ class PruneCodebook(Prune):
     ratio, max_error : float, optional
         As in :class:`Method`, by ``sparsity``; ``n_bits`` stays as it is set.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`Prune`, and for weights beyond the range of the table's dtype.
+
     Notes
     -----
     The values are the best for the weights kept, zero being one of them (:func:`kmeans1d` with

@@ -117,6 +117,12 @@ class Prune(Method):
         As in :class:`Method`, by ``sparsity``: the fewest weights (of each row, blocks) for an
         error; for a ratio the most of them, or to 1/65536 of all.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range or at odds with each other and, when a matrix is compressed,
+        columns that m does not divide and an input covariance.
+
     Notes
     -----
     The least error for so many weights kept, under the sum of squares and under an importance,

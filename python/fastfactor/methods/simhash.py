@@ -222,6 +222,12 @@ class Simhash(Method):
     random_state : None, int, Generator or RandomState
         The seed of R, which is stored in place of it.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range and, when a matrix is compressed, ``scale="norm"`` under an
+        importance or an input covariance.
+
     Notes
     -----
     The scale has W's dtype, is minimised under the sum of squares, an importance or an input

@@ -218,7 +218,7 @@ def test_a_dry_run_says_which_sizes_it_does_not_know(model, tmp_path):
     totals = dry.totals()
     assert (totals["n_unknown"], totals["bytes_after"], totals["at_most"]) == (5, None, False)
     last = dry.table().to_text().splitlines()[-1]
-    assert last.endswith("bytes without 5 whose sizes their values decide")
+    assert last.endswith("bytes, 5 not counted, as values decide")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_text_of_a_dry_run_says_what_is_known():
     unknown = replace(dry, rows=(replace(ROWS[0], bytes_after=None), *ROWS[1:]))
     plain = [" ".join(line.split()) for line in unknown.table().to_text().splitlines()]
     assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 – –" in plain
-    assert plain[-1].endswith("192 → 52 bytes without 1 whose sizes their values decide")
+    assert plain[-1].endswith("192 → 52 bytes, 1 not counted, as values decide")
 
 
 def test_text_says_what_an_error_counts_where_it_is_not_plain():

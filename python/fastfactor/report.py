@@ -293,7 +293,7 @@ class Report:
         known = sum(row.bytes_after or 0 for row in self.rows)
         text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
         if totals["n_unknown"]:
-            text += f" without {totals['n_unknown']} whose sizes their values decide"
+            text += f", {totals['n_unknown']} not counted, as values decide"
         return text
 
 

@@ -24,9 +24,8 @@ from .base import (
     check_input,
     into,
     narrowed,
-    stored_number,
-    stored_tensor,
 )
+from .stored import stored_number, stored_tensor
 
 SWEEPS = 20
 STARTS = 8

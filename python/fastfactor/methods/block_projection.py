@@ -23,11 +23,10 @@ from .base import (
     check_input,
     into,
     narrowed,
-    stored_number,
-    stored_tensor,
 )
 from .gaussian import gaussian
 from .projection_fit import between, blockwise, learn, swap
+from .stored import stored_number, stored_tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

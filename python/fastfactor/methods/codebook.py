@@ -27,11 +27,10 @@ from .base import (
     check_ids,
     check_input,
     into,
-    stored_number,
-    stored_tensor,
 )
 from .codebook_cells import Coding, Sharing, find_codes
 from .codebook_outputs import OutputProblem, improve_outputs
+from .stored import stored_number, stored_tensor
 
 TABLE_DTYPES = ("float16", "bfloat16", "float32")
 

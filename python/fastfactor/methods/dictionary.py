@@ -27,10 +27,9 @@ from .base import (
     check_ids,
     check_input,
     into,
-    stored_number,
-    stored_tensor,
 )
 from .dictionary_refit import fit, fit_values, whitening
+from .stored import stored_number, stored_tensor
 
 # Inputs at once: what atoms answer to them stays in cache.
 BATCH_AT_ONCE = 256

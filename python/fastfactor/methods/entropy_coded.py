@@ -25,13 +25,12 @@ from .base import (
     check_input,
     check_matrix,
     into,
-    stored_number,
-    stored_tensor,
 )
 from .entropy_encoding import CENTER_STEP, Encoding
 from .entropy_search import search
 from .entropy_source import nearest_rotation
 from .entropy_tables import Tables
+from .stored import stored_number, stored_tensor
 
 WEIGHTS_AT_ONCE = 1 << 20
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)

@@ -13,7 +13,8 @@ from .._checks import Array
 from ..errors import CorruptDataError
 from ..packing import PackedCodes
 from ..sparse import CSR
-from .base import Config, Tensors, stored_number, stored_tensor
+from .base import Config, Tensors
+from .stored import stored_number, stored_tensor
 
 # Of a gap. Packed codes have 8 bits at most: of wider ones the low bytes come first, in one piece.
 GAP_BITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)

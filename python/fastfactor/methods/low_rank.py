@@ -22,8 +22,8 @@ from .base import (
     check_input,
     into,
     narrowed,
-    stored_tensor,
 )
+from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20
 SWEEPS = 30

@@ -24,10 +24,10 @@ from .base import (
     check_input,
     into,
     narrowed,
-    stored_tensor,
 )
 from .least_squares import descend
 from .low_rank import LowRank, LowRankFactors
+from .stored import stored_tensor
 
 SWEEPS = 30
 LEAST_GAIN = 1e-4  # of the error, for one more sweep

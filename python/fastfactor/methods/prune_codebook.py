@@ -28,12 +28,11 @@ from .base import (
     check_ids,
     check_input,
     into,
-    stored_number,
-    stored_tensor,
 )
 from .codebook import TABLE_DTYPES, check_n_bits, check_range, table_dtype
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 from .pruning import Prune, dense_order
+from .stored import stored_number, stored_tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

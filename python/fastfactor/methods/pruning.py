@@ -25,9 +25,9 @@ from .base import (
     check_ids,
     check_input,
     into,
-    stored_tensor,
 )
 from .kept_places import KeptPlaces, csr_rows, kept_csr
+from .stored import stored_tensor
 
 MOST_LEVELS = 1 << 16
 POOLS = ("square", "max", "mean")

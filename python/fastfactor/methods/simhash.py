@@ -25,10 +25,9 @@ from .base import (
     check_input,
     into,
     narrowed,
-    stored_number,
-    stored_tensor,
 )
 from .gaussian import TILE, gaussian, gaussian_tile
+from .stored import stored_number, stored_tensor
 
 KEPT_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
 SIGNS = np.array([[-1], [1]], np.float32)

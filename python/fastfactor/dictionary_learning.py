@@ -115,7 +115,7 @@ def learn_dictionary(
     max_iter : int, optional
         The most passes over the signals; 0 codes by the initial atoms. Default: passes with small
         batches until 2048 signals were coded for each atom, or 2 million in all, 2 to 200, and
-        up to 20 after them.
+        up to 20 after them, fewer where nothing is left to gain.
         Where it is given, small batches take at most half of it.
     random_state : int, Generator, RandomState or None
         Seed of the initial atoms and of the order of signals. None: fresh at each call.
@@ -204,12 +204,15 @@ def learn_dictionary(
         atoms = _unit(given.astype(np.float64), generator).astype(dtype)
     learner = _Learner(atoms, generator, n_threads)
     n_iter, size, last = 0, batch_size, np.inf
+    nothing = 4 * float(np.finfo(dtype).eps) * sum(map(_squares, _blocks(X)))  # but rounding
     while n_iter < max_iter:
         squared = 0.0
         for batch in _batches(X, size, generator, dtype):
             codes = code(batch, learner.atoms, **limits)
             squared += learner.step(batch, codes, MEMORY if size < n_samples else 0.0)
         n_iter += 1
+        if squared <= nothing:
+            break
         if size >= n_samples:
             if squared >= last * (1 - LEAST_GAIN):
                 break

@@ -87,7 +87,7 @@ def _starts(problem: Problem, block_rows: int, goal: _Goal) -> Iterator[Encoding
     """Where to begin: the best that there is, then, for sizes, ever less beside the levels."""
     source = Source(problem, block_rows, goal.nbytes, goal.max_error)
     if source.energy == 0:
-        yield Encoding(source, 0.0, None)
+        yield Encoding(source, source.first_step, None)
         return
     sampled = source.sample()
     trials = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import hash_oracle
 import ml_dtypes
 import numpy as np
@@ -20,6 +22,7 @@ from omp_checks import (
     sparse_signals,
     unit_atoms,
 )
+from processes import output_of
 
 
 def supports(codes):
@@ -180,6 +183,24 @@ def test_codes_longer_than_the_first_allocation(rng, count):
     codes = hashed_omp(X, dictionary, n_nonzero_coefs=count, n_bits=0)
     expected = oracle.omp_codes(X, dictionary, count)
     np.testing.assert_allclose(dense(codes), expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
+def test_one_row_of_many_atoms_takes_little_memory_for_the_rows_beside_it():
+    """Room for 512 atoms a row would be 4 GB for a block of the 4000 rows that fit else."""
+    code = """
+        import resource
+        import numpy as np
+        import fastfactor
+
+        atoms = np.eye(512, dtype=np.float32)
+        X = atoms[np.arange(32_000) % 512]
+        X[5] = np.arange(512) + 1
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+        codes = fastfactor.hashed_omp(X, atoms, tol=1e-6, n_bits=0, n_threads=1)
+        print(codes.indptr[-1])
+    """
+    assert int(output_of(code)) == 32_000 - 1 + 512
 
 
 def test_tol_at_the_error_of_an_exact_code():

@@ -23,7 +23,8 @@ N_SYMBOLS = 2 * N_BUCKETS - 1  # 0, +1, −1, +2, …: of buckets, signed
 N_CENTERS = 3  # magnitudes 1, 2, and more
 TOTAL_BITS = 14  # of the frequencies of a context
 MOST_CLASSES = 128
-LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32
+LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what follows
+LARGEST_BITS = 1e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +105,11 @@ def trellis_quantize(
         4 log₂ of the scale of each row.
     classes : Classes
     bits : array of shape (2 · classes, N_BUCKETS)
-        Cost of a level's bucket in each context.
+        Cost of a level's bucket in each context, in [-1e10, 1e10].
     centers : array of shape (2 · classes, N_CENTERS)
         How far a reconstruction lies from its point of the grid, outwards.
     rate_weight : float
-        Of a bit.
+        Of a bit, in [0, 1e20].
     with_levels : bool
         Whether levels are wanted, or what they are counted to alone.
     n_threads : int, optional
@@ -121,7 +122,7 @@ def trellis_quantize(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, a value that is not finite, and weights out of range.
+        For a wrong type or shape, a value that is not finite, and what is out of range.
 
     Notes
     -----
@@ -152,6 +153,12 @@ def trellis_quantize(
     step = _checks.nonnegative(step, "step")
     if not 1e-37 <= step <= 1e38:
         raise ValueError(f"step must be in [1e-37, 1e38], got {step!r}")
+    rate_weight = _checks.nonnegative(rate_weight, "rate_weight")
+    if rate_weight > LARGEST_WEIGHT:
+        raise ValueError(f"rate_weight must be in [0, {LARGEST_WEIGHT:g}], got {rate_weight!r}")
+    bits = _table(bits, "bits", (2 * classes.count, N_BUCKETS))
+    if np.abs(bits).max() > LARGEST_BITS:
+        raise ValueError(f"bits must be within ±{LARGEST_BITS:g}, got ±{np.abs(bits).max():g}")
     found = kernels.trellis_quantize(
         values,
         step,
@@ -160,9 +167,9 @@ def trellis_quantize(
         _row_logs(row_logs, len(values)),
         classes.shift,
         classes.count,
-        _table(bits, "bits", (2 * classes.count, N_BUCKETS)),
+        bits,
         _table(centers, "centers", (2 * classes.count, N_CENTERS)),
-        _checks.nonnegative(rate_weight, "rate_weight"),
+        rate_weight,
         with_levels,
         _checks.threads(n_threads),
     )

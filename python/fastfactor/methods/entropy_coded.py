@@ -272,9 +272,9 @@ class EntropyCoded(Method):
     The rotation is stored in 2 to 8 bits an entry, or left out, whichever takes less in all. Under
     an input covariance Σ it is Σ's eigenvectors, and grids are as wide as what a column counts
     allows. Under an importance there is no rotation; grids follow its mean over columns, and each
-    weight's choice of level its own importance; one that does not count becomes zero. Quantizers are
-    as in Marcellin and Fischer (1990) with the 64-state code of Ungerboeck (1982); coding is that
-    of Duda (2013).
+    weight's choice of level its own importance; one that does not count becomes zero. Quantizers
+    are as in Marcellin and Fischer (1990) with the 64-state code of Ungerboeck (1982); coding is
+    that of Duda (2013).
 
     A size is met within 0.1 %, by few weights less closely; none is refused in which as many zeros
     would fit. Levels are chosen some twenty times at 20 ns a weight, most of them on a

@@ -286,15 +286,16 @@ class TrellisDecoder:
         centers: Array,
     ) -> None:
         self._made_of = (words, lengths, n_rows, block_rows, classes, frequencies, centers)
-        if words.dtype.name != "uint16" or words.ndim != 1:
-            raise TypeError(f"words must be uint16 of 1 dimension, got {words.dtype}")
+        if not isinstance(words, np.ndarray) or words.dtype.name != "uint16" or words.ndim != 1:
+            raise TypeError(f"words must be uint16 of 1 dimension, got {_described(words)}")
         block_rows = _checks.integer(block_rows, "block_rows", 1, 2**31)
         n_blocks = -(-_checks.integer(n_rows, "n_rows", 0) // block_rows)
+        lengths = _integers(lengths, "lengths")
         if lengths.shape != (n_blocks,):
             raise ValueError(f"lengths must have shape {(n_blocks,)}, got {lengths.shape}")
         self._decoder = kernels.trellis_decoder(
             np.ascontiguousarray(words, np.uint16),
-            lengths.astype(np.int64),
+            lengths,
             n_rows,
             block_rows,
             _frequencies(frequencies, classes),
@@ -312,7 +313,7 @@ class TrellisDecoder:
 
         Parameters
         ----------
-        ids : int64 array of shape (n,)
+        ids : int array of shape (n,)
             Rising.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
@@ -323,8 +324,8 @@ class TrellisDecoder:
 
         Raises
         ------
-        ValueError
-            For numbers that do not rise or are no rows.
+        TypeError, ValueError
+            For a wrong type or shape, and numbers that do not rise or are no rows.
         CorruptDataError
             Where a block ends before its last level, or one that is read to its end goes on.
 
@@ -333,13 +334,30 @@ class TrellisDecoder:
         Of each block the rows before the last one that is wanted are decoded too. Four blocks side
         by side on each thread, some 12 cycles a level; one block alone takes some 20.
         """
-        ids = np.ascontiguousarray(ids, np.int64)
+        ids = _integers(ids, "ids")
+        if ids.ndim != 1:
+            raise ValueError(f"ids must have 1 dimension, got shape {ids.shape}")
         return kernels.trellis_rows(self._decoder, ids, _checks.threads(n_threads))
 
 
 def _check_columns(classes: Classes, n_columns: int) -> None:
     if len(classes.columns) != n_columns:
         raise ValueError(f"columns must have length {n_columns}, got {len(classes.columns)}")
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} of shape {given.shape}"
+    return type(given).__name__
+
+
+def _integers(given: Any, name: str) -> Array:
+    array = np.asarray(given)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return np.ascontiguousarray(array, np.int64)
 
 
 def _row_logs(row_logs: Any, n_rows: int) -> Array:

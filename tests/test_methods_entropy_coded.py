@@ -89,6 +89,14 @@ def test_too_few_bits_are_refused(rng):
         EntropyCoded(bits_per_weight=0.01).compress(rng.standard_normal((20, 20)))
 
 
+def test_by_leaps_the_best_that_fits_is_kept(rng):
+    W = (0.03 * np.sign(rng.standard_normal((1024, 128)))).astype(np.float32)
+    for bits, most in ((0.6, 0.8), (0.9, 1), (1.7, 1e-6), (2.5, 1e-6)):
+        factors = EntropyCoded(bits_per_weight=bits).compress(W)
+        assert factors.bits_per_weight <= bits
+        assert factors.error(W) < most
+
+
 @pytest.mark.parametrize("shape", [(20, 20), (1, 50), (300, 7), (64, 40)])
 def test_no_size_that_can_be_reached_is_refused(rng, shape):
     W = uneven(rng, shape)

@@ -138,63 +138,6 @@ def test_an_error_that_rounding_forbids_is_refused(rng):
         EntropyCoded(max_error=1e-14).compress(W)
 
 
-# --- shapes and ranges
-
-
-@pytest.mark.parametrize("more", [{}, {"importance": np.ones((2, 150_000), np.float32)}])
-def test_nothing_is_as_large_as_the_square_of_many_columns(rng, more):
-    W = rng.standard_normal((2, 150_000)).astype(np.float32)
-    factors = EntropyCoded(bits_per_weight=2).compress(W, **more)
-    assert factors.bits_per_weight <= 2
-    assert factors.error(W) < 0.09
-    dense = factors.to_dense()
-    np.testing.assert_array_equal(factors.rows([1, 0, 1]), dense[[1, 0, 1]])
-    x = rng.standard_normal(150_000).astype(np.float32)
-    np.testing.assert_allclose(factors.linear(x), dense @ x, rtol=1e-3, atol=0.1)
-
-
-@pytest.mark.parametrize("bits", [2, 8])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_values_at_the_end_of_their_range_stay_in_it(rng, dtype, bits):
-    most = np.finfo(dtype).max
-    for turned in (False, True):
-        W = np.sign(rng.standard_normal((1024, 1 if turned else 16)))
-        W = (np.broadcast_to(W, (1024, 16)) * most).astype(dtype)
-        factors = EntropyCoded(bits_per_weight=bits).compress(W)
-        assert bits == 2 or (factors.rotation is not None) == turned
-        assert np.isfinite(factors.to_dense()).all()
-        assert np.isfinite(factors.rows([0, 31])).all()
-        assert factors.error(W) < 0.1
-
-
-def test_large_values_that_do_not_count_are_numbers(rng):
-    W = (1e30 * rng.standard_normal((32, 16))).astype(np.float32)
-    W[:, 1] *= 3e38 / np.abs(W[:, 1]).max()
-    importance = rng.random(W.shape).astype(np.float32)
-    importance[:, :2] = 0
-    for bits in (4, 8):
-        factors = EntropyCoded(bits_per_weight=bits).compress(W, importance=importance)
-        assert np.isfinite(factors.to_dense()).all()
-        assert factors.error(W, metric=Diagonal(importance)) < 0.02
-
-
-def test_nothing_counts_under_a_covariance_of_zeros(rng):
-    for scale in (1e-30, 1, 3e37):
-        W = (scale * rng.uniform(-1, 1, (20, 8))).astype(np.float32)
-        factors = EntropyCoded(bits_per_weight=4).compress(W, input_covariance=np.zeros((8, 8)))
-        assert not factors.to_dense().any()
-        assert factors.error(W, metric=Covariance(np.zeros((8, 8)))) == 0
-
-
-@pytest.mark.parametrize("scale", [2.0**-90, 2.0**100])
-def test_a_power_of_two_changes_the_step_alone(rng, scale):
-    W = uneven(rng, (200, 12))
-    plain = EntropyCoded(bits_per_weight=3).compress(W)
-    scaled = EntropyCoded(bits_per_weight=3).compress(W * np.float32(scale))
-    np.testing.assert_array_equal(plain.words, scaled.words)
-    np.testing.assert_array_equal(plain.step * np.float32(scale), scaled.step)
-
-
 # --- random access
 
 
@@ -234,3 +177,60 @@ def test_few_rows_and_many_are_read_alike(rng):
     np.testing.assert_array_equal(factors.rows(np.arange(330)), dense)
     one_by_one = np.concatenate([factors.rows([at]) for at in range(330)])
     np.testing.assert_allclose(one_by_one, dense, rtol=1e-4, atol=1e-4)
+
+
+# --- shapes and ranges
+
+
+@pytest.mark.parametrize("more", [{}, {"importance": np.ones((2, 150_000), np.float32)}])
+def test_nothing_is_as_large_as_the_square_of_many_columns(rng, more):
+    W = rng.standard_normal((2, 150_000)).astype(np.float32)
+    factors = EntropyCoded(bits_per_weight=2).compress(W, **more)
+    assert factors.bits_per_weight <= 2
+    assert factors.error(W) < 0.09
+    dense = factors.to_dense()
+    np.testing.assert_array_equal(factors.rows([1, 0, 1]), dense[[1, 0, 1]])
+    x = rng.standard_normal(150_000).astype(np.float32)
+    np.testing.assert_allclose(factors.linear(x), dense @ x, rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_values_at_the_end_of_their_range_stay_in_it(rng, dtype, bits):
+    most = np.finfo(dtype).max
+    for turned in (False, True):
+        W = np.sign(rng.standard_normal((1024, 1 if turned else 16)))
+        W = (np.broadcast_to(W, (1024, 16)) * most).astype(dtype)
+        factors = EntropyCoded(bits_per_weight=bits).compress(W)
+        assert bits == 2 or (factors.rotation is not None) == turned
+        assert np.isfinite(factors.to_dense()).all()
+        assert np.isfinite(factors.rows([0, 31])).all()
+        assert factors.error(W) < 0.1
+
+
+def test_large_values_that_do_not_count_are_numbers(rng):
+    W = (1e30 * rng.standard_normal((32, 16))).astype(np.float32)
+    W[:, 1] *= 3e38 / np.abs(W[:, 1]).max()
+    importance = rng.random(W.shape).astype(np.float32)
+    importance[:, :2] = 0
+    for wanted in (0.9, 0.1):
+        factors = EntropyCoded(max_error=wanted).compress(W, importance=importance)
+        assert np.isfinite(factors.to_dense()).all()
+        assert factors.error(W, metric=Diagonal(importance)) <= wanted
+
+
+def test_nothing_counts_under_a_covariance_of_zeros(rng):
+    for scale in (1e-30, 1, 3e37):
+        W = (scale * rng.uniform(-1, 1, (20, 8))).astype(np.float32)
+        factors = EntropyCoded(bits_per_weight=4).compress(W, input_covariance=np.zeros((8, 8)))
+        assert not factors.to_dense().any()
+        assert factors.error(W, metric=Covariance(np.zeros((8, 8)))) == 0
+
+
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**100])
+def test_a_power_of_two_changes_the_step_alone(rng, scale):
+    W = uneven(rng, (200, 12))
+    plain = EntropyCoded(bits_per_weight=3).compress(W)
+    scaled = EntropyCoded(bits_per_weight=3).compress(W * np.float32(scale))
+    np.testing.assert_array_equal(plain.words, scaled.words)
+    np.testing.assert_array_equal(plain.step * np.float32(scale), scaled.step)

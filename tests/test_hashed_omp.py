@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import hash_oracle
 import ml_dtypes
 import numpy as np
@@ -20,6 +22,7 @@ from omp_checks import (
     sparse_signals,
     unit_atoms,
 )
+from processes import output_of
 
 
 def supports(codes):
@@ -180,6 +183,31 @@ def test_codes_longer_than_the_first_allocation(rng, count):
     codes = hashed_omp(X, dictionary, n_nonzero_coefs=count, n_bits=0)
     expected = oracle.omp_codes(X, dictionary, count)
     np.testing.assert_allclose(dense(codes), expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_one_row_of_many_atoms_takes_little_memory_for_the_rows_beside_it():
+    """Room for 512 atoms a row would be 4 GB for a block of the 4000 rows that fit else."""
+    code = """
+        import re
+        import numpy as np
+        import fastfactor
+
+        atoms = np.eye(512, dtype=np.float32)
+        X = atoms[np.arange(32_000) % 512]
+        X[5] = np.arange(512) + 1
+
+        def megabytes(name):
+            status = open("/proc/self/status").read()
+            return int(re.search(name + r":\\s+(\\d+)", status)[1]) // 1024
+
+        before = megabytes("VmSize")
+        codes = fastfactor.hashed_omp(X, atoms, tol=1e-6, n_bits=0, n_threads=1)
+        print(codes.indptr[-1], megabytes("VmPeak") - before)
+    """
+    n_nonzeros, taken = map(int, output_of(code).split())
+    assert n_nonzeros == 32_000 - 1 + 512
+    assert taken < 1000
 
 
 def test_tol_at_the_error_of_an_exact_code():

@@ -69,12 +69,13 @@ def test_covariance_counts_even_where_it_is_nearly_singular(rng):
     assert least < error < 1.8 * least
 
 
-def test_weights_without_importance_cost_little(rng):
+@pytest.mark.parametrize(("bits", "share"), [(1.5, 0.7), (6, 0.01)])
+def test_weights_without_importance_cost_little(rng, bits, share):
     W = rng.standard_normal((200, 64)).astype(np.float32)
     importance = (rng.random(W.shape) < 0.5).astype(np.float64)
-    method, metric = EntropyCoded(bits_per_weight=1.5), Diagonal(importance)
+    method, metric = EntropyCoded(bits_per_weight=bits), Diagonal(importance)
     weighted = method.compress(W, importance=importance)
-    assert weighted.error(W, metric=metric) < 0.7 * method.compress(W).error(W, metric=metric)
+    assert weighted.error(W, metric=metric) < share * method.compress(W).error(W, metric=metric)
 
 
 def test_an_error_is_met_closely(rng):
@@ -86,6 +87,14 @@ def test_an_error_is_met_closely(rng):
 def test_too_few_bits_are_refused(rng):
     with pytest.raises(ValueError, match=r"bits_per_weight must be at least .* got 0.01"):
         EntropyCoded(bits_per_weight=0.01).compress(rng.standard_normal((20, 20)))
+
+
+def test_by_leaps_the_best_that_fits_is_kept(rng):
+    W = (0.03 * np.sign(rng.standard_normal((1024, 128)))).astype(np.float32)
+    for bits, most in ((0.6, 0.8), (0.9, 1), (1.7, 1e-6), (2.5, 1e-6)):
+        factors = EntropyCoded(bits_per_weight=bits).compress(W)
+        assert factors.bits_per_weight <= bits
+        assert factors.error(W) < most
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (1, 50), (300, 7), (64, 40)])
@@ -200,3 +209,60 @@ def test_few_rows_and_many_are_read_alike(rng):
     np.testing.assert_array_equal(factors.rows(np.arange(330)), dense)
     one_by_one = np.concatenate([factors.rows([at]) for at in range(330)])
     np.testing.assert_allclose(one_by_one, dense, rtol=1e-4, atol=1e-4)
+
+
+# --- shapes and ranges
+
+
+@pytest.mark.parametrize("more", [{}, {"importance": np.ones((2, 150_000), np.float32)}])
+def test_nothing_is_as_large_as_the_square_of_many_columns(rng, more):
+    W = rng.standard_normal((2, 150_000)).astype(np.float32)
+    factors = EntropyCoded(bits_per_weight=2).compress(W, **more)
+    assert factors.bits_per_weight <= 2
+    assert factors.error(W) < 0.09
+    dense = factors.to_dense()
+    np.testing.assert_array_equal(factors.rows([1, 0, 1]), dense[[1, 0, 1]])
+    x = rng.standard_normal(150_000).astype(np.float32)
+    np.testing.assert_allclose(factors.linear(x), dense @ x, rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_values_at_the_end_of_their_range_stay_in_it(rng, dtype, bits):
+    most = np.finfo(dtype).max
+    for turned in (False, True):
+        W = np.sign(rng.standard_normal((1024, 1 if turned else 16)))
+        W = (np.broadcast_to(W, (1024, 16)) * most).astype(dtype)
+        factors = EntropyCoded(bits_per_weight=bits).compress(W)
+        assert bits == 2 or (factors.rotation is not None) == turned
+        assert np.isfinite(factors.to_dense()).all()
+        assert np.isfinite(factors.rows([0, 31])).all()
+        assert factors.error(W) < 0.1
+
+
+def test_large_values_that_do_not_count_are_numbers(rng):
+    W = (1e30 * rng.standard_normal((32, 16))).astype(np.float32)
+    W[:, 1] *= 3e38 / np.abs(W[:, 1]).max()
+    importance = rng.random(W.shape).astype(np.float32)
+    importance[:, :2] = 0
+    for wanted in (0.9, 0.1):
+        factors = EntropyCoded(max_error=wanted).compress(W, importance=importance)
+        assert np.isfinite(factors.to_dense()).all()
+        assert factors.error(W, metric=Diagonal(importance)) <= wanted
+
+
+def test_nothing_counts_under_a_covariance_of_zeros(rng):
+    for scale in (1e-30, 1, 3e37):
+        W = (scale * rng.uniform(-1, 1, (20, 8))).astype(np.float32)
+        factors = EntropyCoded(bits_per_weight=4).compress(W, input_covariance=np.zeros((8, 8)))
+        assert not factors.to_dense().any()
+        assert factors.error(W, metric=Covariance(np.zeros((8, 8)))) == 0
+
+
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**100])
+def test_a_power_of_two_changes_the_step_alone(rng, scale):
+    W = uneven(rng, (200, 12))
+    plain = EntropyCoded(bits_per_weight=3).compress(W)
+    scaled = EntropyCoded(bits_per_weight=3).compress(W * np.float32(scale))
+    np.testing.assert_array_equal(plain.words, scaled.words)
+    np.testing.assert_array_equal(plain.step * np.float32(scale), scaled.step)

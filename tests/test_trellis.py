@@ -73,6 +73,16 @@ def test_values_beyond_the_largest_level_get_it_or_the_one_below(rng):
     assert np.abs(found).max() == 65535
 
 
+def test_values_that_leave_float32_in_steps(rng):
+    values, *others = problem(rng, (4, 6))
+    values[1, 2], values[3, 5] = 3e38, -3e38
+    levels = trellis_quantize(values, 1e-3, *others, 0.2).levels
+    assert 65534 <= levels[1, 2] <= 65535
+    assert -65535 <= levels[3, 5] <= -65534
+    values[values > 1e37], values[values < -1e37] = 1e30, -1e30
+    np.testing.assert_array_equal(trellis_quantize(values, 1e-3, *others, 0.2).levels, levels)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_zeros_and_weights_of_zero(rng, rate):
     values, weights, *rest = problem(rng, (5, 40))
@@ -160,6 +170,8 @@ def test_what_does_not_fit_is_named(rng):
         ("row_logs", row_logs[:3], "row_logs must be 4 integers"),
         ("row_logs", row_logs / 2, "row_logs must be 4 integers"),
         ("row_logs", row_logs + 70000, "row_logs must be in"),
+        ("rate_weight", 1e21, r"rate_weight must be in \[0, 1e\+20\], got 1e\+21"),
+        ("bits", bits - np.float32(1e11), r"bits must be within ±1e\+10, got ±1e\+11"),
         ("step", 0.0, "step must be in"),
         ("step", 1e-60, "step must be in"),
         ("step", 1e60, "step must be in"),

@@ -207,7 +207,9 @@ def test_what_does_not_fit_is_named(rng):
             TrellisDecoder(words, np.array(wrong), *made[2:])
     for arguments, message in (
         ((words.astype(int), *made[1:]), "words must be uint16"),
+        ((words.tolist(), *made[1:]), "words must be uint16 of 1 dimension, got list"),
         ((words, lengths[1:], *made[2:]), "lengths must have shape"),
+        ((words, lengths + 0.5, *made[2:]), "lengths must be integers, got float64"),
         ((words, lengths, -1, *made[3:]), "n_rows must be at least 0"),
         ((words, lengths, n_rows, 0, *made[4:]), "block_rows must be in"),
         ((*made[:5], frequencies[1:], centers), "frequencies must have shape"),
@@ -221,6 +223,12 @@ def test_what_does_not_fit_is_named(rng):
     for ids in ([-1], [12], [3, 3], [4, 2]):
         with pytest.raises(ValueError, match="ids must rise and be rows"):
             decoder.rows(np.array(ids))
+    with pytest.raises(TypeError, match="ids must be integers, got float64"):
+        decoder.rows(np.array([0.5, 1.5]))
+    with pytest.raises(ValueError, match=r"ids must have 1 dimension, got shape \(2, 1\)"):
+        decoder.rows(np.array([[0], [1]]))
+    assert decoder.rows([]).shape == (0, 7)
+    np.testing.assert_array_equal(decoder.rows([2, 3]), decoder.rows(np.arange(12))[2:4])
     never = frequencies.copy()
     never[:, 1] += never[:, 2]
     never[:, 2] = 0

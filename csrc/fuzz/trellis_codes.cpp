@@ -109,7 +109,8 @@ void try_levels(Input in, const Tables& tables, index rows, index block_rows) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Input in{data, ff::index(size)};
   const ff::index rows = in.byte() % 40, cols = in.byte() % 40, block_rows = 1 + in.byte() % 9;
-  const int classes = 1 + in.byte() % 5, shift = in.byte() % 9, kind = in.byte();
+  const int many = in.byte(), classes = many == 255 ? trellis::kMostClasses : 1 + many % 5;
+  const int shift = in.byte() % 9, kind = in.byte();
   try {
     const Tables tables(in, cols, classes, shift, kind % 2 == 0);
     if (kind % 3 == 0 && kind % 2 == 0) try_levels(in, tables, rows, block_rows);

@@ -290,8 +290,12 @@ SparseRows<T> hashed_omp(const MatrixView& x, const MatrixView& dictionary,
                                              options.seed, options.n_threads, stop);
   stop.throw_if_requested();
 
-  constexpr index kBytes = index(64) << 20, kMostRows = index(1) << 14, kTasks = 8;
-  const index fit = kBytes / Worker<T>::bytes_per_row(rows.ld, tables.get(), options.max_nonzeros);
+  constexpr index kBytes = index(64) << 20, kWidened = 8 * kBytes, kMostRows = index(1) << 14,
+                  kTasks = 8;
+  // One row of many atoms widens what all rows of its block hold.
+  const index fit =
+      std::min(kBytes / Worker<T>::bytes_per_row(rows.ld, tables.get(), options.max_nonzeros),
+               kWidened / Supports<T>::most_bytes_per_row(options.max_nonzeros));
   const index block =
       round_up(std::clamp(std::min(fit, ceil_div(x.rows, kTasks)), index(1), kMostRows), kTileRows);
   std::vector<std::unique_ptr<Worker<T>>> workers(options.n_threads);

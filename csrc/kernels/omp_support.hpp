@@ -42,9 +42,10 @@ class Supports {
     grow(first_room(most));
   }
 
-  // At first; rows that choose more atoms than kFirstRoom take more.
-  static index bytes_per_row(index most) {
-    const index room = first_room(most);
+  // At first; where a row chooses more atoms than kFirstRoom, all take more.
+  static index bytes_per_row(index most) { return most_bytes_per_row(first_room(most)); }
+
+  static index most_bytes_per_row(index room) {
     return (triangle(room) + 2 * room) * index(sizeof(double)) + room * index(sizeof(std::int32_t));
   }
 

@@ -70,12 +70,13 @@ class Coder {
   }
 
  private:
-  // Magnitudes in units of the grid; whether all are finite.
+  // Magnitudes in units of the grid, the largest float at most; whether all are finite.
   bool measure(const float* values) {
+    constexpr float kMost = std::numeric_limits<float>::max();
     int finite = 1;
     for (std::size_t j = 0; j < sizes_.size(); ++j) {
-      sizes_[j] = std::abs(values[j] / step_);
-      finite &= int(sizes_[j] <= std::numeric_limits<float>::max());
+      sizes_[j] = std::min(std::abs(values[j] / step_), kMost);
+      finite &= int(std::abs(values[j]) <= kMost);
     }
     return finite;
   }

@@ -175,7 +175,9 @@ def hashed_omp(
     whose cosine with its residual is as large as a share of ``share / n_tables`` of random ones
     have: at n_tables · 2^n_bits · log(n_features) + share · n_atoms · n_features operations a row
     and step, against n_atoms · n_features for all. No product of atoms with atoms is held, so
-    memory is (n_tables + 2) · n_atoms · n_features numbers and up to some 70 MB a thread.
+    memory is (n_tables + 2) · n_atoms · n_features numbers, more where buckets hold fewer atoms
+    than a vector does, and up to some 70 MB a thread; 600 MB where rows take many atoms, and 200
+    bytes a bucket where there are hundreds of thousands.
 
     Residuals by default, beside those of ``omp``: 4 to 5 % longer for rows of an embedding table
     and for random ones. Of signals that are sums of a few atoms and little noise, an atom that is

@@ -23,7 +23,8 @@ N_SYMBOLS = 2 * N_BUCKETS - 1  # 0, +1, −1, +2, …: of buckets, signed
 N_CENTERS = 3  # magnitudes 1, 2, and more
 TOTAL_BITS = 14  # of the frequencies of a context
 MOST_CLASSES = 128
-LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32
+LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what follows
+LARGEST_BITS = 1e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +105,11 @@ def trellis_quantize(
         4 log₂ of the scale of each row.
     classes : Classes
     bits : array of shape (2 · classes, N_BUCKETS)
-        Cost of a level's bucket in each context.
+        Cost of a level's bucket in each context, in [-1e10, 1e10].
     centers : array of shape (2 · classes, N_CENTERS)
         How far a reconstruction lies from its point of the grid, outwards.
     rate_weight : float
-        Of a bit.
+        Of a bit, in [0, 1e20].
     with_levels : bool
         Whether levels are wanted, or what they are counted to alone.
     n_threads : int, optional
@@ -121,7 +122,7 @@ def trellis_quantize(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, a value that is not finite, and weights out of range.
+        For a wrong type or shape, a value that is not finite, and what is out of range.
 
     Notes
     -----
@@ -152,6 +153,12 @@ def trellis_quantize(
     step = _checks.nonnegative(step, "step")
     if not 1e-37 <= step <= 1e38:
         raise ValueError(f"step must be in [1e-37, 1e38], got {step!r}")
+    rate_weight = _checks.nonnegative(rate_weight, "rate_weight")
+    if rate_weight > LARGEST_WEIGHT:
+        raise ValueError(f"rate_weight must be in [0, {LARGEST_WEIGHT:g}], got {rate_weight!r}")
+    bits = _table(bits, "bits", (2 * classes.count, N_BUCKETS))
+    if np.abs(bits).max() > LARGEST_BITS:
+        raise ValueError(f"bits must be within ±{LARGEST_BITS:g}, got ±{np.abs(bits).max():g}")
     found = kernels.trellis_quantize(
         values,
         step,
@@ -160,9 +167,9 @@ def trellis_quantize(
         _row_logs(row_logs, len(values)),
         classes.shift,
         classes.count,
-        _table(bits, "bits", (2 * classes.count, N_BUCKETS)),
+        bits,
         _table(centers, "centers", (2 * classes.count, N_CENTERS)),
-        _checks.nonnegative(rate_weight, "rate_weight"),
+        rate_weight,
         with_levels,
         _checks.threads(n_threads),
     )
@@ -279,15 +286,16 @@ class TrellisDecoder:
         centers: Array,
     ) -> None:
         self._made_of = (words, lengths, n_rows, block_rows, classes, frequencies, centers)
-        if words.dtype.name != "uint16" or words.ndim != 1:
-            raise TypeError(f"words must be uint16 of 1 dimension, got {words.dtype}")
+        if not isinstance(words, np.ndarray) or words.dtype.name != "uint16" or words.ndim != 1:
+            raise TypeError(f"words must be uint16 of 1 dimension, got {_described(words)}")
         block_rows = _checks.integer(block_rows, "block_rows", 1, 2**31)
         n_blocks = -(-_checks.integer(n_rows, "n_rows", 0) // block_rows)
+        lengths = _integers(lengths, "lengths")
         if lengths.shape != (n_blocks,):
             raise ValueError(f"lengths must have shape {(n_blocks,)}, got {lengths.shape}")
         self._decoder = kernels.trellis_decoder(
             np.ascontiguousarray(words, np.uint16),
-            lengths.astype(np.int64),
+            lengths,
             n_rows,
             block_rows,
             _frequencies(frequencies, classes),
@@ -305,7 +313,7 @@ class TrellisDecoder:
 
         Parameters
         ----------
-        ids : int64 array of shape (n,)
+        ids : int array of shape (n,)
             Rising.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
@@ -316,8 +324,8 @@ class TrellisDecoder:
 
         Raises
         ------
-        ValueError
-            For numbers that do not rise or are no rows.
+        TypeError, ValueError
+            For a wrong type or shape, and numbers that do not rise or are no rows.
         CorruptDataError
             Where a block ends before its last level, or one that is read to its end goes on.
 
@@ -326,13 +334,30 @@ class TrellisDecoder:
         Of each block the rows before the last one that is wanted are decoded too. Four blocks side
         by side on each thread, some 12 cycles a level; one block alone takes some 20.
         """
-        ids = np.ascontiguousarray(ids, np.int64)
+        ids = _integers(ids, "ids")
+        if ids.ndim != 1:
+            raise ValueError(f"ids must have 1 dimension, got shape {ids.shape}")
         return kernels.trellis_rows(self._decoder, ids, _checks.threads(n_threads))
 
 
 def _check_columns(classes: Classes, n_columns: int) -> None:
     if len(classes.columns) != n_columns:
         raise ValueError(f"columns must have length {n_columns}, got {len(classes.columns)}")
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} of shape {given.shape}"
+    return type(given).__name__
+
+
+def _integers(given: Any, name: str) -> Array:
+    array = np.asarray(given)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return np.ascontiguousarray(array, np.int64)
 
 
 def _row_logs(row_logs: Any, n_rows: int) -> Array:

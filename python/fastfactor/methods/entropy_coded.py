@@ -25,6 +25,7 @@ from .base import (
     check_input,
     check_matrix,
     into,
+    narrowed,
 )
 from .entropy_encoding import CENTER_STEP, Encoding
 from .entropy_search import search
@@ -33,6 +34,7 @@ from .entropy_tables import Tables
 from .stored import stored_number, stored_tensor
 
 WEIGHTS_AT_ONCE = 1 << 20
+LARGEST_SCALE = 2.0**90  # a value is up to 2^17 of it, in sums over all columns
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)
 
 
@@ -82,13 +84,12 @@ class EntropyCodedFactors(Factors):
         ids = check_ids(ids, self.shape[0])
         wanted, place = np.unique(ids, return_inverse=True)
         values = self._decoder.rows(wanted, n_threads=n_threads)
-        found = (values @ self._scaled_basis.T).astype(self.dtype, copy=False)
-        return found[place].reshape(*ids.shape, self.shape[1])
+        return self._dense(values)[place].reshape(*ids.shape, self.shape[1])
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         x = check_input(x, self.shape)
         x = x.astype(_checks.result_dtype(x), copy=False)
-        inner = (x @ self._basis) * self.step[0]
+        inner = _times(x, self._basis) * self.step[0]
         result = np.empty((*x.shape[:-1], self.shape[0]), x.dtype)
         for first, values in self._spans(n_threads):
             result[..., first : first + len(values)] = inner @ values.T
@@ -97,7 +98,7 @@ class EntropyCodedFactors(Factors):
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         W = np.empty(self.shape, np.float32)
         for first, values in self._spans(None):
-            W[first : first + len(values)] = values @ self._basis.T
+            W[first : first + len(values)] = _times(values, self._basis.T)
         return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
 
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
@@ -107,7 +108,7 @@ class EntropyCodedFactors(Factors):
             _checks.writeable(out, "out", self.shape, self.dtype)
         result: Array = out
         for first, values in self._spans(n_threads):
-            result[first : first + len(values)] = values @ self._scaled_basis.T
+            result[first : first + len(values)] = self._dense(values)
         return result
 
     def error(self, W: Any, *, metric: Metric | None = None, n_threads: int | None = None) -> float:
@@ -121,7 +122,7 @@ class EntropyCodedFactors(Factors):
             while first < last:
                 if first >= held[0] + len(held[1]):
                     held[0], values = next(spans)
-                    held[1] = (values @ self._scaled_basis.T).astype(self.dtype)
+                    held[1] = self._dense(values)
                 parts.append(held[1][first - held[0] : last - held[0]])
                 first += len(parts[-1])
             return np.concatenate(parts).astype(np.float64)
@@ -222,9 +223,9 @@ class EntropyCodedFactors(Factors):
 
     @cached_property
     def _basis(self) -> Array:
-        """R diag(2**(column_steps / 4)), float32."""
+        """R diag(2**(column_steps / 4)), float32; the diagonal where there is no rotation."""
         n = self.shape[1]
-        basis = np.eye(n)
+        basis = np.ones(n)
         if self.rotation is not None:
             codes = PackedCodes(self.rotation, self.rotation_bits, (n, n)).unpack()
             basis = nearest_rotation(codes, self.rotation_bits)
@@ -234,8 +235,21 @@ class EntropyCodedFactors(Factors):
 
     @cached_property
     def _scaled_basis(self) -> Array:
-        scaled: Array = self.step[0] * self._basis
+        """The same times the step, float32; float64 where products may leave float32's range."""
+        scaled: Array = self._basis.astype(np.float64) * float(self.step[0])
+        if np.abs(scaled).max(initial=0) < LARGEST_SCALE:
+            scaled = self.step[0] * self._basis
         return scaled
+
+    def _dense(self, values: Array) -> Array:
+        """Rows of W from their levels; what is beyond its dtype becomes the largest value."""
+        return narrowed(_times(values, self._scaled_basis.T), self.dtype)
+
+
+def _times(rows: Array, basis: Array) -> Array:
+    """Rows times a matrix, or times a diagonal one."""
+    found: Array = rows @ basis if basis.ndim == 2 else rows * basis
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +278,9 @@ class EntropyCoded(Method):
     The rotation is stored in 2 to 8 bits an entry, or left out, whichever takes less in all. Under
     an input covariance Σ it is Σ's eigenvectors, and grids are as wide as what a column counts
     allows. Under an importance there is no rotation; grids follow its mean over columns, and each
-    weight's choice of level its own importance. Quantizers are as in Marcellin and Fischer (1990)
-    with the 64-state code of Ungerboeck (1982); coding is that of Duda (2013).
+    weight's choice of level its own importance; one that does not count becomes zero. Quantizers
+    are as in Marcellin and Fischer (1990) with the 64-state code of Ungerboeck (1982); coding is
+    that of Duda (2013).
 
     A size is met within 0.1 %, by few weights less closely; none is refused in which as many zeros
     would fit. Levels are chosen some twenty times at 20 ns a weight, most of them on a

@@ -39,7 +39,8 @@ class Costs:
         """Of classes whose values have Laplace's distribution, at these scales in steps."""
         # Density e^(-√2 |v| / scale), a level 2 apart from the next.
         fall = 2 * np.sqrt(2) / scales[:, None] / np.log(2)
-        cost = fall * FIRSTS - np.log2(1 - 2.0 ** -np.minimum(fall, 50)) + (FIRSTS > 0)
+        none = -np.expm1(-np.log(2) * np.minimum(fall, 50))  # 1 − 2^-fall, where that is tiny too
+        cost = fall * FIRSTS - np.log2(none) + (FIRSTS > 0)
         wide = np.repeat(np.minimum(cost, 200), 2, axis=0).astype(np.float32)
         return cls(wide, np.zeros((len(wide), N_CENTERS), np.float32))
 
@@ -160,7 +161,7 @@ class Encoding:
         return {
             "words": words,
             "lengths": lengths.astype(wide),
-            "step": np.array([self.step], np.float32),
+            "step": np.array([np.ldexp(self.step, source.exponent)], np.float32),
             "table_lengths": self.tables.lengths,
             "table_logs": self.tables.logs,
             "centers": self.centers,

@@ -78,6 +78,12 @@ class _Goal:
             return (encoding.nbytes - wanted) * 8 / encoding.source.full_size
         return float(0.5 * np.log2(max(encoding.error, 1e-300) / wanted))
 
+    def is_better(self, one: Encoding, other: Encoding) -> bool:
+        """Of two that meet the goal. By leaps, the nearer one need not be the better."""
+        if self.is_size:
+            return one.error < other.error
+        return one.nbytes < other.nbytes
+
     def tolerance(self, source: Source, wanted: float) -> float:
         """In octaves."""
         return TOLERANCE * (8 * wanted / source.full_size if self.is_size else 0.72)
@@ -87,7 +93,7 @@ def _starts(problem: Problem, block_rows: int, goal: _Goal) -> Iterator[Encoding
     """Where to begin: the best that there is, then, for sizes, ever less beside the levels."""
     source = Source(problem, block_rows, goal.nbytes, goal.max_error)
     if source.energy == 0:
-        yield Encoding(source, 0.0, None)
+        yield Encoding(source, source.first_step, None)
         return
     sampled = source.sample()
     trials = []
@@ -158,20 +164,20 @@ def _meet(start: Encoding, goal: _Goal, judge: Judge) -> list[tuple[float, Any]]
 
 
 def _solve(start: Encoding, goal: _Goal, wanted: float) -> Encoding | None:
-    """The encoding that meets what is wanted most closely, or nothing where the last does not.
+    """The best encoding that meets what is wanted, or nothing where the last does not.
 
     Levels are chosen by the same costs at every step, so that a step fixes size and error, which
     rise and fall with it: false position, between a step that meets the goal and one that misses;
     and bisection, where both go by leaps, as those of few weights do.
     """
     tolerance = goal.tolerance(start.source, wanted)
-    best, best_off = None, -np.inf
+    best: Encoding | None = None
     ends: dict[bool, tuple[float, float]] = {}  # of missing: step and how far off
     encoding, slope = start, SLOPE
     for evaluation in range(EVALUATIONS):
         off = goal.off(encoding, wanted)
-        if best_off < off <= 0:
-            best, best_off = encoding, off
+        if off <= 0 and (best is None or goal.is_better(encoding, best)):
+            best = encoding
         if -tolerance <= off <= 0:
             break
         ends[off > 0] = encoding.log_step, off

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..metrics import Covariance, Diagonal
+from ..metrics import Covariance, Diagonal, exponent_of
 from ..packing import PackedCodes
 from ..trellis import LARGEST, LARGEST_WEIGHT
 from .base import ROWS_AT_ONCE, Problem
@@ -45,87 +45,95 @@ class Source:
         if problem.W.dtype == np.float64:
             _checks.finite(problem.W, "W", np.float32)
         self.n_threads = problem.n_threads
-        W = problem.W.astype(np.float64)
+        # Within ±1, so that nothing leaves float32 on the way.
+        self.exponent = max(exponent_of(problem.W), -100)
+        W = np.ldexp(problem.W.astype(np.float64), -self.exponent)
         n_rows, n_columns = W.shape
         self.block_rows = max(min(block_rows, n_rows), 1)
         self.full_rows, self.full_size = n_rows, max(W.size, 1)
         self.rotation: Array | None = None
         self.rotation_bits = 0
         metric = problem.metric
-        gram = W.T @ W / max(n_rows, 1)
-        weighing = np.eye(n_columns)
+        squares = np.einsum("ij,ij->j", W, W) / max(n_rows, 1)
+        weights = np.ones(n_columns)
+        weighing: Array | None = None
         if isinstance(metric, Covariance):
             weighing = metric.input_covariance.astype(np.float64)
+            weights = np.maximum(weighing.diagonal(), 0)
         elif isinstance(metric, Diagonal):
-            weighing = np.diag(metric.importance.mean(axis=0, dtype=np.float64))
+            weights = metric.importance.mean(axis=0, dtype=np.float64)
         bits = None if nbytes is None else 8 * nbytes / self.full_size
-        power = float(np.sum(gram * weighing)) / max(n_columns, 1)
-        self.noise = (max_error or 0.0) * max(power, 0.0)
-        may_rotate = not (plain or isinstance(metric, Diagonal))
-        exact = weighing if isinstance(metric, Covariance) else gram
-        basis = self._rotate(gram, weighing, bits, exact if may_rotate else None)
-        weights = np.maximum(np.einsum("ij,ij->j", basis, weighing @ basis), 0)
+        power = float(squares @ weights)
+        if weighing is not None:
+            power = float(np.einsum("ij,ij->", W @ weighing, W)) / max(n_rows, 1)
+        self.noise = (max_error or 0.0) * max(power, 0.0) / max(n_columns, 1)
+        least = self._cost(squares * weights, bits, 0)
+        basis = None
+        if not (plain or isinstance(metric, Diagonal)) and 2 <= n_columns <= LARGEST_ROTATION:
+            basis, least = self._rotate(W.T @ W / max(n_rows, 1), weighing, bits, least)
+        if bits is not None:
+            self.noise = least
+        if basis is not None:
+            W = W @ basis
+            if weighing is not None:
+                weights = _along(basis, weighing)
         largest = float(weights.max(initial=0)) or 1.0
-        steps = np.clip(np.rint(-2 * np.log2(np.maximum(weights / largest, 1e-18))), 0, 239)
-        steps = steps * (not plain)
+        steps = np.rint(-2 * np.log2(np.maximum(weights / largest, 1e-18)))
+        # No wider than that the coarsest step of the widest grid is still a float32.
+        widest = 4 * (123 - self.exponent - 0.5 * np.log2(max(n_columns, 1)))
+        steps = np.clip(steps, 0, np.clip(np.floor(widest), 0, 239)) * (not plain)
         self.column_steps: Array | None = steps.astype(np.uint8) if steps.any() else None
         widths = 2.0 ** (steps / 4)
-        self.values = (W @ basis / widths).astype(np.float32)
+        self.values = (W / widths).astype(np.float32)
         each = metric.importance if isinstance(metric, Diagonal) else weights
         weighed = np.minimum(each * widths**2 / largest, LARGEST_WEIGHT).astype(np.float32)
+        # Near candidates alone are weighed: of a large value that does not count, zero is none.
+        self.values *= weighed > 0
         self.weights = np.broadcast_to(weighed, self.values.shape)
         self.noise /= largest
         self.energy = self._energy()
-        self.finest = self.coarsest = self.first_step = 0.0
+        self.finest = self.coarsest = self.first_step = min(0.0, 100.0 - self.exponent)
         if self.energy > 0:
             top = max(float(self.values.max()), -float(self.values.min()))
             # Within what float32 holds of a step.
-            self.finest = max(float(np.log2(top / (2 * LARGEST - 8))), -122.0)
-            self.coarsest = float(np.clip(np.log2(top) + 3, self.finest, 126))
+            low, high = -122.0 - self.exponent, 126.0 - self.exponent
+            self.finest = max(float(np.log2(top / (2 * LARGEST - 8))), low)
+            self.coarsest = float(np.clip(np.log2(top) + 3, self.finest, max(high, self.finest)))
             # High-rate noise of the trellis is about 0.27 of a squared step.
             first = 0.5 * np.log2(max(self.noise, 1e-300) / 0.27)
             self.first_step = float(np.clip(first, self.finest, self.coarsest))
 
+    def _cost(self, products: Array, bits: float | None, n_bits: int) -> float:
+        """The error at this rate, or the rate at `noise`, with a rotation of so many bits."""
+        own = n_bits * len(products) ** 2 / self.full_size
+        if bits is None:
+            return _rate(products, self.noise) + own
+        return _noise_at(products, bits - own)
+
     def _rotate(
-        self, gram: Array, weighing: Array, bits: float | None, turned: Array | None
-    ) -> Array:
-        """The rotation that leaves the least error at this rate, or the least rate at `noise`.
+        self, gram: Array, weighing: Array | None, bits: float | None, least: float
+    ) -> tuple[Array | None, float]:
+        """The rotation of least cost, its own bits counted, and that cost; none if none is less.
 
-        To the eigenvectors of `turned`. Its own bits count; none is one of them, and the only one
-        where `turned` is None. Sets `noise` where a rate is given.
+        To the eigenvectors of `weighing`, or of `gram` where every direction weighs alike.
         """
-        n = len(gram)
-
-        def products(basis: Array) -> Array:
-            scales = np.einsum("ij,ij->j", basis, gram @ basis)
-            found: Array = np.einsum("ij,ij->j", basis, weighing @ basis) * scales
-            return np.maximum(found, 0)
-
-        def cost(basis: Array, n_bits: int) -> float:
-            own = n_bits * n * n / self.full_size
-            if bits is None:
-                return _rate(products(basis), self.noise) + own
-            return _noise_at(products(basis), bits - own)
-
-        best = np.eye(n)
-        least = cost(best, 0)
-        if turned is not None and 2 <= n <= LARGEST_ROTATION and least > 0:
-            exact = np.linalg.eigh(turned)[1]
+        best = None
+        if least > 0:
+            n = len(gram)
+            exact = np.linalg.eigh(gram if weighing is None else weighing)[1]
             for n_bits, range_of_normal in RANGES.items():
-                if cost(exact, n_bits) >= least:
+                if self._cost(_products(exact, gram, weighing), bits, n_bits) >= least:
                     break
                 top = (1 << n_bits) - 1
                 scaled = exact * np.sqrt(n) / range_of_normal
                 codes = np.clip(np.rint((scaled + 1) * top / 2), 0, top).astype(np.uint8)
                 basis = nearest_rotation(codes, n_bits)
-                found = cost(basis, n_bits)
+                found = self._cost(_products(basis, gram, weighing), bits, n_bits)
                 if found < least:
                     best, least = basis, found
                     packed = PackedCodes.pack(codes, n_bits)
                     self.rotation, self.rotation_bits = packed.data, n_bits
-        if bits is not None:
-            self.noise = least
-        return best
+        return best, least
 
     def _energy(self) -> float:
         """Σ weights · values², some rows at a time."""
@@ -179,6 +187,18 @@ def nearest_rotation(codes: Array, n_bits: int) -> Array:
     left, _, right = np.linalg.svd(codes.astype(np.float64) - ((1 << n_bits) - 1) / 2)
     result: Array = left @ right
     return result
+
+
+def _along(basis: Array, matrix: Array) -> Array:
+    """bᵀ · matrix · b of each column of a basis, at least 0."""
+    found: Array = np.maximum(np.einsum("ij,ij->j", basis, matrix @ basis), 0)
+    return found
+
+
+def _products(basis: Array, gram: Array, weighing: Array | None) -> Array:
+    """Of each column of a basis, the square of what is coded times what it weighs."""
+    squares = _along(basis, gram)
+    return squares if weighing is None else squares * _along(basis, weighing)
 
 
 def _rate(variances: Array, noise: float) -> float:

@@ -44,9 +44,15 @@ class Paths {
 
   // The state that the best path ends in, of equals the lowest.
   int best_state() const {
+    // An element of a chosen array, (a ? x : y)[i], is what GCC 12 gets wrong where it sanitizes.
+    float costs[2][kStates / 2];
+    for (int v = 0; v < kHalf; ++v) {
+      simd::store(costs[0] + v * kLanes, even_[v]);
+      simd::store(costs[1] + v * kLanes, odd_[v]);
+    }
     int best = 0;
     for (int state = 1; state < kStates; ++state)
-      if (cost(state) < cost(best)) best = state;
+      if (costs[state & 1][state / 2] < costs[best & 1][best / 2]) best = state;
     return best;
   }
 
@@ -71,10 +77,6 @@ class Paths {
   template <int By>
   static Vector turned(const Vector* from, int v) {
     return simd::exclusive_or_lanes<By % kLanes>(from[v ^ By / kLanes]);
-  }
-
-  float cost(int state) const {
-    return (state & 1 ? odd_ : even_)[state / 2 / kLanes][state / 2 % kLanes];
   }
 
   Vector even_[kHalf], odd_[kHalf];  // by half the number of a state

@@ -43,7 +43,8 @@ def workloads(quick: bool) -> list[Workload]:
             {"rows": rows, "cols": 256},
             (*at_every_level(fastfactor), Contestant(RIVAL, constriction)),
             (
-                Target(DECODE, (RIVAL,), at_least=2.5, aim=4),
+                Target(DECODE, (RIVAL,), at_least=4),
+                Target(ENCODE, (RIVAL,), at_least=1),
                 # Ours holds the scales of rows too, and every block can be read alone.
                 Target(DECODE, (RIVAL,), figure="bits a level", at_most=1.01),
                 Target(TWO_THREADS, ("fastfactor",), rival_measure=DECODE, at_least=1.8),

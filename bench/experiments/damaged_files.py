@@ -1,0 +1,90 @@
+"""Every damage of every kind of stored file, and what reading it does.
+
+    python bench/experiments/damaged_files.py
+
+The files are those of tests/data. Without changing their checksums they are cut at every byte, one
+byte is changed, left out or written twice, and bytes are added: all must be refused. Then every
+byte of every tensor of factors and everything said of them is changed under right checksums:
+reading, product and dense matrix must be refused as damaged, or whole. A crash or any other error
+ends the run. tests/test_store.py and test_stored_files.py do a part of this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastfactor import CorruptDataError, store
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
+
+import damage  # noqa: E402
+from machine import describe  # noqa: E402
+
+FLIPS = (0x01, 0x80, 0xFF)
+VALUES = (0, 255)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/damaged_files.json")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sorted((ROOT / "tests/data").glob("*.safetensors")):
+            rows.append(attacked(source, Path(folder) / source.name))
+            print(json.dumps(rows[-1]), flush=True)
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if key not in ("file", "bytes")}
+    args.json.write_text(json.dumps({**describe(), "files": rows, "total": total}, indent=1) + "\n")
+    print(total)
+
+
+def attacked(source: Path, path: Path) -> dict[str, Any]:
+    """Counts of changed copies, and of those refused."""
+    content = source.read_bytes()
+    changed = {
+        "cut": damage.cuts(content),
+        "byte_changed": (copy for flip in FLIPS for copy in damage.flips(content, flip)),
+        "byte_more_or_less": damage.shifts(content),
+    }
+    row: dict[str, Any] = {"file": source.name, "bytes": len(content)}
+    for kind, copies in changed.items():
+        row[kind] = all_refused(copies, path, content)
+    forged = {
+        "forged_headers": damage.forged_headers(content),
+        "forged_tensors": damage.forged_tensors(content, range, VALUES),
+    }
+    for kind, named in forged.items():
+        answers = []
+        for name, copy in named:
+            path.write_bytes(copy)
+            answers.append(damage.refused(path, name))
+        row[kind], row[f"{kind}_refused"] = len(answers), sum(answers)
+    return row
+
+
+def all_refused(copies: Iterable[bytes], path: Path, content: bytes) -> int:
+    """How many there are that differ from the content."""
+    n = 0
+    for copy in copies:
+        if copy == content:  # one of two equal neighbours left out, say, and none added
+            continue
+        path.write_bytes(copy)
+        try:
+            with store.open_store(path) as opened:
+                opened.verify()
+        except CorruptDataError:
+            n += 1
+            continue
+        raise AssertionError(f"{path.name}: a damaged copy was read, left as {path}")
+    return n
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import CSR, hashed_omp, learn_dictionary, omp, spmm
+from fastfactor import CSR, exchange_atoms, hashed_omp, learn_dictionary, omp, spmm
+from fastfactor.code_exchange import improved
 from fastfactor.code_products import Codes, Matrix, products_of_codes, transposed
 from fastfactor.dictionary_learning import ATOMS_AT_ONCE, _repeated
 
@@ -109,6 +110,63 @@ def test_learning_by_hash_comes_near_to_learning_by_all(rng, init):
 def test_hash_and_ols_do_not_go_together(rng):
     with pytest.raises(ValueError, match=r"^selection must be 'omp' with search='hash', got 'ols'"):
         learn_dictionary(rng.standard_normal((9, 4)), 2, selection="ols", search="hash")
+
+
+def test_exchanging_atoms_leaves_less(rng):
+    X = signals(rng, n=1500, d=16, n_atoms=60)
+    plain, exchanged = (
+        learn_dictionary(X, 40, n_nonzero_coefs=5, exchange=exchange) for exchange in (False, True)
+    )
+    assert exchanged.error < 0.97 * plain.error
+    # The codes are what no exchange improves, and no worse than new ones.
+    settings = {"max_exchanges": 5}
+    for codes in (exchanged.codes, omp(X, exchanged.dictionary, n_nonzero_coefs=5)):
+        other = exchange_atoms(X, exchanged.dictionary, codes, **settings).to_dense()
+        left = X - other @ exchanged.dictionary
+        assert np.sum(left**2) / np.sum(X**2) > 0.999 * exchanged.error
+
+
+@pytest.mark.parametrize("n_threads", [2, 7])
+@pytest.mark.parametrize("limits", [{"n_nonzero_coefs": 3}, {"tol": 0.3}])
+def test_exchanging_gives_the_same_bits_for_any_number_of_threads(rng, n_threads, limits):
+    X = signals(rng, n=1000).astype(np.float32)
+    settings = {"exchange": True, "max_iter": 6, **limits}
+    one = learn_dictionary(X, 20, n_threads=1, **settings)
+    other = learn_dictionary(X, 20, n_threads=n_threads, **settings)
+    np.testing.assert_array_equal(one.dictionary, other.dictionary)
+    np.testing.assert_array_equal(one.codes.data, other.codes.data)
+    np.testing.assert_array_equal(one.codes.indices, other.codes.indices)
+
+
+def test_a_limit_of_error_holds_after_exchanges(rng):
+    X = signals(rng)
+    result = learn_dictionary(X, 30, tol=0.05, exchange=True)
+    left = X - result.codes.to_dense() @ result.dictionary
+    assert np.sum(left**2, axis=1).max() <= 0.05 * (1 + 1e-9)
+    assert result.error == pytest.approx(np.sum(left**2) / np.sum(X**2), rel=1e-9)
+
+
+def test_each_row_has_the_better_of_two_codes(rng):
+    """Rows of different numbers of atoms among them, and rows that no exchange changes."""
+    X, atoms = rng.standard_normal((60, 8)), rng.standard_normal((20, 8))
+    codes = omp(X, atoms, tol=2.0)
+    earlier = omp(X, atoms, n_nonzero_coefs=3)
+    found = improved(X, atoms, codes, earlier, 2)
+    left = [
+        np.sum((X - exchange_atoms(X, atoms, each).to_dense() @ atoms) ** 2, axis=1)
+        for each in (codes, earlier)
+    ]
+    expected = np.minimum(*left)
+    assert (left[0] < left[1]).any()
+    assert (left[0] > left[1]).any()
+    np.testing.assert_allclose(np.sum((X - found.to_dense() @ atoms) ** 2, axis=1), expected)
+    alone = improved(X, atoms, codes, None, 2)
+    np.testing.assert_array_equal(alone.data, exchange_atoms(X, atoms, codes).data)
+
+
+def test_hash_and_exchanges_do_not_go_together(rng):
+    with pytest.raises(ValueError, match=r"^exchange must be False with search='hash', got True"):
+        learn_dictionary(rng.standard_normal((9, 4)), 2, search="hash", exchange=True)
 
 
 def test_error_codes_and_atoms_are_what_they_are_said_to_be(rng):

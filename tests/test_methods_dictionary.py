@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from contract import MethodContract
-from fastfactor import CorruptDataError, omp
+from fastfactor import CorruptDataError, exchange_atoms, omp
 from fastfactor.methods import Dictionary, DictionaryFactors
 from fastfactor.metrics import Covariance, Diagonal
 
@@ -120,8 +122,15 @@ def test_a_covariance_of_few_directions_leaves_the_others_free(rng, piece):
 
 def test_values_are_least_squares_for_the_atoms_as_stored(rng):
     W = rng.standard_normal((40, 32)).astype(np.float16)
-    factors = Dictionary(n_nonzero_coefs=3, n_atoms=16, piece=16).compress(W)
-    codes = omp(W.reshape(-1, 16), factors.dictionary, n_nonzero_coefs=3, selection="ols")
+    settings = Dictionary(n_nonzero_coefs=3, n_atoms=16, piece=16, exchange=False)
+    factors = settings.compress(W)
+    signals = W.reshape(-1, 16)
+    codes = omp(signals, factors.dictionary, n_nonzero_coefs=3, selection="ols")
+    np.testing.assert_array_equal(factors.values, codes.data.astype(np.float16))
+    # With exchanges other atoms may be chosen: these have no more error, and values that fit them.
+    factors = replace(settings, exchange=True).compress(W)
+    assert factors.error(W) < settings.compress(W).error(W)
+    codes = exchange_atoms(signals, factors.dictionary, factors._codes, max_exchanges=0)
     np.testing.assert_array_equal(factors.values, codes.data.astype(np.float16))
 
 

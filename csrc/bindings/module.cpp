@@ -12,6 +12,7 @@ void bind_kmeans(py::module_& m);
 void bind_kmeans1d(py::module_& m);
 void bind_csr(py::module_& m);
 void bind_gaps(py::module_& m);
+void bind_exchange(py::module_& m);
 void bind_hashed_omp(py::module_& m);
 void bind_huffman(py::module_& m);
 void bind_omp(py::module_& m);
@@ -62,6 +63,7 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_kmeans1d(m);
   bind_csr(m);
   bind_gaps(m);
+  bind_exchange(m);
   bind_hashed_omp(m);
   bind_huffman(m);
   bind_omp(m);

@@ -59,6 +59,14 @@ double squared_norm(const T* values, index n) {
   return sum;
 }
 
+// Whether the whole Gram matrix is worth its time when so many of its rows will be used: often
+// enough, and only where it fits.
+template <class T>
+bool gram_pays(index n_atoms, index uses) {
+  constexpr index kMostBytes = index(2) << 30;
+  return 4 * uses >= n_atoms && n_atoms <= kMostBytes / index(sizeof(T)) / n_atoms;
+}
+
 // The dictionary as the coder wants it: scaled, packed in panels, its Gram matrix whole or by row.
 template <class T>
 class Atoms {

@@ -22,7 +22,7 @@ from .scalar_clustering import kmeans1d
 from .selection import n_m_mask, prune_mask, threshold_for
 from .sparse import CSR
 from .sparse_codes import SparseCodes
-from .sparse_coding import hashed_omp, omp
+from .sparse_coding import exchange_atoms, hashed_omp, omp
 
 if TYPE_CHECKING:
     from .comparison import compare_files
@@ -43,6 +43,7 @@ __all__ = [
     "compare_files",
     "compress_file",
     "decompress_file",
+    "exchange_atoms",
     "gap_decode",
     "gap_encode",
     "hashed_omp",

@@ -95,12 +95,10 @@ def omp(
     >>> codes.indices, codes.data
     (array([1, 3], dtype=int32), array([ 3., -1.], dtype=float32))
     """
-    X, dictionary, limits = _check(X, dictionary, n_nonzero_coefs, tol)
+    X, dictionary = _operands(X, dictionary)
     n_atoms = len(dictionary)
-    if gram is not None:
-        gram = _checks.float_array(gram, "gram", ndim=(2,))
-        if gram.shape != (n_atoms, n_atoms):
-            raise ValueError(f"gram must have shape {(n_atoms, n_atoms)}, got {gram.shape}")
+    gram = _products(gram, n_atoms)
+    limits = _limits(dictionary, n_nonzero_coefs, tol)
     _checks.choice(selection, "selection", ("omp", "ols"))
     data, indices, indptr = kernels.omp(
         X,
@@ -201,8 +199,9 @@ def hashed_omp(
     >>> bool((left**2).sum() < 0.1 * (X**2).sum())
     True
     """
-    X, dictionary, limits = _check(X, dictionary, n_nonzero_coefs, tol)
+    X, dictionary = _operands(X, dictionary)
     n_atoms, n_features = dictionary.shape
+    limits = _limits(dictionary, n_nonzero_coefs, tol)
     if share is None:
         share = min(1.0, SHARE / n_atoms**0.5)
     share = _checks.fraction(share, "share")
@@ -224,10 +223,92 @@ def hashed_omp(
     return CSR._trusted(data, indices, indptr, (X.shape[0], n_atoms))
 
 
-def _check(
-    X: Any, dictionary: Any, n_nonzero_coefs: int | None, tol: float | None
-) -> tuple[Array, Array, dict[str, Any]]:
-    """The operands as arrays, and what bounds a code, as kernels want it."""
+def exchange_atoms(
+    X: Any,
+    dictionary: Any,
+    codes: CSR,
+    *,
+    max_exchanges: int | None = None,
+    gram: Any = None,
+    n_threads: int | None = None,
+) -> CSR:
+    """Lower the error of sparse codes by exchanging their atoms, one at a time.
+
+    A pursuit never takes back an atom. Here every row exchanges one of its atoms for the one that
+    lowers its error most, as long as one does. It keeps as many atoms as it had.
+
+    Parameters
+    ----------
+    X : array of shape (n_samples, n_features)
+        float16, bfloat16, float32 or float64, any strides. Read block by block, never copied whole.
+    dictionary : array of shape (n_atoms, n_features)
+        The atoms, of any norms.
+    codes : CSR of shape (n_samples, n_atoms)
+        From :func:`omp`, :func:`hashed_omp` or elsewhere. Which atoms a row has counts; that a
+        coefficient is zero does not.
+    max_exchanges : int, optional
+        The most exchanges a row; 0 makes coefficients the least-squares ones and that is all.
+        Default: as many as the row has atoms.
+    gram : array of shape (n_atoms, n_atoms), optional
+        ``dictionary @ dictionary.T``, where the caller has it.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    CSR of shape (n_samples, n_atoms)
+        Least-squares coefficients of the atoms that rows have now, columns ascending; float64 if X
+        or the dictionary is, else float32. A row whose atoms are linearly dependent, such as one
+        that has an atom twice, is as it was.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape or limit, and for NaN or infinity in an operand.
+
+    Notes
+    -----
+    For a row with k atoms: 2 · n_atoms · n_features operations, from the Gram matrix of the atoms
+    (n_atoms² · n_features once), then for each exchange, and once to find that there is none,
+    n_atoms · (2 k² + 9 k) + 2 k³. An exchange must explain 16 ulp of the row's square more. The
+    same bits for any number of threads, and for a row alone or among others. Of equally good atoms
+    the one with the lowest index is taken.
+
+    Sources: Fedorov (1972), for the exchange; Jain, Tewari, Dhillon (2011), orthogonal matching
+    pursuit with replacement.
+
+    Examples
+    --------
+    >>> import numpy as np, fastfactor
+    >>> atoms = np.array([[1, 0, 0], [0, 1, 0], [0.8, 0.8, 0.1]], np.float32)
+    >>> X = np.array([[1, 1, 0]], np.float32)
+    >>> codes = fastfactor.omp(X, atoms, n_nonzero_coefs=2)
+    >>> codes.indices, fastfactor.exchange_atoms(X, atoms, codes).indices
+    (array([0, 2], dtype=int32), array([0, 1], dtype=int32))
+    """
+    X, dictionary = _operands(X, dictionary)
+    n_atoms = len(dictionary)
+    if not isinstance(codes, CSR):
+        raise TypeError(f"codes must be a CSR, got {type(codes).__name__}")
+    if codes.shape != (len(X), n_atoms):
+        raise ValueError(f"codes must have shape {(len(X), n_atoms)}, got {codes.shape}")
+    if max_exchanges is not None:
+        max_exchanges = _checks.integer(max_exchanges, "max_exchanges", 0, 2**31 - 1)
+    data, indices = kernels.exchange_atoms(
+        X,
+        dictionary,
+        gram=_products(gram, n_atoms),
+        data=codes.data,
+        indices=codes.indices,
+        indptr=codes.indptr,
+        max_exchanges=-1 if max_exchanges is None else max_exchanges,
+        as_double=_checks.result_dtype(X, dictionary) is np.float64,
+        n_threads=_checks.threads(n_threads),
+    )
+    return CSR._trusted(data, indices, codes.indptr, codes.shape)
+
+
+def _operands(X: Any, dictionary: Any) -> tuple[Array, Array]:
     X = _checks.float_array(X, "X", ndim=(2,))
     dictionary = _checks.float_array(dictionary, "dictionary", ndim=(2,))
     n_atoms, n_features = dictionary.shape
@@ -240,6 +321,21 @@ def _check(
         raise ValueError(
             f"X must have as many columns as the dictionary, {n_features}, got shape {X.shape}"
         )
+    return X, dictionary
+
+
+def _products(gram: Any, n_atoms: int) -> Array | None:
+    if gram is None:
+        return None
+    products: Array = _checks.float_array(gram, "gram", ndim=(2,))
+    if products.shape != (n_atoms, n_atoms):
+        raise ValueError(f"gram must have shape {(n_atoms, n_atoms)}, got {products.shape}")
+    return products
+
+
+def _limits(dictionary: Array, n_nonzero_coefs: int | None, tol: float | None) -> dict[str, Any]:
+    """What bounds a code, as kernels want it."""
+    n_atoms, n_features = dictionary.shape
     if n_nonzero_coefs is not None:
         limit = _checks.integer(n_nonzero_coefs, "n_nonzero_coefs", 1)
     elif tol is None:
@@ -247,7 +343,7 @@ def _check(
     else:
         limit = n_features
     max_error = -1.0 if tol is None else _checks.nonnegative(tol, "tol")
-    return X, dictionary, {"max_nonzeros": min(limit, n_atoms, n_features), "tol": max_error}
+    return {"max_nonzeros": min(limit, n_atoms, n_features), "tol": max_error}
 
 
 def _threshold(chance: float, n_features: int) -> float:

@@ -90,6 +90,17 @@ def sparse_layout(
 def sparse_codebook_matmul(
     x: _Array, layout: object, codebook: npt.NDArray[np.float32], out: _Array, n_threads: int
 ) -> None: ...
+def exchange_atoms(
+    x: _Array,
+    dictionary: _Array,
+    gram: _Array | None,
+    data: _Array,
+    indices: _Array,
+    indptr: _Array,
+    max_exchanges: int,
+    as_double: bool,
+    n_threads: int,
+) -> tuple[_Array, npt.NDArray[np.int32]]: ...
 def gap_encode(
     positions: npt.NDArray[np.int64], size: int, n_bits: int, value_bits: int, n_threads: int
 ) -> tuple[_Array, npt.NDArray[np.int64], int]: ...

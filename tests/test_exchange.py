@@ -109,7 +109,7 @@ def test_errors_never_grow(n_samples, n_atoms, n_features, k, seed, dtype):
     found = exchange_atoms(X, dictionary, codes)
     assert_well_formed(found, n_samples, n_atoms, dtype, k)
     np.testing.assert_array_equal(found.indptr, codes.indptr)
-    slack = np.sum(X.astype(np.float64) ** 2, axis=1) * np.finfo(dtype).eps * 100
+    slack = np.sum(X.astype(np.float64) ** 2, axis=1) * np.finfo(dtype).eps * 8
     assert (errors(X, found, dictionary) <= errors(X, codes, dictionary) + slack).all()
 
 
@@ -174,7 +174,9 @@ def test_rows_of_any_number_of_atoms(rng):
     codes = CSR(np.ones(indptr[-1]), np.concatenate(rows), indptr, (17, 20))
     found = exchange_atoms(X, dictionary, codes, max_exchanges=100)
     assert list(map(len, atoms_of(found))) == list(range(17))
-    assert errors(X, found, dictionary)[16] < 1e-20  # a basis
+    assert (
+        errors(X, found, dictionary)[16] < 1e-14
+    )  # a basis: rounding, times the square of its condition
     for x, atoms in zip(X[:4], atoms_of(found)[:4], strict=True):
         assert best_exchange(x, dictionary, atoms)[0] == atoms
 

@@ -13,8 +13,8 @@ namespace {
 template <class T>
 class Worker {
  public:
-  Worker(const MatrixView& x, const Atoms<T>& atoms, index block)
-      : atoms_(atoms), answers_(x, atoms, block), row_(atoms) {}
+  Worker(const MatrixView& x, const Atoms<T>& atoms, const AtomRows<T>& by_row, index block)
+      : atoms_(atoms), answers_(x, atoms, block), row_(atoms, by_row), x_(by_row.ld, T(0)) {}
 
   void improve(const CsrView& codes, index max_exchanges, index first, index n, T* data,
                std::int32_t* indices) {
@@ -27,8 +27,7 @@ class Worker {
                               ? std::int32_t(static_cast<const std::int64_t*>(codes.indices)[k])
                               : static_cast<const std::int32_t*>(codes.indices)[k]);
       // More than atoms have elements depend on each other.
-      if (end - begin > atoms_.depth() ||
-          !row_.start(answers_.alpha(r), answers_.norm2(r), chosen_)) {
+      if (end - begin > atoms_.depth() || !row_.start(unpacked(r), answers_.alpha(r), chosen_)) {
         keep(codes, begin, end, data, indices);
         continue;
       }
@@ -40,6 +39,15 @@ class Worker {
   }
 
  private:
+  // Row r out of its tile.
+  const T* unpacked(index r) {
+    using Tile = typename Answers<T>::Tile;
+    for (index k = 0; k < atoms_.depth(); k += kDepthPart)
+      std::copy_n(answers_.row(r) + Tile::at(k), std::min(kDepthPart, atoms_.depth() - k),
+                  x_.data() + k);
+    return x_.data();
+  }
+
   void keep(const CsrView& codes, index begin, index end, T* data, std::int32_t* indices) {
     for (index k = begin; k < end; ++k)
       data[k] = codes.dtype == DType::f64 ? T(static_cast<const double*>(codes.data)[k])
@@ -50,6 +58,7 @@ class Worker {
   const Atoms<T>& atoms_;
   Answers<T> answers_;
   ExchangedRow<T> row_;
+  std::vector<T> x_;
   std::vector<std::int32_t> chosen_;
 };
 
@@ -61,11 +70,12 @@ void exchange_atoms(const MatrixView& x, const MatrixView& dictionary, const Mat
                     int n_threads, Stop& stop) {
   const bool whole_gram = gram_pays<T>(dictionary.rows, 2 * codes.nonzeros);
   const Atoms<T> atoms(dictionary, gram, whole_gram, n_threads, stop);
+  const AtomRows<T> by_row(atoms, n_threads, stop);
   const index block = rows_per_block(atoms);
   std::vector<std::unique_ptr<Worker<T>>> workers(n_threads);
   parallel_for(ceil_div(x.rows, block), n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
-    if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, block);
+    if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, by_row, block);
     const index first = b * block;
     mine->improve(codes, max_exchanges, first, std::min(block, x.rows - first), data, indices);
   });

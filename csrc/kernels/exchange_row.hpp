@@ -6,6 +6,7 @@
 
 #include "kernels/omp_argmax.hpp"
 #include "kernels/omp_atoms.hpp"
+#include "kernels/omp_support.hpp"
 
 // Exchanging atoms of one row's code.
 //
@@ -23,18 +24,24 @@
 //   (r + w_j u_j / A_jj)² / (ν + w_j² / A_jj) − u_j² / A_jj,
 //
 // and one sweep over the atoms finds the best of all exchanges: n² + 4 n multiplications an atom.
+// That is in T. Coefficients and errors are in double, from what x itself leaves, once refined:
+// G in float would be wrong in them by its rounding times the square of the atoms' condition.
 namespace ff {
 
 template <class T>
 class ExchangedRow {
  public:
-  explicit ExchangedRow(const Atoms<T>& atoms)
-      : atoms_(atoms), atom_scratch_(atoms.has_gram() ? 0 : atoms.depth()) {}
+  ExchangedRow(const Atoms<T>& atoms, const AtomRows<T>& by_row)
+      : atoms_(atoms),
+        by_row_(by_row),
+        atom_scratch_(atoms.has_gram() ? 0 : atoms.depth()),
+        left_(by_row.ld) {}
 
-  // alpha: D·x, norm2: ‖x‖². False where the atoms depend on each other, as far as T can tell.
-  bool start(const T* alpha, double norm2, const std::vector<std::int32_t>& chosen) {
+  // x: the row, zeros up to by_row.ld; alpha: D·x. False where the atoms depend on each other, as
+  // far as T can tell.
+  bool start(const T* x, const T* alpha, const std::vector<std::int32_t>& chosen) {
+    x_ = x;
     alpha_ = alpha;
-    norm2_ = norm2;
     chosen_.assign(chosen.begin(), chosen.end());
     if (n() > capacity_) grow();
     for (index j = 0; j < n(); ++j) rows_[j] = gram_row(j, chosen_[j]);
@@ -48,11 +55,11 @@ class ExchangedRow {
       return false;
     const index place = place_for(atom);
     if (place < 0) return false;
-    const double before = explained_;
+    const double before = error_;
     const std::int32_t old = chosen_[place];
     put(place, std::int32_t(atom));
-    // More than rounding, or two exchanges could undo each other for ever.
-    if (solve() && explained_ > before + kNoise * norm2_) return true;
+    // By more than rounding, or two exchanges could undo each other for ever.
+    if (solve() && error_ < (1 - kLeastGain) * before) return true;
     put(place, old);
     solve();
     return false;
@@ -71,7 +78,7 @@ class ExchangedRow {
  private:
   using Vec = simd::Vec<T>;
   static constexpr T kEps = std::numeric_limits<T>::epsilon();
-  static constexpr double kNoise = 16 * double(kEps);
+  static constexpr double kLeastGain = 1e-6;
 
   index n() const { return index(chosen_.size()); }
 
@@ -83,6 +90,7 @@ class ExchangedRow {
     rows_.resize(capacity_);
     inverse_ = Buffer<double>(capacity_ * capacity_);
     u_ = Buffer<double>(capacity_);
+    answers_.resize(capacity_);
     narrow_ = Buffer<T>(capacity_ * capacity_);
     w_ = Buffer<T>(capacity_ * kSweep<T>);
     for (auto* vector : {&minus_u_, &gain_, &share_, &loss_}) vector->resize(capacity_);
@@ -99,7 +107,7 @@ class ExchangedRow {
     rows_[place] = gram_row(place, atom);
   }
 
-  // A, u and what the atoms explain of ‖x‖². False where an atom depends on those before it.
+  // A, u and the error. False where an atom depends on those before it.
   bool solve() {
     using Wide = simd::Vec<double>;
     constexpr index kWide = simd::kLanes<double>;
@@ -135,17 +143,16 @@ class ExchangedRow {
         }
       }
     }
-    for (index l = 0; l < ld_; l += kWide) {  // A is symmetric: a sum of its rows
-      Wide sum{};
-      for (index j = 0; j < size; ++j)
-        sum = simd::mul_add(simd::splat(double(alpha_[chosen_[j]])),
-                            simd::load(inverse_.data() + j * ld_ + l), sum);
-      simd::store(u_.data() + l, sum);
-    }
-    explained_ = 0;
+    std::fill_n(u_.data(), ld_, 0.0);
+    for (index j = 0; j < size; ++j) answers_[j] = double(alpha_[chosen_[j]]);
+    add_coefficients();
+    subtract();
+    for (index j = 0; j < size; ++j)
+      answers_[j] = wide_product(by_row_.row(chosen_[j]), left_.data(), by_row_.ld);
+    add_coefficients();
+    error_ = subtract();
     for (index j = 0; j < size; ++j) {
       const double share = 1 / inverse_[j * ld_ + j], gain = u_[j] * share;
-      explained_ += u_[j] * double(alpha_[chosen_[j]]);
       minus_u_[j] = T(-u_[j]);
       gain_[j] = T(gain);
       share_[j] = T(share);
@@ -153,6 +160,33 @@ class ExchangedRow {
     }
     for (index i = 0; i < size * ld_; ++i) narrow_[i] = T(inverse_[i]);
     return true;
+  }
+
+  // u += A · answers; A is symmetric, so a sum of its rows.
+  void add_coefficients() {
+    constexpr index kWide = simd::kLanes<double>;
+    for (index l = 0; l < ld_; l += kWide) {
+      simd::Vec<double> sum = simd::load(u_.data() + l);
+      for (index j = 0; j < n(); ++j)
+        sum =
+            simd::mul_add(simd::splat(answers_[j]), simd::load(inverse_.data() + j * ld_ + l), sum);
+      simd::store(u_.data() + l, sum);
+    }
+  }
+
+  // left = x − Σ u_j d_j, and its square.
+  double subtract() {
+    constexpr index kWide = simd::kLanes<double>;
+    simd::Vec<double> squares{};
+    for (index k = 0; k < by_row_.ld; k += kWide) {
+      simd::Vec<double> left = simd::load_wide(x_ + k);
+      for (index j = 0; j < n(); ++j)
+        left =
+            simd::mul_add(simd::splat(-u_[j]), simd::load_wide(by_row_.row(chosen_[j]) + k), left);
+      simd::store(left_.data() + k, left);
+      squares = simd::mul_add(left, left, squares);
+    }
+    return simd::reduce_add<double>(squares);
   }
 
   // The atom that lowers the error most in place of one of these.
@@ -233,16 +267,19 @@ class ExchangedRow {
   }
 
   const Atoms<T>& atoms_;
+  const AtomRows<T>& by_row_;
   index capacity_ = 0, ld_ = 0;
   Buffer<T> atom_scratch_, gram_scratch_;
   std::vector<std::int32_t> chosen_;
   std::vector<const T*> rows_;  // of the Gram matrix, those of the chosen atoms
   Buffer<double> inverse_, u_;  // A, rows ld_ apart
-  std::vector<double> coordinates_;
+  std::vector<double> answers_, coordinates_;
+  Buffer<double> left_;                           // of x
   Buffer<T> narrow_, w_;                          // A; the w of a step of the sweep
   std::vector<T> minus_u_, gain_, share_, loss_;  // −u_j, u_j / A_jj, 1 / A_jj, u_j² / A_jj
+  const T* x_ = nullptr;
   const T* alpha_ = nullptr;
-  double norm2_ = 0, explained_ = 0;
+  double error_ = 0;  // ‖left‖²
 };
 
 }  // namespace ff

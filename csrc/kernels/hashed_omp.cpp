@@ -21,29 +21,15 @@ namespace {
 template <class T>
 constexpr int kLanes = simd::kLanes<T>;
 
-// Atoms one after the other, each followed by zeros up to a whole step.
+// Rows of all atoms, and the numbers of their panels'.
 template <class T>
-struct AtomRows {
-  AtomRows(const Atoms<T>& atoms, int n_threads, Stop& stop)
-      : ld(round_up(atoms.depth(), std::max<index>(kLanes<T>, kSupportStep<T>))),
-        data(atoms.count() * ld),
-        ids(atoms.panels().padded()) {
-    parallel_for(atoms.panels().n_panels(), n_threads, stop, [&](index p, int) {
-      const index first = p * kPanelCols<T>, end = std::min(atoms.count(), first + kPanelCols<T>);
-      for (index s = first; s < end; ++s) {
-        T* row = data.data() + s * ld;
-        for (index k = 0; k < atoms.depth(); ++k) row[k] = atoms.at(s, k);
-        std::fill(row + atoms.depth(), row + ld, T(0));
-      }
-    });
+struct ListedRows : AtomRows<T> {
+  ListedRows(const Atoms<T>& atoms, int n_threads, Stop& stop)
+      : AtomRows<T>(atoms, n_threads, stop), ids(atoms.panels().padded()) {
     std::iota(ids.data(), ids.data() + ids.size(), 0);
   }
 
-  const T* row(index s) const { return data.data() + s * ld; }
-
-  index ld;
-  Buffer<T> data;
-  Buffer<std::int32_t> ids;  // of the panels of all atoms
+  Buffer<std::int32_t> ids;
 };
 
 // A row's best atom so far; none: −1.
@@ -56,7 +42,7 @@ struct BestAtom {
 template <class T>
 class Worker {
  public:
-  Worker(const MatrixView& x, const Atoms<T>& atoms, const AtomRows<T>& rows,
+  Worker(const MatrixView& x, const Atoms<T>& atoms, const ListedRows<T>& rows,
          const HashTables<T>* tables, const HashedOmpOptions& options, index block)
       : x_(x),
         atoms_(atoms),
@@ -282,7 +268,7 @@ SparseRows<T> hashed_omp(const MatrixView& x, const MatrixView& dictionary,
   HashedOmpOptions options = requested;
   options.max_nonzeros = std::min({options.max_nonzeros, dictionary.rows, dictionary.cols});
   const Atoms<T> atoms(dictionary, nullptr, false, options.n_threads, stop);
-  const AtomRows<T> rows(atoms, options.n_threads, stop);
+  const ListedRows<T> rows(atoms, options.n_threads, stop);
   std::unique_ptr<HashTables<T>> tables;
   if (options.n_bits > 0)
     tables = std::make_unique<HashTables<T>>(rows.data.data(), rows.ld, atoms.count(),

@@ -22,8 +22,8 @@ template <class T>
 inline constexpr index kSupportStep = 2 * simd::kLanes<double>;
 
 // Σ a_k b_k in double over n numbers, n a multiple of kSupportStep.
-template <class T>
-double wide_product(const T* a, const T* b, index n) {
+template <class T, class U>
+double wide_product(const T* a, const U* b, index n) {
   constexpr int kLanes = simd::kLanes<double>;
   simd::Vec<double> even{}, odd{};
   for (index k = 0; k < n; k += kSupportStep<T>) {
@@ -32,6 +32,28 @@ double wide_product(const T* a, const T* b, index n) {
   }
   return simd::reduce_add<double>(even + odd);
 }
+
+// Atoms one after the other, each followed by zeros up to a whole step.
+template <class T>
+struct AtomRows {
+  AtomRows(const Atoms<T>& atoms, int n_threads, Stop& stop)
+      : ld(round_up(atoms.depth(), std::max<index>(simd::kLanes<T>, kSupportStep<T>))),
+        data(atoms.count() * ld) {
+    parallel_for(atoms.panels().n_panels(), n_threads, stop, [&](index p, int) {
+      const index first = p * kPanelCols<T>, end = std::min(atoms.count(), first + kPanelCols<T>);
+      for (index s = first; s < end; ++s) {
+        T* to = data.data() + s * ld;
+        for (index k = 0; k < atoms.depth(); ++k) to[k] = atoms.at(s, k);
+        std::fill(to + atoms.depth(), to + ld, T(0));
+      }
+    });
+  }
+
+  const T* row(index s) const { return data.data() + s * ld; }
+
+  index ld;
+  Buffer<T> data;
+};
 
 template <class T>
 class Supports {

@@ -270,9 +270,12 @@ def exchange_atoms(
     -----
     For a row with k atoms: 2 · n_atoms · n_features operations, from the Gram matrix of the atoms
     (n_atoms² · n_features once), then for each exchange, and once to find that there is none,
-    n_atoms · (2 k² + 9 k) + 2 k³. An exchange must explain 16 ulp of the row's square more. The
-    same bits for any number of threads, and for a row alone or among others. Of equally good atoms
-    the one with the lowest index is taken.
+    n_atoms · (2 k² + 9 k) + 2 k³ + 6 k · n_features. Codes of 5 of 256 atoms of 64 elements take
+    1.5 µs a row on one thread, where ``omp`` takes 0.55. Memory as for ``omp``, and a copy of the
+    dictionary. An exchange must lower a row's squared error by a millionth. Coefficients and errors
+    are refined in float64 by what they leave of the row. The same bits for any number of threads,
+    and for a row alone or among others. Of equally good atoms the one with the lowest index is
+    taken.
 
     Sources: Fedorov (1972), for the exchange; Jain, Tewari, Dhillon (2011), orthogonal matching
     pursuit with replacement.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from contract import MethodContract
-from fastfactor import CorruptDataError, exchange_atoms, omp
+from fastfactor import CorruptDataError, exchange_atoms, learn_dictionary, omp
 from fastfactor.methods import Dictionary, DictionaryFactors
 from fastfactor.metrics import Covariance, Diagonal
 
@@ -227,3 +227,28 @@ def test_atoms_and_counts_that_do_not_exist_are_refused(rng):
             DictionaryFactors.from_tensors(
                 tensors | {name: full}, config, factors.shape, factors.dtype
             )
+
+
+def test_a_ratio_is_learned_for_once(rng, monkeypatch):
+    """Where all pieces have as many values; else as often as a bisection asks."""
+    calls = []
+
+    def counted(*arguments, **settings):
+        calls.append(settings["n_nonzero_coefs"])
+        return learn_dictionary(*arguments, **settings)
+
+    monkeypatch.setattr("fastfactor.methods.dictionary.learn_dictionary", counted)
+    W = rng.standard_normal((60, 32)).astype(np.float32)
+    settings = Dictionary(ratio=4, n_atoms=8, piece=16, max_iter=2)
+    found = settings.compress(W)
+    assert len(calls) == 1
+    assert found.nbytes * 4 <= W.nbytes
+    # One more value a piece would not have fitted.
+    assert (
+        replace(settings, ratio=None, n_nonzero_coefs=calls[0] + 1).compress(W).nbytes * 4
+        > W.nbytes
+    )
+    calls.clear()
+    W[::2] = 0  # these need no values
+    assert settings.compress(W).nbytes * 4 <= W.nbytes
+    assert len(calls) > 1

@@ -8,7 +8,8 @@ from .base import Factors, Method
 from .block_diagonal import BlockDiagonal, BlockDiagonalFactors
 from .block_projection import BlockProjection, BlockProjectionFactors, RandomProjectionFactors
 from .codebook import Codebook, CodebookFactors
-from .dictionary import Dictionary, DictionaryFactors
+from .dictionary import Dictionary
+from .dictionary_factors import DictionaryFactors
 from .entropy_coded import EntropyCoded, EntropyCodedFactors
 from .low_rank import LowRank, LowRankFactors
 from .mixed_block import MixedBlock, MixedBlockFactors

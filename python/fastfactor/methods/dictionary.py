@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,193 +13,18 @@ from .. import _checks
 from .._checks import Array
 from ..code_exchange import improved
 from ..dictionary_learning import INITS, check_exchange, coder, learn_dictionary
-from ..errors import CorruptDataError
 from ..metrics import Covariance, Diagonal, Frobenius
-from ..products import spmm
 from ..sparse import CSR
-from .base import (
-    FLOAT_NAMES,
-    Config,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    Tensors,
-    check_ids,
-    check_input,
-    into,
-)
+from .base import FLOAT_NAMES, Factors, Method, Problem, Size
+from .dictionary_factors import DictionaryFactors, bits_for, pack
 from .dictionary_refit import fit, fit_values, whitening
-from .stored import stored_number, stored_tensor
 
-# Inputs at once: what atoms answer to them stays in cache.
-BATCH_AT_ONCE = 256
 MOST_ATOMS = 256  # by default: an index of a byte
 DICTIONARY_SHARE = 8  # by default at least so many times more weights in W than in atoms
 LONGEST_PIECE = 64
 SHORTEST_PIECE = 8
 SEARCH_STEPS = 16
 VALUE_EXPONENTS = (-6, 15)  # of two, of the largest value: beyond, atoms are longer or shorter
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DictionaryFactors(Factors):
-    """Pieces of rows, each Σ value · atom.
-
-    Attributes
-    ----------
-    dictionary : array of shape (n_atoms, piece)
-    values : array of shape (n_nonzeros,)
-        Piece by piece, a row's pieces from left to right.
-    indices : uint8 array
-        The atom of each value, in as few bits as name every atom, least significant bit first.
-    counts : uint8 array
-        How many values a piece has, in ``count_bits`` each; none where all have ``count``.
-    count_bits, count : int
-    """
-
-    kind: ClassVar[str] = "dictionary"
-    trainable: ClassVar[tuple[str, ...]] = ("values", "dictionary")
-
-    dictionary: Array
-    values: Array
-    indices: Array
-    counts: Array
-    count_bits: int
-    count: int
-
-    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        ids = check_ids(ids, self.shape[0])
-        n = self.shape[1] // self._piece
-        pieces = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
-        codes, dictionary = self._codes, self._wide
-        begins = codes.indptr[pieces]
-        counts = codes.indptr[pieces + 1] - begins
-        indptr = np.zeros(len(pieces) + 1, np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        at = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
-        part = CSR(codes.data[at], codes.indices[at], indptr, (len(pieces), len(dictionary)))
-        found = spmm(part, dictionary, n_threads=n_threads)
-        return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
-
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
-        dictionary = self._wide
-        dtype = _checks.result_dtype(x, dictionary, self._codes.data)
-        rows = x.reshape(-1, self.shape[1])
-        result = np.empty((len(rows), self.shape[0]), dtype)
-        for first in range(0, len(rows), BATCH_AT_ONCE):
-            part = rows[first : first + BATCH_AT_ONCE].astype(dtype)
-            # What each atom answers to each piece is computed once, for all outputs.
-            answers = part.reshape(-1, self._piece) @ dictionary.T
-            answers = answers.reshape(len(part), -1)
-            result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
-        return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
-
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        values, dictionary = tensors["values"], tensors["dictionary"]
-        if len(self.values) == 0:
-            return xp.matmul(x[:, :0], xp.reshape(values, (0, self.shape[0])))
-        W = 0.0
-        for there, which, atom in self._slots:
-            value = xp.where(there, xp.take(values, which, axis=0), 0.0)
-            W = W + xp.reshape(value, (-1, 1)) * xp.take(dictionary, atom, axis=0)
-        return xp.matmul(x, xp.transpose(xp.reshape(W, self.shape)))
-
-    def tensors(self) -> Tensors:
-        found = super().tensors()
-        if self.count_bits == 0:
-            del found["counts"]
-        return found
-
-    def config(self) -> Config:
-        return {"piece": self._piece, "count_bits": self.count_bits, "count": self.count}
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Array],
-        config: Mapping[str, Any],
-        shape: tuple[int, int],
-        dtype: np.dtype[Any],
-    ) -> DictionaryFactors:
-        piece = stored_number(config, "piece", 1, max(shape[1], 1))
-        if shape[1] % piece:
-            raise CorruptDataError(f"'piece' must divide {shape[1]}, got {piece}")
-        n = shape[0] * (shape[1] // piece)
-        count_bits = stored_number(config, "count_bits", 0, 32)
-        count = stored_number(config, "count", 0, piece if count_bits == 0 else 0)
-        dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, piece))
-        if count_bits:
-            counts = stored_tensor(tensors, "counts", ("uint8",), (-(-n * count_bits // 8),))
-            each = _unpack(counts, count_bits, n)
-            if (each > piece).any():
-                raise CorruptDataError(f"'counts' must be at most {piece}, got {each.max()}")
-            total = int(each.sum())
-        else:
-            counts, total = np.zeros(0, np.uint8), n * count
-        values = stored_tensor(tensors, "values", FLOAT_NAMES, (total,))
-        bits = _bits_for(len(dictionary))
-        indices = stored_tensor(tensors, "indices", ("uint8",), (-(-total * bits // 8),))
-        atoms = _unpack(indices, bits, total)
-        if total and int(atoms.max()) >= len(dictionary):
-            raise CorruptDataError(
-                f"'indices' must be less than {len(dictionary)}, got {atoms.max()}"
-            )
-        return cls(
-            dictionary=dictionary,
-            values=values,
-            indices=indices,
-            counts=counts,
-            count_bits=count_bits,
-            count=count,
-            shape=shape,
-            dtype=dtype,
-        )
-
-    @property
-    def _piece(self) -> int:
-        return int(self.dictionary.shape[1])
-
-    @cached_property
-    def _wide(self) -> Array:
-        wide: Array = self.dictionary.astype(_checks.result_dtype(self.dictionary), copy=False)
-        return wide
-
-    @cached_property
-    def _codes(self) -> CSR:
-        """(pieces, n_atoms)"""
-        n = self.shape[0] * (self.shape[1] // self._piece)
-        indptr = np.arange(n + 1, dtype=np.int64) * self.count
-        if self.count_bits:
-            np.cumsum(_unpack(self.counts, self.count_bits, n), out=indptr[1:])
-        n_atoms = len(self.dictionary)
-        atoms = _unpack(self.indices, _bits_for(n_atoms), len(self.values)).astype(np.int32)
-        values = self.values.astype(_checks.result_dtype(self.values))
-        return CSR(values, atoms, indptr, (n, n_atoms))
-
-    @cached_property
-    def _by_row(self) -> CSR:
-        """(out_features, pieces a row · n_atoms): the columns of atom a for piece p."""
-        codes, n = self._codes, self.shape[1] // self._piece
-        n_atoms = codes.shape[1]
-        piece_of = np.repeat(np.arange(codes.shape[0]) % n, np.diff(codes.indptr))
-        columns = (codes.indices + piece_of * n_atoms).astype(np.int64)
-        if n * n_atoms < 1 << 31:
-            columns = columns.astype(np.int32)
-        return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
-
-    @cached_property
-    def _slots(self) -> list[tuple[Array, Array, Array]]:
-        """For the first, second, … value of every piece: whether it is there, and its atom."""
-        codes = self._codes
-        counts = np.diff(codes.indptr)
-        slots = []
-        for slot in range(int(counts.max(initial=0))):
-            there = counts > slot
-            which = np.where(there, codes.indptr[:-1] + slot, 0)
-            slots.append((there, which, codes.indices[which].astype(np.int64)))
-        return slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +84,8 @@ class Dictionary(Method):
     chosen. Exact whitening where a piece is a row.
 
     The same bits for any number of threads, but under an input covariance, whose products go
-    through NumPy's BLAS. A search for a ratio or an error learns about log₂(piece) times.
+    through NumPy's BLAS. For an error it learns about log₂(piece) times; for a ratio as often where
+    some pieces need fewer values than others, else once.
 
     Sources: those of :func:`fastfactor.learn_dictionary`.
 
@@ -361,20 +187,32 @@ class Dictionary(Method):
     def _size(self, problem: Problem) -> Size | None:
         if self.n_nonzero_coefs is None:
             return None
-        W, piece = problem.W, self._piece(problem.W)
-        n_atoms = self._count_atoms(W, piece)
-        n, count = W.size // piece, min(self.n_nonzero_coefs, n_atoms, piece)
+        n = problem.W.size // self._piece(problem.W)
+        # Where a piece needs fewer, all say how many they have.
+        counts = -(-n * self._most_values(problem.W).bit_length() // 8)
+        return Size(self._even_nbytes(problem.W) + counts, exact=False)
+
+    def _most_values(self, W: Array) -> int:
+        """That a piece may have."""
+        piece = self._piece(W)
+        return min(self.n_nonzero_coefs or piece, self._count_atoms(W, piece), piece)
+
+    def _even_nbytes(self, W: Array) -> int:
+        """What factors take where every piece has so many."""
+        piece = self._piece(W)
+        n_atoms, count = self._count_atoms(W, piece), self._most_values(W)
+        n = W.size // piece
         value, atom = (
             W.itemsize if name is None else _dtype(name).itemsize
             for name in (self.value_dtype, self.dictionary_dtype)
         )
-        indices = -(-n * count * _bits_for(n_atoms) // 8)
-        # Where a piece needs fewer, all say how many they have.
-        counts = -(-n * count.bit_length() // 8)
-        return Size(n_atoms * piece * atom + n * count * value + indices + counts, exact=False)
+        indices = -(-n * count * bits_for(n_atoms) // 8)
+        return n_atoms * piece * atom + n * count * value + indices
 
     def _search(self, problem: Problem) -> Factors:
-        best = super()._search(problem)
+        best: Factors | None = self._largest_even(problem) if self.ratio is not None else None
+        if best is None:
+            best = super()._search(problem)
         assert isinstance(best, DictionaryFactors)
         if not isinstance(problem.metric, Frobenius):
             return best
@@ -400,6 +238,19 @@ class Dictionary(Method):
             if fits and better:
                 best, error = other, lost
         return best
+
+    def _largest_even(self, problem: Problem) -> DictionaryFactors | None:
+        """The best where every piece has as many values, as nearly always: sizes are known then."""
+        levels = self._some_levels(problem)
+
+        def too_large(level: Any) -> bool:
+            return not self._fits(self._at(level)._even_nbytes(problem.W), problem)
+
+        fitting = bisect_right(levels, False, key=too_large)
+        if fitting == 0:
+            return None
+        factors: DictionaryFactors = self._at(levels[fitting - 1])._compress(problem)
+        return factors if factors.count_bits == 0 else None
 
     def _exchanges(self) -> bool:
         return self.search == "all" if self.exchange is None else self.exchange
@@ -477,8 +328,8 @@ class Dictionary(Method):
         return DictionaryFactors(
             dictionary=dictionary,
             values=self._rounded(codes.data, W, "value_dtype"),
-            indices=_pack(codes.indices, _bits_for(n_atoms)),
-            counts=_pack(counts, count_bits),
+            indices=pack(codes.indices, bits_for(n_atoms)),
+            counts=pack(counts, count_bits),
             count_bits=count_bits,
             count=int(counts[0]) if even else 0,
             shape=(W.shape[0], W.shape[1]),
@@ -493,24 +344,3 @@ def _dtype(name: Any) -> np.dtype[Any]:
         name = ml_dtypes.bfloat16
     dtype: np.dtype[Any] = np.dtype(name)
     return dtype
-
-
-def _bits_for(n: int) -> int:
-    """That tell n things apart."""
-    return max(n - 1, 0).bit_length()
-
-
-def _pack(numbers: Array, bits: int) -> Array:
-    """uint8, ``bits`` for each number, least significant first."""
-    places = np.arange(bits, dtype=np.int64)
-    each = (numbers.astype(np.int64)[:, None] >> places & 1).astype(np.uint8)
-    return np.packbits(each.reshape(-1), bitorder="little")
-
-
-def _unpack(packed: Array, bits: int, n: int) -> Array:
-    """The inverse of `_pack`, int64."""
-    each = np.unpackbits(packed, bitorder="little")[: n * bits].reshape(n, bits)
-    numbers = np.zeros(n, np.int64)
-    for place in range(bits):
-        numbers |= each[:, place].astype(np.int64) << place
-    return numbers

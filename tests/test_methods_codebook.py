@@ -107,9 +107,17 @@ def test_tables_have_the_dtype_of_the_matrix(rng, dtype, expected):
 def test_one_group_a_vector_is_product_quantization(rng):
     W = rng.standard_normal((200, 12)).astype(np.float32)
     factors = Codebook(n_bits=4, vector_dim=4, group_size=4, random_state=3).compress(W)
-    best = kmeans(W.reshape(200, 3, 4).swapaxes(0, 1), 16, random_state=3)
+    best = kmeans(W.reshape(200, 3, 4).swapaxes(0, 1), 16, n_init=2, random_state=3)
     np.testing.assert_array_equal(factors.codebook, best.centroids)
     np.testing.assert_array_equal(factors.packed.unpack(), best.labels.T)
+
+
+def test_more_starts_find_less_error(rng):
+    W = rng.standard_normal((400, 12)).astype(np.float32)
+    settings = {"n_bits": 4, "vector_dim": 4, "group_size": 4}
+    errors = [Codebook(**settings, n_init=n).compress(W).error(W) for n in (1, 2, 8)]
+    assert errors[0] > errors[2]
+    assert errors[0] >= errors[1] >= errors[2]
 
 
 def test_a_vector_is_coded_by_the_nearest_of_the_rounded_table(rng):

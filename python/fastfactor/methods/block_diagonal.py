@@ -61,7 +61,7 @@ class BlockDiagonalFactors(Factors):
         flat, inputs = ids.reshape(-1), self.shape[1]
         # Slots that no input fills go to a column that is cut off.
         found = np.zeros((flat.size, inputs + 1), self.dtype)
-        block, within = np.divmod(self._places[flat], self._slots.shape[1])
+        block, within = np.divmod(self._places[flat], self._blocks.shape[1])
         values = self._blocks[block, within].astype(self.dtype)
         found[np.arange(flat.size)[:, None], self._columns[block]] = values
         return found[:, :inputs].reshape(*ids.shape, inputs)
@@ -118,7 +118,7 @@ class BlockDiagonalFactors(Factors):
 
     def _product(self, xp: Any, blocks: Any, x: Any) -> Any:
         """Of (batch, in) and blocks of one size, padded where a group has less."""
-        batch, (n_blocks, rows, columns) = x.shape[0], self._slots.shape
+        batch, (n_blocks, rows, columns) = x.shape[0], blocks.shape
         padded = xp.concatenate([x, xp.zeros_like(x[:, :1])], 1)
         gathered = xp.take(padded, self._columns.reshape(-1), 1)
         gathered = xp.transpose(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
@@ -129,8 +129,14 @@ class BlockDiagonalFactors(Factors):
     @cached_property
     def _blocks(self) -> Array:
         """(n_blocks, rows, columns), zeros where a group has less than the largest."""
-        padded = np.append(self.values, np.zeros(1, self.values.dtype))
-        return padded.astype(_checks.result_dtype(padded))[self._slots]
+        rows, columns = (_sizes(n, self.n_blocks) for n in self.shape)
+        shape = (self.n_blocks, int(rows.max()), int(columns.max()))
+        blocks = np.zeros(shape, _checks.result_dtype(self.values))
+        ends = np.cumsum(rows * columns)
+        for block, height, width, end in zip(blocks, rows, columns, ends, strict=True):
+            part = self.values[end - height * width : end]
+            block[:height, :width] = part.reshape(height, width)
+        return blocks
 
     @cached_property
     def _slots(self) -> Array:

@@ -88,6 +88,7 @@ class Coding:
     n_codebooks: int
     balanced: bool
     dtype: np.dtype[Any]
+    n_init: int
     seed: int
     n_threads: int | None
 
@@ -166,11 +167,18 @@ def _find(samples: Array, weights: Array | None, coding: Coding) -> tuple[Array,
         return best.centroids[None].astype(coding.dtype), best.labels[None]
     if weights is not None and samples.shape[2] > 1 and not coding.balanced:
         return find_weighted(
-            samples, weights, n_vectors, coding.dtype, coding.seed, coding.n_threads
+            samples,
+            weights,
+            n_vectors,
+            coding.dtype,
+            n_init=coding.n_init,
+            random_state=coding.seed,
+            n_threads=coding.n_threads,
         )
     best = kmeans(
         samples,
         n_vectors,
+        n_init=coding.n_init,
         balanced=coding.balanced,
         random_state=coding.seed,
         n_threads=coding.n_threads,
@@ -195,6 +203,7 @@ def _find_balanced(
                 samples,
                 2**coding.n_bits,
                 sample_weight=weights[:, :, 0],
+                n_init=coding.n_init,
                 balanced=True,
                 random_state=coding.seed,
                 n_threads=coding.n_threads,

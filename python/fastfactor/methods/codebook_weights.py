@@ -21,23 +21,17 @@ def find_weighted(
     weights: Array,
     n_vectors: int,
     dtype: np.dtype[Any],
-    seed: int,
-    n_threads: int | None,
+    **settings: Any,
 ) -> tuple[Array, Array]:
     """Tables (1, cells, K, d) and codes (1, cells, n) for the least Σ a (x − c)², a as x.
 
     Begins at plain k-means or at k-means with each vector's mean weight, whichever costs less:
     so it ends no worse than the plain one, whose codes alone would have to fit better already.
+    Settings are k-means'.
     """
     starts = [
-        kmeans(samples, n_vectors, random_state=seed, n_threads=n_threads).centroids,
-        kmeans(
-            samples,
-            n_vectors,
-            sample_weight=_mean_weights(weights),
-            random_state=seed,
-            n_threads=n_threads,
-        ).centroids,
+        kmeans(samples, n_vectors, **settings).centroids,
+        kmeans(samples, n_vectors, sample_weight=_mean_weights(weights), **settings).centroids,
     ]
     n_cells, n = samples.shape[:2]
     tables = np.empty((1, n_cells, n_vectors, samples.shape[2]), dtype)

@@ -98,6 +98,8 @@ class KeptPlaces:
 
     def n_kept(self) -> int:
         """How many entries of the matrix are kept, known before they take memory."""
+        if self.block == (1, 1):
+            return int(self._blocks().size)
         (rows, columns), (height, width) = self.shape, self.block
         block_rows, block_columns = np.divmod(self._blocks(), max(-(-columns // width), 1))
         heights = np.minimum(rows - block_rows * height, height)
@@ -145,7 +147,10 @@ class KeptPlaces:
             return np.flatnonzero(bits[:size])
         entries = _unpack(self.positions, self.gap_bits, self.n_entries)
         passing = entries == (1 << self.gap_bits) - 1
-        ends = np.cumsum(entries.astype(np.int64) + ~passing) - 1
+        ends = entries.astype(np.int64)
+        ends += ~passing
+        np.cumsum(ends, out=ends)
+        ends -= 1
         kept: Array = ends[~passing]
         last_passes = self.n_entries == 0 or bool(passing[-1])
         if last_passes or int(kept[-1]) != size:

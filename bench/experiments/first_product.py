@@ -7,7 +7,7 @@ own opens it (checksums are verified then), multiplies one float32 vector twice,
 the matrix and multiplies that. Memory is what the process's peak is above what it held before it
 opened the file; pages of the mapped file count. It has imported all, and multiplied by a tiny file
 of the same kind, before: what libraries keep for themselves is left out. Files were written just
-before, so that none is read from a disk.
+before, so that none is read from a disk. Times are those of one run: others on the machine show.
 
 Answers must be right, and unpacking must be seen to take the bytes of the dense matrix. Kinds whose
 first product takes more than those are named at the end, and the run fails.

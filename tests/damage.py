@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import zlib
 
 import numpy as np
 from fastfactor import CorruptDataError, store
-from fastfactor.container import header_bytes, read_header
+from fastfactor.container import DTYPES, header_bytes, read_header
 from fastfactor.methods import Factors
 
 # What may stand where it should not.
@@ -35,7 +37,7 @@ def shifts(content):
 
 
 def forged_headers(content):
-    """(name, copy): what is said of an entry changed and checksums made right.
+    """(name, copy): what is said of an entry or its tensors changed and checksums made right.
 
     One entry of each kind is changed, the others differ in numbers only.
     """
@@ -49,16 +51,24 @@ def forged_headers(content):
             before = holder[key]
             near = (before + 1, before - 1) if isinstance(before, int) else ()
             for value in (*HOSTILE, *near):
+                if value == before:
+                    continue
                 holder[key] = value
-                data = header_bytes(header.places, header.metadata, header.index)
-                yield name, data + content[header.size :]
+                yield name, _forged(content, header)
             holder[key] = before
+        sums = entry["crc32"]
+        for long in [f"{name}.{part}" for part in sums] if isinstance(sums, dict) else [name]:
+            place = header.places[long]
+            for forged in _forged_places(place):
+                header.places[long] = forged
+                yield name, _forged(content, header)
+            header.places[long] = place
 
 
 def forged_tensors(content, places, values=(0, 255)):
-    """(name, copy): a byte of a tensor of factors changed and checksums made right.
+    """(name, copy): a byte of a tensor of factors made each value and checksums right.
 
-    ``places(begin, end)`` says which bytes of those of a tensor.
+    ``places(begin, end)`` says which bytes of those of a tensor. None that has the value already.
     """
     header = read_header(memoryview(content))
     for name, entry in header.index["entries"].items():
@@ -71,18 +81,20 @@ def forged_tensors(content, places, values=(0, 255)):
             before = sums[part]
             for at in places(begin, end) if end > begin else ():
                 for byte in values:
+                    if content[at] == byte:
+                        continue
                     changed = bytearray(content)
                     changed[at] = byte
                     sums[part] = zlib.crc32(changed[begin:end])
-                    data = header_bytes(header.places, header.metadata, header.index)
-                    yield name, data + bytes(changed[header.size :])
+                    yield name, _forged(changed, header)
             sums[part] = before
 
 
 def refused(path, name):
-    """Whether an entry is refused as damaged. Else it must be whole, its products among it.
+    """Whether an entry is refused as damaged. Else product and matrix must have its shape.
 
-    Entropy-coded levels are decoded, and refused, when they are multiplied.
+    Entropy-coded levels are decoded, and refused, when they are multiplied. What says that it is
+    a large matrix, and may be one, is opened only.
     """
     with contextlib.suppress(CorruptDataError), np.errstate(all="ignore"):
         with store.open_store(path) as opened:
@@ -93,3 +105,24 @@ def refused(path, name):
             assert value.to_dense().shape == value.shape
         return False
     return True
+
+
+def _forged(content, header):
+    data = header_bytes(header.places, header.metadata, header.index)
+    return data + bytes(content[header.size :])
+
+
+def _forged_places(place):
+    """Other dtypes, shapes and places of a tensor, most of which contradict its bytes."""
+    size = math.prod(place.shape)
+    codes = [{"code": code} for code in DTYPES]
+    shapes = [(), (size,), (1, size), (size, 1), (*place.shape, 1), place.shape[::-1]]
+    shapes += [(0,), (-1,), (2**40, 2**40), (0.5,), (None,)]
+    moved = [(place.begin + 1, place.end + 1), (place.begin, place.end - 1)]
+    moved += [(place.end, place.begin), (-1, place.end), (0, 2**70)]
+    changes = codes + [{"shape": shape} for shape in shapes]
+    changes += [{"begin": begin, "end": end} for begin, end in moved]
+    for change in changes:
+        forged = dataclasses.replace(place, **change)
+        if forged != place:
+            yield forged

@@ -4,10 +4,13 @@
 
 Each job replaces a file that is there. It is run in a process of its own that is killed (SIGKILL)
 when this package's code for files comes to its n-th line, for every n up to the end of the job (or
-so many, evenly, where there are more), and then at its n-th write, half of whose bytes are written.
-The file must be the old one or the new one, whole. Then the job is run again, taking up what was
-left where it can: the file must have the bytes of an undisturbed run, and nothing may lie beside it
-but what `store.save` writes under names that no other run has.
+so many, evenly, and the last ones, where there are more), and then in its n-th write, half of whose
+bytes are in the file by then. The file must be the old one or the new one, whole.
+
+Then the job is run again. It must take up each entry that the journal holds whole, and write the
+others only; the file must have the bytes of an undisturbed run, and nothing may lie beside it but
+what `store.save` writes under names that no other run has. A process is killed here, not a machine:
+what it wrote is still in the system's memory, so that nothing is shown of a loss of power.
 """
 
 from __future__ import annotations
@@ -19,15 +22,16 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
-import fastfactor
 import numpy as np
-from fastfactor import container, model, store, store_writer
-from fastfactor.deep_compression import CodedNetwork, DeepCompression
+from fastfactor import checkpoint, container, model, model_job, store, store_index, store_writer
+from fastfactor.deep_compression import CodedNetwork, DeepCompression, network
 from fastfactor.methods import LowRank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,32 +39,31 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from machine import describe  # noqa: E402
 
-PACKAGE = Path(fastfactor.__file__).parent
 # What handles files; methods and products write none.
-WATCHED = {
-    str(PACKAGE / f"{name}.py")
-    for name in ("store", "store_index", "store_writer", "container", "checkpoint", "model")
-} | {str(PACKAGE / "model_job.py"), str(PACKAGE / "deep_compression/network.py")}
+MODULES = (store, store_index, store_writer, container, checkpoint, model, model_job, network)
+WATCHED = {module.__file__ for module in MODULES}
 TARGET = "out.safetensors"
 OLD = b"the old file, whole"
 RECIPE = {"default": {"method": "codebook", "n_bits": 4}}
+LAST = 100  # lines, at all of which a job is killed: the renaming is among them
 
-Job = Callable[[Path, Path], None]  # of the folder of inputs and the file to write
+Job = Callable[[Path], None]  # of the file to write
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/killed_writers.json")
     parser.add_argument(
-        "--most", type=int, default=2000, help="lines of a job at which it is killed"
+        "--most", type=int, default=5000, help="lines of a job at which it is killed"
     )
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         inputs = Path(name)
-        in_child(lambda: make_inputs(inputs))
+        # In a child, as all jobs: how many lines one runs depends on what its process did before.
+        assert in_child(partial(make_inputs, inputs)) == 0
         for job, run in JOBS.items():
-            rows.append({"job": job, **killed_everywhere(run, inputs, args.most)})
+            rows.append({"job": job, **killed_everywhere(partial(run, inputs), args.most)})
             print(json.dumps(rows[-1]), flush=True)
     args.json.write_text(json.dumps({**describe(), "jobs": rows}, indent=1) + "\n")
 
@@ -93,7 +96,7 @@ def write(inputs: Path, path: Path) -> None:
                 writer.add(name, value)
 
 
-def network(inputs: Path, path: Path) -> None:
+def save_network(inputs: Path, path: Path) -> None:
     W = np.random.default_rng(2).standard_normal((9, 20))
     layer = DeepCompression(sparsity=0.8, n_bits=4).compress(W)
     CodedNetwork({"fc": layer}, {"bias": np.ones(9)}).save(path)
@@ -107,10 +110,10 @@ def decompress(inputs: Path, path: Path) -> None:
     model.decompress_file(inputs / "small.safetensors", path, resume=True, n_threads=1)
 
 
-JOBS: dict[str, Job] = {
+JOBS: dict[str, Callable[[Path, Path], None]] = {
     "store.save": save,
     "store.Writer": write,
-    "CodedNetwork.save": network,
+    "CodedNetwork.save": save_network,
     "compress_file": compress,
     "decompress_file": decompress,
 }
@@ -119,66 +122,65 @@ JOBS: dict[str, Job] = {
 # --- kills
 
 
-def killed_everywhere(run: Job, inputs: Path, most: int) -> dict[str, Any]:
+def killed_everywhere(run: Job, most: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / TARGET
         path.write_bytes(OLD)
-        assert in_child(lambda: run(inputs, path)) == 0
+        n_entries = n_added(run, path)
         new = path.read_bytes()
-    n_lines = counted(lambda path: run(inputs, path))
-    places = sorted({round(i) for i in np.linspace(1, n_lines, min(n_lines, most))})
-    kills = [("at line", n, kill_at_line) for n in places]
+    n_lines = counted(run)
+    evenly = np.linspace(1, n_lines, min(n_lines, most)).round().astype(int).tolist()
+    places = sorted({*evenly, *range(max(n_lines - LAST, 1), n_lines + 1)})
+    found = []
+    for n in places:
+        found.append(killed(run, partial(kill_at_line, n), new, n_entries))
+        assert found[-1], f"line {n} of {n_lines} was not reached"
     n_writes = 0
-    left = {"old": 0, "new": 0}
-    beside = 0
-    for what, n, start in kills:
-        found, more = killed(run, inputs, new, start, n)
-        assert found, f"{what} {n} was not reached"
-        left[found] += 1
-        beside += more
-    while True:
-        found, more = killed(run, inputs, new, kill_in_write, n_writes + 1)
-        if not found:
-            break
+    while each := killed(run, partial(kill_in_write, n_writes + 1), new, n_entries):
+        found.append(each)
         n_writes += 1
-        left[found] += 1
-        beside += more
+    left = [each for each in found if each]
     return {
+        "entries": n_entries,
         "lines": n_lines,
         "killed_at_lines": len(places),
         "killed_in_writes": n_writes,
-        "left_the_old_file": left["old"],
-        "left_the_new_file": left["new"],
-        "left_a_file_that_no_run_removes": beside,
+        "left_the_old_file": sum(each["content"] == OLD for each in left),
+        "left_the_new_file": sum(each["content"] == new for each in left),
+        "entries_taken_up": sum(each["taken_up"] for each in left),
+        "left_a_file_that_no_run_removes": sum(each["beside"] for each in left),
     }
 
 
-def killed(
-    run: Job, inputs: Path, new: bytes, start: Callable[[int], None], n: int
-) -> tuple[str | None, int]:
-    """What was left at the path, None where the job ended before; and files beside it for ever."""
+def killed(run: Job, kill: Callable[[], None], new: bytes, n_entries: int) -> dict[str, Any] | None:
+    """What was at the path, taken up, and left beside it for ever; None if the job ended before."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / TARGET
         path.write_bytes(OLD)
 
         def task() -> None:
-            start(n)
-            run(inputs, path)
+            kill()
+            run(path)
 
         status = in_child(task)
         if status == 0:
-            return None, 0
-        assert status == -signal.SIGKILL, status
+            return None
+        assert status == -signal.SIGKILL, f"{kill}: the job ended with {status}"
         content = path.read_bytes()
-        assert content in (OLD, new), f"neither the old nor the new file after {start} {n}"
-        assert in_child(lambda: run(inputs, path)) == 0
-        assert path.read_bytes() == new, f"other bytes when taken up after {start} {n}"
+        assert content in (OLD, new), f"{kill}: neither the old nor the new file"
+        journal = path.with_name(f"{TARGET}.journal")
+        # Lines that end, without the first, which is the job's.
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        taken_up = max(lines - 1, 0)
+        added = n_added(run, path)
+        assert added == n_entries - taken_up, f"{kill}: {added} added, {taken_up} were there"
+        assert path.read_bytes() == new, f"{kill}: other bytes when taken up"
         beside = [each for each in path.parent.iterdir() if each != path]
-        assert all(each.suffix == ".tmp" for each in beside), beside
-        return ("old" if content == OLD else "new"), len(beside)
+        assert all(each.suffix == ".tmp" for each in beside), f"{kill}: left {beside}"
+        return {"content": content, "taken_up": taken_up, "beside": len(beside)}
 
 
-def in_child(task: Callable[[], Any]) -> int:
+def in_child(task: Callable[[], None]) -> int:
     """The exit code of a process that does this; the negative signal that ended it."""
     sys.stdout.flush()
     pid = os.fork()
@@ -188,12 +190,66 @@ def in_child(task: Callable[[], Any]) -> int:
             task()
             code = 0
         finally:
+            if code:
+                traceback.print_exc()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def number_from_child(task: Callable[[], int]) -> int:
+    """What this returns in a process of its own, which must succeed."""
+    with tempfile.TemporaryDirectory() as name:
+        result = Path(name) / "number"
+
+        def write() -> None:
+            result.write_text(str(task()))
+
+        assert in_child(write) == 0
+        return int(result.read_text())
+
+
+def n_added(run: Job, path: Path) -> int:
+    """Run the job; how many entries its writer was given, none where it has no writer."""
+
+    def task() -> int:
+        n = 0
+        add = store_writer.Writer.add
+
+        def counting(*arguments: Any, **named: Any) -> None:
+            nonlocal n
+            n += 1
+            add(*arguments, **named)
+
+        store_writer.Writer.add = counting  # type: ignore[method-assign]
+        run(path)
+        return n
+
+    return number_from_child(task)
+
+
+def counted(run: Job) -> int:
+    """The lines that a job runs of the watched modules."""
+
+    def task() -> int:
+        n = 0
+
+        def count() -> None:
+            nonlocal n
+            n += 1
+
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / TARGET
+            path.write_bytes(OLD)
+            on_lines(count)
+            run(path)
+            sys.settrace(None)
+        return n
+
+    return number_from_child(task)
+
+
 def on_lines(action: Callable[[], None]) -> None:
-    """Do this at every line that the watched modules run from here on."""
+    """Do this before every line that the watched modules run from here on."""
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in WATCHED:
@@ -205,74 +261,51 @@ def on_lines(action: Callable[[], None]) -> None:
     sys.settrace(trace)
 
 
-def counted(run: Callable[[Path], None]) -> int:
-    with tempfile.TemporaryDirectory() as name:
-        path, result = Path(name) / TARGET, Path(name) / "count"
-        path.write_bytes(OLD)
-
-        def task() -> None:
-            n = 0
-
-            def count() -> None:
-                nonlocal n
-                n += 1
-
-            on_lines(count)
-            run(path)
-            sys.settrace(None)
-            result.write_text(str(n))
-
-        assert in_child(task) == 0
-        return int(result.read_text())
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def kill_at_line(n: int) -> None:
-    left = n
-
-    def count() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            kill()
-
-    on_lines(count)
+    """Kill this process before the n-th line from here on."""
+    on_lines(Countdown(n))
 
 
 def kill_in_write(n: int) -> None:
-    left = n
+    """Kill this process when half of the n-th write from here on is in the file."""
+    countdown = Countdown(n)
 
-    def half(file: Any) -> Any:
-        whole = file.write
-
-        def write(data: Any) -> int:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                view = memoryview(data).cast("B")
-                whole(view[: len(view) // 2])
-                file.flush()
-                kill()
-            return int(whole(data))
-
-        return Halving(file, write)
-
-    def halving(path: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        file = builtins.open(path, mode, *rest, **named)  # noqa: SIM115
-        return half(file) if mode[0] != "r" or "+" in mode else file
+    def halving(*arguments: Any, **named: Any) -> Any:
+        file = builtins.open(*arguments, **named)  # noqa: SIM115
+        return Halving(file, countdown) if file.writable() else file
 
     for module in (container, store_writer):
         vars(module)["open"] = halving
 
 
-class Halving:
-    """A file whose writing is another function's."""
+class Countdown:
+    """Kills this process when it is called for the n-th time, after ``last`` is done."""
 
-    def __init__(self, file: Any, write: Callable[[Any], int]) -> None:
-        self._file, self.write = file, write
+    def __init__(self, n: int) -> None:
+        self._left = n
+
+    def __call__(self, last: Callable[[], None] | None = None) -> None:
+        self._left -= 1
+        if self._left == 0:
+            if last:
+                last()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Halving:
+    """A file that writes half only in the write that is the last of this process."""
+
+    def __init__(self, file: IO[bytes], countdown: Countdown) -> None:
+        self._file, self._countdown = file, countdown
+
+    def write(self, data: Any) -> int:
+        self._countdown(partial(self._write_half, memoryview(data).cast("B")))
+        return self._file.write(data)
+
+    def _write_half(self, data: memoryview) -> None:
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        assert os.fstat(self._file.fileno()).st_size == self._file.tell()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

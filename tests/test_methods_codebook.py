@@ -340,6 +340,8 @@ def test_settings_are_checked():
         Codebook(n_bits=4, codebook_dtype="float64")
     with pytest.raises(ValueError, match="n_codebooks must be in"):
         Codebook(n_bits=4, n_codebooks=0)
+    with pytest.raises(ValueError, match="n_init must be"):
+        Codebook(n_bits=4, n_init=0)
     with pytest.raises(TypeError, match="random_state must be"):
         Codebook(n_bits=4, random_state="x").compress(np.ones((2, 2), np.float32))
 

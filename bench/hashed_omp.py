@@ -20,13 +20,10 @@ from cases import (
     level_in_use,
 )
 from machine import old_openblas
-from numpy.typing import NDArray
-from omp import NOISE
+from omp import NOISE, Floats, share_left, unit_atoms
 
-Floats = NDArray[np.float32]
 Approximate = Callable[[Floats], Floats]  # signals -> codes · dictionary
 
-CHECKED_ROWS = 2000  # every contestant's residual is taken over these first rows
 SHAPES = {
     "a": {"n": 100_000, "d": 64, "atoms": 4_096, "nonzero": 5, "planted": 1},
     "b": {"n": 100_000, "d": 64, "atoms": 16_384, "nonzero": 5, "planted": 1},
@@ -153,13 +150,11 @@ def timed(approximate: Approximate, signals: Floats, rows: int, note: str) -> Jo
     part = signals[:rows]
     scale = len(signals) / len(part)
     once = burst(lambda: approximate(part))
-
-    def quality() -> dict[str, dict[str, float]]:
-        checked = signals[:CHECKED_ROWS].astype(np.float64)
-        rest = checked - approximate(signals[:CHECKED_ROWS])
-        return {"pursuit": {"residual": float(np.linalg.norm(rest) / np.linalg.norm(checked))}}
-
-    return Job({("pursuit", "cold"): lambda: scale * once()}, quality, note=note)
+    return Job(
+        {("pursuit", "cold"): lambda: scale * once()},
+        lambda: {"pursuit": {"residual": share_left(approximate, signals)}},
+        note=note,
+    )
 
 
 def data(workload: Workload) -> tuple[Floats, Floats]:
@@ -167,8 +162,7 @@ def data(workload: Workload) -> tuple[Floats, Floats]:
     sizes = workload.sizes
     n, d, n_atoms = int(sizes["n"]), int(sizes["d"]), int(sizes["atoms"])
     random = np.random.default_rng(7)
-    dictionary = random.standard_normal((n_atoms, d), dtype=np.float32)
-    dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
+    dictionary = unit_atoms(random, n_atoms, d)
     if not sizes["planted"]:
         return random.standard_normal((n, d), dtype=np.float32), dictionary
     signals = NOISE * random.standard_normal((n, d), dtype=np.float32)

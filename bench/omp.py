@@ -166,18 +166,27 @@ def over_copies(
 def residual(
     dense_codes: Callable[[Floats], NDArray[Any]], signals: Floats, dictionary: Floats
 ) -> float:
+    atoms = dictionary.astype(np.float64)
+    return share_left(lambda x: dense_codes(x).astype(np.float64) @ atoms, signals)
+
+
+def share_left(approximate: Callable[[Floats], NDArray[Any]], signals: Floats) -> float:
     """‖X − codes·D‖ / ‖X‖ in float64 over the rows that every contestant is checked on."""
     part = signals[:CHECKED_ROWS]
-    rest = part - dense_codes(part).astype(np.float64) @ dictionary.astype(np.float64)
-    return float(np.linalg.norm(rest) / np.linalg.norm(part.astype(np.float64)))
+    wide = part.astype(np.float64)
+    return float(np.linalg.norm(wide - approximate(part)) / np.linalg.norm(wide))
+
+
+def unit_atoms(random: np.random.Generator, n_atoms: int, d: int) -> Floats:
+    dictionary = random.standard_normal((n_atoms, d), dtype=np.float32)
+    return dictionary / np.linalg.norm(dictionary, axis=1, keepdims=True)
 
 
 def data(workload: Workload) -> tuple[Floats, Floats]:
     """Signals (n, d) and a dictionary (atoms, d) of unit rows."""
     n, d, atoms, nonzero = (int(workload.sizes[key]) for key in ("n", "d", "atoms", "nonzero"))
     random = np.random.default_rng(7)
-    dictionary = random.standard_normal((atoms, d), dtype=np.float32)
-    dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
+    dictionary = unit_atoms(random, atoms, d)
     signals = NOISE * random.standard_normal((n, d), dtype=np.float32)
     for begin in range(0, n, 5000):
         block = signals[begin : begin + 5000]

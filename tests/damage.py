@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import zlib
@@ -93,18 +92,38 @@ def forged_tensors(content, places, values=(0, 255)):
 def refused(path, name):
     """Whether an entry is refused as damaged. Else product and matrix must have its shape.
 
-    Entropy-coded levels are decoded, and refused, when they are multiplied. What says that it is
-    a large matrix, and may be one, is opened only.
+    Entropy-coded levels are decoded, and refused, when they are multiplied; what `verify` lets pass
+    must be whole, and nothing else may. What says that it is a large matrix, and may be one, is
+    opened only.
     """
-    with contextlib.suppress(CorruptDataError), np.errstate(all="ignore"):
+    try:
         with store.open_store(path) as opened:
             value = opened[name]
-        if isinstance(value, Factors) and value.shape[0] * value.shape[1] < 1 << 20:
-            x = np.ones(value.shape[1], np.float32)
-            assert value.linear(x).shape == (value.shape[0],)
-            assert value.to_dense().shape == value.shape
+    except CorruptDataError:
+        return True
+    if not isinstance(value, Factors) or value.shape[0] * value.shape[1] >= 1 << 20:
         return False
-    return True
+    x = np.ones(value.shape[1], np.float32)
+
+    def multiply():
+        assert value.linear(x).shape == (value.shape[0],)
+
+    def rebuild():
+        assert value.to_dense().shape == value.shape
+
+    with np.errstate(all="ignore"):
+        found = {refuses(call) for call in (value.verify, multiply, rebuild)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def refuses(call):
+    """Whether this says that data are damaged."""
+    try:
+        call()
+    except CorruptDataError:
+        return True
+    return False
 
 
 def _forged(content, header):

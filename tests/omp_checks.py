@@ -44,6 +44,35 @@ def assert_same_bits(one, other):
     assert one.data.dtype == other.data.dtype
 
 
+def assert_rows_alone_have_the_same_bits(encode, X, dictionary, parts):
+    """Rows first to end have the bits that they have among all. `encode(X, dictionary)` codes."""
+    together = encode(X, dictionary)
+    for first, end in parts:
+        part = encode(X[first:end], dictionary)
+        at = slice(together.indptr[first], together.indptr[end])
+        np.testing.assert_array_equal(part.indices, together.indices[at])
+        np.testing.assert_array_equal(part.data, together.data[at])
+
+
+def assert_codes_scale(encode, X, dictionary, scale):
+    """By a power of two, without rounding."""
+    base = encode(X, dictionary)
+    for scaled, factor in (
+        (encode(X * scale, dictionary), scale),
+        (encode(X, dictionary * scale), 1 / scale),
+    ):
+        np.testing.assert_array_equal(scaled.indices, base.indices)
+        np.testing.assert_array_equal(scaled.data, base.data * factor)
+
+
+def assert_tol_is_reached_at_the_error(encode):
+    """Errors are small integers, so exact in every precision: tol decides by ≤, not by <."""
+    X = np.array([[3, 2, 1, 0]], np.float32)
+    atoms = np.eye(4, dtype=np.float32)
+    counts = {14: 0, 13: 1, 5: 1, 4.5: 2, 1: 2, 0.5: 3, 0: 3, np.inf: 0}
+    assert {tol: encode(X, atoms, tol=tol).indptr[-1] for tol in counts} == counts
+
+
 def assert_well_formed(codes, n_samples, n_atoms, dtype, limit):
     assert codes.shape == (n_samples, n_atoms)
     assert codes.data.dtype == dtype

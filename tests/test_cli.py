@@ -117,6 +117,15 @@ def test_help_names_the_commands(arguments):
         (["compress", "a", "b", "--recipe", "r", "--method", "m"], "one of --recipe and --method"),
         (["compress", "a", "b", "--recipe", "r", "--keep", "x"], "--keep"),
         (["compress", "a", "b", "--method", "codebook", "--set", "n_bits"], "KEY=VALUE"),
+        (["compress", "a", "b", "--method", "codbook"], "--method must be one of"),
+        (["compress", "a", "b", "--method", "codbook"], "did you mean 'codebook'?"),
+        (["compress", "a", "b", "--method", "codebook", "--set", "nbits=4"], "in --set must be"),
+        (["compress", "a", "b", "--method", "codebook", "--set", "nbits=4"], "mean 'n_bits'?"),
+        (["compress", "a", "b", "--method", "codebook", "--set", "n_bits=99"], "--set: n_bits"),
+        (["compress", "a", "b", "--method", "codebook", "--set", "n_bits={}"], "n_bits in --set"),
+        (["compress", "a", "b", "--method", "prune", "--set", "method=keep"], "of --method, got"),
+        (["compress", "a", "b", "--method", "keep", "--set", "dtype=f16"], "dtype in --set"),
+        (["compress", "a", "b", "--method", "keep", "--report", "r.xml"], "--report"),
         (["compress", "a"], "target"),
         (["compress", "a", "b", "--method", "m", "--figures", "f", "--dry-run"], "--figures"),
         (["compare", "a", "b", "--max-error", "-1"], "--max-error"),
@@ -241,15 +250,14 @@ def test_reports_and_figures(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--method", "codbook", "--set", "n_bits=4"], "did you mean 'codebook'?"),
-        (["--method", "codebook", "--set", "nbits=4"], "did you mean 'n_bits'?"),
-        (["--method", "codebook", "--set", "n_bits=4", "--report", "r.xml"], ".json"),
         (["--recipe", "none.toml"], "none.toml"),
+        (["--recipe", "wrong.toml"], "method in [default] must be"),
     ],
 )
-def test_what_fails_is_one_line(model, tmp_path, arguments, word):
-    target = tmp_path / "out.safetensors"
-    done = run("compress", str(model), str(target), *arguments)
+def test_what_fails_is_one_line(model, tmp_path, monkeypatch, arguments, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.toml").write_text('[default]\nmethod = "codbook"\n')
+    done = run("compress", str(model), "out.safetensors", *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("fastfactor: error: ")
     assert done.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ import pytest
 from fastfactor import CorruptDataError, store
 from fastfactor.deep_compression import CodedNetwork, DeepCompression, decode
 from fastfactor.deep_compression.stored_bytes import Reader, leb128
+from fastfactor.inspection import inspect_file
 from hypothesis import given
 from hypothesis import strategies as st
 from models import coded_network
@@ -153,6 +154,19 @@ def test_a_codebook_must_be_finite():
 def test_networks_that_contradict_themselves_are_refused(body, message):
     with pytest.raises(CorruptDataError, match=message):
         CodedNetwork.from_bytes(sealed(body))
+
+
+def test_looking_at_a_file_decodes_its_layers(tmp_path):
+    """Huffman blocks that are none, under right checksums."""
+    path = tmp_path / "net.safetensors"
+    for flags in (0, 4, 8):
+        body = b"\1\1a\0" + layer_bytes(flags=flags)
+        store.save(path, {"network": np.frombuffer(sealed(body), np.uint8)})
+        if flags:
+            with pytest.raises(CorruptDataError, match="data must"):
+                inspect_file(path, verify=True)
+        else:
+            assert inspect_file(path, verify=True).totals["n_layers"] == 1
 
 
 def test_a_newer_version_is_named(network):

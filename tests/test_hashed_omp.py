@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import hash_oracle
 import ml_dtypes
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from layouts import LAYOUTS
 from omp_checks import (
     SIZES,
+    assert_codes_scale,
+    assert_rows_alone_have_the_same_bits,
     assert_same_bits,
+    assert_tol_is_reached_at_the_error,
     assert_well_formed,
     dense,
     errors,
@@ -211,13 +215,8 @@ def test_one_row_of_many_atoms_takes_little_memory_for_the_rows_beside_it():
 
 
 def test_tol_at_the_error_of_an_exact_code():
-    X = np.array([[3, 2, 1, 0]], np.float32)
-    atoms = np.eye(4, dtype=np.float32)
-    counts = {14: 0, 13: 1, 5: 1, 4.5: 2, 1: 2, 0.5: 3, 0: 3}
     for n_bits in (0, 1, 2, 3):
-        assert {
-            tol: hashed_omp(X, atoms, tol=tol, n_bits=n_bits).indptr[-1] for tol in counts
-        } == counts
+        assert_tol_is_reached_at_the_error(partial(hashed_omp, n_bits=n_bits))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -260,13 +259,9 @@ def test_any_number_of_threads_gives_the_same_bits(rng, dtype, n_threads, limit)
 def test_a_row_alone_has_the_bits_it_has_among_others(rng, dtype, n_features):
     dictionary = rng.standard_normal((200, n_features)).astype(dtype)
     X = rng.standard_normal((997, n_features)).astype(dtype)
-    options = {"n_nonzero_coefs": 5, "n_bits": 4, "share": 0.1}
-    together = hashed_omp(X, dictionary, **options)
-    for first, end in [(0, 1), (1, 2), (11, 13), (500, 997), (996, 997)]:
-        part = hashed_omp(X[first:end], dictionary, **options)
-        at = slice(together.indptr[first], together.indptr[end])
-        np.testing.assert_array_equal(part.indices, together.indices[at])
-        np.testing.assert_array_equal(part.data, together.data[at])
+    encode = partial(hashed_omp, n_nonzero_coefs=5, n_bits=4, share=0.1)
+    parts = [(0, 1), (1, 2), (11, 13), (500, 997), (996, 997)]
+    assert_rows_alone_have_the_same_bits(encode, X, dictionary, parts)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -291,15 +286,8 @@ def test_read_only_memory_maps(rng, as_memmap):
 def test_scaling_by_a_power_of_two_scales_the_codes(rng, power):
     dictionary = rng.standard_normal((300, 20)).astype(np.float32)
     X = rng.standard_normal((60, 20)).astype(np.float32)
-    scale = np.float32(2.0**power)
-    options = {"n_nonzero_coefs": 5, "n_bits": 4}
-    base = hashed_omp(X, dictionary, **options)
-    for scaled, factor in (
-        (hashed_omp(X * scale, dictionary, **options), scale),
-        (hashed_omp(X, dictionary * scale, **options), 1 / scale),
-    ):
-        np.testing.assert_array_equal(scaled.indices, base.indices)
-        np.testing.assert_array_equal(scaled.data, base.data * factor)
+    encode = partial(hashed_omp, n_nonzero_coefs=5, n_bits=4)
+    assert_codes_scale(encode, X, dictionary, np.float32(2.0**power))
 
 
 # --- sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import oracle
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omp_checks import (
     assert_greedy,
+    assert_rows_alone_have_the_same_bits,
     assert_same_bits,
+    assert_tol_is_reached_at_the_error,
     assert_well_formed,
     dense,
     errors,
@@ -142,12 +146,7 @@ def test_a_row_that_stopped_by_tol_is_within_tol(rng, dtype, selection, share):
 
 
 def test_tol_at_the_error_of_an_exact_code():
-    # Errors are small integers, so exact in every precision: tol decides by ≤, not by <.
-    X = np.array([[3, 2, 1, 0]], np.float32)
-    atoms = np.eye(4, dtype=np.float32)
-    counts = {14: 0, 13: 1, 5: 1, 4.5: 2, 1: 2, 0.5: 3, 0: 3}
-    assert {tol: omp(X, atoms, tol=tol).indptr[-1] for tol in counts} == counts
-    assert omp(X, atoms, tol=np.inf).indptr[-1] == 0
+    assert_tol_is_reached_at_the_error(omp)
 
 
 # --- hard problems
@@ -372,9 +371,6 @@ def test_few_rows_of_a_big_dictionary_have_the_bits_of_many(rng, dtype, selectio
     # Few rows take the Gram matrix row by row, many build it whole.
     dictionary = rng.standard_normal((1500, 37)).astype(dtype)
     X = rng.standard_normal((400, 37)).astype(dtype)
-    many = omp(X, dictionary, n_nonzero_coefs=5, selection=selection)
-    for first in (0, 211, 399):
-        few = omp(X[first : first + 1], dictionary, n_nonzero_coefs=5, selection=selection)
-        at = slice(many.indptr[first], many.indptr[first + 1])
-        np.testing.assert_array_equal(few.indices, many.indices[at])
-        np.testing.assert_array_equal(few.data, many.data[at])
+    encode = partial(omp, n_nonzero_coefs=5, selection=selection)
+    parts = [(0, 1), (211, 212), (399, 400)]
+    assert_rows_alone_have_the_same_bits(encode, X, dictionary, parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import oracle
@@ -10,6 +12,8 @@ from fastfactor import omp
 from layouts import LAYOUTS
 from omp_checks import (
     SIZES,
+    assert_codes_scale,
+    assert_rows_alone_have_the_same_bits,
     assert_same_bits,
     assert_well_formed,
     dense,
@@ -24,12 +28,8 @@ from omp_checks import (
 def test_a_row_alone_has_the_bits_it_has_among_others(rng, dtype, limit):
     dictionary = rng.standard_normal((65, 17)).astype(dtype)
     X = rng.standard_normal((997, 17)).astype(dtype)
-    together = omp(X, dictionary, **limit)
-    for first, end in [(0, 1), (1, 2), (11, 13), (500, 997), (763, 775), (996, 997)]:
-        part = omp(X[first:end], dictionary, **limit)
-        at = slice(together.indptr[first], together.indptr[end])
-        np.testing.assert_array_equal(part.indices, together.indices[at])
-        np.testing.assert_array_equal(part.data, together.data[at])
+    parts = [(0, 1), (1, 2), (11, 13), (500, 997), (763, 775), (996, 997)]
+    assert_rows_alone_have_the_same_bits(partial(omp, **limit), X, dictionary, parts)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -171,14 +171,7 @@ def test_codes_longer_than_the_first_allocation(rng, count):
 def test_scaling_by_a_power_of_two_scales_the_codes(rng, power):
     dictionary = rng.standard_normal((50, 20)).astype(np.float32)
     X = rng.standard_normal((60, 20)).astype(np.float32)
-    scale = np.float32(2.0**power)
-    base = omp(X, dictionary, n_nonzero_coefs=6)
-    scaled = omp(X * scale, dictionary, n_nonzero_coefs=6)
-    np.testing.assert_array_equal(scaled.indices, base.indices)
-    np.testing.assert_array_equal(scaled.data, base.data * scale)
-    shrunk = omp(X, dictionary * scale, n_nonzero_coefs=6)
-    np.testing.assert_array_equal(shrunk.indices, base.indices)
-    np.testing.assert_array_equal(shrunk.data, base.data / scale)
+    assert_codes_scale(partial(omp, n_nonzero_coefs=6), X, dictionary, np.float32(2.0**power))
 
 
 def test_tol_scales_with_the_square(rng):

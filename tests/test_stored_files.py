@@ -11,8 +11,9 @@ import damage
 import make_data
 import numpy as np
 import pytest
-from fastfactor import store
+from fastfactor import CorruptDataError, cli, store
 from fastfactor.deep_compression import CodedNetwork
+from fastfactor.inspection import inspect_file
 from fastfactor.methods import Factors
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
@@ -23,7 +24,8 @@ named = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_byte_of_it_is_right(path):
     with store.open_store(path) as opened:
         assert opened.has_checksums
-        opened.verify()
+    read(path)
+    assert inspect_file(path, verify=True).totals["verified"]
 
 
 @named
@@ -61,6 +63,33 @@ def test_changed_tensors_under_right_checksums_are_read_or_refused(path, tmp_pat
         forged = tmp_path / path.name
         forged.write_bytes(data)
         damage.refused(forged, name)
+
+
+def test_verifying_a_file_decodes_what_reading_it_leaves(tmp_path, monkeypatch):
+    """Levels that no encoder gave, under right checksums."""
+    source = next(path for path in FILES if path.name.startswith("entropy_coded."))
+    forged, only_decoding = tmp_path / source.name, 0
+    for name, data in damage.forged_tensors(source.read_bytes(), lambda begin, end: (begin,)):
+        forged.write_bytes(data)
+        if damage.refuses(lambda: read(forged)):
+            continue
+        inspect_file(forged)
+        if damage.refused(forged, name):
+            only_decoding += 1
+            with pytest.raises(CorruptDataError, match=f"entry '{name}': "):
+                inspect_file(forged, verify=True)
+            monkeypatch.setattr("sys.argv", ["fastfactor", "inspect", str(forged), "--verify"])
+            with pytest.raises(SystemExit) as left:
+                cli.main()
+            assert left.value.code == 1
+        else:
+            assert inspect_file(forged, verify=True).totals["verified"]
+    assert only_decoding
+
+
+def read(path):
+    with store.open_store(path) as opened:
+        opened.verify()
 
 
 def test_plain_tensors_are_what_they_were():

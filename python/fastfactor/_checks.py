@@ -26,6 +26,28 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.name == "bfloat16"
 
 
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype that NumPy calls so, or ml_dtypes, which holds bfloat16 and those of 8 bits.
+
+    Raises
+    ------
+    ImportError
+        Where that package is needed and missing, or too old.
+    """
+    if name != "bfloat16" and not name.startswith("float8"):
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"dtype {name} needs ml_dtypes, which is not installed or too old: "
+            "pip install --upgrade ml_dtypes"
+        ) from error
+    return found
+
+
 def float_array(value: Any, name: str, *, ndim: tuple[int, ...]) -> Array:
     """``value`` as an array of floats of one of the given ranks; an ndarray is never copied."""
     array = value if isinstance(value, np.ndarray) else np.asarray(value)

@@ -209,7 +209,10 @@ def check_reports(reports: list[Path] | None) -> None:
     from .report import check_report_path
 
     for path in reports or []:
-        check_report_path(path)
+        try:
+            check_report_path(path)
+        except ValueError as error:
+            raise typer.BadParameter(f"--report: {error}") from error
 
 
 @contextmanager
@@ -240,12 +243,22 @@ def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:
+    """A recipe from options; what is wrong with them is wrong usage, and said as that."""
+    from .recipe import check_method, read_rule
+
     rule: dict[str, Any] = {"method": method}
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise typer.BadParameter(f"--set must be KEY=VALUE, got {setting!r}")
+        if key == "method":
+            raise typer.BadParameter(f"--set must be a setting of --method, got {setting!r}")
         rule[key] = _value(text)
+    try:
+        check_method(method, "--method")
+        read_rule(rule, "--set")
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
     return {"default": rule, "skip": keep or []}
 
 

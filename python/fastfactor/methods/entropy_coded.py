@@ -129,6 +129,10 @@ class EntropyCodedFactors(Factors):
 
         return relative_error(W, rows_of, metric or Frobenius())
 
+    def verify(self, *, n_threads: int | None = None) -> None:
+        for _ in self._spans(n_threads):
+            pass
+
     def config(self) -> Config:
         return {
             "out_features": self.shape[0],

@@ -203,7 +203,7 @@ class Dictionary(Method):
         n_atoms, count = self._count_atoms(W, piece), self._most_values(W)
         n = W.size // piece
         value, atom = (
-            W.itemsize if name is None else _dtype(name).itemsize
+            W.itemsize if name is None else _checks.dtype_named(name).itemsize
             for name in (self.value_dtype, self.dictionary_dtype)
         )
         indices = -(-n * count * bits_for(n_atoms) // 8)
@@ -310,7 +310,7 @@ class Dictionary(Method):
 
     def _rounded(self, array: Array, W: Array, setting: str) -> Array:
         name = getattr(self, setting)
-        dtype = W.dtype if name is None else _dtype(name)
+        dtype = W.dtype if name is None else _checks.dtype_named(name)
         with np.errstate(over="ignore"):
             rounded = array.astype(dtype)
         if not np.isfinite(rounded).all():
@@ -335,12 +335,3 @@ class Dictionary(Method):
             shape=(W.shape[0], W.shape[1]),
             dtype=W.dtype,
         )
-
-
-def _dtype(name: Any) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    dtype: np.dtype[Any] = np.dtype(name)
-    return dtype

@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import numpy as np
 import spams
 from fastfactor import learn_dictionary, omp, spmm
 from sklearn.decomposition import MiniBatchDictionaryLearning
+from sklearn.exceptions import ConvergenceWarning
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -73,6 +75,9 @@ def main() -> None:
                 verbose=False,
             ).T
         )
+
+    # scikit-learn's coordinate descent says so of most batches.
+    warnings.simplefilter("ignore", ConvergenceWarning)
 
     def scikit_learn() -> np.ndarray:
         learner = MiniBatchDictionaryLearning(

@@ -72,6 +72,26 @@ def duration(value: float) -> str:
     return f"{value * 1e3:.2f} ms" if abs(value) < 1 else f"{value:.2f} s"
 
 
+def markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
+    rule = ["---"] * len(heads)
+    return ["| " + " | ".join(line) + " |" for line in (heads, rule, *lines)]
+
+
+def place_of(document: dict[str, Any]) -> str:
+    """What a run was measured on."""
+    machine = document["machine"]
+    cpu = machine["cpu"]
+    family = f" family {cpu['family']} model {cpu['model_number']}" if cpu["family"] else ""
+    return f"{cpu['model']}{family}, {cpu['vectors']}, {machine['threads_used']} threads"
+
+
+def time_of(document: dict[str, Any]) -> str:
+    """When, and what."""
+    commit = document["commit"]
+    changes = ", with changes" if commit["dirty"] else ""
+    return f"{document['date']}, commit {str(commit['id'])[:10]}{changes}"
+
+
 def print_columns(heads: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     for line in (heads, *lines):

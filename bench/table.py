@@ -7,8 +7,9 @@ They mark the places:
     <!-- /bench -->
 
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
-(cold medians of every contestant), spmm-hot, levels (of instruction sets) and targets. Each
-workload comes from the newest full run that holds it. --check writes nothing and fails if a file
+(cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, and quality
+(errors at equal bytes, of experiments) or quality-MATRIX. Each workload comes from the newest full
+run that holds it. --check writes nothing and fails if a file
 differs from what it should hold.
 """
 
@@ -24,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from cases import KERNELS, LEVELS, workloads_of
-from report import against, bound, duration, verdict
+from quality import quality
+from report import against, bound, duration, markdown, place_of, time_of, verdict
 
 Row = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (kernel, workload) -> its newest run
@@ -60,8 +62,10 @@ def fill(text: str, results: Results) -> str:
 
 
 def table(name: str, results: Results) -> str:
+    if name.partition("-")[0] == "quality":
+        return "\n".join(quality(name.partition("-")[2])) + "\n"
     if name not in TABLES:
-        sys.exit(f"a bench table's name must be one of {', '.join(TABLES)}, got {name}")
+        sys.exit(f"a bench table's name must be quality or one of {', '.join(TABLES)}, got {name}")
     kernels, part, draw = TABLES[name]
     wanted = [
         (kernel, workload.name) for kernel in kernels for workload in workloads_of(kernel, False)
@@ -97,13 +101,7 @@ def provenance(documents: list[dict[str, Any]]) -> list[str]:
     """A line for each run that the table draws on."""
     runs: dict[tuple[str, str], list[Row]] = {}
     for document in documents:
-        machine, commit = document["machine"], document["commit"]
-        cpu = machine["cpu"]
-        family = f" family {cpu['family']} model {cpu['model_number']}" if cpu["family"] else ""
-        where = f"{cpu['model']}{family}, {cpu['vectors']}, {machine['threads_used']} threads"
-        changes = ", with changes" if commit["dirty"] else ""
-        when = f"{document['date']}, commit {str(commit['id'])[:10]}{changes}"
-        runs.setdefault((where, when), []).extend(document["rows"])
+        runs.setdefault((place_of(document), time_of(document)), []).extend(document["rows"])
     return [
         f"<sub>{where}, float32; medians of {repeats_of(rows)} interleaved samples; {when}. "
         f"{notes_of(rows)}</sub>"
@@ -193,11 +191,6 @@ def cell(row: Row | None) -> str:
     if row["contestant"] == OURS:
         return f"**{time}**"
     return time if row["ratio"] is None else f"{time} ({row['ratio']:.3g} ×)"
-
-
-def markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
-    rule = ["---"] * len(heads)
-    return ["| " + " | ".join(line) + " |" for line in (heads, rule, *lines)]
 
 
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {

@@ -108,8 +108,8 @@ def learn_dictionary(
     exchange : bool
         Whether codes are improved by :func:`exchange_atoms` where a pass takes all signals at once,
         and at the end: with as many atoms a row, less error. Unless ``tol`` is given, a row's code
-        of the pass before goes on where it leaves less than a new one. Such passes take about three
-        times as long. With ``search="hash"`` it would look at all atoms, and is refused.
+        of the pass before goes on where it leaves less than a new one. Such passes take three to
+        six times as long. With ``search="hash"`` it would look at all atoms, and is refused.
     init : {"k-means++", "rows", "neighbours"} or array of shape (n_atoms, n_features)
         Initial atoms: ``"k-means++"`` draws signals in rounds, with chances as the squared error
         that one of the atoms drawn before leaves; ``"rows"`` draws signals that are not zero, all

@@ -11,8 +11,9 @@ import sys
 import fastfactor
 import numpy as np
 import pytest
-from fastfactor import cli, demo
+from fastfactor.cli import app as cli
 from fastfactor.deep_compression import CodedNetwork, DeepCompression
+from fastfactor.demo import run as demo
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -423,7 +424,7 @@ def test_damaged_files_are_one_line(model, tmp_path):
 
 
 def test_bench_as_json(monkeypatch, tmp_path):
-    from fastfactor import self_bench
+    from fastfactor.cli import bench as self_bench
 
     monkeypatch.setattr(self_bench, "N_SAMPLES", 1)
     monkeypatch.setattr(self_bench, "LEAST_SECONDS", 0.0)
@@ -442,7 +443,7 @@ def test_bench_as_json(monkeypatch, tmp_path):
 
 
 def test_bars_are_for_terminals(monkeypatch, capsys):
-    from fastfactor import cli_files
+    from fastfactor.cli import files as cli_files
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

@@ -305,7 +305,7 @@ def test_sizes_are_counted(W):
 def lenet():
     from safetensors.numpy import load
 
-    data = (resources.files("fastfactor") / "data/lenet-300-100.safetensors").read_bytes()
+    data = (resources.files("fastfactor.demo") / "data/lenet-300-100.safetensors").read_bytes()
     tensors = dict(sorted(load(data).items()))
     weights = {name: W for name, W in tensors.items() if name.endswith("weight")}
     return weights, {name: b for name, b in tensors.items() if name.endswith("bias")}

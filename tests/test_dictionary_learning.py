@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CSR, exchange_atoms, hashed_omp, learn_dictionary, omp, spmm
-from fastfactor.code_exchange import improved
-from fastfactor.code_products import Codes, Matrix, products_of_codes, transposed
-from fastfactor.dictionary_learning import ATOMS_AT_ONCE, _repeated
+from fastfactor.learning.code_exchange import improved
+from fastfactor.learning.code_products import Codes, Matrix, products_of_codes, transposed
+from fastfactor.learning.dictionary_learning import ATOMS_AT_ONCE, _repeated
 
 
 def signals(rng, n=600, d=12, n_atoms=10, k=2, noise=0.01):
@@ -72,7 +72,7 @@ def test_more_atoms_than_a_matrix_of_products_is_held_for(rng, monkeypatch):
     X = signals(rng, n=2000)
     settings = {"n_nonzero_coefs": 2, "batch_size": 300, "max_iter": 4}
     expected = learn_dictionary(X, 10, **settings)
-    monkeypatch.setattr("fastfactor.dictionary_learning.MOST_DENSE", 9)
+    monkeypatch.setattr("fastfactor.learning.dictionary_learning.MOST_DENSE", 9)
     result = learn_dictionary(X, 10, **settings)
     assert (result.dictionary != expected.dictionary).any()
     np.testing.assert_allclose(result.error, expected.error, rtol=0.1)

@@ -158,7 +158,7 @@ def test_sparse_codes_are_multiplied_right_at_every_level(level):
 def test_trellis_coded_levels_are_the_same_at_every_level(level):
     code = """
         import numpy as np
-        from fastfactor.trellis import TrellisDecoder
+        from fastfactor.kernels.trellis import TrellisDecoder
         from test_trellis import check, problem, with_step
         from test_trellis_codes import coded, expected_rows
 

@@ -7,7 +7,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import BlockDiagonal, BlockDiagonalFactors
-from fastfactor.methods.block_diagonal import _assign
+from fastfactor.methods.structured.block_diagonal import _assign
 from fastfactor.metrics import Covariance, Diagonal
 
 

@@ -5,7 +5,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import BlockProjection, BlockProjectionFactors, LowRank
-from fastfactor.methods.gaussian import gaussian
+from fastfactor.methods.structured.gaussian import gaussian
 from fastfactor.metrics import Covariance, Diagonal
 
 

@@ -237,7 +237,7 @@ def test_a_ratio_is_learned_for_once(rng, monkeypatch):
         calls.append(settings["n_nonzero_coefs"])
         return learn_dictionary(*arguments, **settings)
 
-    monkeypatch.setattr("fastfactor.methods.dictionary.learn_dictionary", counted)
+    monkeypatch.setattr("fastfactor.methods.dictionary.method.learn_dictionary", counted)
     W = rng.standard_normal((60, 32)).astype(np.float32)
     settings = Dictionary(ratio=4, n_atoms=8, piece=16, max_iter=2)
     found = settings.compress(W)

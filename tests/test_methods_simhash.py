@@ -5,7 +5,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import Simhash, SimhashFactors, simhash
-from fastfactor.methods.gaussian import TILE, gaussian, gaussian_tile
+from fastfactor.methods.structured.gaussian import TILE, gaussian, gaussian_tile
 from fastfactor.metrics import Covariance, Diagonal
 
 

@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, compare_files, compress_file, decompress_file, store
-from fastfactor.checkpoint import open_checkpoint
 from fastfactor.deep_compression import CodedNetwork, DeepCompression
-from fastfactor.inspection import inspect_file
+from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.metrics import Covariance, Diagonal
+from fastfactor.models.inspect import inspect_file
 from models import FLOATS, RECIPE, same, saved, shard
 from safetensors.numpy import load_file, save_file
 
@@ -422,10 +422,11 @@ def test_many_bytes_reopen_the_file(model, tmp_path, monkeypatch):
     path, _ = model
     compress_file(path, tmp_path / "s.safetensors", RECIPE)
     decompress_file(tmp_path / "s.safetensors", tmp_path / "a.safetensors")
-    monkeypatch.setattr("fastfactor.model.REOPEN_BYTES", 0)
+    monkeypatch.setattr("fastfactor.models.compress.REOPEN_BYTES", 0)
     opened = []
     monkeypatch.setattr(
-        "fastfactor.model.open_store", lambda path: opened.append(path) or store.open_store(path)
+        "fastfactor.models.compress.open_store",
+        lambda path: opened.append(path) or store.open_store(path),
     )
     decompress_file(tmp_path / "s.safetensors", tmp_path / "b.safetensors")
     assert len(opened) > 5

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from fastfactor import methods
 from fastfactor.methods import Codebook, LowRank, Method
-from fastfactor.recipe import Recipe, method_names, method_settings, read_recipe, starter
+from fastfactor.models.recipe import Recipe, method_names, method_settings, read_recipe, starter
 
 DEFAULT = {"method": "codebook", "n_bits": 4}
 SHAPE = (64, 64)

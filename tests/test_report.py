@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastfactor import compress_file, figure_data
-from fastfactor.figures import save_figures
+from fastfactor import compress_file
+from fastfactor.figures import data as figure_data
+from fastfactor.figures.draw import save_figures
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.metrics import Covariance, Diagonal, Frobenius
-from fastfactor.report import Report, Table, TensorRow
+from fastfactor.models.report import Report, Table, TensorRow
 from safetensors.numpy import save_file
 
 ROWS = (
@@ -183,8 +184,8 @@ def run(tmp_path, rng):
 
 def test_figures_are_drawn(run, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("fastfactor.figures.MAX_MATRICES", 5)
-    monkeypatch.setattr("fastfactor.figures.MAX_CURVES", 2)
+    monkeypatch.setattr("fastfactor.figures.draw.MAX_MATRICES", 5)
+    monkeypatch.setattr("fastfactor.figures.draw.MAX_CURVES", 2)
     seen = []
     paths = save_figures(run, tmp_path / "new" / "figs", progress=lambda *a: seen.append(a))
     names = ["sizes.png", "errors.png", "curves.png", "singular_values.png", "values.png"]
@@ -301,7 +302,7 @@ def test_a_cut_that_settings_do_not_fit_has_no_curve_of_theirs(tmp_path, rng, mo
 
 
 def test_without_matplotlib_the_command_is_named(monkeypatch):
-    from fastfactor.figures import need_matplotlib
+    from fastfactor.figures.draw import need_matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'fastfactor\[figures\]'"):

@@ -17,8 +17,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastfactor import demo
 from fastfactor.deep_compression import DeepCompression
+from fastfactor.demo import run as demo
 from fastfactor.methods import (
     BlockDiagonal,
     BlockProjection,

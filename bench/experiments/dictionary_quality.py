@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import spams
-from fastfactor import demo, omp, spmm
+from fastfactor import omp, spmm
+from fastfactor.demo import run as demo
 from fastfactor.methods import Dictionary, LowRank
 from safetensors.numpy import load_file
 from sklearn.decomposition import MiniBatchDictionaryLearning

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastfactor import demo, methods
+from fastfactor import methods
+from fastfactor.demo import run as demo
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from .._checks import Array
-from ..coding import huffman_decode, huffman_encode
-from ..container import code_of, dtype_of, raw
 from ..errors import CorruptDataError
-from ..packing import WIDTHS, PackedCodes
-from ..products import sparse_codebook_matmul
-from ..sparse_codes import SparseCodes
+from ..files.container import code_of, dtype_of, raw
+from ..kernels.huffman import huffman_decode, huffman_encode
+from ..kernels.packing import WIDTHS, PackedCodes
+from ..kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from .stored_bytes import Reader, leb128
 
 CODEBOOK_DTYPES = ("F32", "F16", "BF16")

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..scalar_clustering import kmeans1d
-from ..selection import prune_mask
+from ..kernels.scalar_clustering import kmeans1d
+from ..kernels.selection import prune_mask
 
 INITS = ("linear", "density", "random", "exact")
 CODEBOOK_DTYPES = ("float16", "bfloat16", "float32")

@@ -29,9 +29,9 @@ COMPUTE = """
         for n_atoms, n_features in ((70, 33), (257, 64)):
             atoms = rng.standard_normal((n_atoms, n_features)).astype(dtype)
             X = rng.standard_normal((301, n_features)).astype(dtype)
-            for selection in ("omp", "ols"):
-                codes = fastfactor.omp(X, atoms, n_nonzero_coefs=5, selection=selection)
-                key = f"{name} {selection} {n_atoms}"
+            for criterion in ("correlation", "ols"):
+                codes = fastfactor.omp(X, atoms, n_nonzero_coefs=5, criterion=criterion)
+                key = f"{name} {criterion} {n_atoms}"
                 results[key + " data"] = codes.data
                 results[key + " indices"] = codes.indices
                 results[key + " indptr"] = codes.indptr

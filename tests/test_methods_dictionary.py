@@ -14,8 +14,10 @@ class TestDictionary(MethodContract):
     METHODS = (
         Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=16, max_iter=5),
         Dictionary(n_nonzero_coefs=3, n_atoms=5, piece=8, max_iter=5, value_dtype=None),
-        Dictionary(n_nonzero_coefs=1, max_iter=3, selection="omp", init="rows"),
-        Dictionary(n_nonzero_coefs=2, n_atoms=8, max_iter=3, selection="omp", search="hash"),
+        Dictionary(n_nonzero_coefs=1, max_iter=3, criterion="correlation", init="rows"),
+        Dictionary(
+            n_nonzero_coefs=2, n_atoms=8, max_iter=3, criterion="correlation", search="hash"
+        ),
     )
 
 
@@ -125,7 +127,7 @@ def test_values_are_least_squares_for_the_atoms_as_stored(rng):
     settings = Dictionary(n_nonzero_coefs=3, n_atoms=16, piece=16, exchange=False)
     factors = settings.compress(W)
     signals = W.reshape(-1, 16)
-    codes = omp(signals, factors.dictionary, n_nonzero_coefs=3, selection="ols")
+    codes = omp(signals, factors.dictionary, n_nonzero_coefs=3, criterion="ols")
     np.testing.assert_array_equal(factors.values, codes.data.astype(np.float16))
     # With exchanges other atoms may be chosen: these have no more error, and values that fit them.
     factors = replace(settings, exchange=True).compress(W)
@@ -212,7 +214,7 @@ def test_what_does_not_fit_is_named(rng):
         Dictionary(n_nonzero_coefs=1).compress(W[:0])
     with pytest.raises(ValueError, match="dictionary_dtype must hold values up to"):
         Dictionary(n_nonzero_coefs=1, dictionary_dtype="float16").compress(1e12 * W)
-    for name in ("piece", "n_atoms", "max_iter", "selection", "search", "init", "value_dtype"):
+    for name in ("piece", "n_atoms", "max_iter", "criterion", "search", "init", "value_dtype"):
         with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
             Dictionary(n_nonzero_coefs=1, **{name: -1})
 

@@ -175,8 +175,8 @@ def by_scikit_learn(
         atoms = learner.components_.astype(np.float32)
         atoms /= np.maximum(np.linalg.norm(atoms, axis=1, keepdims=True), 1e-9)
         found = []
-        for selection in ("omp", "ols"):
-            codes = omp(X, atoms, n_nonzero_coefs=nonzero, selection=selection, n_threads=threads)
+        for criterion in ("correlation", "ols"):
+            codes = omp(X, atoms, n_nonzero_coefs=nonzero, criterion=criterion, n_threads=threads)
             found.append(squares(X - spmm(codes, atoms, n_threads=threads)) / squares(X))
         yield min(found), took, algorithm
 

@@ -34,7 +34,7 @@ def omp(
     n_nonzero_coefs: int | None = None,
     tol: float | None = None,
     gram: Any = None,
-    selection: str = "omp",
+    criterion: str = "correlation",
     n_threads: int | None = None,
 ) -> CSR:
     """Code every row of ``X`` by orthogonal matching pursuit.
@@ -58,8 +58,9 @@ def omp(
         The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X².
     gram : array of shape (n_atoms, n_atoms), optional
         ``dictionary @ dictionary.T``, where the caller has it.
-    selection : {"omp", "ols"}
-        ``"ols"`` (order-recursive matching pursuit, orthogonal least squares) takes the atom that
+    criterion : {"correlation", "ols"}
+        Which atom is taken next. ``"correlation"``: the one most correlated with the residual.
+        ``"ols"`` (orthogonal least squares, order-recursive matching pursuit): the one that
         lowers the error most once it is fitted together with the others; it costs one more vector
         of n_atoms a row and step.
     n_threads : int, optional
@@ -100,13 +101,13 @@ def omp(
     n_atoms = len(dictionary)
     gram = _products(gram, n_atoms)
     limits = _limits(dictionary, n_nonzero_coefs, tol)
-    _checks.choice(selection, "selection", ("omp", "ols"))
+    _checks.choice(criterion, "criterion", ("correlation", "ols"))
     data, indices, indptr = kernels.omp(
         X,
         dictionary,
         gram=gram,
         **limits,
-        orthogonal_select=selection == "ols",
+        orthogonal_select=criterion == "ols",
         as_double=_checks.result_dtype(X, dictionary) is np.float64,
         n_threads=thread_count(n_threads),
     )

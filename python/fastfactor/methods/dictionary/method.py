@@ -44,12 +44,11 @@ class Dictionary(Method):
     n_atoms : int, optional
         Rows of the dictionary. Default: the largest power of two up to 256 with which it has no
         more than an eighth of W's weights.
-    selection : {"omp", "ols"}
-        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less
-        error.
+    criterion : {"correlation", "ols"}
+        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less error.
     search : {"all", "hash"}
         ``"hash"`` looks at few of the atoms, as :func:`fastfactor.hashed_omp`; for many thousands
-        of them, with ``selection="omp"``.
+        of them, with ``criterion="correlation"``.
     exchange : bool, optional
         Whether codes are improved by exchanging atoms (:func:`fastfactor.exchange_atoms`), in the
         last passes of learning and at the end. Default: with ``search="all"``.
@@ -108,7 +107,7 @@ class Dictionary(Method):
     piece_error: float | None = None
     piece: int | None = None
     n_atoms: int | None = None
-    selection: str = "ols"
+    criterion: str = "ols"
     search: str = "all"
     exchange: bool | None = None
     init: str = "k-means++"
@@ -127,7 +126,7 @@ class Dictionary(Method):
             _checks.integer(self.piece, "piece", 1)
         if self.n_atoms is not None:
             _checks.integer(self.n_atoms, "n_atoms", 1, 1 << 24)
-        coder(self.search, self.selection)
+        coder(self.search, self.criterion)
         if self.exchange is not None:
             check_exchange(self.exchange, self.search)
         _checks.choice(self.init, "init", INITS)
@@ -151,7 +150,7 @@ class Dictionary(Method):
             self._count_atoms(problem.W, piece),
             init=self.init,
             max_iter=self.max_iter,
-            selection=self.selection,
+            criterion=self.criterion,
             search=self.search,
             exchange=self._exchanges(),
             random_state=self.random_state,
@@ -264,7 +263,7 @@ class Dictionary(Method):
         n_threads: int | None,
     ) -> CSR:
         """Codes over a dictionary; earlier ones, of one that is near to it, are a second start."""
-        code = coder(self.search, self.selection, self.random_state, n_threads)
+        code = coder(self.search, self.criterion, self.random_state, n_threads)
         codes = code(signals, dictionary, **limits)
         return (
             improved(signals, dictionary, codes, earlier, n_threads) if self._exchanges() else codes

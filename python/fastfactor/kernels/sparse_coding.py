@@ -122,7 +122,7 @@ def hashed_omp(
     tol: float | None = None,
     probe_fraction: float | None = None,
     n_tables: int = 8,
-    n_bits: int | None = None,
+    hash_bits: int | None = None,
     random_state: Any = 0,
     n_threads: int | None = None,
 ) -> CSR:
@@ -148,7 +148,7 @@ def hashed_omp(
         Default: 8 / √n_atoms, at most 1.
     n_tables : int
         In [1, 256]. Every table holds all atoms.
-    n_bits : int, optional
+    hash_bits : int, optional
         In [0, 20]: a table has 2 to this buckets. With more of them a step's atoms are nearer, and
         finding the buckets takes longer. 0: every step looks at all atoms. Default: that a bucket
         holds about 64.
@@ -170,14 +170,14 @@ def hashed_omp(
 
     Notes
     -----
-    A table is 2^n_bits random directions, from rotations by signs and Hadamard transforms. An atom
-    is filed under the direction nearest to it or to its negative. A row looks under all directions
+    A table is 2^hash_bits random directions, from rotations by signs and Hadamard transforms. An
+    atom is filed under the direction nearest to it or to its negative. A row looks under all directions
     whose cosine with its residual is as large as a fraction of ``probe_fraction / n_tables`` of
-    random ones have: at n_tables · 2^n_bits · log(n_features) + probe_fraction · n_atoms ·
-    n_features operations a row and step, against n_atoms · n_features for all. No product of atoms with atoms is held, so
-    memory is (n_tables + 2) · n_atoms · n_features numbers, more where buckets hold fewer atoms
-    than a vector does, and up to some 70 MB a thread; 600 MB where rows take many atoms, and 200
-    bytes a bucket where there are hundreds of thousands.
+    random ones have: at n_tables · 2^hash_bits · log(n_features) + probe_fraction · n_atoms ·
+    n_features operations a row and step, against n_atoms · n_features for all. No product of
+    atoms with atoms is held, so memory is (n_tables + 2) · n_atoms · n_features numbers, more
+    where buckets hold fewer atoms than a vector does, and up to some 70 MB a thread; 600 MB
+    where rows take many atoms, and 200 bytes a bucket where there are hundreds of thousands.
 
     Residuals by default, beside those of ``omp``: 4 to 5 % longer for rows of an embedding table
     and for random ones. Of signals that are sums of a few atoms and little noise, an atom that is
@@ -209,15 +209,15 @@ def hashed_omp(
         probe_fraction = min(1.0, PROBE_SCALE / n_atoms**0.5)
     probe_fraction = _checks.fraction(probe_fraction, "probe_fraction")
     n_tables = _checks.integer(n_tables, "n_tables", 1, 256)
-    if n_bits is None:
-        n_bits = min(max(round(math.log2(n_atoms / ATOMS_PER_BUCKET)), 0), MAX_BITS)
-    n_bits = _checks.integer(n_bits, "n_bits", 0, MAX_BITS)
+    if hash_bits is None:
+        hash_bits = min(max(round(math.log2(n_atoms / ATOMS_PER_BUCKET)), 0), MAX_BITS)
+    hash_bits = _checks.integer(hash_bits, "hash_bits", 0, MAX_BITS)
     data, indices, indptr = kernels.hashed_omp(
         X,
         dictionary,
         **limits,
         n_tables=n_tables,
-        n_bits=n_bits,
+        n_bits=hash_bits,
         threshold=_threshold(probe_fraction / n_tables, n_features),
         seed=_checks.seed(random_state),
         as_double=_checks.result_dtype(X, dictionary) is np.float64,

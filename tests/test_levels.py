@@ -36,7 +36,9 @@ COMPUTE = """
                 results[key + " indices"] = codes.indices
                 results[key + " indptr"] = codes.indptr
                 results[key + " product"] = fastfactor.spmm(codes, atoms)
-            codes = fastfactor.hashed_omp(X, atoms, n_nonzero_coefs=5, hash_bits=4, probe_fraction=0.2)
+            codes = fastfactor.hashed_omp(
+                X, atoms, n_nonzero_coefs=5, hash_bits=4, probe_fraction=0.2
+            )
             results[f"{name} hashed {n_atoms} data"] = codes.data
             results[f"{name} hashed {n_atoms} indices"] = codes.indices
             for k in (7, 64):

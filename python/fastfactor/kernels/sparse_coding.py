@@ -173,11 +173,11 @@ def hashed_omp(
     A table is 2^hash_bits random directions, from rotations by signs and Hadamard transforms. An
     atom is filed under the direction nearest to it or to its negative. A row looks under all
     directions whose cosine with its residual is as large as a fraction of ``probe_fraction /
-    n_tables`` of random ones have: at n_tables · 2^hash_bits · log(n_features) + probe_fraction · n_atoms ·
-    n_features operations a row and step, against n_atoms · n_features for all. No product of
-    atoms with atoms is held, so memory is (n_tables + 2) · n_atoms · n_features numbers, more
-    where buckets hold fewer atoms than a vector does, and up to some 70 MB a thread; 600 MB
-    where rows take many atoms, and 200 bytes a bucket where there are hundreds of thousands.
+    n_tables`` of random ones have: at n_tables · 2^hash_bits · log(n_features) + probe_fraction ·
+    n_atoms · n_features operations a row and step, against n_atoms · n_features for all. No product
+    of atoms with atoms is held, so memory is (n_tables + 2) · n_atoms · n_features numbers, more
+    where buckets hold fewer atoms than a vector does, and up to some 70 MB a thread; 600 MB where
+    rows take many atoms, and 200 bytes a bucket where there are hundreds of thousands.
 
     Residuals by default, beside those of ``omp``: 4 to 5 % longer for rows of an embedding table
     and for random ones. Of signals that are sums of a few atoms and little noise, an atom that is

@@ -225,7 +225,7 @@ def test_a_dry_run_says_which_sizes_it_does_not_know(model, tmp_path):
     "rule",
     [
         {"method": "codebook", "vector_dim": 7},
-        {"method": "dictionary", "piece": 7},
+        {"method": "dictionary", "block_size": 7},
         {"method": "mixed_block", "block_shape": [7, 7]},
     ],
     ids=lambda rule: rule["method"],

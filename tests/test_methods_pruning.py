@@ -108,16 +108,16 @@ def test_blocks_of_most_energy_give_the_least_error(rng):
     assert errors["square"] < min(errors["max"], errors["mean"])
 
 
-def test_quality_times_the_deviation_is_the_threshold(rng):
+def test_std_multiple_times_the_deviation_is_the_threshold(rng):
     W = (rng.standard_normal((30, 40)) * np.geomspace(0.1, 10, 30)[:, None]).astype(np.float32)
     kept = np.abs(W) >= 1.5 * W.astype(np.float64).std()
-    np.testing.assert_array_equal(Prune(quality=1.5).compress(W).to_dense() != 0, kept)
+    np.testing.assert_array_equal(Prune(std_multiple=1.5).compress(W).to_dense() != 0, kept)
     by_row = np.abs(W) >= 1.5 * W.astype(np.float64).std(axis=1, keepdims=True)
-    result = Prune(quality=1.5, scope="row").compress(W).to_dense()
+    result = Prune(std_multiple=1.5, scope="row").compress(W).to_dense()
     np.testing.assert_array_equal(result != 0, by_row)
     importance = rng.random(W.shape)
     scores = np.sqrt(importance) * W
-    weighted = Prune(quality=1.5).compress(W, importance=importance).to_dense()
+    weighted = Prune(std_multiple=1.5).compress(W, importance=importance).to_dense()
     np.testing.assert_array_equal(weighted != 0, np.abs(scores) >= 1.5 * scores.std())
 
 
@@ -208,8 +208,8 @@ def test_planned_sizes_are_near(rng, kind, settings):
 
 
 def test_sizes_that_are_not_known_and_shapes_that_do_not_fit():
-    assert Prune(quality=1.0).planned_size((8, 8), np.float32) is None
-    assert PruneCodebook(quality=1.0).planned_size((8, 8), np.float32) is None
+    assert Prune(std_multiple=1.0).planned_size((8, 8), np.float32) is None
+    assert PruneCodebook(std_multiple=1.0).planned_size((8, 8), np.float32) is None
     with pytest.raises(ValueError, match="multiple of 4"):
         Prune(n_m=(2, 4)).planned_size((3, 6), np.float32)
     assert Prune(sparsity=0.5).planned_size((0, 6), np.float32).nbytes == 0
@@ -238,10 +238,19 @@ def test_empty_matrices_stay_empty(shape, settings):
 def test_settings_are_checked():
     for given, message in (
         ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\], got 1.5"),
-        ({"sparsity": 0.5, "quality": 1.0}, "one of .* must be given to Prune, got sparsity and"),
-        ({}, "one of sparsity, quality, n_m, ratio, max_error must be given to Prune, got none"),
-        ({"quality": -1}, "quality must be zero or more"),
-        ({"quality": 1, "scope": (2, 2)}, "scope must be 'global' or 'row' where quality"),
+        (
+            {"sparsity": 0.5, "std_multiple": 1.0},
+            "one of .* must be given to Prune, got sparsity and",
+        ),
+        (
+            {},
+            "one of sparsity, std_multiple, n_m, ratio, max_error must be given to Prune, got none",
+        ),
+        ({"std_multiple": -1}, "std_multiple must be zero or more"),
+        (
+            {"std_multiple": 1, "scope": (2, 2)},
+            "scope must be 'global' or 'row' where std_multiple",
+        ),
         ({"n_m": (2, 4), "scope": "row"}, "scope must be 'global' where n_m"),
         ({"n_m": (5, 4)}, r"n_m\[0\] must be in \[1, 4\], got 5"),
         ({"sparsity": 0.5, "scope": "column"}, "scope must be one of"),

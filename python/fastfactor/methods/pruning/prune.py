@@ -90,8 +90,8 @@ class Prune(Method):
     ----------
     sparsity : float, optional
         The share that is dropped, in [0, 1].
-    quality : float, optional
-        Instead: what is less than ``quality`` times the standard deviation is dropped, that of W or
+    std_multiple : float, optional
+        Instead: what is less than ``std_multiple`` times the standard deviation is dropped, that of W or
         with ``scope="row"`` of each row. Under an importance of both its roots times W.
     n_m : (int, int), optional
         Instead: of every m neighbours in a row the n of largest magnitude are kept; m divides the
@@ -140,14 +140,14 @@ class Prune(Method):
     """
 
     parameter: ClassVar[str] = "sparsity"
-    alternatives: ClassVar[tuple[str, ...]] = ("quality", "n_m")
+    alternatives: ClassVar[tuple[str, ...]] = ("std_multiple", "n_m")
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal})
     otherwise: ClassVar[str] = (
         "give importance, in every row the diagonal of the covariance, which is minimised"
     )
 
     sparsity: float | None = None
-    quality: float | None = None
+    std_multiple: float | None = None
     n_m: tuple[int, int] | None = None
     scope: str | tuple[int, int] = "global"
     pool: str = "square"
@@ -160,11 +160,11 @@ class Prune(Method):
                 raise ValueError(f"sparsity must be in [0, 1], got {self.sparsity!r}")
         _checks.choice(self.pool, "pool", POOLS)
         block = self._block()
-        if self.quality is not None:
-            _checks.nonnegative(self.quality, "quality")
+        if self.std_multiple is not None:
+            _checks.nonnegative(self.std_multiple, "std_multiple")
             if block is not None:
                 raise ValueError(
-                    f"scope must be 'global' or 'row' where quality is given, got {self.scope!r}"
+                    f"scope must be 'global' or 'row' where std_multiple is given, got {self.scope!r}"
                 )
         if self.n_m is not None:
             n, m = _pair(self.n_m, "n_m", 1)
@@ -186,8 +186,8 @@ class Prune(Method):
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)
-        if self.quality is not None:
-            return _above(scores, self.quality, by_row=self.scope == "row")
+        if self.std_multiple is not None:
+            return _above(scores, self.std_multiple, by_row=self.scope == "row")
         if self.n_m is not None:
             return n_m_mask(scores, *self.n_m, n_threads=problem.n_threads)
         assert self.sparsity is not None
@@ -319,12 +319,12 @@ def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
     return array
 
 
-def _above(scores: Array, quality: float, *, by_row: bool) -> Array:
+def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
     wide = scores.astype(np.float64)
     if wide.size == 0:
         return np.zeros(scores.shape, np.bool_)
     deviation = wide.std(axis=1, keepdims=True) if by_row else wide.std()
-    above: Array = np.abs(wide) >= quality * deviation
+    above: Array = np.abs(wide) >= std_multiple * deviation
     return above
 
 

@@ -70,11 +70,13 @@ def of_a_matrix(quick: bool) -> Workload:
 
 
 def fastfactor_threshold(workload: Workload) -> Job:
-    from fastfactor import threshold_for
+    from fastfactor import magnitude_threshold
 
     values = weights(workload)
     return threshold_job(
-        values, lambda: float(threshold_for(values, SPARSITY, n_threads=THREADS)), level_in_use()
+        values,
+        lambda: float(magnitude_threshold(values, SPARSITY, n_threads=THREADS)),
+        level_in_use(),
     )
 
 

@@ -231,7 +231,7 @@ def block_scores(W, block, pool):
     )
 
 
-def n_m(W, n, m):
+def nm_sparsity(W, n, m):
     """The n largest of every m, of equal ones the first."""
     magnitudes = np.abs(np.asarray(W, np.float64)).reshape(-1, m)
     order = np.argsort(-magnitudes, axis=1, kind="stable")

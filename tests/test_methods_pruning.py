@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from contract import MethodContract
-from fastfactor import CorruptDataError, n_m_mask, prune_mask
+from fastfactor import CorruptDataError, nm_sparsity_mask, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneFactors
 from fastfactor.methods.pruning.prune.kept_places import GAP_BITS, KeptPlaces
 from fastfactor.metrics import Diagonal
@@ -121,14 +121,14 @@ def test_std_multiple_times_the_deviation_is_the_threshold(rng):
     np.testing.assert_array_equal(weighted != 0, np.abs(scores) >= 1.5 * scores.std())
 
 
-@pytest.mark.parametrize("n_m", [(2, 4), (1, 5), [4, 8]])
-def test_n_of_every_m_are_kept(rng, n_m):
+@pytest.mark.parametrize("nm_sparsity", [(2, 4), (1, 5), [4, 8]])
+def test_n_of_every_m_are_kept(rng, nm_sparsity):
     W = rng.standard_normal((9, 40)).astype(np.float32)
-    factors = Prune(n_m=n_m).compress(W)
-    np.testing.assert_array_equal(factors.to_dense() != 0, n_m_mask(W, *n_m))
+    factors = Prune(nm_sparsity=nm_sparsity).compress(W)
+    np.testing.assert_array_equal(factors.to_dense() != 0, nm_sparsity_mask(W, *nm_sparsity))
     importance = rng.random(W.shape).astype(np.float32)
-    weighted = Prune(n_m=n_m).compress(W, importance=importance).to_dense() != 0
-    np.testing.assert_array_equal(weighted, n_m_mask(np.sqrt(importance) * W, *n_m))
+    weighted = Prune(nm_sparsity=nm_sparsity).compress(W, importance=importance).to_dense() != 0
+    np.testing.assert_array_equal(weighted, nm_sparsity_mask(np.sqrt(importance) * W, *nm_sparsity))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -195,7 +195,7 @@ def test_ties_and_zeros_keep_their_error(scope):
         {"sparsity": 0.7, "scope": (3, 5)},
         {"sparsity": 1.0},
         {"sparsity": 0.0},
-        {"n_m": (2, 4)},
+        {"nm_sparsity": (2, 4)},
     ],
     ids=repr,
 )
@@ -211,7 +211,7 @@ def test_sizes_that_are_not_known_and_shapes_that_do_not_fit():
     assert Prune(std_multiple=1.0).planned_size((8, 8), np.float32) is None
     assert PruneCodebook(std_multiple=1.0).planned_size((8, 8), np.float32) is None
     with pytest.raises(ValueError, match="multiple of 4"):
-        Prune(n_m=(2, 4)).planned_size((3, 6), np.float32)
+        Prune(nm_sparsity=(2, 4)).planned_size((3, 6), np.float32)
     assert Prune(sparsity=0.5).planned_size((0, 6), np.float32).nbytes == 0
 
 
@@ -244,27 +244,28 @@ def test_settings_are_checked():
         ),
         (
             {},
-            "one of sparsity, std_multiple, n_m, ratio, max_error must be given to Prune, got none",
+            "one of sparsity, std_multiple, nm_sparsity, ratio, max_error must be given to Prune, "
+            "got none",
         ),
         ({"std_multiple": -1}, "std_multiple must be zero or more"),
         (
             {"std_multiple": 1, "scope": (2, 2)},
             "scope must be 'global' or 'row' where std_multiple",
         ),
-        ({"n_m": (2, 4), "scope": "row"}, "scope must be 'global' where n_m"),
-        ({"n_m": (5, 4)}, r"n_m\[0\] must be in \[1, 4\], got 5"),
+        ({"nm_sparsity": (2, 4), "scope": "row"}, "scope must be 'global' where nm_sparsity"),
+        ({"nm_sparsity": (5, 4)}, r"nm_sparsity\[0\] must be in \[1, 4\], got 5"),
         ({"sparsity": 0.5, "scope": "column"}, "scope must be one of"),
         ({"sparsity": 0.5, "scope": (0, 2)}, r"scope\[0\] must be at least 1"),
         ({"sparsity": 0.5, "pool": "min"}, "pool must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             Prune(**given)
-    with pytest.raises(TypeError, match="n_m must be a pair of integers"):
-        Prune(n_m=4)
+    with pytest.raises(TypeError, match="nm_sparsity must be a pair of integers"):
+        Prune(nm_sparsity=4)
     with pytest.raises(TypeError, match="scope must be 'global', 'row' or a pair of integers"):
         Prune(sparsity=0.5, scope=3)
     with pytest.raises(ValueError, match="multiple of 4"):
-        Prune(n_m=(2, 4)).compress(np.ones((3, 6), np.float32))
+        Prune(nm_sparsity=(2, 4)).compress(np.ones((3, 6), np.float32))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.003])

@@ -170,7 +170,7 @@ EVERY_METHOD = [
     {"method": "low_rank", "rank": 7},
     {"method": "low_rank", "ratio": 3},
     {"method": "prune", "sparsity": 0.8},
-    {"method": "prune", "n_m": [1, 4]},
+    {"method": "prune", "nm_sparsity": [1, 4]},
     {"method": "prune_codebook", "sparsity": 0.8},
     {"method": "simhash", "n_hashes": 65},
     {"method": "block_diagonal", "n_blocks": 4},

@@ -76,9 +76,9 @@ def test_keep_with_a_dtype():
 
 
 def test_settings_make_the_method_lists_as_tuples():
-    recipe = read_recipe({"default": {"method": "prune", "n_m": [2, 4], "pool": "max"}})
-    assert recipe.default.compressor == methods.Prune(n_m=(2, 4), pool="max")
-    assert recipe.default.settings == {"n_m": (2, 4), "pool": "max"}
+    recipe = read_recipe({"default": {"method": "prune", "nm_sparsity": [2, 4], "pool": "max"}})
+    assert recipe.default.compressor == methods.Prune(nm_sparsity=(2, 4), pool="max")
+    assert recipe.default.settings == {"nm_sparsity": (2, 4), "pool": "max"}
     assert read_recipe(recipe) is recipe
 
 

@@ -125,9 +125,9 @@ def prune_mask(
 
     Notes
     -----
-    The selection of :func:`magnitude_threshold` and one reading of W to write the mask; one more where
-    some of those equal to the threshold stay and some do not. W is never copied whole. The same
-    bits for any number of threads and any instruction-set level.
+    The selection of :func:`magnitude_threshold` and one reading of W to write the mask; one more
+    where some of those equal to the threshold stay and some do not. W is never copied whole. The
+    same bits for any number of threads and any instruction-set level.
 
     Source: pruning by magnitude is that of Han, Pool, Tran and Dally, "Learning both weights and
     connections for efficient neural networks", 2015.
@@ -154,7 +154,7 @@ def prune_mask(
     return kernels.expand_blocks(kept, W.shape[0], W.shape[1], *block, **options)
 
 
-def n_m_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
+def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
     """Keep the ``n`` largest magnitudes of every ``m`` consecutive entries of a row.
 
     Parameters
@@ -190,7 +190,8 @@ def n_m_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
     Examples
     --------
     >>> import numpy as np, fastfactor
-    >>> fastfactor.n_m_mask(np.array([1.0, -4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 0.0]), 2, 4).astype(int)
+    >>> W = np.array([1.0, -4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 0.0])
+    >>> fastfactor.nm_sparsity_mask(W, 2, 4).astype(int)
     array([0, 1, 1, 0, 1, 1, 0, 0])
     """
     W = _weights(W, None)

@@ -174,7 +174,7 @@ EVERY_METHOD = [
     {"method": "prune_codebook", "sparsity": 0.8},
     {"method": "simhash", "n_hashes": 65},
     {"method": "block_diagonal", "n_blocks": 4},
-    {"method": "block_projection", "factor": 2},
+    {"method": "block_projection", "reduction": 2},
     {"method": "mixed_block", "rank": 3},
     {"method": "dictionary", "n_nonzero_coefs": 2},
     {"method": "entropy_coded", "bits_per_weight": 3},

@@ -212,8 +212,8 @@ def test_the_starter_is_a_recipe_and_names_every_method_and_setting():
     ("rule", "message"),
     [
         ({"method": "block_diagonal", "n_blocks": 4, "permute": "no"}, "permute must be True or"),
-        ({"method": "block_projection", "factor": 2, "learned": 3}, "learned must be True or"),
-        ({"method": "block_projection", "factor": 2, "shared": "no"}, "shared must be True or"),
+        ({"method": "block_projection", "reduction": 2, "learned": 3}, "learned must be True or"),
+        ({"method": "block_projection", "reduction": 2, "shared": "no"}, "shared must be True or"),
         (
             {"method": "mixed_block", "rank": 2, "block_shape": 4},
             "block_shape must be two integers",

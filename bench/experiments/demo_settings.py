@@ -153,10 +153,12 @@ NEAR = {
     ],
     "block projection": [
         (
-            BlockProjection(factor=factor, block_in=block_in, block_out=block_out, learned=True),
-            BlockProjection(factor=2, block_in=50, block_out=1, learned=True),
+            BlockProjection(
+                reduction=reduction, block_in=block_in, block_out=block_out, learned=True
+            ),
+            BlockProjection(reduction=2, block_in=50, block_out=1, learned=True),
         )
-        for factor, block_in, block_out in (
+        for reduction, block_in, block_out in (
             *((4, 28, 1), (5, 28, 1), (7, 28, 1), (9, 28, 1)),
             *((14, 56, 1), (14, 112, 1), (2, 56, 100)),
         )

@@ -98,8 +98,8 @@ FORMS = {
     "block projection": Form(
         "C makes inputs fewer, block by block; B multiplies those",
         (
-            BlockProjection(factor=6, block_in=28, block_out=1, learned=True),
-            BlockProjection(factor=2, block_in=50, block_out=1, learned=True),
+            BlockProjection(reduction=6, block_in=28, block_out=1, learned=True),
+            BlockProjection(reduction=2, block_in=50, block_out=1, learned=True),
             None,
         ),
     ),

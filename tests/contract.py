@@ -162,7 +162,7 @@ class MethodContract:
             {"importance": np.ones(W.shape), "input_covariance": np.eye(W.shape[1])},
         )
         for given in wrong:
-            with pytest.raises(ValueError, match="importance|input_covariance") as refused:
+            with pytest.raises(ValueError, match=r"importance|input_covariance") as refused:
                 method.compress(W, **given)
             with pytest.raises(ValueError, match=f"^{re.escape(str(refused.value))}$"):
                 factors.error(W, **given)

@@ -58,7 +58,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "Dictionary": [{"n_atoms": 32}, {"n_atoms": 64}, {"block_size": 16}],
     "MixedBlock": [{"block_shape": (1, 16)}],
-    "Prune": [{"scope": "row"}, {"scope": (1, 4)}],
+    "Prune": [{"scope": "row"}, {"block_shape": (1, 4)}],
     "PruneCodebook": [{"n_bits": n_bits} for n_bits in (2, 3, 6)],
     "Simhash": [{"axis": 1}],
 }

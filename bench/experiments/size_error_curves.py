@@ -51,7 +51,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"learned": True, "block_out": 1},
     ],
     "Codebook": [
-        {"scope": "row"},
+        {"granularity": "row"},
         *({"vector_dim": dim} for dim in (2, 4, 8)),
         {"vector_dim": 4, "group_size": 4},
         *({"vector_dim": dim, "n_codebooks": n} for dim, n in ((4, 2), (8, 2), (8, 4))),

@@ -101,7 +101,7 @@ class PruneCodebookFactors(Factors):
         weights = np.ones(codes.size, np.bool_)
         weights[coded.fillers] = False
         codes[weights] = self._labels(places.size)
-        return SparseCodes(codes, coded.gaps, coded.n_bits, self.codebook, self.shape)
+        return SparseCodes(codes, coded.gaps, coded.gap_bits, self.codebook, self.shape)
 
     def _labels(self, n_kept: int) -> Array:
         labels: Array = PackedCodes(self.codes, self.n_bits, (1, n_kept)).unpack()[0]

@@ -239,7 +239,7 @@ def test_bad_arguments_are_named(rng):
     locked.setflags(write=False)
     wrong = [
         (TypeError, "packed must be a PackedCodes, got ndarray", (x, x, table), {}),
-        (ValueError, "x must have as many columns .* 16, got", (x[:8], packed, table), {}),
+        (ValueError, r"x must have shape \(\.\.\., 16\), got \(8,\)", (x[:8], packed, table), {}),
         (TypeError, "x must have dtype", (x.astype(int), packed, table), {}),
         (TypeError, "codebook must have dtype .* float64", (x, packed, table.astype(float)), {}),
         (ValueError, r"codebook must have shape \(4, 2\)", (x, packed, table[:3]), {}),

@@ -87,6 +87,8 @@ class MethodContract:
                 np.testing.assert_allclose(result, x @ dense, rtol=0, atol=tolerance * scale)
         with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 24\), got \(25,\)"):
             np.ones(self.SHAPE[0] + 1) @ factors
+        with pytest.raises(ValueError, match=r"x must have 32 rows, got shape \(5, 32\)"):
+            factors @ np.ones((5, self.SHAPE[1]))
         with pytest.raises(TypeError):
             np.ones(self.SHAPE) + factors
 

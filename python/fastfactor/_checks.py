@@ -57,11 +57,19 @@ def float_array(value: Any, name: str, *, ndim: tuple[int, ...] | None = None) -
     return array
 
 
-def inputs(x: Any, n_features: int, name: str = "x") -> Array:
+def inputs(x: Any, n_features: int) -> Array:
     """Return the inputs of a linear layer as floats of shape (..., n_features)."""
-    array = float_array(x, name)
+    array = float_array(x, "x")
     if array.shape[-1:] != (n_features,):
-        raise ValueError(f"{name} must have shape (..., {n_features}), got {array.shape}")
+        raise ValueError(f"x must have shape (..., {n_features}), got {array.shape}")
+    return array
+
+
+def columns(x: Any, n_features: int) -> Array:
+    """Return the right side of ``W @ x`` as floats of shape (n_features,) or (n_features, n)."""
+    array = float_array(x, "x", ndim=(1, 2))
+    if len(array) != n_features:
+        raise ValueError(f"x must have {n_features} rows, got shape {array.shape}")
     return array
 
 

@@ -11,7 +11,7 @@ from .. import _checks
 from .._checks import Array
 from .._core import kernels
 from .._records import refuse_array
-from ._output import output
+from ._output import as_batch, output
 from .runtime import thread_count
 
 
@@ -131,8 +131,7 @@ class CSR:
         Parameters
         ----------
         matrix : scipy.sparse matrix or array of shape (rows, columns)
-            float32 or float64. Values that are stored twice stay so in a ``csr_array``, and so do
-            zeros.
+            float32 or float64. Zeros that are stored are kept.
 
         Returns
         -------
@@ -144,17 +143,21 @@ class CSR:
             Where it is no SciPy sparse matrix, or its dtype, shape or structure is one that a CSR
             cannot have.
 
+        Notes
+        -----
+        Formats other than CSR go through SciPy's ``tocsr``.
+
         Examples
         --------
-        >>> import scipy.sparse, fastfactor
-        >>> fastfactor.CSR.from_scipy(scipy.sparse.eye_array(3, format="coo"))
+        >>> import numpy as np, scipy.sparse, fastfactor
+        >>> fastfactor.CSR.from_scipy(scipy.sparse.coo_array(np.eye(3)))
         CSR(shape=(3, 3), nnz=3, dtype=float64)
         """
         if not hasattr(matrix, "tocsr"):
             raise TypeError(
                 f"matrix must be a SciPy sparse matrix or array, got {type(matrix).__name__}"
             )
-        # Checked first: SciPy makes CSR of one dimension, too.
+        # Before tocsr, which takes matrices of one dimension too.
         shape = _checks.sparse_shape(matrix.shape, "matrix.shape")
         found = matrix.tocsr()
         return cls(found.data, found.indices, found.indptr, shape)
@@ -184,12 +187,24 @@ class CSR:
     def to_scipy(self) -> Any:
         """The same matrix as ``scipy.sparse.csr_array``, on the same read-only arrays.
 
-        Where ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, a copy.
+        Returns
+        -------
+        scipy.sparse.csr_array
 
         Raises
         ------
         ImportError
             Where SciPy is not installed.
+
+        Notes
+        -----
+        Where ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, a copy.
+
+        Examples
+        --------
+        >>> import numpy as np, fastfactor
+        >>> fastfactor.CSR.from_dense(np.eye(3)).to_scipy().shape
+        (3, 3)
         """
         try:
             from scipy.sparse import csr_array
@@ -224,14 +239,9 @@ class CSR:
         return spmm(self, B)
 
     def __rmatmul__(self, x: Any) -> Array:
-        """Return ``x @ self`` for x of shape (rows,) or (batch, rows), by :func:`spmm` with T."""
-        x = _checks.float_array(x, "x", ndim=(1, 2))
-        if x.shape[-1] != self.shape[0]:
-            raise ValueError(
-                f"x must have as many columns as the CSR has rows, {self.shape[0]}, "
-                f"got shape {x.shape}"
-            )
-        return spmm(self.T, x.T).T
+        """Return ``x @ self`` by :func:`spmm` of the transpose: (..., rows) → (..., columns)."""
+        x = _checks.inputs(x, self.shape[0])
+        return spmm(self.T, as_batch(x).T).T.reshape(*x.shape[:-1], self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         refuse_array(self, "to_dense()")

@@ -240,11 +240,11 @@ class SparseCodes:
 
     def __matmul__(self, x: Any) -> Array:
         """Return W x by :func:`sparse_codebook_matmul`: (in,) → (out,) or (in, n) → (out, n)."""
-        x = _checks.float_array(x, "x", ndim=(1, 2))
+        x = _checks.columns(x, self.shape[1])
         return sparse_codebook_matmul(sparse_codes=self, x=x.T).T
 
     def __rmatmul__(self, x: Any) -> Array:
-        """Return x W, by way of `to_csr`: (out,) → (in,) or (batch, out) → (batch, in)."""
+        """Return x W, by way of `to_csr`: (..., out) → (..., in)."""
         return self.to_csr().__rmatmul__(x)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:

@@ -130,7 +130,7 @@ class Factors(ArrayRecord, ABC):
 
     def matmul(self, x: Any, *, n_threads: int | None = None) -> Array:
         """``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
-        x = _checks.float_array(x, "x", ndim=(1, 2))
+        x = _checks.columns(x, self.shape[1])
         return self.linear(x.T, n_threads=n_threads).T
 
     def __matmul__(self, x: Any) -> Array:

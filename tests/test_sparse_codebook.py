@@ -405,8 +405,8 @@ def test_inputs_of_any_rank(rng):
 def test_operators_are_the_products(rng):
     sparse, dense = random_case(rng, (20, 30))
     x = inputs(rng, 4, 30)
-    np.testing.assert_array_equal(sparse @ x.T, sparse_codebook_matmul(sparse, x).T)
-    np.testing.assert_array_equal(sparse @ x[0], sparse_codebook_matmul(sparse, x[0]))
+    np.testing.assert_array_equal(sparse @ x.T, check(sparse, dense, x).T)
+    np.testing.assert_array_equal(sparse @ x[0], check(sparse, dense, x[0]))
     for y in (inputs(rng, None, 20), inputs(rng, 5, 20)):
         np.testing.assert_allclose(y @ sparse, y @ dense, rtol=0, atol=1e-5 * 20)
     with pytest.raises(ValueError, match=r"x must have 30 rows, got shape \(4, 30\)"):

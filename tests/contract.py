@@ -17,7 +17,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import CorruptDataError
+from fastfactor import CorruptDataError, _checks
 from fastfactor.methods import Factors
 from fastfactor.metrics import Covariance, Diagonal
 from layouts import LAYOUTS
@@ -262,6 +262,24 @@ class MethodContract:
             method.compress(W, input_covariance=np.ones((2, 2)))
         with pytest.raises(ValueError, match="must not both be given"):
             method.compress(W, importance=np.ones(W.shape), input_covariance=np.eye(W.shape[1]))
+
+    def test_each_call_draws_one_seed_from_a_generator(self, method):
+        if not hasattr(method, "random_state"):
+            pytest.skip("draws no random numbers")
+        W = self.matrix()
+        for kind in (np.random.default_rng, np.random.RandomState):
+            drawn = dataclasses.replace(method, random_state=kind(3))
+            expected = kind(3)
+            for _ in range(2):
+                seed = _checks.seed(expected)
+                same = dataclasses.replace(method, random_state=seed).compress(W).tensors()
+                found = drawn.compress(W).tensors()
+                assert found.keys() == same.keys()
+                for name, tensor in same.items():
+                    np.testing.assert_array_equal(found[name], tensor)
+        dataclasses.replace(method, random_state=None).compress(W)
+        with pytest.raises(TypeError, match="random_state must be None, an integer,"):
+            dataclasses.replace(method, random_state="x")
 
     def test_same_factors_for_any_number_of_threads(self, method):
         W = self.matrix()

@@ -345,7 +345,7 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="n_init must be"):
         Codebook(n_bits=4, n_init=0)
     with pytest.raises(TypeError, match="random_state must be"):
-        Codebook(n_bits=4, random_state="x").compress(np.ones((2, 2), np.float32))
+        Codebook(n_bits=4, random_state="x")
 
 
 def test_what_does_not_go_together_is_said(rng):

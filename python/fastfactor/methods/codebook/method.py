@@ -175,8 +175,8 @@ class Codebook(Method):
         How often vectors of one codebook, or scalars that are balanced, are clustered, each time
         from another start; the best counts. Of wordllama's embeddings, vectors of 8 in 8 bits, the
         error is 0.3295, 0.3292 and 0.3290 with 1, 2 and 3.
-    random_state : int, numpy Generator or RandomState, optional
-        Scalars that are not balanced need none.
+    random_state : int, Generator, RandomState or None
+        Seed of the starts. Scalars that are not balanced need none.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_bits``; all else stays as it is set.
 

@@ -283,6 +283,7 @@ class MethodContract:
 
     def test_settings_within_a_size(self, method):
         shape = (96, 128)
+        assert method.within(shape, np.float32, 40_000) is not None
         for nbytes in (40_000, 10_000, 3000):
             within = method.within(shape, np.float32, nbytes)
             if within is not None:

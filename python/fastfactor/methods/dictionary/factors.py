@@ -146,7 +146,7 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _codes(self) -> CSR:
-        """(pieces, n_atoms)"""
+        """Return the codes as a CSR of shape (pieces, n_atoms)."""
         n = self.shape[0] * (self.shape[1] // self._piece)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:

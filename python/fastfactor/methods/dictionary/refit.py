@@ -21,11 +21,11 @@ Operator = Callable[[Array], Array]
 
 
 def whitening(problem: Problem, piece: int) -> tuple[Array, Array, Array]:
-    """Scales of pieces (n, 1), and L (piece, piece) with its inverse: what makes plain errors of
-    ``scale · x · L`` those of the metric, as nearly as one L for all pieces can.
+    """Return a scale for each piece (n, 1), and L (piece, piece) with its inverse.
 
-    Exact where an importance is a product of one factor for each piece and one for each column of
-    a piece, and for a covariance where a piece is a row.
+    Plain errors of ``scale · x · L`` are those of the metric, as nearly as one L for all pieces
+    allows. Exact where an importance is a product of one factor for each piece and one for each
+    column of a piece, and for a covariance where a piece is a row.
     """
     n = problem.W.size // piece
     if problem.importance is not None:

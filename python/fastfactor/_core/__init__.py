@@ -1,8 +1,8 @@
-"""The compiled kernels, in the build that suits this processor.
+"""The compiled kernels, in the best build that this processor runs.
 
-One module a level: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and ``_v4_vnni`` (with VNNI's
-8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline`` elsewhere. The environment
-variable ``FASTFACTOR_LEVEL`` overrides the choice.
+Each instruction-set level is a module: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and
+``_v4_vnni`` (with VNNI's 8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline``
+elsewhere. The environment variable ``FASTFACTOR_LEVEL`` overrides the choice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ENVIRONMENT_VARIABLE = "FASTFACTOR_LEVEL"
 
 
 def supported_levels() -> list[str]:
-    """Levels that this processor runs, best first."""
+    """Return the levels that this processor runs, best first."""
     return _detect.supported_levels()
 
 
 def load(level: str | None) -> ModuleType:
-    """The kernels of one level; of the best that is built and runs here where none is named."""
+    """Import the kernels of a level or, if none is named, of the best that was built and runs."""
     supported = supported_levels()
     if level:
         if level not in supported:

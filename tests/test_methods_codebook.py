@@ -161,7 +161,7 @@ def test_more_vectors_than_are_refitted_at_once_still_gain(rng):
     sums = Codebook(n_bits=1, vector_dim=8, n_codebooks=8)
     joint = sums.compress(W).error(W)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastfactor.methods.codebook.method.sums.JOINT_VECTORS", 6)
+        patch.setattr("fastfactor.methods.codebook.sums.JOINT_VECTORS", 6)
         in_turn = sums.compress(W).error(W)
     assert joint < residual(W, 8, 2)
     assert in_turn < residual(W, 8, 2)

@@ -28,6 +28,7 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 class MethodContract:
     METHODS = ()
     SHAPE = (24, 32)
+    LARGE = (96, 128)  # where a size or an error is searched for
     EXACT_BITS = True  # the same for any number of threads; not where LAPACK decides
 
     def matrix(self, dtype=np.float32, shape=None, seed=0):
@@ -325,7 +326,7 @@ class MethodContract:
     # --- how much
 
     def test_sizes_and_errors_may_be_asked_for(self, method):
-        W = self.matrix(shape=(96, 128))
+        W = self.matrix(shape=self.LARGE)
         plain = method.compress(W)
         error, ratio = plain.error(W), W.nbytes / plain.nbytes
         by_error = self.asked(method, max_error=error * 1.01).compress(W)
@@ -353,6 +354,7 @@ class MethodContract:
 
     def test_settings_within_a_size(self, method):
         shape = (96, 128)
+        assert method.within(shape, np.float32, 40_000) is not None
         for nbytes in (40_000, 10_000, 3000):
             within = method.within(shape, np.float32, nbytes)
             if within is not None:

@@ -25,6 +25,7 @@ class TestSums(MethodContract):
         Codebook(n_bits=3, vector_dim=4, n_codebooks=2, group_size=8),
         Codebook(n_bits=1, n_codebooks=3),
     )
+    LARGE = (48, 64)  # each step of a search fits all tables again
     EXACT_BITS = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class SparseCodes:
            [ 0. ,  0. , -2. ,  0.5]], dtype=float32)
     """
 
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ W`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ W`` to this class
 
     codes: Array
     gaps: Array

@@ -63,7 +63,7 @@ class Factors(ArrayRecord, ABC):
     kind: ClassVar[str]  # what files call it
     trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
     kinds: ClassVar[dict[str, type[Factors]]] = {}
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ factors`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ factors`` to this class
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]

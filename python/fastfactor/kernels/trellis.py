@@ -19,15 +19,15 @@ from .._core import kernels
 from .._records import ArrayRecord, short_repr
 from .runtime import thread_count
 
-LARGEST = (1 << 16) - 1  # magnitude of a level
+MAX_LEVEL = (1 << 16) - 1  # magnitude of a level
 DIRECT = 16  # magnitudes with their own bucket; larger ones: eight buckets an octave and plain bits
 N_BUCKETS = DIRECT + 8 * 12
 N_SYMBOLS = 2 * N_BUCKETS - 1  # buckets with a sign: 0, +1, −1, +2, …
 N_CENTERS = 3  # magnitudes 1, 2, and more
 TOTAL_BITS = 14  # the frequencies of a context sum to 2**TOTAL_BITS
-MOST_CLASSES = 128
-LARGEST_WEIGHT = 1e20  # this and LARGEST_BITS keep a row's costs in the range of float32
-LARGEST_BITS = 1e10
+MAX_CLASSES = 128
+MAX_WEIGHT = 1e20  # this and MAX_COST keep a row's costs in the range of float32
+MAX_COST = 1e10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +55,7 @@ class Classes(ArrayRecord):
                 f"shape {self.columns.shape}"
             )
         _checks.integer(self.shift, "shift", 0, 8)
-        _checks.integer(self.count, "count", 1, MOST_CLASSES)
+        _checks.integer(self.count, "count", 1, MAX_CLASSES)
 
     @property
     def contexts(self) -> int:
@@ -151,20 +151,20 @@ def trellis_quantize(
     if weights.shape != values.shape:
         raise ValueError(f"weights must have shape {values.shape}, got {weights.shape}")
     seen = weights if weights.strides[0] else weights[:1]  # a broadcast row is checked once
-    if seen.size and not 0 <= seen.min() <= seen.max() <= LARGEST_WEIGHT:
+    if seen.size and not 0 <= seen.min() <= seen.max() <= MAX_WEIGHT:
         raise ValueError(
-            f"weights must be in [0, {LARGEST_WEIGHT:g}], got {seen.min()} to {seen.max()}"
+            f"weights must be in [0, {MAX_WEIGHT:g}], got {seen.min()} to {seen.max()}"
         )
     _check_columns(classes, values.shape[1])
     step = _checks.nonnegative(step, "step")
     if not 1e-37 <= step <= 1e38:
         raise ValueError(f"step must be in [1e-37, 1e38], got {step!r}")
     rate_weight = _checks.nonnegative(rate_weight, "rate_weight")
-    if rate_weight > LARGEST_WEIGHT:
-        raise ValueError(f"rate_weight must be in [0, {LARGEST_WEIGHT:g}], got {rate_weight!r}")
+    if rate_weight > MAX_WEIGHT:
+        raise ValueError(f"rate_weight must be in [0, {MAX_WEIGHT:g}], got {rate_weight!r}")
     bits = _table(bits, "bits", (2 * classes.count, N_BUCKETS))
-    if np.abs(bits).max() > LARGEST_BITS:
-        raise ValueError(f"bits must be within ±{LARGEST_BITS:g}, got ±{np.abs(bits).max():g}")
+    if np.abs(bits).max() > MAX_COST:
+        raise ValueError(f"bits must be within ±{MAX_COST:g}, got ±{np.abs(bits).max():g}")
     found = kernels.trellis_quantize(
         values,
         step,
@@ -375,9 +375,9 @@ def _row_logs(row_logs: Any, n_rows: int) -> Array:
         raise ValueError(
             f"row_logs must be {n_rows} integers, got {array.dtype} of shape {array.shape}"
         )
-    if array.size and not -LARGEST <= array.min() <= array.max() <= LARGEST:
+    if array.size and not -MAX_LEVEL <= array.min() <= array.max() <= MAX_LEVEL:
         raise ValueError(
-            f"row_logs must be in [-{LARGEST}, {LARGEST}], got {array.min()} to {array.max()}"
+            f"row_logs must be in [-{MAX_LEVEL}, {MAX_LEVEL}], got {array.min()} to {array.max()}"
         )
     return np.ascontiguousarray(array, np.int32)
 

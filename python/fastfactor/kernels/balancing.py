@@ -86,7 +86,7 @@ def _balanced_assign(
     centroids = _checks.float_array(centroids, "centroids", ndim=(2,))
     if centroids.shape[0] < 1 or centroids.shape[1] != X.shape[1]:
         raise ValueError(
-            f"centroids must have at least one row and, like X, {X.shape[1]} columns, "
+            f"centroids must have at least one row and {X.shape[1]} columns, as many as X, "
             f"got shape {centroids.shape}"
         )
     labels, cost, paid, gap = kernels.balanced_assign(

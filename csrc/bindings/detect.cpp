@@ -1,4 +1,5 @@
-// Compiled for the plainest processor of the family: says which of the levels this one can run.
+// Tells which instruction-set levels this processor runs. Compiled for the oldest processor of the
+// family, so that it loads everywhere.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,8 +14,8 @@
 namespace {
 
 #if defined(__x86_64__)
-// The features of the x86-64 psABI levels, and the register state that the system must save for
-// them (XCR0: SSE and AVX; opmask and the ZMM halves).
+// Checks for the features of the x86-64 psABI levels, and that the system saves the registers which
+// they use (XCR0: SSE and AVX; opmask and the ZMM halves).
 struct Processor {
   unsigned ecx1 = 0, ebx7 = 0, ecx7 = 0, ecx_extended = 0;
   unsigned long long saved = 0;
@@ -24,7 +25,7 @@ struct Processor {
     if (__get_cpuid(1, &a, &b, &c, &d)) ecx1 = c;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx7 = b, ecx7 = c;
     if (__get_cpuid(0x80000001u, &a, &b, &c, &d)) ecx_extended = c;
-    if (ecx1 & (1u << 27)) {  // OSXSAVE: xgetbv may be asked
+    if (ecx1 & (1u << 27)) {  // OSXSAVE: xgetbv is allowed
       unsigned low = 0, high = 0;
       __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
       saved = (static_cast<unsigned long long>(high) << 32) | low;

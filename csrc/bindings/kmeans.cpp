@@ -13,11 +13,11 @@ Init init_of(const std::string& name) {
   throw py::value_error("unknown init " + name);
 }
 
-// Centroids for every group, from (K, d) or (groups, K, d).
+// Centroids of shape (K, d) for all groups, or (groups, K, d).
 StackView centroid_view(const py::array& a, const StackView& x) {
   StackView view = stack_view(a);
   if (view.first.cols != x.first.cols || (a.ndim() == 3 && view.count != x.count))
-    throw py::value_error("shapes of X and centroids do not fit");
+    throw py::value_error("shapes of X and centroids do not match");
   return view;
 }
 

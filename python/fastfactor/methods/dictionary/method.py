@@ -13,7 +13,8 @@ from ... import _checks
 from ..._checks import Array
 from ...kernels.sparse import CSR
 from ...learning.code_exchange import improved
-from ...learning.dictionary_learning import INITS, check_exchange, coder, learn_dictionary
+from ...learning.dictionary_learning import check_exchange, coder, learn_dictionary
+from ...learning.initial_atoms import INITS
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import FLOAT_NAMES, Factors, Method, Problem, Size
 from .factors import DictionaryFactors, bits_for, pack

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
+from .._records import short_repr
 from ..kernels.runtime import thread_count
 from ..kernels.sparse import CSR, spmm
 from ..kernels.sparse_coding import hashed_omp, omp
@@ -58,6 +59,9 @@ class DictionaryResult(NamedTuple):
     dictionary: Array
     error: float
     n_iter: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, self._asdict())
 
 
 def learn_dictionary(

@@ -6,7 +6,7 @@ import numpy as np
 
 from .._checks import Array
 from ..kernels.sparse import CSR, spmm
-from .code_products import MOST_DENSE, DenseGram, SparseGram, full, transposed
+from .code_products import MOST_DENSE, DenseGram, SparseGram, full
 from .initial_atoms import unit_rows
 
 SAME = 0.98  # |cosine| of two atoms that count as one
@@ -54,7 +54,7 @@ class DictionaryUpdate:
 
     def _add(self, batch: Array, codes: CSR, forgetting: float) -> float:
         """Add a batch to the sums, and return the squared error of its codes."""
-        codes_of_atoms = transposed(codes)
+        codes_of_atoms = codes.T
         target = spmm(codes_of_atoms, batch, n_threads=self.n_threads).astype(np.float64)
         self.gram.add(codes, codes_of_atoms, forgetting)
         self.target = forgetting * self.target + target

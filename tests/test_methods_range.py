@@ -14,7 +14,7 @@ from fastfactor.methods import (
     Prune,
     Simhash,
 )
-from fastfactor.methods.base import narrowed
+from fastfactor.methods.factors import narrowed
 from fastfactor.metrics import Covariance
 
 METHODS = (

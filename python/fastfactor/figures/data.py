@@ -10,7 +10,7 @@ from .._checks import Array
 from ..files.checkpoint import open_checkpoint
 from ..files.store import open_store
 from ..methods import LowRank
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from ..metrics import Metric, metric_for
 from ..models.recipe import method_names
 from ..models.report import Report, TensorRow

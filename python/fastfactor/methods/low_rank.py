@@ -12,15 +12,8 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from .base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from .base import Method, Problem, Size
+from .factors import FLOAT_NAMES, Factors, check_ids, narrowed
 from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20

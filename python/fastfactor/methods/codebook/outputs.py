@@ -11,7 +11,7 @@ import numpy as np
 from ..._checks import Array
 from ...kernels.clustering import assign
 from ...metrics import exponent_of
-from ..base import narrowed
+from ..factors import narrowed
 from .cells import Sharing
 
 ROUNDS = 8

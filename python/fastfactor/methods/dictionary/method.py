@@ -16,7 +16,8 @@ from ...learning.code_exchange import improved
 from ...learning.dictionary_learning import check_exchange, coder, learn_dictionary
 from ...learning.initial_atoms import INITS
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import FLOAT_NAMES, Factors, Method, Problem, Size
+from ..base import Method, Problem, Size
+from ..factors import FLOAT_NAMES, Factors
 from .factors import DictionaryFactors, bits_for, pack
 from .refit import fit, fit_values, whitening
 

@@ -15,16 +15,8 @@ from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MOST_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
-from ..base import (
-    Config,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    check_matrix,
-    narrowed,
-)
+from ..base import Method, Problem, Size
+from ..factors import Config, Factors, check_ids, check_matrix, narrowed
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
 from .search import search

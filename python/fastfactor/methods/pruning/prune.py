@@ -14,7 +14,8 @@ from ..._checks import Array
 from ...kernels.selection import n_dropped, n_m_mask, prune_mask
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
+from ..base import Method, Problem, Size
+from ..factors import Config, Factors, Tensors, check_ids
 from ..stored import stored_tensor
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 

@@ -14,15 +14,8 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method, Problem, Size
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
 from ..stored import stored_number, stored_tensor
 
 SWEEPS = 20

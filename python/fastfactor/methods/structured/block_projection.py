@@ -13,15 +13,8 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method, Problem, Size
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
 from .projection_fit import between, blockwise, learn, swap

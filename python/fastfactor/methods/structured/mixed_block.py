@@ -14,15 +14,8 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method, Problem, Size
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
 from ..low_rank import LowRank, LowRankFactors
 from ..stored import stored_tensor
 from .least_squares import descend

@@ -15,15 +15,8 @@ from ...errors import CorruptDataError
 from ...kernels.codebooks import codebook_matmul
 from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method, Problem, Size
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
 

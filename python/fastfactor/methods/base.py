@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from .. import _checks
-from .._checks import Array
-from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for
+from ..metrics import Diagonal, Frobenius, Metric, metric_for
 from .factors import Factors, check_matrix
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """A matrix to compress, what its errors weigh, and how many threads may work on it."""
-
-    W: Array
-    metric: Metric
-    n_threads: int | None
-
-    @property
-    def importance(self) -> Array | None:
-        return self.metric.importance if isinstance(self.metric, Diagonal) else None
-
-    @property
-    def input_covariance(self) -> Array | None:
-        return self.metric.input_covariance if isinstance(self.metric, Covariance) else None
-
-
-class Size(NamedTuple):
-    """What factors take: just so many bytes, or at most so many where their values decide."""
-
-    nbytes: int
-    exact: bool
+from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +20,8 @@ class Method(ABC):
     """Settings that compress a matrix.
 
     A subclass is a frozen dataclass. Its `parameter` says how much is kept; instead of it a size
-    or an error may be asked for.
+    or an error may be asked for. It defines `_compress`, `_levels` and `_size`, which say below
+    what they must return.
 
     Parameters
     ----------
@@ -75,7 +51,7 @@ class Method(ABC):
     True
     """
 
-    parameter: ClassVar[str]
+    parameter: ClassVar[str]  # the setting that says how much is kept
     alternatives: ClassVar[tuple[str, ...]] = ()  # other settings that say how much is kept
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # which it can minimise
     otherwise: ClassVar[str] = ""  # what to do where it cannot, for the message
@@ -170,17 +146,12 @@ class Method(ABC):
             return None
         if self.ratio is None:
             return self._size(problem)
-        levels = self._some_levels(problem)
-        smallest = self._at(levels[0])._size(problem)
-        if smallest is None or not smallest.exact:
-            return Size(int(problem.W.nbytes * (1 + 1e-12) / self.ratio), False)
-        fitting = self._n_fitting(levels, problem)
-        if fitting == 0:
-            raise ValueError(self._out_of_reach(smallest, problem))
-        found: Size = self._at(levels[fitting - 1])._size(problem)
-        return found
+        levels = self._checked_levels(problem)
+        if not self._planned(levels[0], problem).exact:
+            return Size(int(self._goal(problem).limit), exact=False)
+        return self._largest_planned(problem)._size(problem)
 
-    def within(self: Any, shape: tuple[int, ...], dtype: Any, nbytes: int) -> Any:
+    def within(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> Self | None:
         """These settings with the largest `parameter` that is planned to take no more than nbytes.
 
         A quick way to sizes, where ``ratio`` would find what they really are.
@@ -204,9 +175,9 @@ class Method(ABC):
         problem = _unseen(shape, dtype)
         goals = dict.fromkeys((self.parameter, *self.alternatives, "max_error"))
         asked = replace(self, **goals, ratio=problem.W.nbytes / max(nbytes, 1))
-        levels = asked._some_levels(problem)
-        fitting = asked._n_fitting(levels, problem)
-        return asked._at(levels[fitting - 1]) if fitting else None
+        levels = asked._checked_levels(problem)
+        n_planned = asked._n_planned(levels, problem)
+        return asked._at(levels[n_planned - 1]) if n_planned else None
 
     def check_metric(self, kind: type[Metric]) -> None:
         """That this method can minimise the errors of such a metric.
@@ -222,47 +193,82 @@ class Method(ABC):
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
 
+    # --- what a method must say
+
     @abstractmethod
     def _compress(self, problem: Problem) -> Factors:
-        """The factors for a given `parameter`, or one of the `alternatives`."""
+        """Return the factors for the `parameter` that is set, or for one of the `alternatives`.
+
+        `ratio` and `max_error` are None here: the search below sets the parameter. ``problem.W`` is
+        finite and of any shape, also an empty one; ``problem.metric`` is one of `metrics`.
+        ``LowRank(rank=3)`` returns ``LowRankFactors`` with B (out, 3) and C (3, in).
+        """
 
     @abstractmethod
     def _levels(self, problem: Problem) -> Sequence[Any]:
-        """Values of `parameter` from the smallest factors to the largest."""
+        """Return values of `parameter` to choose from, from the smallest factors to the largest.
+
+        Sizes must not fall along them, and errors should not rise. Only shape and dtype of W may be
+        used. Return an empty sequence for an empty W. ``LowRank`` returns
+        ``range(1, min(W.shape) + 1)``.
+        """
+
+    @abstractmethod
+    def _size(self, problem: Problem) -> Size | None:
+        """Return what `_compress` takes in bytes, or a bound that it never exceeds.
+
+        Only shape and dtype of W may be used. ``LowRank(rank=3)`` returns
+        ``Size(3 * sum(W.shape) * W.itemsize, exact=False)``: a matrix of less rank takes less. None
+        means that values alone decide, which is allowed for `alternatives` only.
+        """
+
+    # --- how a ratio or an error is met
 
     def _search(self, problem: Problem) -> Factors:
-        """Bisects `_levels`: size rises along them and error falls."""
-        levels = self._some_levels(problem)
-        if self.ratio is not None:
-            smallest: Size | None = self._at(levels[0])._size(problem)
-            if smallest is not None and smallest.exact:
-                return self._largest(levels, problem)
-        best: Factors | None = None
-        low, high = 0, len(levels)
-        while low < high:
-            middle = (low + high) // 2
-            factors = self._at(levels[middle])._compress(problem)
-            if self.ratio is not None:
-                fits = self._fits(factors.nbytes, problem)
-                low, high = (middle + 1, high) if fits else (low, middle)
-            else:
-                error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
-                fits = error <= self._wanted_error()
-                low, high = (low, middle) if fits else (middle + 1, high)
-            if fits:
-                best = factors
-        if best is None:
-            raise ValueError(self._out_of_reach(factors, problem))
-        return best
+        """Return the best factors that meet `ratio` or `max_error`.
 
-    def _size(self, problem: Problem) -> Size | None:
-        """As `planned_size`, for a given `parameter` or alternative: W's values are not looked at.
-
-        Never falls along `_levels`.
+        Override this where a method knows a faster or a better way than bisection.
         """
-        return None
+        levels = self._checked_levels(problem)
+        if self.ratio is not None and self._planned(levels[0], problem).exact:
+            return self._largest_planned(problem)._compress(problem)
+        return self._bisect(levels, problem)
 
-    def _some_levels(self, problem: Problem) -> Sequence[Any]:
+    def _bisect(self, levels: Sequence[Any], problem: Problem) -> Factors:
+        """Return the best factors among these levels that meet the goal, or refuse it."""
+
+        def compress(level: Any) -> Factors:
+            return self._at(level)._compress(problem)
+
+        factors, nearest = bisect_levels(levels, compress, self._goal(problem))
+        if factors is None:
+            raise self._unreachable(nearest, problem)
+        return factors
+
+    def _largest_planned(self, problem: Problem) -> Self:
+        """Return these settings at the largest level that fits by `_size`, or refuse the ratio."""
+        levels = self._checked_levels(problem)
+        n_planned = self._n_planned(levels, problem)
+        if n_planned == 0:
+            raise self._unreachable(self._planned(levels[0], problem).nbytes, problem)
+        return self._at(levels[n_planned - 1])
+
+    def _n_planned(self, levels: Sequence[Any], problem: Problem) -> int:
+        """Return how many levels, from the smallest on, fit the ratio as `_size` says."""
+        return n_fitting(
+            levels, lambda level: self._planned(level, problem).nbytes, self._goal(problem)
+        )
+
+    def _planned(self, level: Any, problem: Problem) -> Size:
+        size = self._at(level)._size(problem)
+        assert size is not None  # only an alternative may leave it open
+        return size
+
+    def _at(self, level: Any) -> Self:
+        """Return these settings with a value of `parameter` in place of the goal."""
+        return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
+
+    def _checked_levels(self, problem: Problem) -> Sequence[Any]:
         levels = self._levels(problem)
         if len(levels) == 0:
             raise ValueError(
@@ -270,41 +276,22 @@ class Method(ABC):
             )
         return levels
 
-    def _n_fitting(self, levels: Sequence[Any], problem: Problem) -> int:
-        """How many levels, from the smallest on, take no more than `ratio` allows, as planned."""
-
-        def too_large(level: Any) -> bool:
-            return not self._fits(self._at(level)._size(problem).nbytes, problem)
-
-        return bisect_right(levels, False, key=too_large)
-
-    def _largest(self, levels: Sequence[Any], problem: Problem) -> Factors:
-        """Factors of the largest level that fits as planned: no other needs to be found."""
-        fitting = self._n_fitting(levels, problem)
-        if fitting == 0:
-            raise ValueError(self._out_of_reach(self._at(levels[0])._size(problem), problem))
-        factors: Factors = self._at(levels[fitting - 1])._compress(problem)
-        return factors
-
-    def _at(self: Any, level: Any) -> Any:
-        return replace(self, **{self.parameter: level, "ratio": None, "max_error": None})
-
-    def _fits(self, nbytes: int, problem: Problem) -> bool:
-        """Whether a size is what `ratio` asks for; a ratio of two sizes may be rounded up."""
-        assert self.ratio is not None
-        return nbytes * self.ratio <= problem.W.nbytes * (1 + 1e-12)
-
-    def _wanted_error(self) -> float:
-        assert self.max_error is not None
-        return self.max_error
-
-    def _out_of_reach(self, last: Factors | Size, problem: Problem) -> str:
+    def _goal(self, problem: Problem) -> Goal:
         if self.ratio is not None:
-            most = problem.W.nbytes / max(last.nbytes, 1)
-            return f"ratio must be at most {most:.4g} for this matrix, got {self.ratio!r}"
-        assert isinstance(last, Factors)
-        least = last.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
-        return f"max_error must be at least {least:.4g} for this matrix, got {self.max_error!r}"
+            return Goal.of_ratio(problem, self.ratio)
+        assert self.max_error is not None
+        return Goal(problem, self.max_error, is_size=False)
+
+    def _unreachable(self, nearest: float, problem: Problem) -> ValueError:
+        """Return the error for a goal out of reach: ``nearest`` is the least size or error."""
+        if self.ratio is not None:
+            most = problem.W.nbytes / max(nearest, 1)
+            return ValueError(
+                f"ratio must be at most {most:.4g} for this matrix, got {self.ratio!r}"
+            )
+        return ValueError(
+            f"max_error must be at least {nearest:.4g} for this matrix, got {self.max_error!r}"
+        )
 
 
 def _unseen(shape: tuple[int, ...], dtype: Any) -> Problem:

@@ -16,8 +16,9 @@ from ...errors import CorruptDataError
 from ...kernels.codebooks import codebook_matmul, codebook_rows
 from ...kernels.packing import MAX_CODEBOOKS, WIDTHS, PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import Method, Problem, Size
+from ..base import Method
 from ..factors import ROWS_AT_ONCE, Config, Factors, Tensors, check_ids
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .cells import Coding, Sharing, find_codes
 from .outputs import OutputProblem, improve_outputs

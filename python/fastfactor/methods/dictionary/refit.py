@@ -9,7 +9,7 @@ import numpy as np
 from ..._checks import Array
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal
-from ..base import Problem
+from ..search import Problem
 
 ROUNDS = 3
 STEPS = 12

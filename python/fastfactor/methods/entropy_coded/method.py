@@ -15,8 +15,9 @@ from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MOST_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
-from ..base import Method, Problem, Size
+from ..base import Method
 from ..factors import Config, Factors, check_ids, check_matrix, narrowed
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
 from .search import search
@@ -323,8 +324,7 @@ class EntropyCoded(Method):
                 f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
             )
         if self.ratio is not None:
-            nbytes = problem.W.nbytes * (1 + 1e-12) / self.ratio
-            factors, reached = self._within(problem, nbytes)
+            factors, reached = self._within(problem, self._goal(problem).limit)
         else:
 
             def judge(encoding: Encoding) -> tuple[Factors, float]:
@@ -333,11 +333,9 @@ class EntropyCoded(Method):
                 metric, n_threads = problem.metric, problem.n_threads
                 return made, made.error(problem.W, metric=metric, n_threads=n_threads)
 
-            factors, reached = search(
-                problem, self.block_rows, judge, max_error=self._wanted_error()
-            )
+            factors, reached = search(problem, self.block_rows, judge, max_error=self.max_error)
         if not reached:
-            raise ValueError(self._out_of_reach(factors, problem))
+            raise self._unreachable(self._goal(problem).measure(factors), problem)
         return factors
 
     def _within(self, problem: Problem, nbytes: float) -> tuple[Factors, bool]:

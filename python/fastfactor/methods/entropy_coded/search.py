@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base import Problem
+from ..search import Problem
 from .encoding import Encoding
 from .source import Source
 

@@ -11,8 +11,8 @@ from ..._checks import Array
 from ...kernels.packing import PackedCodes
 from ...kernels.trellis import LARGEST, LARGEST_WEIGHT
 from ...metrics import Covariance, Diagonal, exponent_of
-from ..base import Problem
 from ..factors import ROWS_AT_ONCE
+from ..search import Problem
 
 MOST_LOGS = 64  # classes cover this many quarters of an octave
 LARGEST_ROTATION = 1024

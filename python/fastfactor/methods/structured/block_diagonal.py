@@ -14,8 +14,9 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from ..base import Method, Problem, Size
+from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 
 SWEEPS = 20

@@ -14,9 +14,10 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import Method, Problem, Size
+from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
 from ..low_rank import LowRank, LowRankFactors
+from ..search import Problem, Size
 from ..stored import stored_tensor
 from .least_squares import descend
 
@@ -191,7 +192,7 @@ class MixedBlock(Method):
         if problem.input_covariance is None:
             return self._compress(problem)
         if self.ratio is not None:
-            return self._largest(self._some_levels(problem), problem)
+            return self._largest_planned(problem)._compress(problem)
         return super()._search(problem)
 
     def _size(self, problem: Problem) -> Size:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
-from ..base import Problem
+from ..search import Problem
 from .least_squares import descend
 
 SWEEPS = 30

@@ -17,11 +17,11 @@ from ...kernels.trellis import MOST_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
 from ..base import Method
 from ..factors import Config, Factors, check_ids, check_matrix, narrowed
-from ..search import Problem, Size
+from ..search import Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
+from .rotation import nearest_rotation
 from .search import search
-from .source import nearest_rotation
 from .tables import Tables
 
 WEIGHTS_AT_ONCE = 1 << 20
@@ -303,8 +303,9 @@ class EntropyCoded(Method):
 
     def _compress(self, problem: Problem) -> Factors:
         assert self.bits_per_weight is not None
-        factors, fits = self._within(problem, self.bits_per_weight * problem.W.size / 8)
-        if not fits:
+        nbytes = self.bits_per_weight * problem.W.size / 8
+        factors, reached = self._meet(Goal(problem, nbytes, is_size=True))
+        if not reached:
             least = factors.bits_per_weight
             raise ValueError(
                 f"bits_per_weight must be at least {least:.4g} for this matrix, "
@@ -323,30 +324,21 @@ class EntropyCoded(Method):
             raise ValueError(
                 f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
             )
-        if self.ratio is not None:
-            factors, reached = self._within(problem, self._goal(problem).limit)
-        else:
-
-            def judge(encoding: Encoding) -> tuple[Factors, float]:
-                # Rounding to W's dtype, and what the metric couples, are not in the search.
-                made = _factors(encoding, problem)
-                metric, n_threads = problem.metric, problem.n_threads
-                return made, made.error(problem.W, metric=metric, n_threads=n_threads)
-
-            factors, reached = search(problem, self.block_rows, judge, max_error=self.max_error)
+        goal = self._goal(problem)
+        factors, reached = self._meet(goal)
         if not reached:
-            raise self._unreachable(self._goal(problem).measure(factors), problem)
+            raise self._unreachable(goal.measure(factors), problem)
         return factors
 
-    def _within(self, problem: Problem, nbytes: float) -> tuple[Factors, bool]:
-        """The best factors of at most this size, or the smallest, and whether they fit."""
+    def _meet(self, goal: Goal) -> tuple[Factors, bool]:
+        """Return the best factors within a size or an error, or the nearest, and whether they fit.
 
-        def judge(encoding: Encoding) -> tuple[Factors, float]:
-            made = _factors(encoding, problem)
-            return made, made.nbytes
+        Rounding to W's dtype, and what the metric couples, are not in the encodings' own errors:
+        the factors are measured.
+        """
+        W = goal.problem.W
 
-        return search(problem, self.block_rows, judge, nbytes=nbytes)
+        def factors_of(encoding: Encoding) -> EntropyCodedFactors:
+            return EntropyCodedFactors(**encoding.tensors(), shape=W.shape, dtype=W.dtype)
 
-
-def _factors(encoding: Encoding, problem: Problem) -> EntropyCodedFactors:
-    return EntropyCodedFactors(**encoding.tensors(), shape=problem.W.shape, dtype=problem.W.dtype)
+        return search(goal, self.block_rows, factors_of)

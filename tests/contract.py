@@ -17,9 +17,9 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import CorruptDataError
+from fastfactor import CorruptDataError, _checks
 from fastfactor.methods import Factors
-from fastfactor.metrics import Covariance, Diagonal, Frobenius
+from fastfactor.metrics import Covariance, Diagonal
 from layouts import LAYOUTS
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -28,6 +28,7 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 class MethodContract:
     METHODS = ()
     SHAPE = (24, 32)
+    LARGE = (96, 128)  # where a size or an error is searched for
     EXACT_BITS = True  # the same for any number of threads; not where LAPACK decides
 
     def matrix(self, dtype=np.float32, shape=None, seed=0):
@@ -179,15 +180,30 @@ class MethodContract:
         importance = rng.random(self.SHAPE)
         x = rng.standard_normal((50, self.SHAPE[1]))
         covariance = x.T @ x / 50
-        expected = {
-            None: np.sum(E**2) / np.sum(W**2),
-            Frobenius(): np.sum(E**2) / np.sum(W**2),
-            Diagonal(importance): np.sum(importance * E**2) / np.sum(importance * W**2),
-            Covariance(covariance): np.trace(E @ covariance @ E.T) / np.trace(W @ covariance @ W.T),
-        }
-        for metric, value in expected.items():
-            error = factors.error(W.astype(np.float32), metric=metric)
+        of_outputs = np.trace(E @ covariance @ E.T) / np.trace(W @ covariance @ W.T)
+        expected = (
+            ({}, np.sum(E**2) / np.sum(W**2)),
+            ({"importance": importance}, np.sum(importance * E**2) / np.sum(importance * W**2)),
+            ({"input_covariance": covariance}, of_outputs),
+        )
+        for given, value in expected:
+            error = factors.error(W.astype(np.float32), **given)
             assert error == pytest.approx(value, rel=1e-4, abs=1e-12)
+
+    def test_errors_refuse_what_compress_refuses(self, method):
+        W = self.matrix()
+        factors = method.compress(W)
+        wrong = (
+            {"importance": -np.ones(W.shape)},
+            {"importance": np.ones((2, 2))},
+            {"input_covariance": np.ones((2, 2))},
+            {"importance": np.ones(W.shape), "input_covariance": np.eye(W.shape[1])},
+        )
+        for given in wrong:
+            with pytest.raises(ValueError, match=r"importance|input_covariance") as refused:
+                method.compress(W, **given)
+            with pytest.raises(ValueError, match=f"^{re.escape(str(refused.value))}$"):
+                factors.error(W, **given)
 
     def test_zeros_cost_no_error(self, method):
         W = np.zeros(self.SHAPE, np.float32)
@@ -248,6 +264,24 @@ class MethodContract:
         with pytest.raises(ValueError, match="must not both be given"):
             method.compress(W, importance=np.ones(W.shape), input_covariance=np.eye(W.shape[1]))
 
+    def test_each_call_draws_one_seed_from_a_generator(self, method):
+        if not hasattr(method, "random_state"):
+            pytest.skip("draws no random numbers")
+        W = self.matrix()
+        for kind in (np.random.default_rng, np.random.RandomState):
+            drawn = dataclasses.replace(method, random_state=kind(3))
+            expected = kind(3)
+            for _ in range(2):
+                seed = _checks.seed(expected)
+                same = dataclasses.replace(method, random_state=seed).compress(W).tensors()
+                found = drawn.compress(W).tensors()
+                assert found.keys() == same.keys()
+                for name, tensor in same.items():
+                    np.testing.assert_array_equal(found[name], tensor)
+        dataclasses.replace(method, random_state=None).compress(W)
+        with pytest.raises(TypeError, match="random_state must be None, an integer,"):
+            dataclasses.replace(method, random_state="x")
+
     def test_same_factors_for_any_number_of_threads(self, method):
         W = self.matrix()
         first = method.compress(W, n_threads=1)
@@ -269,22 +303,22 @@ class MethodContract:
     def test_importance_is_minimised_or_refused(self, method):
         W = self.matrix()
         importance = np.random.default_rng(5).random(W.shape) ** 4 + 1e-3
-        self._lower_or_refused(method, W, Diagonal(importance), importance=importance)
+        self._lower_or_refused(method, W, Diagonal, importance=importance)
 
     def test_input_covariance_is_minimised_or_refused(self, method):
         W = self.matrix()
         rng = np.random.default_rng(6)
         x = rng.standard_normal((200, W.shape[1])) * np.geomspace(0.05, 5, W.shape[1])
         covariance = x.T @ x / 200
-        self._lower_or_refused(method, W, Covariance(covariance), input_covariance=covariance)
+        self._lower_or_refused(method, W, Covariance, input_covariance=covariance)
 
     def _lower_or_refused(self, method, W, metric, **argument):
-        if type(metric) not in method.metrics:
+        if metric not in method.metrics:
             with pytest.raises(ValueError, match="cannot minimise"):
                 method.compress(W, **argument)
             return
-        plain = method.compress(W).error(W, metric=metric)
-        weighted = method.compress(W, **argument).error(W, metric=metric)
+        plain = method.compress(W).error(W, **argument)
+        weighted = method.compress(W, **argument).error(W, **argument)
         assert weighted <= plain * (1 + 1e-6)
         if plain > 1e-6:
             assert weighted < plain
@@ -292,7 +326,7 @@ class MethodContract:
     # --- how much
 
     def test_sizes_and_errors_may_be_asked_for(self, method):
-        W = self.matrix(shape=(96, 128))
+        W = self.matrix(shape=self.LARGE)
         plain = method.compress(W)
         error, ratio = plain.error(W), W.nbytes / plain.nbytes
         by_error = self.asked(method, max_error=error * 1.01).compress(W)
@@ -320,6 +354,7 @@ class MethodContract:
 
     def test_settings_within_a_size(self, method):
         shape = (96, 128)
+        assert method.within(shape, np.float32, 40_000) is not None
         for nbytes in (40_000, 10_000, 3000):
             within = method.within(shape, np.float32, nbytes)
             if within is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class SparseCodes:
            [ 0. ,  0. , -2. ,  0.5]], dtype=float32)
     """
 
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ W`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ W`` to this class
 
     codes: Array
     gaps: Array
@@ -182,13 +182,13 @@ class SparseCodes:
                     f"mask must have the shape of labels, {array.shape}, got {mask.shape}"
                 )
         coded = gap_encode(
-            mask, n_bits=gap_bits, value_bits=_bits_for(table.size), n_threads=n_threads
+            mask, gap_bits=gap_bits, value_bits=_bits_for(table.size), n_threads=n_threads
         )
         codes = np.full(coded.gaps.size, zeros[0], np.uint8)
         kept = np.ones(codes.size, np.bool_)
         kept[coded.fillers] = False
         codes[kept] = array[mask]
-        return cls(codes, coded.gaps, coded.n_bits, table, array.shape)
+        return cls(codes, coded.gaps, coded.gap_bits, table, array.shape)
 
     def to_csr(self) -> CSR:
         """The matrix in compressed rows, in float32, without what is coded as zero."""
@@ -241,7 +241,7 @@ class SparseCodes:
     def __matmul__(self, x: Any) -> Array:
         """Return W x by :func:`sparse_codebook_matmul`: (in,) → (out,) or (in, n) → (out, n)."""
         x = _checks.columns(x, self.shape[1])
-        return sparse_codebook_matmul(sparse_codes=self, x=x.T).T
+        return sparse_codebook_matmul(x.T, self).T
 
     def __rmatmul__(self, x: Any) -> Array:
         """Return x W, by way of `to_csr`: (..., out) → (..., in)."""
@@ -262,16 +262,16 @@ class SparseCodes:
 
 
 def sparse_codebook_matmul(
-    sparse_codes: SparseCodes, x: Any, *, out: Any = None, n_threads: int | None = None
+    x: Any, sparse_codes: SparseCodes, *, out: Any = None, n_threads: int | None = None
 ) -> Array:
     """Multiply by a pruned matrix with shared weights: ``x @ W.T``, which is W x, W never built.
 
     Parameters
     ----------
-    sparse_codes : SparseCodes
-        Of shape (out_features, in_features).
     x : array of shape (..., in_features)
         float16, bfloat16, float32 or float64, any strides.
+    sparse_codes : SparseCodes
+        Of shape (out_features, in_features).
     out : float32 array of shape (..., out_features), optional
         Where to write the result: C-contiguous, writeable, apart from ``x``.
     n_threads : int, optional
@@ -302,7 +302,7 @@ def sparse_codebook_matmul(
     >>> import numpy as np, fastfactor
     >>> codebook = np.array([0, 0.5, -2], np.float32)
     >>> W = fastfactor.SparseCodes.from_labels([[0, 1, 0, 0], [0, 0, 2, 1]], codebook)
-    >>> fastfactor.sparse_codebook_matmul(W, np.array([1, 2, 3, 4], np.float32))
+    >>> fastfactor.sparse_codebook_matmul(np.array([1, 2, 3, 4], np.float32), W)
     array([ 1., -4.], dtype=float32)
     """
     if not isinstance(sparse_codes, SparseCodes):

@@ -70,7 +70,7 @@ def learn_dictionary(
     *,
     n_nonzero_coefs: int | None = None,
     tol: float | None = None,
-    selection: str = "omp",
+    criterion: str = "correlation",
     search: str = "all",
     exchange: bool = False,
     init: Any = "k-means++",
@@ -97,11 +97,11 @@ def learn_dictionary(
         The most atoms that a row may use, as in :func:`omp`.
     tol : float, optional
         The squared error at which a row is done, in the units of X², as in :func:`omp`.
-    selection : {"omp", "ols"}
+    criterion : {"correlation", "ols"}
         How atoms are chosen, as in :func:`omp`.
     search : {"all", "hash"}
         ``"hash"`` codes by :func:`hashed_omp`, which looks at few of the atoms: for dictionaries of
-        some 8,000 atoms and more, with ``selection="omp"``.
+        some 8,000 atoms and more, with ``criterion="correlation"``.
     exchange : bool
         Whether codes are improved by :func:`exchange_atoms` where a pass takes all signals at once,
         and at the end: with as many atoms a row, less error. Unless ``tol`` is given, a row's code
@@ -173,7 +173,7 @@ def learn_dictionary(
     seed = _checks.seed(random_state)
     generator = np.random.default_rng(seed)
     n_threads = thread_count(n_threads)
-    pursuit = coder(search, selection, seed, n_threads)
+    pursuit = coder(search, criterion, seed, n_threads)
     check_exchange(exchange, search)
 
     # From here on X = (the X given) / 2**exponent.
@@ -182,7 +182,7 @@ def learn_dictionary(
         tol = float(np.ldexp(tol, -2 * exponent))
     if isinstance(init, str):
         _checks.choice(init, "init", INITS)
-        nearest = partial(coder(search, "omp", seed, n_threads), n_nonzero_coefs=1)
+        nearest = partial(coder(search, "correlation", seed, n_threads), n_nonzero_coefs=1)
         atoms = initial_atoms(X, n_atoms, init, generator, nearest)
     else:
         atoms = unit_rows(_given_atoms(init, (n_atoms, n_features)), generator)
@@ -202,15 +202,15 @@ def learn_dictionary(
 
 
 def coder(
-    search: str, selection: str, seed: int = 0, n_threads: int | None = None
+    search: str, criterion: str, seed: int = 0, n_threads: int | None = None
 ) -> Callable[..., CSR]:
     """Return the pursuit that is asked for, a function of signals, atoms and limits."""
     _checks.choice(search, "search", SEARCHES)
-    _checks.choice(selection, "selection", ("omp", "ols"))
+    _checks.choice(criterion, "criterion", ("correlation", "ols"))
     if search == "all":
-        return partial(omp, selection=selection, n_threads=n_threads)
-    if selection != "omp":
-        raise ValueError(f"selection must be 'omp' with search='hash', got {selection!r}")
+        return partial(omp, criterion=criterion, n_threads=n_threads)
+    if criterion != "correlation":
+        raise ValueError(f"criterion must be 'correlation' with search='hash', got {criterion!r}")
     return partial(hashed_omp, random_state=seed, n_threads=n_threads)
 
 

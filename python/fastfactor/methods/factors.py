@@ -13,7 +13,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._records import ArrayRecord
-from ..metrics import Frobenius, Metric, relative_error
+from ..metrics import Metric, metric_for, relative_error
 
 Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
@@ -62,7 +62,7 @@ class Factors(ArrayRecord, ABC):
     kind: ClassVar[str]  # what files call it
     trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
     kinds: ClassVar[dict[str, type[Factors]]] = {}
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ factors`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ factors`` to this class
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
@@ -171,14 +171,45 @@ class Factors(ArrayRecord, ABC):
         size = self.shape[0] * self.shape[1]
         return 8 * self.nbytes / size if size else 0.0
 
-    def error(self, W: Any, *, metric: Metric | None = None, n_threads: int | None = None) -> float:
-        """‖W − Ŵ‖² / ‖W‖² under the metric (default: the sum of squares), in float64."""
+    def error(
+        self,
+        W: Any,
+        *,
+        importance: Any = None,
+        input_covariance: Any = None,
+        n_threads: int | None = None,
+    ) -> float:
+        """Return ‖W − Ŵ‖² / ‖W‖², in float64.
+
+        Parameters
+        ----------
+        W : array of shape (out_features, in_features)
+            The matrix that the factors stand for.
+        importance, input_covariance : array, optional
+            As in :meth:`Method.compress`: what errors count. With neither, the sum of squares.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        float
+            0 where both are zero, infinity where W alone is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape, and for what `compress` refuses of the two.
+        """
         W = check_matrix(W, self.shape)
+        return self._error(W, metric_for(W.shape, importance, input_covariance), n_threads)
+
+    def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
+        """Return the error under a metric that is at hand."""
 
         def rows_of(first: int, last: int) -> Array:
             return self.rows(np.arange(first, last), n_threads=n_threads).astype(np.float64)
 
-        return relative_error(W, rows_of, metric or Frobenius())
+        return relative_error(W, rows_of, metric)
 
     def verify(self, *, n_threads: int | None = None) -> None:
         """Decode what `from_tensors` left encoded, a part at a time, and keep nothing of it.

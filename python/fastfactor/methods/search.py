@@ -30,7 +30,7 @@ class Problem:
 
     def error_of(self, factors: Factors) -> float:
         """Return the error of factors of this matrix, under this metric."""
-        return factors.error(self.W, metric=self.metric, n_threads=self.n_threads)
+        return factors._error(self.W, self.metric, self.n_threads)
 
 
 class Size(NamedTuple):

@@ -16,7 +16,7 @@ from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MOST_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
 from ..base import Method
-from ..factors import Config, Factors, check_ids, check_matrix, narrowed
+from ..factors import Config, Factors, check_ids, narrowed
 from ..search import Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
@@ -52,6 +52,14 @@ class EntropyCodedFactors(Factors):
     rotation : uint8 array of shape (in_features, bytes of a row), optional
         Codes of a matrix whose nearest orthogonal one is R, `rotation_bits` each, packed as
         :class:`fastfactor.PackedCodes`.
+    block_rows : int
+        Rows of W in a block.
+    classes : int
+        Classes of weights, each with tables of its own.
+    class_shift : int
+        Classes are 2**class_shift quarters of an octave wide.
+    rotation_bits : int
+        Bits of a code of the rotation, 0 where there is none.
     """
 
     kind: ClassVar[str] = "entropy_coded"
@@ -91,8 +99,7 @@ class EntropyCodedFactors(Factors):
             W[first : first + len(values)] = _times(values, self._basis.T)
         return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
 
-    def error(self, W: Any, *, metric: Metric | None = None, n_threads: int | None = None) -> float:
-        W = check_matrix(W, self.shape)
+    def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         spans = self._spans(n_threads)
         held: list[Any] = [0, np.empty((0, self.shape[1]))]
 
@@ -107,7 +114,7 @@ class EntropyCodedFactors(Factors):
                 first += len(parts[-1])
             return np.concatenate(parts).astype(np.float64)
 
-        return relative_error(W, rows_of, metric or Frobenius())
+        return relative_error(W, rows_of, metric)
 
     def verify(self, *, n_threads: int | None = None) -> None:
         for _ in self._spans(n_threads):

@@ -161,8 +161,8 @@ class BlockDiagonal(Method):
     permute : bool
         Whether rows and columns are grouped so that much of the error's weight lies in the blocks;
         else groups are neighbours, as published.
-    random_state : None, int, Generator or RandomState
-        Of the k-means that grouping starts from.
+    random_state : int, Generator, RandomState or None
+        Seed of the k-means that grouping starts from.
 
     Raises
     ------
@@ -206,8 +206,6 @@ class BlockDiagonal(Method):
         if self.n_blocks is not None:
             _checks.integer(self.n_blocks, "n_blocks", 1)
         _checks.boolean(self.permute, "permute")
-        # One seed for all that these settings try.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> BlockDiagonalFactors:
         n_blocks, W = self._count(problem), problem.W
@@ -219,7 +217,7 @@ class BlockDiagonal(Method):
         # Groups are a local maximum, and those of the plain energies may be the better one.
         groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
         plain = _kept(problem, n_blocks, *groups)
-        return min((found, plain), key=lambda factors: factors.error(W, metric=problem.metric))
+        return min((found, plain), key=lambda factors: factors._error(W, problem.metric))
 
     def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
         lengths = np.sqrt(energies.sum(axis=1, keepdims=True))

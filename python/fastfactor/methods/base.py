@@ -188,7 +188,7 @@ class Method(ABC):
         """
         problem = _unseen(shape, dtype)
         goals = dict.fromkeys((self.parameter, *self.alternatives, "max_error"))
-        asked = replace(self, **goals, ratio=problem.W.nbytes / max(nbytes, 1))
+        asked = replace(self, **goals, ratio=max(problem.W.nbytes, 1) / max(nbytes, 1))
         levels = asked._checked_levels(problem)
         n_planned = asked._n_planned(levels, problem)
         return asked._at(levels[n_planned - 1]) if n_planned else None

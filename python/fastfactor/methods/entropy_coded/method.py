@@ -324,13 +324,10 @@ class EntropyCoded(Method):
         return Size(int((self.bits_per_weight or 0) * problem.W.size / 8), exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
-        return range(1, 17)
+        return range(1, 17) if problem.W.size else range(0)
 
     def _search(self, problem: Problem) -> Factors:
-        if problem.W.size == 0:
-            raise ValueError(
-                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
-            )
+        self._checked_levels(problem)  # refuses an empty matrix
         goal = self._goal(problem)
         factors, reached = self._meet(goal)
         if not reached:

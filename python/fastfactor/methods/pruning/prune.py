@@ -241,7 +241,7 @@ class Prune(Method):
     def _search(self, problem: Problem) -> Factors:
         if self.max_error is None:
             return super()._search(problem)
-        self._checked_levels(problem)
+        self._checked_levels(problem)  # refuses an empty matrix
         goal, lost = self._goal(problem), self._lost(problem)
         n, step = len(lost), 1
         may_go = np.searchsorted(lost, goal.limit * lost[-1], side="right")

@@ -16,10 +16,10 @@ from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..least_squares import descend
 from ..low_rank import LowRank, LowRankFactors
 from ..search import Problem, Size
 from ..stored import stored_tensor
-from .least_squares import descend
 
 SWEEPS = 30
 LEAST_GAIN = 1e-4  # of the error, for one more sweep

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
+from ..least_squares import descend
 from ..search import Problem
-from .least_squares import descend
 
 SWEEPS = 30
 LEAST_GAIN = 1e-4  # of the error or energy, for one more sweep

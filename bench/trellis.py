@@ -54,7 +54,7 @@ def workloads(quick: bool) -> list[Workload]:
 
 
 def fastfactor(workload: Workload) -> Job:
-    from fastfactor.trellis import TrellisDecoder, trellis_encode, trellis_quantize
+    from fastfactor.kernels.trellis import TrellisDecoder, trellis_encode, trellis_quantize
 
     case = case_of(workload)
     n_rows = len(case.values)
@@ -154,7 +154,7 @@ def job(
 
 
 def case_of(workload: Workload) -> Case:
-    from fastfactor.trellis import Classes, trellis_quantize
+    from fastfactor.kernels.trellis import Classes, trellis_quantize
 
     shape = int(workload.sizes["rows"]), int(workload.sizes["cols"])
     random = np.random.default_rng(23)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 from fastfactor import CorruptDataError, store
-from fastfactor.container import DTYPES, header_bytes, read_header
+from fastfactor.files.container import DTYPES, header_bytes, read_header
 from fastfactor.methods import Factors
 
 # What may stand where it should not.

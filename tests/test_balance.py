@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from balanced_oracle import balanced_cost, balanced_cost_linear, balanced_gap, squared_distances
-from fastfactor.balancing import _balanced_assign
+from fastfactor.kernels.balancing import _balanced_assign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

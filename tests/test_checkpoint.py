@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, compress_file, decompress_file, store
-from fastfactor.checkpoint import is_compressed, open_checkpoint
+from fastfactor.files.checkpoint import is_compressed, open_checkpoint
 from models import RECIPE, network, saved, shard
 
 

@@ -11,8 +11,9 @@ import sys
 import fastfactor
 import numpy as np
 import pytest
-from fastfactor import cli, demo
+from fastfactor.cli import app as cli
 from fastfactor.deep_compression import CodedNetwork, DeepCompression
+from fastfactor.demo import run as demo
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -284,7 +285,7 @@ def test_places_that_cannot_be_written_are_said_before_any_work(
     save_file({"fc": np.ones((64, 128))}, tmp_path / "fisher.st")
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
-    method = ["--method", "prune", "--set", "n_m=[1, 2]"]
+    method = ["--method", "prune", "--set", "nm_sparsity=[1, 2]"]
     monkeypatch.setattr(
         sys, "argv", ["fastfactor", "compress", "net.npz", target, *method, *options]
     )
@@ -423,7 +424,7 @@ def test_damaged_files_are_one_line(model, tmp_path):
 
 
 def test_bench_as_json(monkeypatch, tmp_path):
-    from fastfactor import self_bench
+    from fastfactor.cli import bench as self_bench
 
     monkeypatch.setattr(self_bench, "N_SAMPLES", 1)
     monkeypatch.setattr(self_bench, "LEAST_SECONDS", 0.0)
@@ -442,7 +443,7 @@ def test_bench_as_json(monkeypatch, tmp_path):
 
 
 def test_bars_are_for_terminals(monkeypatch, capsys):
-    from fastfactor import cli_files
+    from fastfactor.cli import files as cli_files
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

@@ -9,7 +9,7 @@ import pytest
 from fastfactor import CorruptDataError, store
 from fastfactor.deep_compression import CodedNetwork, DeepCompression, decode
 from fastfactor.deep_compression.stored_bytes import Reader, leb128
-from fastfactor.inspection import inspect_file
+from fastfactor.models.inspect import inspect_file
 from hypothesis import given
 from hypothesis import strategies as st
 from models import coded_network

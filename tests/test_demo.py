@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastfactor import decompress_file, demo, methods
+from fastfactor import decompress_file, methods
 from fastfactor.deep_compression import CodedLayer
-from fastfactor.demo_network import DenseLayer, Network
+from fastfactor.demo import run as demo
+from fastfactor.demo.network import DenseLayer, Network
 from fastfactor.methods import Factors, Method
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-DATA = resources.files("fastfactor") / "data"
+DATA = resources.files("fastfactor.demo") / "data"
 RESULTS = Path(__file__).parents[1] / "bench/results"
 NAMES = [demo.DENSE, *demo.FORMS]
 # Fast ones, a kernel each.

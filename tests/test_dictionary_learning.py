@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CSR, exchange_atoms, hashed_omp, learn_dictionary, omp, spmm
-from fastfactor.code_exchange import improved
-from fastfactor.code_products import Codes, Matrix, products_of_codes, transposed
-from fastfactor.dictionary_learning import ATOMS_AT_ONCE, _repeated
+from fastfactor.learning.code_exchange import improved
+from fastfactor.learning.code_products import Codes, Matrix, products_of_codes, transposed
+from fastfactor.learning.dictionary_learning import ATOMS_AT_ONCE, _repeated
 
 
 def signals(rng, n=600, d=12, n_atoms=10, k=2, noise=0.01):
@@ -72,7 +72,7 @@ def test_more_atoms_than_a_matrix_of_products_is_held_for(rng, monkeypatch):
     X = signals(rng, n=2000)
     settings = {"n_nonzero_coefs": 2, "batch_size": 300, "max_iter": 4}
     expected = learn_dictionary(X, 10, **settings)
-    monkeypatch.setattr("fastfactor.dictionary_learning.MOST_DENSE", 9)
+    monkeypatch.setattr("fastfactor.learning.dictionary_learning.MOST_DENSE", 9)
     result = learn_dictionary(X, 10, **settings)
     assert (result.dictionary != expected.dictionary).any()
     np.testing.assert_allclose(result.error, expected.error, rtol=0.1)
@@ -108,8 +108,10 @@ def test_learning_by_hash_comes_near_to_learning_by_all(rng, init):
 
 
 def test_hash_and_ols_do_not_go_together(rng):
-    with pytest.raises(ValueError, match=r"^selection must be 'omp' with search='hash', got 'ols'"):
-        learn_dictionary(rng.standard_normal((9, 4)), 2, selection="ols", search="hash")
+    with pytest.raises(
+        ValueError, match=r"^criterion must be 'correlation' with search='hash', got 'ols'"
+    ):
+        learn_dictionary(rng.standard_normal((9, 4)), 2, criterion="ols", search="hash")
 
 
 def test_exchanging_atoms_leaves_less(rng):
@@ -285,7 +287,7 @@ def test_bad_arguments_are_named(rng):
         "tol": -1.0,
         "batch_size": 0,
         "max_iter": -1,
-        "selection": "best",
+        "criterion": "best",
         "search": "tree",
         "init": "best",
         "random_state": -1,

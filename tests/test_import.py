@@ -8,7 +8,8 @@ import sys
 
 import ml_dtypes
 import numpy as np
-from fastfactor import container, store
+from fastfactor import store
+from fastfactor.files import container
 from processes import run_python
 
 CODE = """
@@ -58,7 +59,8 @@ def test_what_needs_ml_dtypes_says_so_where_it_is_not_installed(tmp_path):
 import os, sys
 sys.modules["ml_dtypes"] = None
 import numpy as np
-from fastfactor import CorruptDataError, cli, kmeans1d, store
+from fastfactor import CorruptDataError, kmeans1d, store
+from fastfactor.cli import app as cli
 from fastfactor.deep_compression import CodedNetwork, DeepCompression
 from fastfactor.methods import Codebook
 os.chdir(sys.argv[1])

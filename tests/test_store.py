@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, store
-from fastfactor.checkpoint import open_checkpoint
-from fastfactor.container import DTYPES, Place, dtype_of, header_bytes
+from fastfactor.files.checkpoint import open_checkpoint
+from fastfactor.files.container import DTYPES, Place, dtype_of, header_bytes
 from fastfactor.methods import Factors, LowRank, LowRankFactors
 from hypothesis import given
 from hypothesis import strategies as st

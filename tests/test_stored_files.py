@@ -11,10 +11,11 @@ import damage
 import make_data
 import numpy as np
 import pytest
-from fastfactor import CorruptDataError, cli, store
+from fastfactor import CorruptDataError, store
+from fastfactor.cli import app as cli
 from fastfactor.deep_compression import CodedNetwork
-from fastfactor.inspection import inspect_file
 from fastfactor.methods import Factors
+from fastfactor.models.inspect import inspect_file
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
 named = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

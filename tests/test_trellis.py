@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import trellis_oracle as oracle
-from fastfactor.trellis import LARGEST_WEIGHT, N_BUCKETS, Classes, trellis_quantize
+from fastfactor.kernels.trellis import LARGEST_WEIGHT, N_BUCKETS, Classes, trellis_quantize
 from layouts import LAYOUTS
 
 SHAPES = [(0, 5), (3, 0), (1, 1), (5, 1), (17, 7), (3, 63), (5, 64), (2, 65), (7, 131), (40, 67)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import trellis_oracle as oracle
 from fastfactor import CorruptDataError
-from fastfactor.trellis import N_SYMBOLS, Classes, TrellisDecoder, trellis_encode
+from fastfactor.kernels.trellis import N_SYMBOLS, Classes, TrellisDecoder, trellis_encode
 
 
 def frequencies_of(rng, n_contexts, *, flat=0.3):

@@ -22,7 +22,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from fastfactor import demo
+from fastfactor.demo import run as demo
 from fastfactor.methods import Codebook
 from safetensors.numpy import load_file
 

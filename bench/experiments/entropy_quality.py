@@ -27,7 +27,7 @@ BITS = (1, 2, 3, 0.5, 1.5, 4)
 
 
 def main() -> None:
-    lenet = load_file(str(files("fastfactor") / "data" / "lenet-300-100.safetensors"))
+    lenet = load_file(str(files("fastfactor.demo") / "data" / "lenet-300-100.safetensors"))
     tables = {
         "wordllama": load_file(sys.argv[1])["embedding.weight"],
         "lenet fc1": lenet["fc1.weight"],

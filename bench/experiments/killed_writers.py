@@ -30,9 +30,14 @@ from types import FrameType
 from typing import IO, Any
 
 import numpy as np
-from fastfactor import checkpoint, container, model, model_job, store, store_index, store_writer
+from fastfactor import store
 from fastfactor.deep_compression import CodedNetwork, DeepCompression, network
+from fastfactor.files import checkpoint, container
+from fastfactor.files import index as store_index
+from fastfactor.files import writer as store_writer
 from fastfactor.methods import LowRank
+from fastfactor.models import compress as model
+from fastfactor.models import plan as model_job
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))

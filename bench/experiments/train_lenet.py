@@ -3,8 +3,9 @@
     python bench/experiments/train_lenet.py FOLDER
 
 FOLDER holds MNIST's four gzip files under their usual names (train-images-idx3-ubyte.gz, …).
-Written are the weights, 1,000 of the test digits and their checksums (python/fastfactor/data), and
-the result over all 10,000 test digits (bench/results/train_lenet.json). Needs torch, safetensors.
+Written are the weights, 1,000 of the test digits and their checksums
+(python/fastfactor/demo/data), and the result over all 10,000 test digits
+(bench/results/train_lenet.json). Needs torch, safetensors.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DIGITS_KEPT = 1_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with the four gzip IDX files of MNIST")
-    parser.add_argument("--data", type=Path, default=ROOT / "python/fastfactor/data")
+    parser.add_argument("--data", type=Path, default=ROOT / "python/fastfactor/demo/data")
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=128)

@@ -7,26 +7,28 @@ the factors without building W (:func:`spmm`, :func:`codebook_matmul`) or code t
 matrix, :func:`compress_file` for a whole model.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-from .clustering import KMeansResult, assign, kmeans
-from .coding import GapCodes, gap_decode, gap_encode, huffman_decode, huffman_encode
+from ._version import __version__
 from .config import show_config
-from .dictionary_learning import DictionaryResult, learn_dictionary
 from .errors import CorruptDataError
-from .packing import PackedCodes
-from .products import codebook_matmul, codebook_rows, sparse_codebook_matmul, spmm
-from .scalar_clustering import kmeans1d
-from .selection import n_m_mask, prune_mask, threshold_for
-from .sparse import CSR
-from .sparse_codes import SparseCodes
-from .sparse_coding import exchange_atoms, hashed_omp, omp
+from .kernels.clustering import KMeansResult, assign, kmeans
+from .kernels.codebooks import codebook_matmul, codebook_rows
+from .kernels.gaps import GapCodes, gap_decode, gap_encode
+from .kernels.huffman import huffman_decode, huffman_encode
+from .kernels.packing import PackedCodes
+from .kernels.scalar_clustering import kmeans1d
+from .kernels.selection import magnitude_threshold, nm_sparsity_mask, prune_mask
+from .kernels.sparse import CSR, spmm
+from .kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
+from .kernels.sparse_coding import exchange_atoms, hashed_omp, omp
+from .learning.dictionary_learning import DictionaryResult, learn_dictionary
 
 if TYPE_CHECKING:
-    from .comparison import compare_files
-    from .model import compress_file, decompress_file
+    from . import deep_compression, methods, store
+    from .models.compare import compare_files
+    from .models.compress import compress_file, decompress_file
 
 __all__ = [
     "CSR",
@@ -43,6 +45,7 @@ __all__ = [
     "compare_files",
     "compress_file",
     "decompress_file",
+    "deep_compression",
     "exchange_atoms",
     "gap_decode",
     "gap_encode",
@@ -52,24 +55,35 @@ __all__ = [
     "kmeans",
     "kmeans1d",
     "learn_dictionary",
-    "n_m_mask",
+    "magnitude_threshold",
+    "methods",
+    "nm_sparsity_mask",
     "omp",
     "prune_mask",
     "show_config",
     "sparse_codebook_matmul",
     "spmm",
-    "threshold_for",
+    "store",
 ]
 
 
+# Modules on which whole files stand, with all methods and formats: they would triple the time of an
+# import, so they are imported when they are first asked for.
+_LAZY_MODULES = ("deep_compression", "methods", "store")
+_LAZY_FUNCTIONS = {
+    "compare_files": "models.compare",
+    "compress_file": "models.compress",
+    "decompress_file": "models.compress",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Whole files stand on all methods and formats, which would triple the time of an import."""
-    if name == "compare_files":
-        from .comparison import compare_files
-
-        return compare_files
-    if name in ("compress_file", "decompress_file"):
-        from . import model
-
-        return getattr(model, name)
+    if name in _LAZY_MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _LAZY_FUNCTIONS:
+        return getattr(import_module(f".{_LAZY_FUNCTIONS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

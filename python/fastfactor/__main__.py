@@ -1,5 +1,5 @@
 """``python -m fastfactor``: the same as the console script."""
 
-from .cli import main
+from .cli.app import main
 
 main()

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._core import kernels
-
 Array = npt.NDArray[Any]
 
 FLOATS = "float16, bfloat16, float32 or float64"
@@ -127,13 +125,6 @@ def boolean(value: Any, name: str) -> bool:
     return value
 
 
-def threads(n_threads: int | None) -> int:
-    """How many threads a call uses: ``None`` is OMP_NUM_THREADS, threadpoolctl's limit, or all."""
-    if n_threads is None:
-        return int(kernels.default_threads())
-    return integer(n_threads, "n_threads", 1, 1024)
-
-
 def seed(random_state: Any) -> int:
     """A 64-bit seed from ``None`` (fresh), an integer, or NumPy's Generator or RandomState."""
     if random_state is None:
@@ -162,3 +153,36 @@ def finite(array: Array, name: str, dtype: type[np.floating[Any]] | None = None)
         at = tuple(int(i) for i in np.argwhere(~ok)[0])
         where = f" in {np.dtype(dtype)}" if np.isfinite(array[at]) else ""
         raise ValueError(f"{name} must be finite{where}, got {array[at]} at {list(at)}")
+
+
+def sparse_shape(shape: Any, name: str) -> tuple[int, int]:
+    """Two sizes, as Python integers."""
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise TypeError(f"{name} must be a pair of integers, got {shape!r}") from None
+    if len(sizes) != 2:
+        raise ValueError(f"{name} must be a pair of integers, got {shape!r}")
+    rows, columns = (integer(size, f"{name}[{i}]", 0, 2**63 - 2) for i, size in enumerate(sizes))
+    return rows, columns
+
+
+def as_bytes(data: Any, name: str) -> Array:
+    """Bytes, or an array of uint8, as an array; nothing is copied."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        data = np.frombuffer(data, np.uint8)
+    if not isinstance(data, np.ndarray):
+        raise TypeError(f"{name} must be bytes or a uint8 array, got {type(data).__name__}")
+    if data.dtype != np.uint8:
+        raise TypeError(f"{name} must have dtype uint8, got {data.dtype}")
+    return data
+
+
+def flat(array: Array, name: str) -> None:
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have 1 dimension, got shape {array.shape}")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError(
+            f"{name} must be contiguous and aligned, "
+            f"got strides {array.strides} at address {array.ctypes.data:#x}"
+        )

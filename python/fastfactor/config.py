@@ -6,7 +6,8 @@ import platform
 
 import numpy as np
 
-from . import _core
+from ._version import __version__
+from .kernels.runtime import build_info
 
 
 def show_config() -> dict[str, str]:
@@ -32,18 +33,10 @@ def show_config() -> dict[str, str]:
 
 
 def configuration() -> dict[str, str]:
-    """What `show_config` prints."""
-    from . import __version__
-
-    build = _core.kernels.build_info()
+    """Return what `show_config` prints."""
     return {
         "fastfactor": __version__,
-        "level": build["level"],
-        "levels supported": ", ".join(_core.supported_levels()),
-        "threads": str(_core.kernels.default_threads()),
-        "threading": build["threading"],
-        "compiler": build["compiler"],
-        "eigen": build["eigen"],
+        **build_info(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),

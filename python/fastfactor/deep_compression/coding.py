@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..coding import gap_encode
-from ..sparse_codes import SparseCodes
+from ..kernels.gaps import gap_encode
+from ..kernels.sparse_codes import SparseCodes
 from .layer import CodedLayer, packed
 from .stages import SharedWeights
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from .._checks import Array
-from ..coding import huffman_decode, huffman_encode
-from ..container import code_of, dtype_of, raw
 from ..errors import CorruptDataError
-from ..packing import WIDTHS, PackedCodes
-from ..products import sparse_codebook_matmul
-from ..sparse_codes import SparseCodes
+from ..files.container import code_of, dtype_of, raw
+from ..kernels.huffman import huffman_decode, huffman_encode
+from ..kernels.packing import WIDTHS, PackedCodes
+from ..kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from .stored_bytes import Reader, leb128
 
 CODEBOOK_DTYPES = ("F32", "F16", "BF16")
@@ -109,7 +108,7 @@ class CodedLayer:
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         """``x @ W.T`` in float32, straight from the codes: (in,) or (batch, in) → (…, out)."""
-        return sparse_codebook_matmul(self.sparse, x, out=out, n_threads=n_threads)
+        return sparse_codebook_matmul(x, self.sparse, out=out, n_threads=n_threads)
 
     def to_dense(self) -> Array:
         """The weight with its zeros, in its shape, in float32."""

@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import store
-from .._checks import Array
-from ..container import Place, code_of, cooked, dtype_of, raw
+from .._checks import Array, as_bytes
 from ..errors import CorruptDataError
-from ..packing import as_bytes
-from ..store_index import check_text
+from ..files import store, writer
+from ..files.container import Place, code_of, cooked, dtype_of, raw
+from ..files.index import check_text
 from .layer import CodedLayer, LayerSizes
 from .stored_bytes import Reader, leb128
 
@@ -192,7 +191,7 @@ class CodedNetwork:
         self, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write a file: the bytes as one tensor of a store, ``"network"``."""
-        store.save(path, {ENTRY: np.frombuffer(self._bytes, np.uint8)}, metadata=metadata)
+        writer.save(path, {ENTRY: np.frombuffer(self._bytes, np.uint8)}, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CodedNetwork:

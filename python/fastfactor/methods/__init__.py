@@ -5,17 +5,21 @@ rows, says what it takes and gives its arrays, in the same way.
 """
 
 from .base import Factors, Method
-from .block_diagonal import BlockDiagonal, BlockDiagonalFactors
-from .block_projection import BlockProjection, BlockProjectionFactors, RandomProjectionFactors
-from .codebook import Codebook, CodebookFactors
-from .dictionary import Dictionary
-from .dictionary_factors import DictionaryFactors
-from .entropy_coded import EntropyCoded, EntropyCodedFactors
+from .codebook.method import Codebook, CodebookFactors
+from .dictionary.factors import DictionaryFactors
+from .dictionary.method import Dictionary
+from .entropy_coded.method import EntropyCoded, EntropyCodedFactors
 from .low_rank import LowRank, LowRankFactors
-from .mixed_block import MixedBlock, MixedBlockFactors
-from .prune_codebook import PruneCodebook, PruneCodebookFactors
-from .pruning import Prune, PruneFactors
-from .simhash import Simhash, SimhashFactors
+from .pruning.prune import Prune, PruneFactors
+from .pruning.prune_codebook import PruneCodebook, PruneCodebookFactors
+from .structured.block_diagonal import BlockDiagonal, BlockDiagonalFactors
+from .structured.block_projection import (
+    BlockProjection,
+    BlockProjectionFactors,
+    RandomProjectionFactors,
+)
+from .structured.mixed_block import MixedBlock, MixedBlockFactors
+from .structured.simhash import Simhash, SimhashFactors
 
 __all__ = [
     "BlockDiagonal",

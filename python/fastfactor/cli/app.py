@@ -1,0 +1,171 @@
+"""The command line.
+
+Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage (the same),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from .._version import __version__
+from . import files as cli_files
+
+if TYPE_CHECKING:
+    from ..demo.run import Row
+
+# Plain help and errors: what a pipe, a log and a terminal show alike.
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+# Click's class, or typer's own copy of it in newer releases: only its child is public in both.
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow is not worth failing for
+    try:
+        code = app(prog_name="fastfactor", standalone_mode=False)
+    except UsageError as error:
+        code = _complain(error.format_message(), 2)
+    except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
+        code = _complain(str(error) or type(error).__name__, 1)
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    from ..models.report import printable
+
+    print("fastfactor: error:", printable(" ".join(message.split())), file=sys.stderr)
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastfactor {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def fastfactor(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Compress neural networks: sparse codes, codebooks, pruning.
+
+    Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage (the same),
+    130 interrupted.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for command in (
+    cli_files.compress,
+    cli_files.decompress,
+    cli_files.inspect,
+    cli_files.compare,
+    cli_files.recipe,
+):
+    app.command()(command)
+
+
+@app.command()
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, times in seconds.")] = False,
+    threads: cli_files.Threads = None,
+    reports: cli_files.Reports = None,
+) -> None:
+    """Time the kernels on this machine, a few workloads of a layer's size."""
+    from .bench import run_bench
+
+    cli_files.check_reports(reports)
+    cli_files.show(run_bench(threads), as_json, reports)
+
+
+@app.command()
+def demo(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, times in seconds.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            max=1024,
+            help="Threads for compressing (default: all cores this process may use). A pass uses "
+            "one, and for its dense products NumPy's own setting.",
+        ),
+    ] = None,
+) -> None:
+    """Compress a small trained network by each method and run it from its file.
+
+    The network is a LeNet-300-100 trained on MNIST; it reads 1,000 of MNIST's test digits.
+    """
+    from ..demo.run import run_demo
+
+    with cli_files.progress_bar("compressing") as progress:
+        rows = run_demo(threads, progress=progress)
+    if as_json:
+        typer.echo(json.dumps({"rows": [dataclasses.asdict(row) for row in rows]}, indent=2))
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: list[Row]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=100, highlight=False)
+    n_digits = f"{rows[0].n_digits:,}"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, int(console.width >= 90), 0, 0),  # all of it fits into 80 columns
+        pad_edge=False,
+        show_edge=False,
+        title=f"LeNet-300-100 on {n_digits} MNIST test digits",
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in ("file", "payload", "ratio", "error", "right", "ms", "ms, one", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.method,
+            f"{row.file_bytes:,}",
+            f"{row.payload_bytes:,}",
+            f"{row.ratio:.1f}",
+            f"{row.relative_error:.1%}",
+            f"{row.right_before} → {row.right_after}",
+            f"{1e3 * row.seconds_batch:.2f}",
+            f"{1e3 * row.seconds_single:.3f}",
+            f"{row.seconds_compress:.2f}",
+        )
+    console.print(table)
+    different = ", ".join(row.method for row in rows if not row.same_as_held)
+    files = "From their files all read the same digits as before they were written."
+    if different:
+        files = f"From its file this reads other digits than before it was written: {different}."
+    console.print(
+        "\nBytes of the file and of the tensors in it, ratio of files, ‖W − Ŵ‖² / ‖W‖²,\n"
+        f"digits right before and after, ms for all {n_digits} and for one (best of several),\n"
+        f"s to compress. Nothing is retrained; each form runs as its file holds it.\n{files}"
+        "\n\nW ≈ B ∘ C, where"
+    )
+    width = max(len(row.method) for row in rows)
+    for row in rows:
+        console.print(f"  {row.method:{width}}  {row.lesson}")

@@ -1,0 +1,272 @@
+"""Commands on files of tensors: compress, decompress, inspect, compare, recipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..models.report import Table
+
+JSON_HELP = "Print JSON."
+REPORT_HELP = "Write the report here too, as FILE ends: .txt, .json or .csv. May be repeated."
+THREADS_HELP = "Threads (default: all cores this process may use)."
+
+Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
+Reports = Annotated[list[Path] | None, typer.Option("--report", metavar="FILE", help=REPORT_HELP)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an earlier run ended; keep what is done.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
+
+
+def compress(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A safetensors file, an index of shards, a folder with either, .npz."),
+    ],
+    target: Annotated[Path, typer.Argument(help="The compressed file; replaced when it is whole.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="TOML: see `fastfactor recipe`."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", metavar="NAME", help="Instead: one method for all matrices."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeat."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="PATTERN", help="With --method: names that stay. Repeat."),
+    ] = None,
+    importance: Annotated[
+        Path | None,
+        typer.Option("--importance", metavar="FILE", help="What each weight's error counts."),
+    ] = None,
+    input_covariance: Annotated[
+        Path | None,
+        typer.Option(
+            "--input-covariance",
+            metavar="FILE",
+            help="Mean of x xᵀ over a layer's inputs, by the name of its weight.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    resume: Resume = False,
+    threads: Threads = None,
+    reports: Reports = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Draw sizes, errors, spectra and tables."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compress a model, tensor by tensor, as a recipe says.
+
+    For example: fastfactor compress model.safetensors small.safetensors --method codebook --set
+    n_bits=4 --set scope=row
+    """
+    from ..models.compress import compress_file
+    from ..models.recipe import read_recipe
+
+    if (recipe is None) == (method is None):
+        raise typer.BadParameter("one of --recipe and --method must be given")
+    if method is None and (settings or keep):
+        raise typer.BadParameter("--set and --keep must be given with --method")
+    if figures is not None and dry_run:
+        raise typer.BadParameter("--figures must not be given with --dry-run")
+    check_reports(reports)
+    if figures is not None:
+        from ..figures.draw import need_matplotlib, save_figures
+
+        need_matplotlib()
+        figures.mkdir(parents=True, exist_ok=True)
+    checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
+    with progress_bar("compressing") as progress:
+        report = compress_file(
+            source,
+            target,
+            checked,
+            importance=importance,
+            input_covariance=input_covariance,
+            dry_run=dry_run,
+            resume=resume,
+            progress=progress,
+            n_threads=threads,
+        )
+    if figures is not None:
+        with progress_bar("drawing") as progress:
+            save_figures(report, figures, progress=progress, n_threads=threads)
+    show(report.table(), as_json, reports)
+
+
+def decompress(
+    source: Annotated[Path, typer.Argument(help="What `compress` wrote.")],
+    target: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
+    resume: Resume = False,
+    threads: Threads = None,
+    reports: Reports = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild every tensor of a compressed file."""
+    from ..models.compress import decompress_file
+
+    check_reports(reports)
+    with progress_bar("decompressing") as progress:
+        report = decompress_file(
+            source, target, resume=resume, progress=progress, n_threads=threads
+        )
+    show(report.table(), as_json, reports)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A compressed file, or a model.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read and check everything.")] = False,
+    reports: Reports = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a file: kinds, shapes, sizes."""
+    from ..models.inspect import inspect_file
+
+    check_reports(reports)
+    show(inspect_file(path, verify=verify), as_json, reports)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A compressed file or a model: what is right.")],
+    second: Annotated[Path, typer.Argument(help="Another, with the same names.")],
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", min=0, help="Exit code 1 if a tensor's error is more."),
+    ] = None,
+    threads: Threads = None,
+    reports: Reports = None,
+    as_json: Json = False,
+) -> None:
+    """Show the error ‖A − B‖² / ‖A‖² of each tensor between two files."""
+    from ..models.compare import compare_files
+
+    check_reports(reports)
+    with progress_bar("comparing") as progress:
+        found = compare_files(first, second, progress=progress, n_threads=threads)
+    show(found.table(), as_json, reports)
+    if max_error is not None and found.worst and not found.largest_error <= max_error:
+        why = f" ({found.worst.fault})" if found.worst.fault else ""
+        raise ValueError(
+            f"errors must be at most {max_error:g}, got {found.largest_error:.4g} for tensor "
+            f"{found.worst.name!r}{why}"
+        )
+
+
+def recipe(
+    path: Annotated[Path | None, typer.Argument(help="Where to; standard output if none.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print methods and their settings as JSON.")
+    ] = False,
+) -> None:
+    """Write a recipe to begin with, with all methods and their settings in comments."""
+    from ..models.recipe import method_settings, starter
+
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"methods": method_settings()}, indent=2, default=str))
+    elif path is None:
+        typer.echo(starter(), nl=False)
+    else:
+        try:
+            with open(path, "w" if force else "x", encoding="utf-8") as file:
+                file.write(starter())
+        except FileExistsError:
+            raise ValueError(f"{path} must not be there yet; --force replaces it") from None
+
+
+def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
+    """Write a table to files, and print it as JSON, or as text as wide as the terminal."""
+    for path in reports or []:
+        table.save(path)
+    if as_json:
+        typer.echo(table.to_json())
+        return
+    from rich.console import Console
+
+    console = Console()
+    typer.echo(table.to_text(console.width if console.is_terminal else None), nl=False)
+
+
+def check_reports(reports: list[Path] | None) -> None:
+    """That each report ends as one can be written, before any work."""
+    from ..models.report import check_report_path
+
+    for path in reports or []:
+        try:
+            check_report_path(path)
+        except ValueError as error:
+            raise typer.BadParameter(f"--report: {error}") from error
+
+
+@contextmanager
+def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar with the time left on standard error, where that is a terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..models.report import printable
+
+    columns = (
+        TextColumn(task),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[tensor]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(task, tensor="", total=None)
+
+        def show(name: str, done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total, tensor=printable(name))
+
+        yield show
+
+
+def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:
+    """A recipe from options; what is wrong with them is wrong usage, and said as that."""
+    from ..models.recipe import check_method, read_rule
+
+    rule: dict[str, Any] = {"method": method}
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"--set must be KEY=VALUE, got {setting!r}")
+        if key == "method":
+            raise typer.BadParameter(f"--set must be a setting of --method, got {setting!r}")
+        rule[key] = _value(text)
+    try:
+        check_method(method, "--method")
+        read_rule(rule, "--set")
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    return {"default": rule, "skip": keep or []}
+
+
+def _value(text: str) -> Any:
+    """A value as TOML has it; what is none is a word."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

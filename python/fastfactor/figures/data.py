@@ -1,0 +1,178 @@
+"""What figures show of a compressed matrix: its spectrum, its values, its error at other sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._checks import Array
+from ..files.checkpoint import open_checkpoint
+from ..files.store import open_store
+from ..methods import LowRank
+from ..methods.base import Factors
+from ..models.recipe import method_names
+from ..models.report import Report, TensorRow
+
+MAX_SIDE = 1024  # the shorter one of a matrix whose singular values are computed without sampling
+ROWS_AT_ONCE = 4096
+MAX_VALUES = 1 << 20  # of a histogram
+CUT = (128, 512)  # of a matrix that is compressed at other sizes: seconds for the slow methods
+SIZES = (0.25, 0.5, 2, 4)  # times the chosen one
+N_RANKS = 12
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A compressed matrix.
+
+    Attributes
+    ----------
+    row : TensorRow
+    spectrum : array
+        Singular values, falling.
+    spectrum_of : str
+        Of what part.
+    before, after : array
+        Weights and what became of them.
+    values_of : str
+        Of what part.
+    """
+
+    row: TensorRow
+    spectrum: Array
+    spectrum_of: str
+    before: Array
+    after: Array
+    values_of: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Errors against bits a weight, of one matrix or a cut of it.
+
+    Attributes
+    ----------
+    row : TensorRow
+    cut : str
+        Of what part.
+    chosen : (float, float) or None
+        Bits and error under the settings of the run; None where they do not fit the cut.
+    method, svd : array of shape (points, 2)
+        Bits and error of the same method at other sizes, the chosen one among them, and of
+        truncated singular values.
+    """
+
+    row: TensorRow
+    cut: str
+    chosen: tuple[float, float] | None
+    method: Array
+    svd: Array
+
+
+def look_at(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
+    """What is drawn of a matrix as the run left it."""
+    W = _source(report.source, row.name)
+    part, sampled = W, ""
+    if min(W.shape) > MAX_SIDE:
+        rows, columns = (_even(n, MAX_SIDE) for n in W.shape)
+        part = W[rows][:, columns]
+        sampled = f"{len(rows):,} × {len(columns):,} of "
+    ids = _even(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
+    with open_store(report.target) as store:
+        factors = store[row.name]
+        assert isinstance(factors, Factors)
+        rebuilt = factors.rows(ids, n_threads=n_threads)
+    return Matrix(
+        row=row,
+        spectrum=_spectrum(part),
+        spectrum_of=f"{sampled}{W.shape[0]:,} × {W.shape[1]:,}",
+        before=W[ids].astype(np.float32).ravel(),
+        after=rebuilt.astype(np.float32).ravel(),
+        values_of=f"{len(ids):,} of {W.shape[0]:,} rows" if len(ids) < W.shape[0] else "all rows",
+    )
+
+
+def curve_of(report: Report, row: TensorRow, n_threads: int | None) -> Curve:
+    """The error of a matrix's own method at sizes around the chosen one, and of singular values.
+
+    Under the metric of the run. Of a matrix larger than `CUT`, evenly spaced rows and the first
+    columns are compressed anew, at every size and under the chosen settings, so that all points
+    are of one matrix.
+    """
+    W = _source(report.source, row.name)
+    rows, columns = _even(W.shape[0], CUT[0]), slice(0, CUT[1])
+    part = np.ascontiguousarray(W[rows, columns])
+    weights: dict[str, Any] = {}
+    if report.importance is not None and row.metric == "importance":
+        weights["importance"] = _source(report.importance, row.name)[rows, columns]
+    if report.input_covariance is not None and row.metric == "input_covariance":
+        of_inputs = open_checkpoint(report.input_covariance)[row.name]
+        weights["input_covariance"] = of_inputs[columns, columns]
+    cut = f"{W.shape[0]:,} × {W.shape[1]:,}"
+    if part.shape != W.shape:
+        cut = f"{part.shape[0]:,} × {part.shape[1]:,} of {cut}"
+    chosen, points = _at_sizes(row, part, weights, n_threads)
+    return Curve(row, cut, chosen, points, _svd_points(part, weights))
+
+
+def _at_sizes(
+    row: TensorRow,
+    part: Array,
+    weights: dict[str, Any],
+    n_threads: int | None,
+) -> tuple[tuple[float, float] | None, Array]:
+    """The chosen point and all points of a method on part of a matrix."""
+    method = method_names()[row.method](**row.settings)
+    try:
+        factors = method.compress(part, n_threads=n_threads, **weights)
+    except ValueError:  # a cut that the settings do not fit
+        return None, np.zeros((0, 2))
+    chosen = _point(factors, part, weights)
+    points = {chosen}
+    for size in SIZES:
+        nbytes = min(int(size * factors.nbytes), part.nbytes)
+        other = method.within(part.shape, part.dtype, nbytes)
+        if other is not None:
+            try:
+                found = other.compress(part, n_threads=n_threads, **weights)
+            except ValueError:  # smaller than this method gets
+                continue
+            points.add(_point(found, part, weights))
+    return chosen, np.array(sorted(points))
+
+
+def _svd_points(part: Array, weights: dict[str, Any]) -> Array:
+    """Of truncated singular values, best under the sum of squares or the covariance of inputs."""
+    most = max(part.size // max(sum(part.shape), 1), 1)
+    ranks = np.unique(np.geomspace(1, most, N_RANKS).round().astype(int))
+    of_inputs = weights.get("input_covariance")
+    found = [LowRank(rank=int(rank)).compress(part, input_covariance=of_inputs) for rank in ranks]
+    return np.array([_point(factors, part, weights) for factors in found])
+
+
+def _point(factors: Factors, part: Array, weights: dict[str, Any]) -> tuple[float, float]:
+    return factors.bits_per_weight, factors.error(part, **weights)
+
+
+def _source(path: str, name: str) -> Array:
+    tensor = open_checkpoint(path)[name]
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def _spectrum(W: Array) -> Array:
+    """Singular values, falling, by the Gram matrix of the shorter side: exact enough to be seen."""
+    tall = W if W.shape[0] >= W.shape[1] else W.T
+    gram = np.zeros((tall.shape[1], tall.shape[1]))
+    for first in range(0, len(tall), ROWS_AT_ONCE):
+        block = tall[first : first + ROWS_AT_ONCE].astype(np.float64)
+        gram += block.T @ block
+    values: Array = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
+    return values
+
+
+def _even(n: int, at_most: int) -> Array:
+    """Numbers below n, evenly spaced, no more than so many."""
+    step = -(-n // at_most) if n else 1
+    return np.arange(0, n, step)

@@ -1,0 +1,298 @@
+"""Models on disk, read one tensor at a time: safetensors, alone or in shards, and .npz."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from ..deep_compression.network import ENTRY, MAGIC
+from ..errors import CorruptDataError
+from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, read_header, sizes
+from .index import read_index
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What zipfile and NumPy raise for an archive in which some byte was changed.
+DAMAGED = (
+    *(ValueError, TypeError, OverflowError, MemoryError, RuntimeError, EOFError, OSError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        return _checks.is_float(self.dtype)
+
+
+class Checkpoint(Mapping[str, Array]):
+    """Tensors by name, in the order of the files; each is read when it is asked for, and not kept.
+
+    Attributes
+    ----------
+    path : str
+    files : tuple of str
+        All that were opened, the index of shards among them.
+    tensors : dict of Stored
+        Shape and dtype of each.
+    metadata : dict of str
+        Of safetensors files; where shards differ, the first one's.
+    """
+
+    def __init__(self, path: str, files: list[_File], index: str | None = None) -> None:
+        self.path = path
+        self.files = (*([index] if index else []), *(file.path for file in files))
+        self.tensors: dict[str, Stored] = {}
+        self.metadata: dict[str, str] = {}
+        self._home: dict[str, _File] = {}
+        for file in files:
+            for name, stored in file.tensors.items():
+                if name in self.tensors:
+                    raise CorruptDataError(
+                        f"tensor {name!r} must be in one file, got {self._home[name].path} "
+                        f"and {file.path}"
+                    )
+                self.tensors[name], self._home[name] = stored, file
+            self.metadata = {**file.metadata, **self.metadata}
+
+    @property
+    def file_nbytes(self) -> int:
+        return sum(os.path.getsize(file) for file in self.files)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._home[name].read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a model that is not compressed.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file; an index of shards (``….index.json``); a folder with either; or what
+        ``numpy.savez`` wrote (``.npz``).
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    CorruptDataError
+        Where a file contradicts itself, or an index its shards.
+    ValueError
+        Where the file is a compressed one.
+    OSError
+        Where a file is missing or cannot be read.
+
+    Notes
+    -----
+    Reads headers only. A tensor of a safetensors file is a memory map of its own, so that its pages
+    go when it does; one of an .npz is read whole.
+    """
+    found = Path(path)
+    if found.is_dir():
+        found = _in_folder(found)
+    if found.suffix == ".npz":
+        return Checkpoint(str(path), [_Npz(str(found))])
+    if found.suffix == ".json":
+        return _sharded(str(path), found)
+    if is_coded_network(found):
+        raise _compressed(str(path))
+    return Checkpoint(str(path), [_Safetensors(str(found))])
+
+
+def is_compressed(path: str | os.PathLike[str]) -> bool:
+    """Whether this is one safetensors file with factors in it; files that are none are not."""
+    if os.path.isdir(path) or Path(path).suffix in (".npz", ".json"):
+        return False
+    header = _header(os.fspath(path))
+    if header.index is None:
+        return False
+    entries, _ = read_index(header.index, header.places)
+    return any(entry.kind != "plain" for entry in entries.values())
+
+
+def is_coded_network(path: str | os.PathLike[str]) -> bool:
+    """Whether this is what `deep_compression.CodedNetwork.save` wrote."""
+    if os.path.isdir(path) or Path(path).suffix in (".npz", ".json"):
+        return False
+    places = _header(os.fspath(path)).places
+    if list(places) != [ENTRY] or places[ENTRY].code != "U8":
+        return False
+    found = _Safetensors(os.fspath(path)).read(ENTRY)
+    return found.ravel()[: len(MAGIC)].tobytes() == MAGIC
+
+
+class _File(Protocol):
+    path: str
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
+
+    def read(self, name: str) -> Array: ...
+
+
+class _Safetensors:
+    """One file, of which the header was read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        header = _header(path)
+        self._sums: dict[str, int] = {}
+        if header.index is not None:
+            entries, self._sums = read_index(header.index, header.places)
+            if any(entry.kind != "plain" for entry in entries.values()):
+                raise _compressed(path)
+        self.metadata = header.metadata
+        self._start = header.size
+        ordered = sorted(header.places.items(), key=lambda item: item[1].begin)
+        self._places: dict[str, Place] = dict(ordered)
+        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._places.items()}
+
+    def read(self, name: str) -> Array:
+        place = self._places[name]
+        nbytes = place.end - place.begin
+        if nbytes:
+            data: Array = np.memmap(
+                self.path, np.uint8, "r", offset=self._start + place.begin, shape=(nbytes,)
+            )
+        else:
+            data = np.zeros(0, np.uint8)
+        if name in self._sums and zlib.crc32(data.data) != self._sums[name]:
+            raise CorruptDataError(f"tensor {name!r} must fit its checksum, got another")
+        return cooked(np.asarray(data), place, name)
+
+
+class _Npz:
+    """An archive of arrays."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self.tensors: dict[str, Stored] = {}
+        with self._archive() as archive:
+            for member in archive.namelist():
+                if not member.endswith(".npy"):
+                    raise CorruptDataError(f"{path} must hold .npy files, got {member!r}")
+                self.tensors[member.removesuffix(".npy")] = self._stored(archive, member)
+
+    def read(self, name: str) -> Array:
+        with self._archive() as archive:
+            try:
+                with archive.open(f"{name}.npy") as file:
+                    array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            except DAMAGED as error:
+                raise CorruptDataError(f"{self.path}: tensor {name!r}: {error}") from error
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise CorruptDataError(f"{self.path} must be an .npz archive: {error}") from error
+
+    def _stored(self, archive: zipfile.ZipFile, member: str) -> Stored:
+        try:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                if version not in NPY_HEADERS:
+                    raise ValueError(f"version {version} of .npy is not known")
+                shape, _, dtype = NPY_HEADERS[version](file)
+                left = archive.getinfo(member).file_size - file.tell()
+        except DAMAGED as error:
+            raise CorruptDataError(f"{self.path}: {member!r}: {error}") from error
+        if dtype.newbyteorder("=").name not in CODES:
+            raise TypeError(
+                f"tensors of {self.path} must have a dtype that safetensors knows, "
+                f"got {dtype} for {member!r}"
+            )
+        stored = Stored(tuple(shape), dtype.newbyteorder("="))
+        if not sizes(list(shape)) or stored.nbytes != left:
+            raise CorruptDataError(
+                f"{self.path}: {member!r} must have the bytes of {dtype} and shape {shape!r:.200}, "
+                f"got {left}"
+            )
+        return stored
+
+
+def _compressed(path: str) -> ValueError:
+    return ValueError(
+        f"{path} must be a model that is not compressed, got one that is; decompress it first"
+    )
+
+
+def _header(path: str) -> Header:
+    with opened(path) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+    content: Any = np.memmap(path, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
+    try:
+        return read_header(content.data)
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{path}: {error}") from error
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in (INDEX_NAME, SINGLE_NAME):
+        if (folder / name).exists():
+            return folder / name
+    found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} must hold {INDEX_NAME} or one safetensors file, got {len(found)} of them"
+        )
+    return found[0]
+
+
+def _sharded(path: str, index: Path) -> Checkpoint:
+    """The shards that an index names; it must name all of their tensors, and no others."""
+    content = parse(index.read_bytes(), str(index))
+    placed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise CorruptDataError(f"{index} must have a weight_map from tensors to files")
+    for name in placed.values():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
+            raise CorruptDataError(f"{index} must name files beside it, got {name!r}")
+    shards = {
+        name: _Safetensors(str(index.parent / name)) for name in dict.fromkeys(placed.values())
+    }
+    for tensor, name in placed.items():
+        if tensor not in shards[name].tensors:
+            raise CorruptDataError(f"tensor {tensor!r} must be in {name}, as {index} says")
+    for name, shard in shards.items():
+        for tensor in shard.tensors:
+            if placed.get(tensor) != name:
+                raise CorruptDataError(f"tensor {tensor!r} of {name} must be in {index}")
+    return Checkpoint(path, list(shards.values()), str(index))

@@ -1,0 +1,46 @@
+"""Where products write: a new array, or the one that the caller gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+
+
+def output(
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    operands: dict[str, Array],
+    *,
+    fortran: bool = False,
+) -> Array:
+    """A new array, or the one that was given if a result may be written there."""
+    if out is None:
+        return np.empty(shape, dtype, order="F" if fortran else "C")
+    _checks.writeable(out, "out", shape, dtype)
+    array: Array = out
+    _check_layout(array, fortran)
+    _check_apart(array, operands)
+    return array
+
+
+def _check_layout(out: Array, fortran: bool) -> None:
+    if fortran and not out.flags.f_contiguous:
+        raise ValueError(
+            f"out must be Fortran-contiguous because B is, got strides {out.strides} "
+            f"for shape {out.shape}"
+        )
+    if not fortran and not out.flags.c_contiguous:
+        raise ValueError(
+            f"out must be C-contiguous, got strides {out.strides} for shape {out.shape}"
+        )
+
+
+def _check_apart(out: Array, operands: dict[str, Array]) -> None:
+    for name, operand in operands.items():
+        if np.may_share_memory(out, operand):
+            raise ValueError(f"out must not overlap {name}, got arrays that share memory")

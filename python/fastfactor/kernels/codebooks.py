@@ -1,0 +1,203 @@
+"""Products with matrices that are stored as codes into codebooks; the matrix is never built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from .._core import kernels
+from ._output import output
+from .packing import PackedCodes
+from .runtime import thread_count
+
+
+def codebook_matmul(
+    x: Any,
+    packed: PackedCodes,
+    codebook: Any,
+    *,
+    group_size: int | None = None,
+    out: Any = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Multiply by a matrix that is stored as codes into a codebook: ``x @ W.T``, W never built.
+
+    Parameters
+    ----------
+    x : array of shape (in_features,) or (batch, in_features)
+        float16, bfloat16, float32 or float64, any strides.
+    packed : PackedCodes
+        Of shape (out_features, in_features).
+    codebook : array of shape ([n_codebooks,] [out_features,] [n_groups,] 2**n_bits, vector_dim)
+        float16, bfloat16 or float32. One table (K, vector_dim) for the whole matrix; one for each
+        row; with ``group_size`` one for each group of columns, or for each row and group, rows
+        first. An axis of ``packed.n_codebooks`` comes before all where that is more than 1: the
+        vectors that a place's codes name are then added.
+    group_size : int, optional
+        Columns that share a table, a multiple of ``packed.vector_dim``; the last group may be
+        shorter.
+    out : float32 array of shape (out_features,) or (batch, out_features), optional
+        Where to write the result: C-contiguous, writeable, apart from ``x`` and the codebook.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    float32 array of shape (out_features,) or (batch, out_features)
+        ``out`` where it was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape. Nothing has been written then.
+
+    Notes
+    -----
+    ``|y − Wx| ≤ 1e-5 · Σ|w x|``, where of several codebooks each vector counts by itself: they may
+    cancel in w. Sums in float32, of long rows in float64; what is float64 is rounded to float32
+    first. Products follow IEEE 754. The same bits for any number of threads.
+    Codes are used as they are stored, so no second layout takes memory: besides ``x`` in
+    float32 there are tables of a few hundred kilobytes a thread. One ``x`` against scalar codes
+    costs little more than reading the codes; against vectors that all rows share, the products of
+    ``x``'s pieces with every code vector are made once, in at most 1 MB, and then added (H. Jégou,
+    M. Douze, C. Schmid, Product Quantization for Nearest Neighbor Search, 2011). Larger batches
+    decode a few rows at a time, into registers or cache.
+
+    Examples
+    --------
+    >>> import numpy as np, fastfactor
+    >>> packed = fastfactor.PackedCodes.pack(np.array([[0, 1, 3], [2, 2, 0]]), 2)
+    >>> codebook = np.array([[0], [1], [-1], [0.5]], np.float32)
+    >>> fastfactor.codebook_matmul(np.array([1, 10, 100], np.float32), packed, codebook)
+    array([ 60., -11.], dtype=float32)
+    """
+    x = _checks.float_array(x, "x", ndim=(1, 2))
+    packed, table, group_size = _codebook(packed, codebook, group_size)
+    if x.shape[-1] != packed.shape[1]:
+        raise ValueError(
+            f"x must have as many columns as packed stands for, {packed.shape[1]}, "
+            f"got shape {x.shape}"
+        )
+    shape = (*x.shape[:-1], packed.shape[0])
+    result = output(out, shape, np.dtype(np.float32), {"x": x, "codebook": table})
+    kernels.codebook_matmul(
+        x if x.ndim == 2 else x[np.newaxis],
+        packed.data,
+        packed.n_bits,
+        rows=packed.shape[0],
+        cols=packed.shape[1] // packed.vector_dim,
+        codebook=table,
+        group_size=group_size,
+        out=result if result.ndim == 2 else result[np.newaxis],
+        n_threads=thread_count(n_threads),
+    )
+    return result
+
+
+def codebook_rows(
+    packed: PackedCodes,
+    codebook: Any,
+    ids: Any,
+    *,
+    group_size: int | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Rows of a matrix that is stored as codes into a codebook: an embedding's look-up.
+
+    Parameters
+    ----------
+    packed, codebook, group_size
+        As in :func:`codebook_matmul`.
+    ids : array of integers, or None
+        Which rows, any shape; None for all of them, in order.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    float32 array of shape (\\*ids.shape, in_features), or of packed.shape
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape.
+    IndexError
+        Where an id is not in [0, out_features).
+
+    Notes
+    -----
+    Linear in the size of the result. Of several codebooks the vectors are added in their order, in
+    float32. The same bits for any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, fastfactor
+    >>> packed = fastfactor.PackedCodes.pack(np.array([[0, 1], [1, 1]]), 1, vector_dim=2)
+    >>> codebook = np.array([[1, 2], [3, 4]], np.float32)
+    >>> fastfactor.codebook_rows(packed, codebook, [0])
+    array([[1., 2., 3., 4.]], dtype=float32)
+    """
+    packed, table, group_size = _codebook(packed, codebook, group_size)
+    if ids is None:
+        shape, flat = packed.shape, None
+    else:
+        ids = np.asarray(ids)
+        if ids.size == 0:
+            ids = ids.astype(np.int64)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"ids must be integers, got {ids.dtype}")
+        shape, flat = (*ids.shape, packed.shape[1]), ids.astype(np.int64).reshape(-1)
+    rows = kernels.codebook_rows(
+        packed.data,
+        packed.n_bits,
+        rows=packed.shape[0],
+        cols=packed.shape[1] // packed.vector_dim,
+        codebook=table,
+        group_size=group_size,
+        ids=flat,
+        n_threads=thread_count(n_threads),
+    )
+    return rows.reshape(shape)
+
+
+def _codebook(packed: Any, codebook: Any, group_size: int | None) -> tuple[PackedCodes, Array, int]:
+    """The codebook as (books, rows, groups, K, vector_dim), with rows or groups 1 if shared."""
+    if not isinstance(packed, PackedCodes):
+        raise TypeError(f"packed must be a PackedCodes, got {type(packed).__name__}")
+    n_books, (rows, columns) = packed.n_codebooks, packed.shape
+    extra = int(n_books > 1)
+    ranks = tuple(range(2 + extra, 5 + extra))
+    table = _checks.float_array(codebook, "codebook", ndim=ranks)
+    if table.dtype == np.float64:
+        raise TypeError("codebook must have dtype float16, bfloat16 or float32, got float64")
+    lead = table.shape[extra:-2]
+    if group_size is None:
+        if len(lead) > 1:
+            raise ValueError(f"group_size must be given for a codebook of shape {table.shape}")
+        groups: tuple[int, ...] = ()
+        size = max(columns, packed.vector_dim)
+    else:
+        size = _checks.integer(group_size, "group_size", 1)
+        if size % packed.vector_dim:
+            raise ValueError(
+                f"group_size must be a multiple of vector_dim, {packed.vector_dim}, got {size}"
+            )
+        groups = (max(-(-columns // size), 1),)
+    by_row = len(lead) > len(groups)
+    expected = (
+        *((n_books,) if extra else ()),
+        *((rows,) if by_row else ()),
+        *groups,
+        2**packed.n_bits,
+        packed.vector_dim,
+    )
+    if table.shape != expected:
+        raise ValueError(
+            f"codebook must have shape {expected} for {packed!r} and group_size {group_size}, "
+            f"got {table.shape}"
+        )
+    full = (n_books, rows if by_row else 1, *(groups or (1,)), *expected[-2:])
+    return packed, np.ascontiguousarray(table).reshape(full), size

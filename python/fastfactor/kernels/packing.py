@@ -1,0 +1,229 @@
+"""Codes of a few bits each, packed: what codebooks are indexed with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from .._core import kernels
+from ..errors import CorruptDataError
+from .runtime import thread_count
+
+WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+MAX_CODEBOOKS = 256
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedCodes:
+    """Codes of 1, 2, 3, 4, 5, 6 or 8 bits that stand for a dense matrix, packed into bytes.
+
+    A code indexes a codebook of 2**n_bits vectors of length ``vector_dim``, and stands for that
+    many neighbours in a row of the matrix, which so has ``shape[1] / vector_dim`` codes. With
+    several codebooks (additive coding) every place has one code for each of them.
+
+    Row ``i`` of ``data`` holds row ``i`` of the matrix: the codes for codebook 0, then those for
+    codebook 1, and so on, each codebook's beginning on a byte. From there, code ``j`` fills the
+    bits ``[j * n_bits, (j + 1) * n_bits)``, least significant bit first, where bit ``k`` is bit
+    ``k % 8`` (0 is the least significant) of byte ``k // 8``. Bits after the last code are zero.
+
+    Parameters
+    ----------
+    data : bytes, or uint8 array of shape (shape[0], bytes a row)
+        A row has ``n_codebooks * ceil(shape[1] / vector_dim * n_bits / 8)`` bytes; any array or
+        bytes object of the right total is taken. Kept as a read-only copy of that shape.
+    n_bits : int
+        Bits a code: 1, 2, 3, 4, 5, 6 or 8.
+    shape : (int, int)
+        Of the dense matrix, (out_features, in_features).
+    vector_dim : int
+        Entries of the matrix that one code stands for; divides ``shape[1]``.
+    n_codebooks : int
+        How many codes each place has, up to 256.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument has a wrong type, or ``data`` a wrong size.
+    CorruptDataError
+        Where bits after the last code of a row are not zero.
+
+    Notes
+    -----
+    Making one costs a copy. Every code is a valid index of a codebook of 2**n_bits entries, so
+    there is nothing else that stored bytes could get wrong.
+
+    Examples
+    --------
+    >>> import numpy as np, fastfactor
+    >>> packed = fastfactor.PackedCodes.pack(np.array([[1, 2, 3], [0, 0, 7]]), 3)
+    >>> packed
+    PackedCodes(n_bits=3, shape=(2, 3), vector_dim=1, n_codebooks=1, nbytes=4)
+    >>> [f"{byte:08b}" for byte in packed.data[0]]  # …3 2 1, from the right
+    ['11010001', '00000000']
+    >>> packed.unpack()
+    array([[1, 2, 3],
+           [0, 0, 7]], dtype=uint8)
+    """
+
+    data: Array
+    n_bits: int
+    shape: tuple[int, int]
+    vector_dim: int = 1
+    n_codebooks: int = 1
+
+    def __post_init__(self) -> None:
+        n_bits = _check_width(self.n_bits)
+        shape = _checks.sparse_shape(self.shape, "shape")
+        vector_dim = _check_vector_dim(self.vector_dim, shape[1])
+        n_codebooks = _checks.integer(self.n_codebooks, "n_codebooks", 1, MAX_CODEBOOKS)
+        segment = -(-(shape[1] // vector_dim) * n_bits // 8)
+        data = np.array(_checks.as_bytes(self.data, "data"), order="C", copy=True)
+        expected = (shape[0], n_codebooks * segment)
+        if data.size != expected[0] * expected[1] or (data.ndim > 1 and data.shape != expected):
+            raise ValueError(
+                f"data must have shape {expected} for {n_bits} bits a code, shape {shape}, "
+                f"vector_dim {vector_dim} and n_codebooks {n_codebooks}, got {data.shape}"
+            )
+        data = data.reshape(expected)
+        used = shape[1] // vector_dim * n_bits % 8
+        if used:
+            last = data[:, segment - 1 :: segment] >> used
+            if last.any():
+                row, book = (int(i) for i in np.argwhere(last)[0])
+                raise CorruptDataError(
+                    f"data must have zeros after the last code of a row, got "
+                    f"0b{data[row, (book + 1) * segment - 1]:08b} with {used} bits in use as the "
+                    f"last byte of row {row}, codebook {book}"
+                )
+        self._hold(data, n_bits, shape, vector_dim, n_codebooks)
+
+    def _hold(
+        self, data: Array, n_bits: int, shape: tuple[int, int], vector_dim: int, n_codebooks: int
+    ) -> None:
+        data.setflags(write=False)
+        for name, value in (
+            ("data", data),
+            ("n_bits", n_bits),
+            ("shape", shape),
+            ("vector_dim", vector_dim),
+            ("n_codebooks", n_codebooks),
+        ):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def pack(
+        cls, codes: Any, n_bits: int, *, vector_dim: int = 1, n_threads: int | None = None
+    ) -> PackedCodes:
+        """Pack integer codes, such as the labels of :func:`fastfactor.kmeans`.
+
+        Parameters
+        ----------
+        codes : array of shape (rows, n) or (n_codebooks, rows, n)
+            Integers of any width or booleans in [0, 2**n_bits), any strides.
+        n_bits : int
+            Bits a code: 1, 2, 3, 4, 5, 6 or 8.
+        vector_dim : int
+            Entries of the matrix that one code stands for; the matrix is (rows, n · vector_dim).
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        PackedCodes
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape, and where a code does not fit.
+
+        Notes
+        -----
+        Linear in the number of codes; the same bytes for any number of threads.
+
+        Examples
+        --------
+        >>> import numpy as np, fastfactor
+        >>> fastfactor.PackedCodes.pack(np.arange(4).reshape(1, 4), 2).data
+        array([[228]], dtype=uint8)
+        """
+        n_bits = _check_width(n_bits)
+        array = codes if isinstance(codes, np.ndarray) else np.asarray(codes)
+        if array.dtype.kind not in "iub" or not array.dtype.isnative:
+            raise TypeError(
+                f"codes must be integers or booleans in native byte order, got {array.dtype}"
+            )
+        if array.ndim not in (2, 3):
+            raise ValueError(f"codes must have 2 or 3 dimensions, got shape {array.shape}")
+        array = array.reshape(1, *array.shape) if array.ndim == 2 else array
+        vector_dim = _checks.integer(vector_dim, "vector_dim", 1)
+        n_codebooks = _checks.integer(array.shape[0], "codes.shape[0]", 1, MAX_CODEBOOKS)
+        packed = cls.__new__(cls)
+        packed._hold(
+            kernels.pack_codes(array, n_bits, thread_count(n_threads)),
+            n_bits,
+            (array.shape[1], array.shape[2] * vector_dim),
+            vector_dim,
+            n_codebooks,
+        )
+        return packed
+
+    def unpack(self, *, n_threads: int | None = None) -> Array:
+        """The codes, one a byte.
+
+        Parameters
+        ----------
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        uint8 array of shape (rows, n), or (n_codebooks, rows, n) where there are several
+        """
+        codes = kernels.unpack_codes(
+            self.data,
+            self.n_bits,
+            books=self.n_codebooks,
+            rows=self.shape[0],
+            cols=self.shape[1] // self.vector_dim,
+            n_threads=thread_count(n_threads),
+        )
+        return codes if self.n_codebooks > 1 else codes[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed codes."""
+        return self.data.nbytes
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedCodes(n_bits={self.n_bits}, shape={self.shape}, vector_dim={self.vector_dim}, "
+            f"n_codebooks={self.n_codebooks}, nbytes={self.nbytes})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles are made through the constructor: checked again, read-only again.
+        return PackedCodes, (
+            self.data,
+            self.n_bits,
+            self.shape,
+            self.vector_dim,
+            self.n_codebooks,
+        )
+
+
+def _check_width(n_bits: Any) -> int:
+    width = _checks.integer(n_bits, "n_bits", 1, 8)
+    if width not in WIDTHS:
+        raise ValueError(f"n_bits must be one of {', '.join(map(str, WIDTHS))}, got {width}")
+    return width
+
+
+def _check_vector_dim(vector_dim: Any, columns: int) -> int:
+    length = _checks.integer(vector_dim, "vector_dim", 1)
+    if columns % length:
+        raise ValueError(f"vector_dim must divide shape[1], {columns}, got {length}")
+    return length

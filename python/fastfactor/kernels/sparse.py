@@ -1,0 +1,310 @@
+"""Sparse matrices in compressed rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from .._core import kernels
+from ._output import output
+from .runtime import thread_count
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CSR:
+    """A sparse matrix in compressed rows, checked once and never changed.
+
+    Row ``i`` holds ``data[indptr[i]:indptr[i + 1]]`` in the columns
+    ``indices[indptr[i]:indptr[i + 1]]``. Columns may stand in any order; where one comes twice in a
+    row its values add up. The arrays are copies and read-only, so that what was checked stays true
+    and products need not look again.
+
+    Parameters
+    ----------
+    data : array of shape (nnz,)
+        float32 or float64.
+    indices : array of shape (nnz,)
+        The column of each value, int32 or int64, in [0, shape[1]).
+    indptr : array of shape (shape[0] + 1,)
+        Where each row begins, int32 or int64: from 0, never falling, to nnz.
+    shape : (int, int)
+        Rows and columns.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an array has a wrong type or length, or breaks the rules above.
+
+    Notes
+    -----
+    Making one costs a copy and a pass over the arrays, in parallel.
+
+    Examples
+    --------
+    >>> import numpy as np, fastfactor
+    >>> A = fastfactor.CSR(np.array([2.0, 3.0]), np.array([1, 0]), np.array([0, 1, 2]), (2, 3))
+    >>> A
+    CSR(shape=(2, 3), nnz=2, dtype=float64)
+    >>> A.to_dense()
+    array([[0., 2., 0.],
+           [3., 0., 0.]])
+    >>> A @ np.ones(3)
+    array([2., 3.])
+    """
+
+    data: Array
+    indices: Array
+    indptr: Array
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        shape = _checks.sparse_shape(self.shape, "shape")
+        arrays = {
+            name: np.array(getattr(self, name), order="C", copy=True)
+            for name in ("data", "indices", "indptr")
+        }
+        check_arrays(**arrays, shape=shape, prefix="")
+        kernels.check_csr(
+            **arrays, rows=shape[0], cols=shape[1], name="", n_threads=thread_count(None)
+        )
+        self._hold(**arrays, shape=shape)
+
+    def _hold(self, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> None:
+        for name, array in (("data", data), ("indices", indices), ("indptr", indptr)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "shape", shape)
+
+    @classmethod
+    def _trusted(cls, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> CSR:
+        """Arrays that a kernel has just made: right by construction, not checked, not copied."""
+        matrix = cls.__new__(cls)
+        matrix._hold(data, indices, indptr, shape)
+        return matrix
+
+    @classmethod
+    def from_dense(cls, W: Any) -> CSR:
+        """The values of ``W`` that are not zero; NaN is kept, and so is float32 or float64.
+
+        Parameters
+        ----------
+        W : array of shape (rows, columns)
+            float16 and bfloat16 are widened to float32.
+
+        Returns
+        -------
+        CSR
+            Columns ascending in each row, int32 where the shape allows.
+
+        Examples
+        --------
+        >>> import numpy as np, fastfactor
+        >>> fastfactor.CSR.from_dense(np.eye(3, dtype=np.float32))
+        CSR(shape=(3, 3), nnz=3, dtype=float32)
+        """
+        W = _checks.float_array(W, "W", ndim=(2,))
+        rows, columns = np.nonzero(W)
+        indptr = np.zeros(W.shape[0] + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=W.shape[0]), out=indptr[1:])
+        narrow = W.shape[1] <= np.iinfo(np.int32).max
+        return cls._trusted(
+            W[rows, columns].astype(_checks.result_dtype(W), copy=False),
+            columns.astype(np.int32 if narrow else np.int64),
+            indptr,
+            (W.shape[0], W.shape[1]),
+        )
+
+    def to_dense(self, out: Any = None) -> Array:
+        """The matrix with its zeros, duplicates added up.
+
+        Parameters
+        ----------
+        out : array of shape ``shape``, optional
+            Where to write it; any strides, dtype of ``data``, writeable.
+
+        Returns
+        -------
+        array of shape ``shape``
+            ``out`` where it was given.
+        """
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        else:
+            _checks.writeable(out, "out", self.shape, self.dtype)
+        out[...] = 0
+        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
+        np.add.at(out, (rows, self.indices), self.data)
+        return out  # type: ignore[no-any-return]
+
+    def to_scipy(self) -> Any:
+        """The same matrix as ``scipy.sparse.csr_array``, on the same read-only arrays.
+
+        Where ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, a copy.
+
+        Raises
+        ------
+        ImportError
+            Where SciPy is not installed.
+        """
+        try:
+            from scipy.sparse import csr_array
+        except ImportError as error:
+            raise ImportError("CSR.to_scipy needs SciPy: pip install scipy") from error
+        return csr_array((self.data, self.indices, self.indptr), shape=self.shape)
+
+    def __matmul__(self, B: Any) -> Array:
+        """``spmm(self, B)``."""
+        from .sparse import spmm
+
+        return spmm(self, B)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the values."""
+        return self.data.dtype
+
+    @property
+    def nnz(self) -> int:
+        """How many values are stored."""
+        return int(self.data.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays."""
+        return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes
+
+    def __repr__(self) -> str:
+        return f"CSR(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles are made through the constructor: checked again, read-only again.
+        return CSR, (self.data, self.indices, self.indptr, self.shape)
+
+
+def spmm(A: Any, B: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+    """Multiply a sparse matrix by a dense vector or matrix: ``A @ B``.
+
+    Parameters
+    ----------
+    A : CSR, or any object with ``data``, ``indices``, ``indptr`` and ``shape``, of shape (m, k)
+        float32 or float64 values, int32 or int64 indices; SciPy's ``csr_array`` and ``csr_matrix``
+        are such objects. A :class:`CSR` was checked when it was made; the structure of any other
+        is checked at each call, a pass over ``indptr`` and ``indices``.
+    B : array of shape (k,) or (k, b)
+        float16, bfloat16, float32 or float64, any strides.
+    out : array of shape (m,) or (m, b), optional
+        Where to write the result: of its dtype and memory order, writeable, apart from A and B.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    array of shape (m,) or (m, b)
+        ``out`` where it was given. float64 if A or B is, else float32. In Fortran order where B is
+        and is not in C order too, else in C order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type, shape or order, and where A's structure contradicts itself. Nothing has
+        been written then.
+
+    Notes
+    -----
+    2 · nnz · b operations. Products follow IEEE 754: NaN and infinity in an operand spread as they
+    would in a loop over the stored values; what is not stored is not multiplied. Beside operands
+    and result, memory is a packed copy of as many columns of B as fit 32 MB (64 bytes a row of B
+    at least). The same bits for any number of threads: rows are cut into pieces of a fixed number
+    of nonzeros, and the partial sums of a row longer than that are added in order.
+
+    Examples
+    --------
+    >>> import numpy as np, fastfactor
+    >>> A = fastfactor.CSR.from_dense(np.array([[0, 2, 0], [1, 0, 3]], np.float32))
+    >>> fastfactor.spmm(A, np.array([1, 10, 100], np.float32))
+    array([ 20., 301.], dtype=float32)
+    """
+    data, indices, indptr, shape = _csr_arrays(A)
+    B = _checks.float_array(B, "B", ndim=(1, 2))
+    if B.shape[0] != shape[1]:
+        raise ValueError(
+            f"B must have as many rows as A has columns, {shape[1]}, got shape {B.shape}"
+        )
+    dtype = np.dtype(_checks.result_dtype(data, B))
+    fortran = bool(B.flags.f_contiguous and not B.flags.c_contiguous)
+    result_shape = (shape[0], *B.shape[1:])
+    operands = {"B": B, "A.data": data, "A.indices": indices, "A.indptr": indptr}
+    result = output(out, result_shape, dtype, operands, fortran=fortran)
+    kernels.spmm(
+        data,
+        indices,
+        indptr,
+        rows=shape[0],
+        cols=shape[1],
+        dense=B if B.ndim == 2 else B[:, np.newaxis],
+        out=result if result.ndim == 2 else result[:, np.newaxis],
+        trusted=type(A) is CSR,
+        n_threads=thread_count(n_threads),
+    )
+    return result
+
+
+def check_arrays(
+    data: Array, indices: Array, indptr: Array, shape: tuple[int, int], prefix: str
+) -> None:
+    """Types and lengths of CSR arrays: what can be said of them without reading them."""
+    if data.dtype not in (np.float32, np.float64) or not data.dtype.isnative:
+        raise TypeError(
+            f"{prefix}data must have dtype float32 or float64 in native byte order, "
+            f"got {data.dtype}"
+        )
+    for name, array in (("indices", indices), ("indptr", indptr)):
+        if array.dtype not in (np.int32, np.int64) or not array.dtype.isnative:
+            raise TypeError(
+                f"{prefix}{name} must have dtype int32 or int64 in native byte order, "
+                f"got {array.dtype}"
+            )
+    for name, array in (("data", data), ("indices", indices), ("indptr", indptr)):
+        if array.ndim != 1:
+            raise ValueError(f"{prefix}{name} must have 1 dimension, got shape {array.shape}")
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            raise ValueError(
+                f"{prefix}{name} must be contiguous and aligned, "
+                f"got strides {array.strides} at address {array.ctypes.data:#x}"
+            )
+    if indptr.size != shape[0] + 1:
+        raise ValueError(
+            f"{prefix}indptr must have one entry more than there are rows, {shape[0] + 1}, "
+            f"got {indptr.size}"
+        )
+    if indices.size != data.size:
+        raise ValueError(
+            f"{prefix}indices must be as long as {prefix}data, {data.size}, got {indices.size}"
+        )
+
+
+def _csr_arrays(A: Any) -> tuple[Array, Array, Array, tuple[int, int]]:
+    if type(A) is CSR:
+        return A.data, A.indices, A.indptr, A.shape
+    kind = type(A).__name__
+    storage = getattr(A, "format", "csr")
+    if storage != "csr":
+        raise TypeError(f"A must be in CSR format, got {kind} in format {storage!r}")
+    try:
+        arrays = (A.data, A.indices, A.indptr)
+        shape = A.shape
+    except AttributeError as error:
+        raise TypeError(
+            "A must be a CSR or an object with data, indices, indptr and shape, "
+            f"got {kind} without {error.name}"
+        ) from None
+    for name, array in zip(("data", "indices", "indptr"), arrays, strict=True):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"A.{name} must be a NumPy array, got {type(array).__name__}")
+    shape = _checks.sparse_shape(shape, "A.shape")
+    check_arrays(*arrays, shape=shape, prefix="A.")
+    return *arrays, shape

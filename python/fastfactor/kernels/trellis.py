@@ -1,0 +1,393 @@
+"""Trellis-coded levels: chosen by the Viterbi algorithm, coded as asymmetric numerals, read again.
+
+A level is an integer on a grid whose quantizer follows from the parities of those before it in its
+row. Its context, twice its class plus the quantizer, says how likely it is; the class of a weight
+is ``clip((columns[j] + row_logs[i]) >> shift, 0, classes - 1)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from .._core import kernels
+from .runtime import thread_count
+
+LARGEST = (1 << 16) - 1  # magnitude of a level
+DIRECT = 16  # magnitudes with a bucket of their own; above, eight buckets an octave and plain bits
+N_BUCKETS = DIRECT + 8 * 12
+N_SYMBOLS = 2 * N_BUCKETS - 1  # 0, +1, −1, +2, …: of buckets, signed
+N_CENTERS = 3  # magnitudes 1, 2, and more
+TOTAL_BITS = 14  # of the frequencies of a context
+MOST_CLASSES = 128
+LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what follows
+LARGEST_BITS = 1e10
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """How weights are classed.
+
+    Attributes
+    ----------
+    columns : int8 array of shape (n_columns,)
+        4 log₂ of the scale of each column.
+    shift : int
+        Of the sum of a column's and a row's scale, 0 to 8.
+    count : int
+        1 to 128. Where there is one, the scales of rows are not stored.
+    """
+
+    columns: Array
+    shift: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.columns.dtype != np.int8 or self.columns.ndim != 1:
+            raise TypeError(
+                f"columns must be int8 of 1 dimension, got {self.columns.dtype} of "
+                f"shape {self.columns.shape}"
+            )
+        _checks.integer(self.shift, "shift", 0, 8)
+        _checks.integer(self.count, "count", 1, MOST_CLASSES)
+
+    @property
+    def contexts(self) -> int:
+        """Of weights, and one for the scales of rows where these are stored."""
+        return 2 * self.count + (self.count > 1)
+
+
+class TrellisLevels(NamedTuple):
+    """Levels, and what they are counted and summed to.
+
+    Attributes
+    ----------
+    levels : int32 array of shape (n_rows, n_columns), or None
+    counts : int64 array of shape (2 · classes, N_BUCKETS)
+        How often each bucket of magnitudes came in each context.
+    sums : float64 array of shape (2 · classes, N_CENTERS + 1, 3)
+        Of each context and magnitude (0, 1, 2, more) the sums of weight, weight · away and
+        weight · away², away = |value| − |point of the grid|.
+    """
+
+    levels: Array | None
+    counts: Array
+    sums: Array
+
+
+def trellis_quantize(
+    values: Any,
+    step: float,
+    weights: Any,
+    row_logs: Any,
+    classes: Classes,
+    bits: Any,
+    centers: Any,
+    rate_weight: float,
+    *,
+    with_levels: bool = True,
+    n_threads: int | None = None,
+) -> TrellisLevels:
+    """Levels of least Σ weights · (value − reconstruction)² + rate_weight · bits, row by row.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows, n_columns)
+        Floats, finite.
+    step : float
+        Of the grid: errors are counted in units of it.
+    weights : array of values' shape
+        Floats in [0, 1e20].
+    row_logs : int array of shape (n_rows,)
+        4 log₂ of the scale of each row.
+    classes : Classes
+    bits : array of shape (2 · classes, N_BUCKETS)
+        Cost of a level's bucket in each context, in [-1e10, 1e10].
+    centers : array of shape (2 · classes, N_CENTERS)
+        How far a reconstruction lies from its point of the grid, outwards.
+    rate_weight : float
+        Of a bit, in [0, 1e20].
+    with_levels : bool
+        Whether levels are wanted, or what they are counted to alone.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    TrellisLevels
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape, a value that is not finite, and what is out of range.
+
+    Notes
+    -----
+    Some 55 cycles a value with AVX-512, of which the 64 states take 20, in float32; the same bits
+    for any number of threads. Of equal costs the even level is taken, then the smaller. Marcellin
+    and Fischer, 1990.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.kernels.trellis import Classes, trellis_quantize
+    >>> values = np.array([[0.2, -3.9, 2.1]], np.float32)
+    >>> one = Classes(np.zeros(3, np.int8), 0, 1)
+    >>> free = np.zeros((2, 112), np.float32), np.zeros((2, 3), np.float32)
+    >>> trellis_quantize(values, 1.0, np.ones((1, 3), np.float32), [0], one, *free, 0.0).levels
+    array([[ 0, -2,  1]], dtype=int32)
+    """
+    values = _checks.float_array(values, "values", ndim=(2,))
+    weights = _checks.float_array(weights, "weights", ndim=(2,))
+    if weights.shape != values.shape:
+        raise ValueError(f"weights must have shape {values.shape}, got {weights.shape}")
+    seen = weights if weights.strides[0] else weights[:1]  # one row for all is looked at once
+    if seen.size and not 0 <= seen.min() <= seen.max() <= LARGEST_WEIGHT:
+        raise ValueError(
+            f"weights must be in [0, {LARGEST_WEIGHT:g}], got {seen.min()} to {seen.max()}"
+        )
+    _check_columns(classes, values.shape[1])
+    step = _checks.nonnegative(step, "step")
+    if not 1e-37 <= step <= 1e38:
+        raise ValueError(f"step must be in [1e-37, 1e38], got {step!r}")
+    rate_weight = _checks.nonnegative(rate_weight, "rate_weight")
+    if rate_weight > LARGEST_WEIGHT:
+        raise ValueError(f"rate_weight must be in [0, {LARGEST_WEIGHT:g}], got {rate_weight!r}")
+    bits = _table(bits, "bits", (2 * classes.count, N_BUCKETS))
+    if np.abs(bits).max() > LARGEST_BITS:
+        raise ValueError(f"bits must be within ±{LARGEST_BITS:g}, got ±{np.abs(bits).max():g}")
+    found = kernels.trellis_quantize(
+        values,
+        step,
+        weights,
+        classes.columns,
+        _row_logs(row_logs, len(values)),
+        classes.shift,
+        classes.count,
+        bits,
+        _table(centers, "centers", (2 * classes.count, N_CENTERS)),
+        rate_weight,
+        with_levels,
+        thread_count(n_threads),
+    )
+    return TrellisLevels(*found)
+
+
+def trellis_encode(
+    levels: Any,
+    row_logs: Any,
+    classes: Classes,
+    frequencies: Any,
+    *,
+    block_rows: int,
+    n_threads: int | None = None,
+) -> tuple[Array, Array]:
+    """Code levels as streams that can be read alone, one a block of rows.
+
+    Parameters
+    ----------
+    levels : int32 array of shape (n_rows, n_columns)
+        In [-65535, 65535].
+    row_logs : int array of shape (n_rows,)
+        The scale of each row, coded before its levels where there are several classes.
+    classes : Classes
+    frequencies : uint16 array of shape (contexts, N_SYMBOLS)
+        Of each symbol, 2**14 in all in each context: twice a class plus the quantizer, and one
+        for the scales of rows.
+    block_rows : int
+        Rows of a block.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    words : uint16 array
+        Of all blocks, one after the other.
+    lengths : int64 array of shape (n_blocks,)
+        Words of each block.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape, and a level that has no frequency.
+
+    Notes
+    -----
+    Linear in the number of levels, in parallel over blocks; the same words everywhere. Duda, 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.kernels.trellis import Classes, TrellisDecoder, trellis_encode
+    >>> one, frequencies = Classes(np.zeros(3, np.int8), 0, 1), np.zeros((2, 223), np.uint16)
+    >>> frequencies[:, :4] = 2**12  # of 0, 1, −1 and 2
+    >>> levels = np.array([[0, 2, -1], [1, 0, 0]], np.int32)
+    >>> words, lengths = trellis_encode(levels, [0, 0], one, frequencies, block_rows=32)
+    >>> centers = np.zeros((2, 3), np.float32)
+    >>> decoder = TrellisDecoder(words, lengths, 2, 32, one, frequencies, centers)
+    >>> decoder.rows(np.array([0, 1]))
+    array([[ 0.,  4., -2.],
+           [ 2.,  0.,  0.]], dtype=float32)
+    """
+    if not isinstance(levels, np.ndarray) or levels.dtype != np.int32 or levels.ndim != 2:
+        raise TypeError("levels must be an int32 array of 2 dimensions")
+    _check_columns(classes, levels.shape[1])
+    words, lengths = kernels.trellis_encode(
+        levels,
+        _row_logs(row_logs, len(levels)),
+        _checks.integer(block_rows, "block_rows", 1, 2**31),
+        _frequencies(frequencies, classes),
+        classes.columns,
+        classes.shift,
+        classes.count,
+        thread_count(n_threads),
+    )
+    return words, lengths
+
+
+class TrellisDecoder:
+    """Reads blocks of rows that :func:`trellis_encode` coded.
+
+    Any words may be given: what no levels give is refused when it is read.
+
+    Parameters
+    ----------
+    words : uint16 array
+        Kept, not copied, where it is contiguous.
+    lengths : int array of shape (n_blocks,)
+    n_rows, block_rows : int
+    classes : Classes
+    frequencies : uint16 array of shape (contexts, N_SYMBOLS)
+    centers : array of shape (2 · classes, N_CENTERS)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape.
+    CorruptDataError
+        Where lengths do not fit the words, or frequencies do not make 2**14 in all.
+
+    Notes
+    -----
+    3 KB of tables a context. Pickled, it is made anew.
+    """
+
+    def __init__(
+        self,
+        words: Array,
+        lengths: Array,
+        n_rows: int,
+        block_rows: int,
+        classes: Classes,
+        frequencies: Array,
+        centers: Array,
+    ) -> None:
+        self._made_of = (words, lengths, n_rows, block_rows, classes, frequencies, centers)
+        if not isinstance(words, np.ndarray) or words.dtype.name != "uint16" or words.ndim != 1:
+            raise TypeError(f"words must be uint16 of 1 dimension, got {_described(words)}")
+        block_rows = _checks.integer(block_rows, "block_rows", 1, 2**31)
+        n_blocks = -(-_checks.integer(n_rows, "n_rows", 0) // block_rows)
+        lengths = _integers(lengths, "lengths")
+        if lengths.shape != (n_blocks,):
+            raise ValueError(f"lengths must have shape {(n_blocks,)}, got {lengths.shape}")
+        self._decoder = kernels.trellis_decoder(
+            np.ascontiguousarray(words, np.uint16),
+            lengths,
+            n_rows,
+            block_rows,
+            _frequencies(frequencies, classes),
+            classes.columns,
+            classes.shift,
+            classes.count,
+            _table(centers, "centers", (2 * classes.count, N_CENTERS)),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrellisDecoder, self._made_of
+
+    def rows(self, ids: Array, *, n_threads: int | None = None) -> Array:
+        """What rows stand for, in units of the grid.
+
+        Parameters
+        ----------
+        ids : int array of shape (n,)
+            Rising.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        float32 array of shape (n, n_columns)
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape, and numbers that do not rise or are no rows.
+        CorruptDataError
+            Where a block ends before its last level, or one that is read to its end goes on.
+
+        Notes
+        -----
+        Of each block the rows before the last one that is wanted are decoded too. Four blocks side
+        by side on each thread, some 12 cycles a level; one block alone takes some 20.
+        """
+        ids = _integers(ids, "ids")
+        if ids.ndim != 1:
+            raise ValueError(f"ids must have 1 dimension, got shape {ids.shape}")
+        return kernels.trellis_rows(self._decoder, ids, thread_count(n_threads))
+
+
+def _check_columns(classes: Classes, n_columns: int) -> None:
+    if len(classes.columns) != n_columns:
+        raise ValueError(f"columns must have length {n_columns}, got {len(classes.columns)}")
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} of shape {given.shape}"
+    return type(given).__name__
+
+
+def _integers(given: Any, name: str) -> Array:
+    array = np.asarray(given)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _row_logs(row_logs: Any, n_rows: int) -> Array:
+    array = np.asarray(row_logs)
+    if array.size == 0:
+        array = array.astype(np.int32)
+    if array.dtype.kind not in "iu" or array.shape != (n_rows,):
+        raise ValueError(
+            f"row_logs must be {n_rows} integers, got {array.dtype} of shape {array.shape}"
+        )
+    if array.size and not -LARGEST <= array.min() <= array.max() <= LARGEST:
+        raise ValueError(
+            f"row_logs must be in [-{LARGEST}, {LARGEST}], got {array.min()} to {array.max()}"
+        )
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _frequencies(frequencies: Any, classes: Classes) -> Array:
+    shape = (classes.contexts, N_SYMBOLS)
+    if not isinstance(frequencies, np.ndarray) or frequencies.dtype != np.uint16:
+        raise TypeError("frequencies must be a uint16 array")
+    if frequencies.shape != shape:
+        raise ValueError(f"frequencies must have shape {shape}, got {frequencies.shape}")
+    return frequencies
+
+
+def _table(values: Any, name: str, shape: tuple[int, int]) -> Array:
+    array = _checks.float_array(values, name, ndim=(2,))
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    _checks.finite(array, name, np.float32)
+    return np.ascontiguousarray(array, np.float32)

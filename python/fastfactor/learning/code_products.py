@@ -1,0 +1,132 @@
+"""Products of sparse codes with themselves, CᵀC: what a refit of atoms solves with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .._checks import Array
+from ..kernels.sparse import CSR, spmm
+
+# Atoms whose products are held as a matrix: 128 MB of it. Of more, codes are held.
+MOST_DENSE = 4096
+FORGOTTEN = 1e-4  # the weight at which codes that fade are dropped
+ROWS_AT_ONCE = 1 << 16
+
+
+class Matrix:
+    """CᵀC of codes, earlier ones fading, as n_atoms² numbers."""
+
+    def __init__(self, n_atoms: int) -> None:
+        self.matrix = np.zeros((n_atoms, n_atoms))
+
+    def add(self, codes: CSR, of_atoms: CSR, memory: float) -> None:
+        """Take more codes in, of which ``of_atoms`` is the transpose."""
+        self.matrix = memory * self.matrix + products_of_codes(codes)
+
+    def diagonal(self) -> Array:
+        return self.matrix.diagonal()
+
+    def operator(self, ridge: float, n_threads: int) -> Callable[[Array], Array]:
+        """The product of CᵀC + ridge · I with what is given."""
+        matrix = full(self.matrix + ridge * np.eye(len(self.matrix)))
+        return lambda atoms: spmm(matrix, atoms, n_threads=n_threads)
+
+    def rescale(self, factors: Array) -> None:
+        """Codes of each atom times a factor."""
+        self.matrix *= factors[:, None] * factors
+
+    def forget(self, atoms: Array) -> None:
+        """Codes of some atoms become zero."""
+        self.matrix[atoms], self.matrix[:, atoms] = 0, 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    codes: CSR
+    of_atoms: CSR  # the transpose
+    squares: Array  # the diagonal of CᵀC
+    scale: Array  # of each atom's codes
+    weight: float
+
+
+class Codes:
+    """The same as :class:`Matrix` by the codes themselves: memory and time grow with those only."""
+
+    def __init__(self, n_atoms: int) -> None:
+        self.n_atoms = n_atoms
+        self.batches: list[_Batch] = []
+
+    def add(self, codes: CSR, of_atoms: CSR, memory: float) -> None:
+        faded = (replace(batch, weight=memory * batch.weight) for batch in self.batches)
+        self.batches = [batch for batch in faded if batch.weight > FORGOTTEN]
+        squares = np.bincount(codes.indices, codes.data.astype(np.float64) ** 2, self.n_atoms)
+        self.batches.append(_Batch(codes, of_atoms, squares, np.ones(self.n_atoms), 1.0))
+
+    def diagonal(self) -> Array:
+        total = np.zeros(self.n_atoms)
+        for batch in self.batches:
+            total += batch.weight * batch.scale**2 * batch.squares
+        return total
+
+    def operator(self, ridge: float, n_threads: int) -> Callable[[Array], Array]:
+        def product(atoms: Array) -> Array:
+            total = ridge * atoms
+            for batch in self.batches:
+                scale = batch.scale[:, None]
+                approximation = spmm(batch.codes, scale * atoms, n_threads=n_threads)
+                found = spmm(batch.of_atoms, approximation, n_threads=n_threads)
+                total += batch.weight * scale * found
+            return total
+
+        return product
+
+    def rescale(self, factors: Array) -> None:
+        for batch in self.batches:
+            batch.scale[:] *= factors
+
+    def forget(self, atoms: Array) -> None:
+        for batch in self.batches:
+            batch.scale[atoms] = 0
+
+
+def transposed(codes: CSR) -> CSR:
+    """The same matrix by columns."""
+    rows, columns = codes.shape
+    narrow = np.uint16 if columns <= 1 << 16 else np.int64  # NumPy sorts 16 bits by radix
+    order = np.argsort(codes.indices.astype(narrow), kind="stable")
+    row_of = np.repeat(np.arange(rows, dtype=np.int32), np.diff(codes.indptr))
+    indptr = np.zeros(columns + 1, np.int64)
+    np.cumsum(np.bincount(codes.indices, minlength=columns), out=indptr[1:])
+    return CSR._trusted(codes.data[order], row_of[order], indptr, (columns, rows))
+
+
+def products_of_codes(codes: CSR) -> Array:
+    """CᵀC in float64, from the pairs of coefficients that stand in one row."""
+    n_atoms = codes.shape[1]
+    total = np.zeros(n_atoms * n_atoms)
+    indptr = codes.indptr
+    for first in range(0, codes.shape[0], ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, codes.shape[0])
+        at = slice(int(indptr[first]), int(indptr[last]))
+        counts = np.diff(indptr[first : last + 1])
+        columns, values = codes.indices[at].astype(np.int64), codes.data[at].astype(np.float64)
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        cells, terms = [columns * (n_atoms + 1)], [values * values]
+        for apart in range(1, int(counts.max(initial=0))):
+            pairs = np.flatnonzero(row_of[apart:] == row_of[:-apart])
+            cells.append(columns[pairs] * n_atoms + columns[pairs + apart])
+            terms.append(values[pairs] * values[pairs + apart])
+        total += np.bincount(np.concatenate(cells), np.concatenate(terms), n_atoms * n_atoms)
+    upper = total.reshape(n_atoms, n_atoms)
+    return upper + np.triu(upper, 1).T
+
+
+def full(matrix: Array) -> CSR:
+    """A dense matrix as CSR, for the products of it that keep to our threads."""
+    rows, columns = matrix.shape
+    indices = np.tile(np.arange(columns, dtype=np.int32), rows)
+    indptr = np.arange(rows + 1, dtype=np.int64) * columns
+    return CSR._trusted(matrix.reshape(-1), indices, indptr, (rows, columns))

@@ -1,0 +1,1 @@
+"""Codebooks of scalars, vectors and sums of vectors."""

@@ -1,0 +1,201 @@
+"""What `Dictionary` makes of a matrix: atoms, and few values and their atoms for each block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ... import _checks
+from ..._checks import Array
+from ...errors import CorruptDataError
+from ...kernels.sparse import CSR, spmm
+from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids, check_input, into
+from ..stored import stored_number, stored_tensor
+
+# Inputs at once: what atoms answer to them stays in cache.
+BATCH_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DictionaryFactors(Factors):
+    """Blocks of rows, each Σ value · atom.
+
+    Attributes
+    ----------
+    dictionary : array of shape (n_atoms, block_size)
+    values : array of shape (n_nonzeros,)
+        Block by block, a row's blocks from left to right.
+    indices : uint8 array
+        The atom of each value, in as few bits as name every atom, least significant bit first.
+    counts : uint8 array
+        How many values a block has, in ``count_bits`` each; none where all have ``count``.
+    count_bits, count : int
+    """
+
+    kind: ClassVar[str] = "dictionary"
+    trainable: ClassVar[tuple[str, ...]] = ("values", "dictionary")
+
+    dictionary: Array
+    values: Array
+    indices: Array
+    counts: Array
+    count_bits: int
+    count: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        ids = check_ids(ids, self.shape[0])
+        n = self.shape[1] // self._block_size
+        blocks = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
+        codes, dictionary = self._codes, self._wide
+        begins = codes.indptr[blocks]
+        counts = codes.indptr[blocks + 1] - begins
+        indptr = np.zeros(len(blocks) + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        at = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
+        part = CSR(codes.data[at], codes.indices[at], indptr, (len(blocks), len(dictionary)))
+        found = spmm(part, dictionary, n_threads=n_threads)
+        return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        x = check_input(x, self.shape)
+        dictionary = self._wide
+        dtype = _checks.result_dtype(x, dictionary, self._codes.data)
+        rows = x.reshape(-1, self.shape[1])
+        result = np.empty((len(rows), self.shape[0]), dtype)
+        for first in range(0, len(rows), BATCH_AT_ONCE):
+            part = rows[first : first + BATCH_AT_ONCE].astype(dtype)
+            # What each atom answers to each block is computed once, for all outputs.
+            answers = part.reshape(-1, self._block_size) @ dictionary.T
+            answers = answers.reshape(len(part), -1)
+            result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
+        return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        values, dictionary = tensors["values"], tensors["dictionary"]
+        if len(self.values) == 0:
+            return xp.matmul(x[:, :0], xp.reshape(values, (0, self.shape[0])))
+        W = 0.0
+        for there, which, atom in self._slots:
+            value = xp.where(there, xp.take(values, which, axis=0), 0.0)
+            W = W + xp.reshape(value, (-1, 1)) * xp.take(dictionary, atom, axis=0)
+        return xp.matmul(x, xp.transpose(xp.reshape(W, self.shape)))
+
+    def tensors(self) -> Tensors:
+        found = super().tensors()
+        if self.count_bits == 0:
+            del found["counts"]
+        return found
+
+    def config(self) -> Config:
+        return {"piece": self._block_size, "count_bits": self.count_bits, "count": self.count}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> DictionaryFactors:
+        block_size = stored_number(config, "piece", 1, max(shape[1], 1))
+        if shape[1] % block_size:
+            raise CorruptDataError(f"'piece' must divide {shape[1]}, got {block_size}")
+        n = shape[0] * (shape[1] // block_size)
+        count_bits = stored_number(config, "count_bits", 0, 32)
+        count = stored_number(config, "count", 0, block_size if count_bits == 0 else 0)
+        dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, block_size))
+        if count_bits:
+            counts = stored_tensor(tensors, "counts", ("uint8",), (-(-n * count_bits // 8),))
+            each = unpack(counts, count_bits, n)
+            if (each > block_size).any():
+                raise CorruptDataError(f"'counts' must be at most {block_size}, got {each.max()}")
+            total = int(each.sum())
+        else:
+            counts, total = np.zeros(0, np.uint8), n * count
+        values = stored_tensor(tensors, "values", FLOAT_NAMES, (total,))
+        bits = bits_for(len(dictionary))
+        indices = stored_tensor(tensors, "indices", ("uint8",), (-(-total * bits // 8),))
+        atoms = unpack(indices, bits, total)
+        if total and int(atoms.max()) >= len(dictionary):
+            raise CorruptDataError(
+                f"'indices' must be less than {len(dictionary)}, got {atoms.max()}"
+            )
+        return cls(
+            dictionary=dictionary,
+            values=values,
+            indices=indices,
+            counts=counts,
+            count_bits=count_bits,
+            count=count,
+            shape=shape,
+            dtype=dtype,
+        )
+
+    @property
+    def _block_size(self) -> int:
+        return int(self.dictionary.shape[1])
+
+    @cached_property
+    def _wide(self) -> Array:
+        wide: Array = self.dictionary.astype(_checks.result_dtype(self.dictionary), copy=False)
+        return wide
+
+    @cached_property
+    def _codes(self) -> CSR:
+        """(blocks, n_atoms)"""
+        n = self.shape[0] * (self.shape[1] // self._block_size)
+        indptr = np.arange(n + 1, dtype=np.int64) * self.count
+        if self.count_bits:
+            np.cumsum(unpack(self.counts, self.count_bits, n), out=indptr[1:])
+        n_atoms = len(self.dictionary)
+        atoms = unpack(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
+        values = self.values.astype(_checks.result_dtype(self.values))
+        return CSR(values, atoms, indptr, (n, n_atoms))
+
+    @cached_property
+    def _by_row(self) -> CSR:
+        """(out_features, blocks a row · n_atoms): the columns of atom a for block p."""
+        codes, n = self._codes, self.shape[1] // self._block_size
+        n_atoms = codes.shape[1]
+        block_of = np.repeat(np.arange(codes.shape[0]) % n, np.diff(codes.indptr))
+        columns = (codes.indices + block_of * n_atoms).astype(np.int64)
+        if n * n_atoms < 1 << 31:
+            columns = columns.astype(np.int32)
+        return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
+
+    @cached_property
+    def _slots(self) -> list[tuple[Array, Array, Array]]:
+        """For the first, second, … value of every block: whether it is there, and its atom."""
+        codes = self._codes
+        counts = np.diff(codes.indptr)
+        slots = []
+        for slot in range(int(counts.max(initial=0))):
+            there = counts > slot
+            which = np.where(there, codes.indptr[:-1] + slot, 0)
+            slots.append((there, which, codes.indices[which].astype(np.int64)))
+        return slots
+
+
+def bits_for(n: int) -> int:
+    """That tell n things apart."""
+    return max(n - 1, 0).bit_length()
+
+
+def pack(numbers: Array, bits: int) -> Array:
+    """uint8, ``bits`` for each number, least significant first."""
+    places = np.arange(bits, dtype=np.int64)
+    each = (numbers.astype(np.int64)[:, None] >> places & 1).astype(np.uint8)
+    return np.packbits(each.reshape(-1), bitorder="little")
+
+
+def unpack(packed: Array, bits: int, n: int) -> Array:
+    """The inverse of `pack`, int64."""
+    each = np.unpackbits(packed, bitorder="little")[: n * bits].reshape(n, bits)
+    numbers = np.zeros(n, np.int64)
+    for place in range(bits):
+        numbers |= each[:, place].astype(np.int64) << place
+    return numbers

@@ -1,0 +1,128 @@
+"""Values and atoms of a coded matrix, fitted to it under any metric; what is where stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..._checks import Array
+from ...kernels.sparse import CSR, spmm
+from ...learning.code_products import transposed
+from ...metrics import Diagonal
+from ..base import Problem
+
+ROUNDS = 3
+STEPS = 12
+AT_ONCE = 1 << 16
+RIDGE = 1e-6  # of the mean, so that what has no weight can be divided by its root
+
+Operator = Callable[[Array], Array]
+
+
+def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
+    """Scales of blocks (n, 1), and L (block_size, block_size) with its inverse.
+
+    They make plain errors of ``scale · x · L`` those of the metric, as nearly as one L for all
+    blocks can.
+
+    Exact where an importance is a product of one factor for each block and one for each column of
+    a block, and for a covariance where a block is a row.
+    """
+    n = problem.W.size // block_size
+    if problem.importance is not None:
+        weights = problem.importance.astype(np.float64).reshape(n, block_size)
+        mean = float(weights.mean())
+        by_block = weights.mean(axis=1, keepdims=True) / mean + RIDGE
+        by_column = weights.mean(axis=0) / mean + RIDGE
+        roots = np.sqrt(by_column)
+        return np.sqrt(by_block), np.diag(roots), np.diag(1 / roots)
+    if problem.input_covariance is None:
+        return np.ones((n, 1)), np.eye(block_size), np.eye(block_size)
+    wide = problem.input_covariance.astype(np.float64)
+    count = len(wide) // block_size
+    blocks = wide.reshape(count, block_size, count, block_size)
+    values, vectors = np.linalg.eigh(np.einsum("ijik->jk", blocks) / count)
+    top = max(float(values[-1]), 1e-300)
+    roots = np.sqrt(np.maximum(values, RIDGE * top))
+    return np.ones((n, 1)), (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+def fit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
+    """Coefficients of least error on their places, for a dictionary as it stands."""
+    weigh, target = _metric(problem, dictionary.shape[1])
+    row_of = np.repeat(np.arange(codes.shape[0]), np.diff(codes.indptr))
+
+    def against_atoms(left: Array) -> Array:
+        result = np.empty(codes.nnz)
+        for first in range(0, codes.nnz, AT_ONCE):
+            at = slice(first, first + AT_ONCE)
+            result[at] = np.einsum("ij,ij->i", left[row_of[at]], dictionary[codes.indices[at]])
+        return result
+
+    def normal(values: Array) -> Array:
+        coded = spmm(_with(codes, values), dictionary, n_threads=problem.n_threads)
+        return against_atoms(weigh(coded))
+
+    values = codes.data.astype(np.float64)
+    return _with(codes, _descend(normal, against_atoms(weigh(target)), values))
+
+
+def fit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
+    """Coefficients and atoms of least error, in turns."""
+    weigh, target = _metric(problem, dictionary.shape[1])
+    weighed = weigh(target)
+    for _ in range(ROUNDS):
+        codes = fit_values(problem, codes, dictionary)
+        of_atoms = transposed(codes)
+
+        def normal(atoms: Array, codes: CSR = codes, of_atoms: CSR = of_atoms) -> Array:
+            coded = spmm(codes, atoms, n_threads=problem.n_threads)
+            return spmm(of_atoms, weigh(coded), n_threads=problem.n_threads)
+
+        wanted = spmm(of_atoms, weighed, n_threads=problem.n_threads)
+        dictionary = _descend(normal, wanted, dictionary)
+    return codes, dictionary
+
+
+def _metric(problem: Problem, block_size: int) -> tuple[Operator, Array]:
+    """Half the gradient of the squared norm, on blocks, and W in blocks; in float64.
+
+    Weights are over their mean: squares of them are numbers, whatever their unit.
+    """
+    shape, metric = problem.W.shape, problem.metric
+    target = problem.W.astype(np.float64).reshape(-1, block_size)
+    if isinstance(metric, Diagonal):
+        weights = metric.importance.astype(np.float64).reshape(-1, block_size)
+        weights /= weights.mean()
+        return lambda blocks: blocks * weights, target
+    assert problem.input_covariance is not None
+    covariance = problem.input_covariance.astype(np.float64)
+    covariance /= max(float(covariance.diagonal().mean()), 1e-300)
+    return lambda blocks: (blocks.reshape(shape) @ covariance).reshape(-1, block_size), target
+
+
+def _descend(normal: Operator, wanted: Array, found: Array) -> Array:
+    """normal(found) = wanted, some steps of conjugate gradients; none of them raises the error."""
+    found = found.copy()
+    rest = wanted - normal(found)
+    direction = rest.copy()
+    now = float(np.sum(rest * rest))
+    enough = 1e-12 * float(np.sum(wanted * wanted))
+    for _ in range(STEPS):
+        if now <= enough:
+            break
+        image = normal(direction)
+        curve = float(np.sum(direction * image))
+        if curve <= 0:
+            break
+        found += now / curve * direction
+        rest -= now / curve * image
+        new = float(np.sum(rest * rest))
+        direction = rest + new / now * direction
+        now = new
+    return found
+
+
+def _with(codes: CSR, values: Array) -> CSR:
+    return CSR(values, codes.indices, codes.indptr, codes.shape)

@@ -1,0 +1,1 @@
+"""Entropy-coded trellis quantization."""

@@ -1,0 +1,1 @@
+"""Pruning, with and without shared weights."""

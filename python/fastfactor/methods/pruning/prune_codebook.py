@@ -1,0 +1,219 @@
+"""Pruning and weight sharing: what is kept is a code into one table, what is not is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ... import _checks
+from ..._checks import Array
+from ...errors import CorruptDataError
+from ...kernels.gaps import gap_encode
+from ...kernels.packing import WIDTHS, PackedCodes
+from ...kernels.scalar_clustering import kmeans1d
+from ...kernels.sparse import CSR, spmm
+from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
+from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
+from ..codebook.method import TABLE_DTYPES, check_n_bits, check_range, table_dtype
+from ..stored import stored_number, stored_tensor
+from .kept_places import KeptPlaces, csr_rows, kept_csr
+from .prune import Prune, dense_order
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PruneCodebookFactors(Factors):
+    """Codes of the weights that are kept, where these are, and what the codes mean.
+
+    Attributes
+    ----------
+    codes : uint8 array
+        ``n_bits`` a code, packed as one row of :class:`fastfactor.PackedCodes`, in C order.
+    codebook : array of shape (2**n_bits, 1)
+        float16, bfloat16 or float32; one of its values is zero.
+    kept : KeptPlaces
+        Its bytes are the tensor ``positions``.
+    n_bits : int
+    """
+
+    kind: ClassVar[str] = "prune_codebook"
+    trainable: ClassVar[tuple[str, ...]] = ("codebook",)
+
+    codes: Array
+    codebook: Array
+    kept: KeptPlaces
+    n_bits: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        x = check_input(x, self.shape)
+        if x.dtype == np.float64:  # the product from codes is float32's
+            return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
+        return sparse_codebook_matmul(x, self.sparse_codes, out=out, n_threads=n_threads)
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        mask, order = self._dense_order
+        table = xp.reshape(tensors["codebook"], (-1,))
+        # By the mask, not by the table's zero: training may move that.
+        return xp.matmul(x, xp.transpose(xp.where(mask, xp.take(table, order, axis=0), 0.0)))
+
+    def tensors(self) -> Tensors:
+        return {"codes": self.codes, "codebook": self.codebook, **self.kept.tensors()}
+
+    def config(self) -> Config:
+        return {"n_bits": self.n_bits, **self.kept.config()}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> PruneCodebookFactors:
+        n_bits = stored_number(config, "n_bits", 1, 8)
+        if n_bits not in WIDTHS:
+            raise CorruptDataError(f"'n_bits' must be one of {WIDTHS}, got {n_bits}")
+        kept = KeptPlaces.from_tensors(tensors, config, shape)
+        n_kept = kept.n_kept()
+        codes = stored_tensor(tensors, "codes", ("uint8",), (-(-n_kept * n_bits // 8),))
+        PackedCodes(codes, n_bits, (1, n_kept))  # says what is wrong with its bytes
+        codebook = stored_tensor(tensors, "codebook", TABLE_DTYPES, (2**n_bits, 1))
+        table = codebook.astype(np.float32)
+        if not np.isfinite(table).all() or (table != 0).all():
+            raise CorruptDataError("tensor 'codebook' must be finite and hold a zero")
+        return cls(
+            codes=codes, codebook=codebook, kept=kept, n_bits=n_bits, shape=shape, dtype=dtype
+        )
+
+    @cached_property
+    def sparse_codes(self) -> SparseCodes:
+        """The matrix in the form that products take, made when first asked for."""
+        places, size = self.kept.places(), self.shape[0] * self.shape[1]
+        coded = gap_encode(places, size=size, value_bits=self.n_bits)
+        table = self.codebook.astype(np.float32)
+        codes = np.full(coded.gaps.size, np.flatnonzero(table == 0)[0], np.uint8)
+        weights = np.ones(codes.size, np.bool_)
+        weights[coded.fillers] = False
+        codes[weights] = self._labels(places.size)
+        return SparseCodes(codes, coded.gaps, coded.n_bits, self.codebook, self.shape)
+
+    def _labels(self, n_kept: int) -> Array:
+        labels: Array = PackedCodes(self.codes, self.n_bits, (1, n_kept)).unpack()[0]
+        return labels
+
+    @cached_property
+    def _matrix(self) -> CSR:
+        places = self.kept.places()
+        values = self.codebook.astype(np.float32)[self._labels(places.size), 0]
+        return kept_csr(places, values, self.shape)
+
+    @cached_property
+    def _dense_order(self) -> tuple[Array, Array]:
+        """What is kept, and for each place which value of the table it has (if it has one)."""
+        mask, order = dense_order(self.kept)
+        order[mask] = self._labels(int(mask.sum()))
+        return mask, order
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneCodebook(Prune):
+    """Pruning, then one codebook for the weights that are kept: two stages of Deep Compression.
+
+    Parameters
+    ----------
+    sparsity, std_multiple, nm_sparsity, scope, pool
+        What is kept, as in :class:`Prune`.
+    n_bits : int
+        Bits of a code: 1, 2, 3, 4, 5, 6 or 8. Of the table's 2**n_bits values one is zero.
+    codebook_dtype : {"float16", "bfloat16", "float32"}, optional
+        Of the table. Unless given, W's, and float32 for float64.
+    ratio, max_error : float, optional
+        As in :class:`Method`, by ``sparsity``; ``n_bits`` stays as it is set.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`Prune`, and for weights beyond the range of the table's dtype.
+
+    Notes
+    -----
+    The values are the best for the weights kept, zero being one of them (:func:`kmeans1d` with
+    ``fixed=[0]``), weighted by the importance where one is given. A zero stays exactly zero,
+    whatever training makes of the table: it is not kept, so it has no code. Products read the codes
+    (:func:`fastfactor.sparse_codebook_matmul`) in a form that the first one makes.
+
+    The same bits for any number of threads.
+
+    Source: S. Han, H. Mao, W. Dally, Deep Compression, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import PruneCodebook
+    >>> W = np.array([[0.1, -3.0, 0.5, 2.0], [4.0, 0.2, -0.3, 1.0]], np.float32)
+    >>> factors = PruneCodebook(sparsity=0.5, n_bits=2).compress(W)
+    >>> factors.to_dense()
+    array([[ 0. , -3. ,  0. ,  1.5],
+           [ 4. ,  0. ,  0. ,  1.5]], dtype=float32)
+    """
+
+    n_bits: int = 4
+    codebook_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_n_bits(self.n_bits)
+        if self.codebook_dtype is not None:
+            _checks.choice(self.codebook_dtype, "codebook_dtype", TABLE_DTYPES)
+
+    def _compress(self, problem: Problem) -> Factors:
+        dtype = table_dtype(self.codebook_dtype, problem.W.dtype)
+        check_range(problem.W, dtype)
+        mask = self._mask(problem)
+        codebook, labels = self._share(problem, mask, dtype)
+        packed = PackedCodes.pack(labels[None], self.n_bits, n_threads=problem.n_threads)
+        return PruneCodebookFactors(
+            codes=packed.data[0],
+            codebook=codebook,
+            kept=KeptPlaces.from_mask(mask, self._block() or (1, 1)),
+            n_bits=self.n_bits,
+            shape=problem.W.shape,
+            dtype=problem.W.dtype,
+        )
+
+    def _size(self, problem: Problem) -> Size | None:
+        most = self._most(problem)
+        if most is None:
+            return None
+        n_kept, positions = most
+        table = 2**self.n_bits * table_dtype(self.codebook_dtype, problem.W.dtype).itemsize
+        return Size(-(-n_kept * self.n_bits // 8) + table + positions, exact=False)
+
+    def _search(self, problem: Problem) -> Factors:
+        # What sharing loses is not known before it is done: pruning's own way does not serve.
+        return Method._search(self, problem)
+
+    def _share(self, problem: Problem, mask: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """The table (K, 1), and of each weight that is kept its code."""
+        values = problem.W[mask]
+        if values.size == 0:
+            return np.zeros((2**self.n_bits, 1), dtype), np.zeros(0, np.int32)
+        weights = None
+        if problem.importance is not None:
+            weights = problem.importance[mask]
+            weights = weights if weights.max() > 0 else None
+        best = kmeans1d(
+            values,
+            2**self.n_bits,
+            sample_weight=weights,
+            fixed=[0],
+            centroid_dtype=dtype.name if dtype.itemsize == 2 else None,
+            n_threads=problem.n_threads,
+        )
+        return best.centroids.astype(dtype), best.labels

@@ -1,0 +1,1 @@
+"""Structured matrices: random projections, signs, diagonal and mixed blocks."""

@@ -1,0 +1,379 @@
+"""Block diagonal: groups of outputs that see one group of inputs each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ... import _checks
+from ..._checks import Array
+from ...errors import CorruptDataError
+from ...kernels.clustering import kmeans
+from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
+from ..base import (
+    FLOAT_NAMES,
+    Factors,
+    Method,
+    Problem,
+    Size,
+    check_ids,
+    check_input,
+    into,
+    narrowed,
+)
+from ..stored import stored_number, stored_tensor
+
+SWEEPS = 20
+STARTS = 8
+LABELS = (np.uint8, np.uint16, np.uint32)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockDiagonalFactors(Factors):
+    """W is zero but where the group of the row is the group of the column.
+
+    Group sizes differ by one at most, and the first are the larger. Without labels groups are
+    neighbours.
+
+    Attributes
+    ----------
+    values : array
+        The blocks, group after group, each row by row.
+    row_labels, column_labels : uint8, uint16 or uint32 array, or None
+        Groups of the outputs (out_features,) and of the inputs (in_features,).
+    n_blocks : int
+    """
+
+    kind: ClassVar[str] = "block_diagonal"
+    trainable: ClassVar[tuple[str, ...]] = ("values",)
+
+    values: Array
+    row_labels: Array | None
+    column_labels: Array | None
+    n_blocks: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        ids = check_ids(ids, self.shape[0])
+        flat, inputs = ids.reshape(-1), self.shape[1]
+        # Slots that no input fills go to a column that is cut off.
+        found = np.zeros((flat.size, inputs + 1), self.dtype)
+        block, within = np.divmod(self._places[flat], self._blocks.shape[1])
+        values = self._blocks[block, within].astype(self.dtype)
+        found[np.arange(flat.size)[:, None], self._columns[block]] = values
+        return found[:, :inputs].reshape(*ids.shape, inputs)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        x = check_input(x, self.shape)
+        batch = np.atleast_2d(x.astype(_checks.result_dtype(x, self._blocks), copy=False))
+        y = self._product(np, self._blocks, batch)
+        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        values = tensors["values"]
+        padded = xp.concatenate([values, xp.zeros_like(values[:1])], 0)
+        blocks = xp.take(padded, self._slots.reshape(-1), 0)
+        return self._product(xp, xp.reshape(blocks, self._slots.shape), x)
+
+    def tensors(self) -> dict[str, Array]:
+        labels = {"row_labels": self.row_labels, "column_labels": self.column_labels}
+        return {"values": self.values} | {k: v for k, v in labels.items() if v is not None}
+
+    def config(self) -> dict[str, Any]:
+        return {"n_blocks": self.n_blocks, "permuted": int(self.row_labels is not None)}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> BlockDiagonalFactors:
+        n_blocks = stored_number(config, "n_blocks", 1, max(min(shape), 1))
+        labels: list[Array | None] = [None, None]
+        if stored_number(config, "permuted", 0, 1):
+            names = tuple(np.dtype(dtype).name for dtype in LABELS)
+            for axis, name in enumerate(("row_labels", "column_labels")):
+                given = stored_tensor(tensors, name, names, (shape[axis],))
+                inside = given.size and int(given.max()) < n_blocks
+                sizes = np.bincount(given, minlength=n_blocks) if inside else np.zeros(n_blocks)
+                if not np.array_equal(sizes, _sizes(shape[axis], n_blocks)):
+                    raise CorruptDataError(
+                        f"{name} must put as many into each of {n_blocks} groups"
+                    )
+                labels[axis] = given
+        total = int(_sizes(shape[0], n_blocks) @ _sizes(shape[1], n_blocks))
+        return cls(
+            values=stored_tensor(tensors, "values", FLOAT_NAMES, (total,)),
+            row_labels=labels[0],
+            column_labels=labels[1],
+            n_blocks=n_blocks,
+            shape=shape,
+            dtype=dtype,
+        )
+
+    def _product(self, xp: Any, blocks: Any, x: Any) -> Any:
+        """Of (batch, in) and blocks of one size, padded where a group has less."""
+        batch, (n_blocks, rows, columns) = x.shape[0], blocks.shape
+        padded = xp.concatenate([x, xp.zeros_like(x[:, :1])], 1)
+        gathered = xp.take(padded, self._columns.reshape(-1), 1)
+        gathered = xp.transpose(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
+        y = xp.matmul(gathered, xp.transpose(blocks, (0, 2, 1)))
+        y = xp.reshape(xp.transpose(y, (1, 0, 2)), (batch, n_blocks * rows))
+        return xp.take(y, self._places, 1)
+
+    @cached_property
+    def _blocks(self) -> Array:
+        """(n_blocks, rows, columns), zeros where a group has less than the largest."""
+        rows, columns = (_sizes(n, self.n_blocks) for n in self.shape)
+        shape = (self.n_blocks, int(rows.max()), int(columns.max()))
+        blocks = np.zeros(shape, _checks.result_dtype(self.values))
+        ends = np.cumsum(rows * columns)
+        for block, height, width, end in zip(blocks, rows, columns, ends, strict=True):
+            part = self.values[end - height * width : end]
+            block[:height, :width] = part.reshape(height, width)
+        return blocks
+
+    @cached_property
+    def _slots(self) -> Array:
+        """Where in `values` each entry of each padded block stands; past its end for none."""
+        return _slots(*(_sizes(n, self.n_blocks) for n in self.shape))
+
+    @cached_property
+    def _columns(self) -> Array:
+        """(n_blocks, columns): the inputs of each group; in_features for none."""
+        return _members(self.column_labels, self.shape[1], self.n_blocks)
+
+    @cached_property
+    def _places(self) -> Array:
+        """(out_features,): where each output stands among groups of one size."""
+        members = _members(self.row_labels, self.shape[0], self.n_blocks).reshape(-1)
+        places = np.empty(self.shape[0] + 1, np.int64)
+        places[members] = np.arange(members.size)
+        return places[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDiagonal(Method):
+    """Diagonal blocks: each group of outputs keeps the weights of one group of inputs.
+
+    Parameters
+    ----------
+    n_blocks : int, optional
+        Groups of rows and of columns, from 1 to the smaller side of W; 1 is W itself.
+    ratio, max_error : float, optional
+        As in :class:`Method`.
+    permute : bool
+        Whether rows and columns are grouped so that much of the error's weight lies in the blocks;
+        else groups are neighbours, as published.
+    random_state : None, int, Generator or RandomState
+        Of the k-means that grouping starts from.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range and, when a matrix is compressed, a side shorter than
+        `n_blocks`.
+
+    Notes
+    -----
+    Grouping starts from k-means of the rows' energies, then puts columns where most of their energy
+    is, rows likewise, and so on while that gains: a local maximum, the best from several starts.
+    Where a group is full, those stay that would lose most elsewhere. What is kept is W's own, and
+    so exact under the sum of squares and an importance; under an input covariance Σ each block is
+    the least-squares one, ``W Σ_j Σ_jj⁻¹``. Values have W's dtype; labels take one byte each (two
+    or four where there are many groups). A random W keeps little more than 1 / n_blocks of its
+    energy: this is a form to train in, or for weights that have such groups. ``2 · out · in /
+    n_blocks`` operations an input. LAPACK is used under an input covariance only.
+
+    Source: the block-diagonal layer of A. Panigrahi et al., 2020; the grouping is a balanced form
+    of J. Hartigan, Direct Clustering of a Data Matrix, 1972.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import BlockDiagonal
+    >>> W = np.kron([[0, 1], [1, 0]], np.ones((2, 3)))
+    >>> factors = BlockDiagonal(n_blocks=2).compress(W)
+    >>> factors.values.size, factors.row_labels.size, factors.error(W)
+    (12, 4, 0.0)
+    """
+
+    parameter: ClassVar[str] = "n_blocks"
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
+
+    n_blocks: int | None = None
+    permute: bool = True
+    random_state: Any = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_blocks is not None:
+            _checks.integer(self.n_blocks, "n_blocks", 1)
+        _checks.boolean(self.permute, "permute")
+        # One seed for all that these settings try.
+        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
+
+    def _compress(self, problem: Problem) -> BlockDiagonalFactors:
+        n_blocks, W = self._count(problem), problem.W
+        if not self.permute or n_blocks == 1:
+            return _kept(problem, n_blocks, None, None)
+        found = _kept(problem, n_blocks, *self._group(_energies(problem), n_blocks, problem))
+        if isinstance(problem.metric, Frobenius):
+            return found
+        # Groups are a local maximum, and those of the plain energies may be the better one.
+        groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
+        plain = _kept(problem, n_blocks, *groups)
+        return min((found, plain), key=lambda factors: factors._error(W, problem.metric))
+
+    def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
+        lengths = np.sqrt(energies.sum(axis=1, keepdims=True))
+        directions = np.sqrt(energies) / np.where(lengths > 0, lengths, 1)
+        turned = np.ascontiguousarray(energies.T)  # sums of whole rows are the fast ones
+        first = np.arange(len(energies)) % n_blocks
+        best, most = self._ascend(energies, turned, n_blocks, first)
+        for start in range(STARTS):
+            found = kmeans(
+                directions.astype(np.float32),
+                n_blocks,
+                max_iter=SWEEPS,
+                random_state=(self.random_state + start) % 2**64,
+                n_threads=problem.n_threads,
+            )
+            labels, kept = self._ascend(energies, turned, n_blocks, found.labels)
+            if kept > most:
+                best, most = labels, kept
+        dtype = next(d for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        return best[0].astype(dtype), best[1].astype(dtype)
+
+    @staticmethod
+    def _ascend(
+        energies: Array, turned: Array, n_blocks: int, rows: Array
+    ) -> tuple[tuple[Array, Array], float]:
+        """Columns where the rows are, rows where the columns are, while the blocks keep more."""
+        row_sizes, column_sizes = (_sizes(n, n_blocks) for n in energies.shape)
+        best, most = (rows, rows), -1.0
+        for _ in range(SWEEPS):
+            columns, _ = _assign(_by_group(energies, rows, n_blocks), column_sizes)
+            rows, kept = _assign(_by_group(turned, columns, n_blocks), row_sizes)
+            if kept <= most:
+                break
+            best, most = (rows, columns), kept
+        return best, most
+
+    def _levels(self, problem: Problem) -> Sequence[int]:
+        return range(min(problem.W.shape), 0, -1)
+
+    def _size(self, problem: Problem) -> Size:
+        n_blocks = self._count(problem)
+        sizes = [_sizes(n, n_blocks) for n in problem.W.shape]
+        width = next(np.dtype(d).itemsize for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        labels = sum(problem.W.shape) * width if self.permute and n_blocks > 1 else 0
+        return Size(int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels, exact=True)
+
+    def _count(self, problem: Problem) -> int:
+        n_blocks, most = self.n_blocks or 1, max(min(problem.W.shape), 1)
+        if n_blocks > most:
+            raise ValueError(
+                f"n_blocks must be at most {most} for W of shape {problem.W.shape}, got {n_blocks}"
+            )
+        return n_blocks
+
+
+def _kept(
+    problem: Problem, n_blocks: int, row_labels: Array | None, column_labels: Array | None
+) -> BlockDiagonalFactors:
+    """The best blocks for these groups."""
+    W, covariance = problem.W, problem.input_covariance
+    if covariance is not None:
+        covariance = scaled(covariance)
+    rows = _members(row_labels, W.shape[0], n_blocks)
+    columns = _members(column_labels, W.shape[1], n_blocks)
+    blocks = []
+    for i, j in zip(rows, columns, strict=True):
+        i, j = i[i < W.shape[0]], j[j < W.shape[1]]
+        block = W[np.ix_(i, j)]
+        if covariance is not None:
+            target = covariance[j] @ W[i].astype(np.float64).T
+            block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
+        blocks.append(block.reshape(-1))
+    return BlockDiagonalFactors(
+        values=narrowed(np.concatenate(blocks), W.dtype),
+        row_labels=row_labels,
+        column_labels=column_labels,
+        n_blocks=n_blocks,
+        shape=W.shape,
+        dtype=W.dtype,
+    )
+
+
+def _energies(problem: Problem) -> Array:
+    """What each weight adds to the error if it goes."""
+    energies = np.ldexp(problem.W.astype(np.float64), -exponent_of(problem.W)) ** 2
+    if problem.importance is not None:
+        energies *= problem.importance
+    elif problem.input_covariance is not None:
+        energies *= np.maximum(np.diag(problem.input_covariance), 0)
+    return energies
+
+
+def _by_group(energies: Array, labels: Array, n_groups: int) -> Array:
+    """(columns, n_groups): the sum of each column over the rows of each group."""
+    sums = np.empty((energies.shape[1], n_groups))
+    for group in range(n_groups):
+        sums[:, group] = energies[labels == group].sum(axis=0)
+    return sums
+
+
+def _assign(gains: Array, room: Array) -> tuple[Array, float]:
+    """A group for each row, as many to each as it has room for, and the sum of their gains.
+
+    Rows ask for their best group that has room. A group with more asking than room takes those that
+    would lose most in their second; the others ask again.
+    """
+    labels = np.full(len(gains), -1)
+    open_gains, room = gains.astype(np.float64), room.copy()
+    waiting = np.arange(len(gains))
+    while waiting.size:
+        open_gains[:, room == 0] = -np.inf
+        asking = open_gains[waiting]
+        wanted = np.argmax(asking, axis=1)
+        best = asking[np.arange(waiting.size), wanted]
+        asking[np.arange(waiting.size), wanted] = -np.inf
+        second = np.maximum(asking.max(axis=1), 0)
+        # By group, then by regret; ties go to the lower row.
+        order = np.lexsort((waiting, -(best - second), wanted))
+        ranks = np.arange(order.size) - np.searchsorted(wanted[order], wanted[order])
+        taken = order[ranks < room[wanted[order]]]
+        labels[waiting[taken]] = wanted[taken]
+        room -= np.bincount(wanted[taken], minlength=len(room))
+        waiting = waiting[labels[waiting] < 0]
+    return labels, float(gains[np.arange(len(gains)), labels].sum())
+
+
+def _sizes(n: int, n_groups: int) -> Array:
+    return np.full(n_groups, n // n_groups) + (np.arange(n_groups) < n % n_groups)
+
+
+def _members(labels: Array | None, n: int, n_groups: int) -> Array:
+    """(n_groups, most): who is in each group, in order; n where there is no one more."""
+    sizes = _sizes(n, n_groups)
+    order = np.arange(n) if labels is None else np.argsort(labels, kind="stable")
+    members = np.full((n_groups, int(sizes.max())), n)
+    members[np.arange(members.shape[1]) < sizes[:, None]] = order
+    return members
+
+
+def _slots(rows: Array, columns: Array) -> Array:
+    """Where the entries of blocks of these sizes stand, laid one after the other."""
+    ends = np.cumsum(rows * columns)
+    starts = ends - rows * columns
+    i, j = np.arange(int(rows.max())), np.arange(int(columns.max()))
+    inside = (i < rows[:, None])[:, :, None] & (j < columns[:, None])[:, None, :]
+    at = starts[:, None, None] + i[:, None] * columns[:, None, None] + j
+    slots: Array = np.where(inside, at, ends[-1])
+    return slots.astype(np.int32) if ends[-1] < 2**31 else slots

@@ -1,0 +1,320 @@
+"""Block projection: small projections of blocks of inputs and outputs around a smaller matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ... import _checks
+from ..._checks import Array
+from ...errors import CorruptDataError
+from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
+from ..base import (
+    FLOAT_NAMES,
+    Factors,
+    Method,
+    Problem,
+    Size,
+    check_ids,
+    check_input,
+    into,
+    narrowed,
+)
+from ..stored import stored_number, stored_tensor
+from .gaussian import gaussian
+from .projection_fit import between, blockwise, learn, swap
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockProjectionFactors(Factors):
+    """``W ≈ D̄ᵀ C B̄ᵀ``: B̄ has B on its diagonal once for each block of inputs, D̄ likewise.
+
+    Attributes
+    ----------
+    B : array of shape (1 or blocks of inputs, block_in, reduced_in)
+        One that all blocks share, or one for each. The last block may be shorter.
+    C : array of shape (blocks of outputs · reduced_out, blocks of inputs · reduced_in)
+    D : array of shape (1 or blocks of outputs, reduced_out, block_out)
+    """
+
+    kind: ClassVar[str] = "block_projection"
+    trainable: ClassVar[tuple[str, ...]] = ("B", "C", "D")
+
+    B: Array
+    C: Array
+    D: Array
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
+        return narrowed(found, self.dtype)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        return _product(xp, tensors["B"], tensors["C"], tensors["D"], x, self.shape[0])
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> BlockProjectionFactors:
+        B = stored_tensor(tensors, "B", FLOAT_NAMES, (None, None, None))
+        D = stored_tensor(tensors, "D", FLOAT_NAMES, (None, None, None))
+        counts = []
+        for name, (shared, block, reduced), size in (
+            ("B", B.shape, shape[1]),
+            ("D", D.transpose(0, 2, 1).shape, shape[0]),
+        ):
+            count = -(-size // max(block, 1))
+            if not (1 <= reduced <= block <= max(size, 1) and shared in (1, count)):
+                raise CorruptDataError(
+                    f"{name} must fit a side of {size}, got {tensors[name].shape}"
+                )
+            counts.append(count * reduced)
+        C = stored_tensor(tensors, "C", FLOAT_NAMES, (counts[1], counts[0]))
+        return cls(B=B, C=C, D=D, shape=shape, dtype=dtype)
+
+    @cached_property
+    def _wide(self) -> tuple[Array, Array, Array]:
+        dtype = _checks.result_dtype(self.B, self.C, self.D)
+        B, C, D = (array.astype(dtype, copy=False) for array in (self.B, self.C, self.D))
+        return B, C, D
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RandomProjectionFactors(Factors):
+    """:class:`BlockProjectionFactors` whose B and D are drawn from a seed; C alone is stored.
+
+    Attributes
+    ----------
+    C : array of shape (blocks of outputs · reduced_out, blocks of inputs · reduced_in)
+    seed : uint64 array of shape (1,)
+    block_in, reduced_in, block_out, reduced_out : int
+        Lengths of a block before and after its projection; where they are equal there is none.
+    shared : int
+        1 where all blocks of a side share a projection, 0 where each has one.
+    """
+
+    kind: ClassVar[str] = "random_projection"
+    trainable: ClassVar[tuple[str, ...]] = ("C",)
+
+    C: Array
+    seed: Array
+    block_in: int
+    reduced_in: int
+    block_out: int
+    reduced_out: int
+    shared: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
+        return narrowed(found, self.dtype)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        B, _, D = self._wide
+        return _product(xp, xp.asarray(B), tensors["C"], xp.asarray(D), x, self.shape[0])
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> RandomProjectionFactors:
+        numbers, reduced = {"shared": stored_number(config, "shared", 0, 1)}, []
+        for side, size in (("out", shape[0]), ("in", shape[1])):
+            block = stored_number(config, f"block_{side}", 1, max(size, 1))
+            numbers[f"block_{side}"] = block
+            numbers[f"reduced_{side}"] = stored_number(config, f"reduced_{side}", 1, block)
+            reduced.append(-(-size // block) * numbers[f"reduced_{side}"])
+        return cls(
+            C=stored_tensor(tensors, "C", FLOAT_NAMES, (reduced[0], reduced[1])),
+            seed=stored_tensor(tensors, "seed", ("uint64",), (1,)),
+            shape=shape,
+            dtype=dtype,
+            **numbers,
+        )
+
+    @cached_property
+    def _wide(self) -> tuple[Array, Array, Array]:
+        dtype, seed = _checks.result_dtype(self.C), int(self.seed[0])
+        counts = [1, 1]
+        if not self.shared:
+            counts = [len(self.C) // self.reduced_out, self.C.shape[1] // self.reduced_in]
+        B = _random(seed, 0, counts[1], self.block_in, self.reduced_in).astype(dtype)
+        D = _random(seed, 1, counts[0], self.block_out, self.reduced_out).astype(dtype)
+        return B, self.C.astype(dtype, copy=False), D.transpose(0, 2, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockProjection(Method):
+    """Inputs and outputs are projected block by block, and the matrix between is smaller.
+
+    Parameters
+    ----------
+    reduction : float, optional
+        How many times shorter a block gets, at least 1; its new length is rounded, and at least 1.
+    ratio, max_error : float, optional
+        As in :class:`Method`.
+    block_in, block_out : int
+        Length of a block of inputs and of outputs; 1 leaves that side as it is.
+    learned : bool
+        Whether B and D are fitted and stored, or drawn from a seed, which costs nothing to store.
+    shared : bool
+        Whether all blocks of a side have one projection, as published, or each has its own.
+    random_state : None, int, Generator or RandomState
+        Of what is drawn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range.
+
+    Notes
+    -----
+    With B and D drawn, C is the least-squares one: exact under the sum of squares and under an
+    input covariance, by conjugate gradients under an importance. Learned ones are a local minimum
+    from the blocks' leading directions on (a Tucker decomposition of the blocks): orthogonal
+    iteration under the sum of squares; else B and D alternate, by conjugate gradients, with that C.
+    The stored have W's dtype. A random W loses ``1 − 1 / reduction²`` of its energy to projections
+    that were drawn. A product costs ``2 · out · in / reduction²`` operations an input, and those of
+    the projections. Goes through LAPACK: bits may depend on NumPy's threads. An importance or
+    covariance takes a few copies of W in float64.
+
+    Sources: the input and output projection of A. Panigrahi et al., 2020; L. De Lathauwer, B. De
+    Moor, J. Vandewalle, On the Best Rank-1 and Rank-(R1, …, RN) Approximation, 2000; J. Ye,
+    Generalized Low Rank Approximations of Matrices, 2005.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import BlockProjection
+    >>> W = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    >>> factors = BlockProjection(reduction=4, block_in=16, block_out=16).compress(W)
+    >>> factors.C.shape, factors.nbytes
+    ((16, 32), 2056)
+    """
+
+    parameter: ClassVar[str] = "reduction"
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
+
+    reduction: float | None = None
+    block_in: int = 64
+    block_out: int = 64
+    learned: bool = False
+    shared: bool = True
+    random_state: Any = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduction is not None and _checks.nonnegative(self.reduction, "reduction") < 1:
+            raise ValueError(f"reduction must be at least 1, got {self.reduction!r}")
+        _checks.integer(self.block_in, "block_in", 1)
+        _checks.integer(self.block_out, "block_out", 1)
+        _checks.boolean(self.learned, "learned")
+        _checks.boolean(self.shared, "shared")
+        # One seed for all that these settings try, and one that can be stored.
+        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
+
+    def _compress(self, problem: Problem) -> Factors:
+        blocks, reduced, counts = self._sizes(problem, self.reduction or 1)
+        dtype, exponent = problem.W.dtype, exponent_of(problem.W)
+        W = np.ldexp(problem.W.astype(np.float64), -exponent)
+        if self.learned:
+            B, D = (
+                np.ascontiguousarray(side, dtype)
+                for side in learn(W, problem, blocks, reduced, self.shared)
+            )
+            C = between(W, problem, B.astype(np.float64), D.astype(np.float64))
+            return BlockProjectionFactors(
+                B=B,
+                C=np.ascontiguousarray(narrowed(np.ldexp(C, exponent), dtype)),
+                D=np.ascontiguousarray(swap(D)),
+                shape=W.shape,
+                dtype=dtype,
+            )
+        groups = (1, 1) if self.shared else counts
+        D, B = (
+            _random(self.random_state, 1 - side, groups[side], blocks[side], reduced[side])
+            for side in (0, 1)
+        )
+        return RandomProjectionFactors(
+            C=np.ascontiguousarray(narrowed(np.ldexp(between(W, problem, B, D), exponent), dtype)),
+            seed=np.array([self.random_state], np.uint64),
+            block_out=blocks[0],
+            block_in=blocks[1],
+            reduced_out=reduced[0],
+            reduced_in=reduced[1],
+            shared=int(self.shared),
+            shape=W.shape,
+            dtype=dtype,
+        )
+
+    def _levels(self, problem: Problem) -> Sequence[float]:
+        if not problem.W.size:
+            return []
+        blocks = self._sizes(problem, 1)[0]
+        return sorted({b / r for b in blocks for r in range(1, b + 1)}, reverse=True)
+
+    def _size(self, problem: Problem) -> Size:
+        blocks, reduced, counts = self._sizes(problem, self.reduction or 1)
+        C = counts[0] * reduced[0] * counts[1] * reduced[1]
+        if not self.learned:
+            return Size(C * problem.W.itemsize + 8, exact=True)
+        groups = (1, 1) if self.shared else counts
+        sides = sum(g * b * r for g, b, r in zip(groups, blocks, reduced, strict=True))
+        return Size((C + sides) * problem.W.itemsize, exact=True)
+
+    def _sizes(self, problem: Problem, reduction: float) -> tuple[tuple[int, int], ...]:
+        """Lengths of blocks, before and after, and their numbers: of outputs, of inputs."""
+        out, inputs = problem.W.shape
+        blocks = min(self.block_out, max(out, 1)), min(self.block_in, max(inputs, 1))
+        reduced = max(round(blocks[0] / reduction), 1), max(round(blocks[1] / reduction), 1)
+        return blocks, reduced, (-(-out // blocks[0]), -(-inputs // blocks[1]))
+
+
+# --- products
+
+
+def _product(xp: Any, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
+    inner = xp.matmul(blockwise(xp, x, B), xp.transpose(C))
+    return blockwise(xp, inner, D)[:, :out_features]
+
+
+def _linear(B: Array, C: Array, D: Array, x: Array, shape: tuple[int, int]) -> Array:
+    batch = np.atleast_2d(x.astype(_checks.result_dtype(x, C), copy=False))
+    result: Array = _product(np, B, C, D, batch, shape[0])
+    return result.reshape(*x.shape[:-1], shape[0])
+
+
+def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> Array:
+    reduced, block = D.shape[1:]
+    place, within = np.divmod(ids.reshape(-1), block)
+    each = D[place if len(D) > 1 else np.zeros_like(place), :, within]
+    parts = C.reshape(len(C) // reduced, reduced, C.shape[1])
+    inner = np.empty((place.size, C.shape[1]), C.dtype)
+    for one in np.unique(place):
+        inner[place == one] = each[place == one] @ parts[one]
+    found: Array = blockwise(np, inner, swap(B))[:, : shape[1]]
+    return found.reshape(*ids.shape, shape[1])
+
+
+def _random(seed: int, stream: int, groups: int, block: int, reduced: int) -> Array:
+    """Normal numbers of variance 1 / block; the identity where nothing is reduced."""
+    if block == reduced:
+        return np.broadcast_to(np.eye(block), (groups, block, block))
+    drawn = gaussian(seed, stream, groups * block, reduced).astype(np.float64)
+    result: Array = drawn.reshape(groups, block, reduced) / np.sqrt(block)
+    return result

@@ -1,0 +1,351 @@
+"""Signs of random projections: one bit each, and a scale for every column or row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ... import _checks
+from ..._checks import Array
+from ...errors import CorruptDataError
+from ...kernels.codebooks import codebook_matmul
+from ...kernels.packing import PackedCodes
+from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
+from ..base import (
+    FLOAT_NAMES,
+    Factors,
+    Method,
+    Problem,
+    Size,
+    check_ids,
+    check_input,
+    into,
+    narrowed,
+)
+from ..stored import stored_number, stored_tensor
+from .gaussian import TILE, gaussian, gaussian_tile
+
+KEPT_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
+SIGNS = np.array([[-1], [1]], np.float32)
+ROWS_AT_ONCE = 256
+SCALES = ("least_squares", "norm")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SimhashFactors(Factors):
+    """``W ≈ c R S D`` where columns are hashed, ``W ≈ c D S Rᵀ`` where rows are.
+
+    R is random, drawn from the seed again where it is needed, and ``c = √length / n_hashes``, which
+    keeps the scales about as large as the weights.
+
+    Attributes
+    ----------
+    signs : uint8 array
+        S, a bit each (1: +1, 0: −1), least significant first, rows aligned to bytes: (n_hashes,
+        in_features) signs or, where rows are hashed, (out_features, n_hashes).
+    scale : array of shape (in_features,) or (out_features,)
+        The diagonal of D.
+    seed : uint64 array of shape (1,)
+        Of R, which is (out_features, n_hashes) or (in_features, n_hashes).
+    n_hashes : int
+    axis : int
+        0: columns are hashed; 1: rows.
+    length : int
+        Rows of R: what is drawn from a seed would fit any shape.
+    """
+
+    kind: ClassVar[str] = "simhash"
+    trainable: ClassVar[tuple[str, ...]] = ("scale",)
+
+    signs: Array
+    scale: Array
+    seed: Array
+    n_hashes: int
+    axis: int
+    length: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        ids = check_ids(ids, self.shape[0])
+        flat, dtype = ids.reshape(-1), self._wide.dtype
+        found = np.zeros((flat.size, self.shape[1]), dtype)
+        if self.axis == 0:
+            for part, tile in self._tiles(flat):
+                found += tile.astype(dtype, copy=False) @ self._unpack(part, dtype)
+            found *= self._wide * self._constant
+        else:
+            signs = self._unpack(flat, dtype)
+            for part, tile in self._tiles():
+                found += signs[:, part] @ tile.T
+            found *= self._wide[flat, None] * self._constant
+        return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        x = check_input(x, self.shape)
+        dtype = _checks.result_dtype(x, self._wide)
+        batch = np.atleast_2d(x.astype(dtype, copy=False))
+        if self.axis == 0:
+            hashes = self._by_signs(batch * self._wide, n_threads)
+            y = np.zeros((len(batch), self.shape[0]), dtype)
+            for part, tile in self._tiles():
+                y += hashes[:, part] @ tile.T
+        else:
+            hashes = np.empty((len(batch), self.n_hashes), dtype)
+            for part, tile in self._tiles():
+                hashes[:, part] = batch @ tile
+            y = self._by_signs(hashes, n_threads) * self._wide
+        y *= self._constant
+        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        scale = tensors["scale"] * self._constant
+        projection, signs = (xp.asarray(array) for array in self._dense)
+        if self.axis == 0:
+            hashes = xp.matmul(x * scale, xp.transpose(signs))
+            return xp.matmul(hashes, xp.transpose(projection))
+        return xp.matmul(xp.matmul(x, projection), xp.transpose(signs)) * scale
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> SimhashFactors:
+        axis = stored_number(config, "axis", 0, 1)
+        signs = stored_tensor(tensors, "signs", ("uint8",), (None, None))
+        most = len(signs) if axis == 0 else 8 * signs.shape[1]
+        n_hashes = stored_number(config, "n_hashes", 1, max(most, 1))
+        of = (n_hashes, shape[1]) if axis == 0 else (shape[0], n_hashes)
+        stored_tensor(tensors, "signs", ("uint8",), (of[0], -(-of[1] // 8)))
+        factors = cls(
+            signs=signs,
+            scale=stored_tensor(tensors, "scale", FLOAT_NAMES, (shape[1 - axis],)),
+            seed=stored_tensor(tensors, "seed", ("uint64",), (1,)),
+            n_hashes=n_hashes,
+            axis=axis,
+            length=stored_number(config, "length", shape[axis], shape[axis]),
+            shape=shape,
+            dtype=dtype,
+        )
+        if factors._packed.shape != of:
+            raise CorruptDataError(f"signs must stand for {of}, got {factors._packed.shape}")
+        return factors
+
+    @cached_property
+    def _packed(self) -> PackedCodes:
+        of = (self.n_hashes, self.shape[1]) if self.axis == 0 else (self.shape[0], self.n_hashes)
+        return PackedCodes(self.signs, 1, of)
+
+    @property
+    def _constant(self) -> float:
+        return float(np.sqrt(self.length)) / self.n_hashes
+
+    @cached_property
+    def _wide(self) -> Array:
+        return self.scale.astype(_checks.result_dtype(self.scale), copy=False)
+
+    @cached_property
+    def _dense(self) -> tuple[Array, Array]:
+        return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
+
+    @cached_property
+    def _kept(self) -> Array | None:
+        few = 4 * self.length * self.n_hashes <= KEPT_BYTES
+        return self._projection() if few else None
+
+    def _projection(self) -> Array:
+        return gaussian(int(self.seed[0]), 0, self.length, self.n_hashes)
+
+    def _tiles(self, ids: Array | None = None) -> Iterator[tuple[slice, Array]]:
+        """R a few columns at a time, all of its rows or those of the given numbers."""
+        for first in range(0, self.n_hashes, TILE):
+            part = slice(first, min(first + TILE, self.n_hashes))
+            if self._kept is not None:
+                yield part, self._kept[:, part] if ids is None else self._kept[ids, part]
+                continue
+            width, number = part.stop - first, first // TILE
+            seed = int(self.seed[0])
+            if ids is None:
+                tile = gaussian_tile(seed, 0, 0, self.length, number)
+            else:
+                drawn, places = np.unique(ids, return_inverse=True)
+                runs = np.split(drawn, np.flatnonzero(np.diff(drawn) > 1) + 1)
+                tiles = [
+                    gaussian_tile(seed, 0, int(run[0]), int(run[-1]) + 1, number)
+                    for run in runs
+                    if len(run)
+                ]
+                tile = np.concatenate(tiles)[places] if tiles else np.empty((0, TILE), np.float32)
+            yield part, tile[:, :width]
+
+    def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
+        """Rows of the stored signs, as numbers."""
+        # NumPy's, between its products: a second pool of threads there would hold them up.
+        bits = np.unpackbits(
+            self.signs[rows], axis=1, count=self._packed.shape[1], bitorder="little"
+        )
+        return np.array([-1, 1], dtype)[bits]
+
+    def _by_signs(self, vectors: Array, n_threads: int | None) -> Array:
+        """``vectors @ Sᵀ``, in float64 where they are."""
+        if vectors.dtype == np.float32:
+            return codebook_matmul(vectors, self._packed, SIGNS, n_threads=n_threads)
+        result = np.empty((len(vectors), self._packed.shape[0]))
+        for first in range(0, result.shape[1], ROWS_AT_ONCE):
+            part = slice(first, first + ROWS_AT_ONCE)
+            result[:, part] = vectors @ self._unpack(part, vectors.dtype).T
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simhash(Method):
+    """Signs of random projections: ``W ≈ R S D``, ``S = sign(Rᵀ W)``, R normal numbers of a seed.
+
+    Parameters
+    ----------
+    n_hashes : int, optional
+        Bits for every column of W (every row where ``axis`` is 1), at least 1.
+    ratio, max_error : float, optional
+        As in :class:`Method`.
+    axis : {0, 1}
+        0: columns are hashed, as published. 1: rows are, which is faster by ``out / in`` where W is
+        tall, as a table of embeddings is, and looks up rows without drawing one of R for each.
+    scale : {"least_squares", "norm"}
+        The scale of each column: the one of least error, or the published one, which keeps the
+        column's length.
+    random_state : None, int, Generator or RandomState
+        The seed of R, which is stored in place of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range and, when a matrix is compressed, ``scale="norm"`` under an
+        importance or an input covariance.
+
+    Notes
+    -----
+    The scale has W's dtype, is minimised under the sum of squares, an importance or an input
+    covariance, and is exact under each; the signs are those of W itself. Of a random column about
+    ``1 / (1 + 2 b / π)`` of the energy is lost with b bits a weight, so other methods need fewer
+    bits for the same error; what is special is that S is found in one pass and that a product has
+    no multiplication but with R. Compression and products cost ``4 · out · in · n_hashes`` and
+    ``2 · n_hashes · (out + in)`` operations; R is drawn at each product anew if it takes more than
+    64 MB, 128 columns at a time. Sums go through BLAS: a projection that is almost zero may get
+    either sign there.
+
+    Source: M. Charikar, Similarity Estimation Techniques from Rounding Algorithms, 2002; as a
+    compressor A. Panigrahi et al., 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import Simhash
+    >>> W = np.random.default_rng(0).standard_normal((64, 80)).astype(np.float32)
+    >>> factors = Simhash(n_hashes=128).compress(W)
+    >>> factors.nbytes == 128 * 80 // 8 + 80 * 4 + 8  # bits, scales, the seed
+    True
+    """
+
+    parameter: ClassVar[str] = "n_hashes"
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
+
+    n_hashes: int | None = None
+    axis: int = 0
+    scale: str = "least_squares"
+    random_state: Any = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_hashes is not None:
+            _checks.integer(self.n_hashes, "n_hashes", 1)
+        _checks.integer(self.axis, "axis", 0, 1)
+        _checks.choice(self.scale, "scale", SCALES)
+        # One seed for all that these settings try, and one that can be stored.
+        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
+
+    def _compress(self, problem: Problem) -> SimhashFactors:
+        if self.scale == "norm" and not isinstance(problem.metric, Frobenius):
+            name = "importance" if problem.importance is not None else "input_covariance"
+            raise ValueError(f"scale must be 'least_squares' where {name} is given, got 'norm'")
+        n_hashes, W = self.n_hashes or 1, problem.W
+        A = W if self.axis == 0 else W.T
+        exponent = exponent_of(W)
+        A = np.ldexp(A.astype(_checks.result_dtype(W), copy=False), -exponent)
+        hashed = np.zeros_like(A)
+        of = (n_hashes, -(-A.shape[1] // 8)) if self.axis == 0 else (A.shape[1], -(-n_hashes // 8))
+        signs = np.empty(of, np.uint8)
+        for first in range(0, n_hashes, TILE):
+            last = min(first + TILE, n_hashes)
+            tile = gaussian_tile(self.random_state, 0, 0, len(A), first // TILE).astype(A.dtype)
+            tile = tile[:, : last - first]
+            positive = tile.T @ A >= 0
+            hashed += tile @ np.where(positive, 1, -1).astype(A.dtype)
+            if self.axis == 0:
+                signs[first:last] = np.packbits(positive, axis=1, bitorder="little")
+            else:
+                packed = np.packbits(positive.T, axis=1, bitorder="little")
+                signs[:, first // 8 : first // 8 + packed.shape[1]] = packed
+        hashed *= np.sqrt(len(A)) / n_hashes
+        return SimhashFactors(
+            signs=signs,
+            scale=narrowed(np.ldexp(self._scales(problem, A, hashed), exponent), W.dtype),
+            seed=np.array([self.random_state], np.uint64),
+            n_hashes=n_hashes,
+            axis=self.axis,
+            length=len(A),
+            shape=W.shape,
+            dtype=W.dtype,
+        )
+
+    def _scales(self, problem: Problem, A: Array, hashed: Array) -> Array:
+        """d of least error in ``A ≈ hashed · diag(d)``, under the metric; or of equal lengths."""
+        if self.scale == "norm":
+            lengths = np.sqrt(_dots(hashed, hashed))
+            return np.sqrt(_dots(A, A)) / np.where(lengths > 0, lengths, 1)
+        weighted = hashed
+        if problem.importance is not None:
+            importance = problem.importance if self.axis == 0 else problem.importance.T
+            weighted = importance.astype(np.float64) * hashed
+        elif problem.input_covariance is not None:
+            covariance = problem.input_covariance.astype(np.float64)
+            if self.axis == 0:
+                # trace(E Σ Eᵀ) joins the columns: (Σ ∘ PᵀP) d = (Σ ∘ PᵀA) 1.
+                wide = hashed.astype(np.float64)
+                normal = covariance * (wide.T @ wide)
+                target = np.einsum("ij,ij->i", covariance, wide.T @ A)
+                scales: Array = np.linalg.lstsq(normal, target, rcond=None)[0]
+                return scales
+            weighted = covariance @ hashed
+        sizes = _dots(weighted, hashed)
+        return _dots(weighted, A) / np.where(sizes > 0, sizes, 1)
+
+    def _levels(self, problem: Problem) -> Sequence[int]:
+        most = 8 * problem.W.itemsize * problem.W.shape[self.axis] if problem.W.size else 0
+        if self.max_error is None:
+            return range(1, most + 1)
+        # More bits take longer to find: double them until they are enough, then search below.
+        last = 1
+        while last < most:
+            factors = self._at(last)._compress(problem)
+            error = factors._error(problem.W, problem.metric, problem.n_threads)
+            if error <= self.max_error:
+                break
+            last = min(2 * last, most)
+        return range(last // 2 + 1, last + 1)
+
+    def _size(self, problem: Problem) -> Size:
+        (out, inputs), n_hashes = problem.W.shape, self.n_hashes or 1
+        n_signs = (n_hashes, inputs) if self.axis == 0 else (out, n_hashes)
+        scales = problem.W.shape[1 - self.axis] * problem.W.itemsize
+        return Size(n_signs[0] * -(-n_signs[1] // 8) + scales + 8, exact=True)
+
+
+def _dots(left: Array, right: Array) -> Array:
+    """Products of columns, in float64."""
+    result: Array = np.einsum("ij,ij->j", left, right, dtype=np.float64)
+    return result

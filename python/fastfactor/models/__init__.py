@@ -1,0 +1,1 @@
+"""Whole models: recipes, compression, decompression, comparison, inspection and reports."""

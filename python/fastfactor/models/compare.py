@@ -1,0 +1,295 @@
+"""How far two files of tensors are apart, compressed or not."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .._checks import Array
+from ..files.checkpoint import Checkpoint, is_compressed, open_checkpoint
+from ..files.index import Path, Value
+from ..files.store import Store, open_store
+from ..kernels.runtime import thread_count
+from ..methods.base import Factors
+from .report import Table
+
+VALUES_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two tensors of one shape.
+
+    Attributes
+    ----------
+    equal : bool
+        Every value; NaN is equal to NaN.
+    relative_error : float
+        ‖a − b‖² / ‖a‖²; infinite where only b, or a difference, is not finite or not zero.
+    largest : float
+        The largest |a − b|.
+    """
+
+    equal: bool
+    relative_error: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """A tensor of two files.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        In the first file, or the only one that has it.
+    dtype : str
+        The same; with the other's where that differs.
+    fault : str
+        Why values were not compared, else empty.
+    equal : bool
+    relative_error, largest : float or None
+        As in :class:`Difference`; None where there is a fault.
+    bytes_first, bytes_second : int or None
+        What each file holds of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    fault: str
+    equal: bool
+    relative_error: float | None
+    largest: float | None
+    bytes_first: int | None
+    bytes_second: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two files.
+
+    Attributes
+    ----------
+    first, second : str
+    rows : tuple of ComparedRow
+        In the order of the first file, then what the second alone has.
+    """
+
+    first: str
+    second: str
+    rows: tuple[ComparedRow, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same tensors with the same values."""
+        return all(row.equal for row in self.rows)
+
+    @property
+    def largest_error(self) -> float:
+        """The largest relative error of a tensor; infinite where there is a fault."""
+        return _error(self.worst) if self.worst else 0.0
+
+    @property
+    def worst(self) -> ComparedRow | None:
+        """The first tensor with that error; None where there are no tensors."""
+        return max(self.rows, key=_error, default=None)
+
+    def table(self) -> Table:
+        """The comparison in a form that can be shown and written."""
+        n_equal = sum(row.equal for row in self.rows)
+        n_faults = sum(bool(row.fault) for row in self.rows)
+        summary = f"{n_equal} of {len(self.rows)} tensors are equal"
+        if n_faults:
+            summary += f", {n_faults} cannot be compared"
+        records = [{**asdict(row), "shape": list(row.shape)} for row in self.rows]
+        columns = {
+            "name": "tensor",
+            "shape": "shape",
+            "dtype": "dtype",
+            "relative_error": "error",
+            "largest": "largest",
+            "bytes_first": "bytes, first",
+            "bytes_second": "second",
+            "equal": "equal",
+            "fault": "fault",
+        }
+        if not n_faults:
+            del columns["fault"]
+        totals = {
+            "first": self.first,
+            "second": self.second,
+            "n_tensors": len(self.rows),
+            "n_equal": n_equal,
+            "n_faults": n_faults,
+            "largest_error": self.largest_error,
+        }
+        return Table(f"{self.first} and {self.second}", records, columns, totals, summary)
+
+
+def compare_files(
+    first: Path,
+    second: Path,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    n_threads: int | None = None,
+) -> Comparison:
+    """The error of each tensor of a file against another's.
+
+    Parameters
+    ----------
+    first, second : path
+        Compressed files, or models as :func:`compress_file` reads them. The first one is what the
+        error of the second is relative to.
+    progress : callable, optional
+        As for :func:`compress_file`.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    CorruptDataError
+        Where a file was damaged.
+    TypeError, ValueError
+        For a file that a newer version wrote.
+    OSError
+        Where a file cannot be read.
+
+    Notes
+    -----
+    Takes a pass over both; compressed tensors are rebuilt some rows at a time. Sums are float64.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, fastfactor
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(folder + "/a.npz", fc=np.array([3.0, 4.0]), bias=np.zeros(2))
+    ...     np.savez(folder + "/b.npz", fc=np.array([3.0, 4.5]), bias=np.zeros(2))
+    ...     found = fastfactor.compare_files(folder + "/a.npz", folder + "/b.npz")
+    >>> [(row.name, row.equal, row.relative_error) for row in found.rows]
+    [('fc', False, 0.01), ('bias', True, 0.0)]
+    """
+    thread_count(n_threads)
+    one, other = open_tensors(first), open_tensors(second)
+    names = [*one, *(name for name in other if name not in one)]
+    sizes = [math.prod(_shape(one if name in one else other, name)) for name in names]
+    rows, done = [], 0
+    for name, size in zip(names, sizes, strict=True):
+        if progress is not None:
+            progress(name, done, sum(sizes))
+        rows.append(_compared(name, one, other, n_threads))
+        done += size
+    if progress is not None:
+        progress("", done, done)
+    return Comparison(os.fspath(first), os.fspath(second), tuple(rows))
+
+
+def open_tensors(path: Path) -> Checkpoint | Store:
+    """A file of tensors, compressed or not."""
+    return open_store(path) if is_compressed(path) else open_checkpoint(path)
+
+
+def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Difference:
+    """Of two tensors that have one shape as matrices, some rows at a time, in float64."""
+    equal, lost, total, largest = True, 0.0, 0.0, 0.0
+    n_rows, n_columns = _matrix(a).shape
+    step = max(VALUES_AT_ONCE // max(n_columns, 1), 1)
+    for at in range(0, n_rows, step):
+        ids = slice(at, min(at + step, n_rows))
+        x, y = _rows(a, ids, n_threads), _rows(b, ids, n_threads)
+        same = x == y
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        same |= np.isnan(x) & np.isnan(y)
+        total += float(np.einsum("ij,ij->", x, x))
+        if same.all():
+            continue
+        equal = False
+        with np.errstate(invalid="ignore"):
+            apart = np.where(same, 0, x - y)
+        lost += float(np.einsum("ij,ij->", apart, apart))
+        largest = max(largest, _or_infinite(float(np.abs(apart).max())))
+    if equal or lost == 0:
+        return Difference(equal, 0.0, largest)
+    ratio = lost / total if total > 0 and math.isfinite(total) else math.inf
+    return Difference(False, _or_infinite(ratio), largest)
+
+
+def _compared(
+    name: str, one: Checkpoint | Store, other: Checkpoint | Store, n_threads: int | None
+) -> ComparedRow:
+    here = [model for model in (one, other) if name in model]
+    shape, dtype = _shape(here[0], name), _dtype(here[0], name)
+    sizes = [_nbytes(model, name) if name in model else None for model in (one, other)]
+    found, fault = None, ""
+    if len(here) == 1:
+        fault = f"only in the {'first' if name in one else 'second'}"
+    elif _shape(other, name) != shape:
+        fault = f"shape {_shape(other, name)} in the second"
+    else:
+        if _dtype(other, name) != dtype:
+            dtype = f"{dtype}, {_dtype(other, name)}"
+        found = difference(one[name], other[name], n_threads=n_threads)
+    return ComparedRow(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        fault=fault,
+        equal=found is not None and found.equal,
+        relative_error=found.relative_error if found else None,
+        largest=found.largest if found else None,
+        bytes_first=sizes[0],
+        bytes_second=sizes[1],
+    )
+
+
+def _error(row: ComparedRow) -> float:
+    return math.inf if row.relative_error is None else row.relative_error
+
+
+def _shape(model: Checkpoint | Store, name: str) -> tuple[int, ...]:
+    if isinstance(model, Store):
+        return model.info(name).shape
+    return model.tensors[name].shape
+
+
+def _dtype(model: Checkpoint | Store, name: str) -> str:
+    if isinstance(model, Store):
+        return model.info(name).dtype.name
+    return model.tensors[name].dtype.name
+
+
+def _nbytes(model: Checkpoint | Store, name: str) -> int:
+    if isinstance(model, Store):
+        return model.info(name).nbytes
+    return model.tensors[name].nbytes
+
+
+def _matrix(value: Value) -> Any:
+    """Factors as they are, a tensor with its first axis as rows."""
+    if isinstance(value, Factors):
+        return value
+    if value.dtype.kind == "c":
+        value = value.reshape(*value.shape, 1).view(value.real.dtype)
+    return value.reshape(len(value), -1) if value.ndim and value.size else value.reshape(-1, 1)
+
+
+def _rows(value: Value, ids: slice, n_threads: int | None) -> Array:
+    matrix = _matrix(value)
+    if isinstance(matrix, Factors):
+        return matrix.rows(np.arange(ids.start, ids.stop), n_threads=n_threads)
+    rows: Array = matrix[ids]
+    return rows
+
+
+def _or_infinite(number: float) -> float:
+    return number if math.isfinite(number) else math.inf

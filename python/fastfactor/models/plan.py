@@ -1,0 +1,242 @@
+"""The tensors of one run over a model: what is planned for each, and each of them done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from .._checks import Array
+from ..files.checkpoint import Checkpoint, Stored
+from ..files.container import CODES, dtype_of
+from ..files.index import Entry, Value
+from ..methods.base import Factors
+from ..metrics import Covariance, Diagonal, Frobenius
+from .compare import difference
+from .recipe import KEEP, Recipe, Rule, located, nearest
+from .report import TensorRow
+
+METRICS: dict[str, type[Diagonal] | type[Covariance]] = {
+    "importance": Diagonal,
+    "input_covariance": Covariance,
+}
+PLAIN = "squares"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A recipe, the model that it is for, and what errors in it count, if that is known.
+
+    Attributes
+    ----------
+    importance, input_covariance : Checkpoint or None
+        By the names of tensors.
+    plan : dict
+        By name, in the model's order: the rule, and why a tensor is kept, else "".
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    importance: Checkpoint | None
+    input_covariance: Checkpoint | None
+    n_threads: int | None
+
+    def __post_init__(self) -> None:
+        self.recipe.check_names(self.checkpoint)
+        for what, model in self._weights.items():
+            self._check_weights(what, model)
+
+    @cached_property
+    def plan(self) -> dict[str, tuple[Rule, str]]:
+        return {
+            name: self.recipe.decide(name, stored.shape, is_float=stored.is_float)
+            for name, stored in self.checkpoint.tensors.items()
+        }
+
+    def fingerprint(self) -> str:
+        """What must be the same for a run to go on where another ended."""
+        models = (self.checkpoint, self.importance, self.input_covariance)
+        return fingerprint(self.recipe.fingerprint(), (m.files if m else () for m in models))
+
+    def planned(self, name: str) -> TensorRow:
+        """The report's row of a tensor before anything is done, and no value looked at.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a tensor whose method cannot be used, unless the recipe keeps it then.
+        """
+        (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
+        row = _row(name, stored, rule, reason)
+        if rule.compressor is None:
+            dtype = stored.dtype if rule.dtype is None else dtype_of(CODES[rule.dtype])
+            return replace(row, bytes_after=math.prod(stored.shape) * dtype.itemsize)
+        try:
+            rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
+            size = rule.compressor.planned_size(_matrix_shape(stored.shape), stored.dtype)
+        except (TypeError, ValueError) as fault:
+            reason = self._impossible(name, fault)
+            return replace(_row(name, stored, rule, reason), bytes_after=stored.nbytes)
+        if size is None:
+            return replace(row, bytes_after=None)
+        if not size.exact:
+            return replace(row, bytes_after=min(size.nbytes, stored.nbytes), at_most=True)
+        if size.nbytes < stored.nbytes:
+            return replace(row, bytes_after=size.nbytes)
+        row = _row(name, stored, rule, _not_smaller(rule, size.nbytes))
+        return replace(row, bytes_after=stored.nbytes)
+
+    def done(self, name: str) -> tuple[Value, TensorRow]:
+        """What is stored for a tensor, and its row."""
+        start = time.perf_counter()
+        (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
+        W = self.checkpoint[name]
+        value: Value = W
+        error, metric = None, None
+        weights = {} if rule.compressor is None else self._weights_of(name)
+        try:
+            if rule.compressor is not None:
+                factors = rule.compressor.compress(
+                    _as_matrix(W), n_threads=self.n_threads, **weights
+                )
+                if factors.nbytes < W.nbytes:
+                    value = factors
+                    error, metric = self._error(W, factors, weights), self._metric_name(name)
+                else:
+                    reason = _not_smaller(rule, factors.nbytes)
+            elif rule.dtype not in (None, stored.dtype.name):
+                value = _converted(W, rule.dtype)
+                error, metric = difference(W, value).relative_error, PLAIN
+        except (TypeError, ValueError) as fault:
+            reason = self._impossible(name, fault)
+        row = replace(
+            _row(name, stored, rule, reason),
+            bytes_after=value.nbytes,
+            relative_error=error,
+            metric=metric,
+            seconds=time.perf_counter() - start,
+        )
+        return value, row
+
+    def done_before(self, entry: Entry, value: Value) -> TensorRow:
+        """The row of a tensor that an earlier run wrote, as the file has it."""
+        row = replace(self.planned(entry.name), bytes_after=entry.nbytes, at_most=False)
+        if isinstance(value, Factors):
+            W, weights = self.checkpoint[entry.name], self._weights_of(entry.name)
+            error = self._error(W, value, weights)
+            return replace(row, relative_error=error, metric=self._metric_name(entry.name))
+        if entry.dtype.name != row.dtype:
+            error = difference(self.checkpoint[entry.name], value).relative_error
+            return replace(row, relative_error=error, metric=PLAIN)
+        if not row.reason:
+            return replace(row, method=KEEP, settings={}, reason="left so by the earlier run")
+        return row
+
+    @property
+    def _weights(self) -> dict[str, Checkpoint]:
+        """What was given, by the argument of `compress` that it is for."""
+        given = {what: getattr(self, what) for what in METRICS}
+        return {what: model for what, model in given.items() if model is not None}
+
+    def _check_weights(self, what: str, model: Checkpoint) -> None:
+        """That a file of weights fits the model, by its headers: before any work."""
+        for name in model:
+            if name not in self.checkpoint:
+                raise ValueError(
+                    f"{what} must name tensors of the model, got {name!r}"
+                    f"{nearest(name, self.checkpoint)}"
+                )
+        compressed = [name for name, (rule, _) in self.plan.items() if rule.compressor]
+        found = [name for name in compressed if name in model]
+        if compressed and not found:
+            raise ValueError(
+                f"{what} must hold a tensor that is compressed, got none in {model.path}"
+            )
+        for name in found:
+            if what != self._metric_name(name):
+                raise ValueError(
+                    f"importance and input_covariance must not both hold {name!r}, got both"
+                )
+            stored = model.tensors[name]
+            rows, columns = _matrix_shape(self.checkpoint.tensors[name].shape)
+            wanted = (rows, columns) if what == "importance" else (columns, columns)
+            if _matrix_shape(stored.shape) != wanted:
+                like = "the shape of W," if what == "importance" else "shape"
+                raise ValueError(
+                    f"tensor {name!r}: {what} must have {like} {wanted}, got {stored.shape}"
+                )
+            if not stored.is_float:
+                raise TypeError(f"tensor {name!r}: {what} must be of floats, got {stored.dtype}")
+
+    def _metric_name(self, name: str) -> str:
+        """Under which error a tensor is compressed."""
+        return next((what for what, model in self._weights.items() if name in model), PLAIN)
+
+    def _weights_of(self, name: str) -> dict[str, Array]:
+        """The arguments of `compress` that say what errors of a tensor count."""
+        return {w: _as_matrix(m[name]) for w, m in self._weights.items() if name in m}
+
+    def _error(self, W: Array, factors: Factors, weights: dict[str, Array]) -> float:
+        return factors.error(_as_matrix(W), **weights, n_threads=self.n_threads)
+
+    def _impossible(self, name: str, fault: TypeError | ValueError) -> str:
+        """Why a tensor is kept, if the recipe keeps what its method cannot compress."""
+        if self.recipe.if_impossible == "stop":
+            raise located(fault, f"tensor {name!r}") from fault
+        return f"impossible: {fault}"
+
+
+def fingerprint(what: str, files: Iterable[Iterable[str]]) -> str:
+    """Of what is done by this version to files, as long as they stay as they are."""
+    from .._version import __version__
+
+    found = [__version__, what]
+    for group in files:
+        for file in group:
+            status = os.stat(file)
+            found.append(f"{os.path.basename(file)} {status.st_size} {status.st_mtime_ns}")
+        found.append("")
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _row(name: str, stored: Stored, rule: Rule, reason: str) -> TensorRow:
+    return TensorRow(
+        name=name,
+        shape=stored.shape,
+        dtype=stored.dtype.name,
+        method=KEEP if reason else rule.method,
+        settings={} if reason else rule.settings,
+        reason=reason,
+        bytes_before=stored.nbytes,
+        bytes_after=None,
+        relative_error=None,
+        seconds=None,
+    )
+
+
+def _not_smaller(rule: Rule, nbytes: int) -> str:
+    return f"not smaller as {rule.method}: {nbytes} bytes"
+
+
+def _as_matrix(array: Array) -> Array:
+    """A tensor as methods see it; what is none stays."""
+    return array.reshape(array.shape[0], -1) if array.ndim > 1 else array
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
+
+
+def _converted(W: Array, name: str) -> Array:
+    with np.errstate(over="ignore"):
+        converted: Array = W.astype(dtype_of(CODES[name]))
+    if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
+        raise ValueError(f"its values must be in the range of {name}, got larger ones")
+    return converted

@@ -1,0 +1,364 @@
+"""Recipes: which tensor of a model is compressed how, read from TOML or a dict and checked at once.
+
+min_side = 32                     # matrices with a shorter side stay as they are
+skip = ["*norm*", "*.bias"]       # patterns of names that stay as they are
+
+[default]                         # for every other matrix
+method = "codebook"
+n_bits = 4
+
+[patterns."*embed*"]              # the last pattern that fits a name decides
+method = "low_rank"
+ratio = 8
+
+[names."lm_head.weight"]          # a whole name comes before all else
+method = "keep"
+dtype = "float16"
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from .. import _checks, methods
+from ..methods.base import FLOAT_NAMES, Method
+
+MIN_SIDE = 32
+COMMENT_WIDTH = 100
+KEYS = ("default", "patterns", "names", "skip", "min_side", "if_impossible")
+IF_IMPOSSIBLE = ("stop", "keep")
+KEEP = "keep"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one tensor is treated.
+
+    Attributes
+    ----------
+    method : str
+        A method's name in snake case, or ``"keep"``.
+    settings : dict
+        As the recipe gave them.
+    compressor : Method or None
+        The method with these settings; None for ``"keep"``.
+    dtype : str or None
+        For ``"keep"``: what floats are converted to.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    compressor: Method | None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules for the tensors of a model, checked.
+
+    For a tensor the first of these decides: the rule under its whole name; the skip list; the last
+    pattern that fits; the default. Patterns have ``*``, ``?`` and ``[abc]``, match whole names, and
+    upper and lower case differ. Only matrices of floats are compressed, convolutions as
+    (shape[0], all else); those with a side below ``min_side`` only under their whole name.
+
+    Attributes
+    ----------
+    default : Rule
+    patterns, names : dict of Rules
+    skip : tuple of str
+    min_side : int
+    if_impossible : {"stop", "keep"}
+        What becomes of a tensor that its method cannot compress.
+    """
+
+    default: Rule
+    patterns: dict[str, Rule]
+    names: dict[str, Rule]
+    skip: tuple[str, ...]
+    min_side: int
+    if_impossible: str
+
+    def decide(self, name: str, shape: tuple[int, ...], *, is_float: bool) -> tuple[Rule, str]:
+        """The rule for a tensor, and why it is kept where it is (else "")."""
+        by_name = name in self.names
+        rule = self.names[name] if by_name else self._by_pattern(name)
+        if rule is None:
+            return KEPT, "on the skip list"
+        if rule.compressor is None:
+            if rule.dtype is not None and not is_float:
+                return KEPT, "not of floats"
+            return rule, f"kept as {rule.dtype}" if rule.dtype else "kept by the recipe"
+        if not is_float:
+            return KEPT, "not of floats"
+        if len(shape) < 2:
+            return KEPT, "not a matrix"
+        sides = shape[0], math.prod(shape[1:])
+        if min(sides) < (1 if by_name else self.min_side):
+            return KEPT, f"a side of {min(sides)}"
+        return rule, ""
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """That every whole name of the recipe is one of a model's.
+
+        Raises
+        ------
+        ValueError
+        """
+        known = list(names)
+        for name in self.names:
+            if name not in known:
+                raise ValueError(
+                    f"names in the recipe must be tensors of the model, got {name!r}"
+                    f"{nearest(name, known)}"
+                )
+
+    def fingerprint(self) -> str:
+        """The same for recipes that say the same."""
+        rules = {
+            "default": self.default,
+            **{f"patterns {pattern}": rule for pattern, rule in self.patterns.items()},
+            **{f"names {name}": rule for name, rule in sorted(self.names.items())},
+        }
+        said = [
+            [where, rule.method, sorted(rule.settings.items()), rule.dtype]
+            for where, rule in rules.items()
+        ]
+        rest = [self.skip, self.min_side, self.if_impossible]
+        return hashlib.sha256(json.dumps([said, rest]).encode()).hexdigest()
+
+    def _by_pattern(self, name: str) -> Rule | None:
+        if any(fnmatchcase(name, pattern) for pattern in self.skip):
+            return None
+        fitting = [rule for pattern, rule in self.patterns.items() if fnmatchcase(name, pattern)]
+        return fitting[-1] if fitting else self.default
+
+
+KEPT = Rule(KEEP, {}, None)
+
+
+def read_recipe(source: Any) -> Recipe:
+    """A recipe from a TOML file or a dict, checked.
+
+    Parameters
+    ----------
+    source : path, mapping or Recipe
+        As the module's text shows it.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is unknown, with the nearest known word, and settings that a method refuses.
+    OSError
+        Where a file cannot be read.
+
+    Examples
+    --------
+    >>> from fastfactor.models.recipe import read_recipe
+    >>> recipe = read_recipe({"default": {"method": "codebook", "n_bits": 4}})
+    >>> recipe.decide("fc.weight", (300, 784), is_float=True)[0].compressor.n_bits
+    4
+    >>> read_recipe({"default": {"method": "codebok"}})
+    Traceback (most recent call last):
+    ValueError: method in [default] must be ..., got 'codebok'; did you mean 'codebook'?
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        with open(path, "rb") as file:
+            try:
+                return _recipe(tomllib.load(file))
+            except (TypeError, ValueError) as error:
+                raise located(error, path) from error
+    if not isinstance(source, Mapping):
+        raise TypeError(f"recipe must be a path or a mapping, got {type(source).__name__}")
+    return _recipe(source)
+
+
+def read_rule(source: Any, where: str) -> Rule:
+    """The rule that a table says, checked; errors say that it stands in ``where``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As those of :func:`read_recipe`.
+    """
+    if not isinstance(source, Mapping):
+        raise TypeError(f"{where} must be a table with a method, got {source!r}")
+    name = source.get("method")
+    if name is None:
+        raise ValueError(f"method in {where} must be given, got none")
+    check_method(name, f"method in {where}")
+    known = method_names()
+    settings = {key: _plain(value, f"{key} in {where}") for key, value in source.items()}
+    del settings["method"]
+    if name == KEEP:
+        _check_keys(settings, ("dtype",), KEEP, where)
+        dtype = settings.get("dtype")
+        if dtype is not None:
+            _checks.choice(dtype, f"dtype in {where}", FLOAT_NAMES)
+        return Rule(KEEP, {}, None, dtype)
+    _check_keys(settings, tuple(f.name for f in _settings(known[name])), name, where)
+    try:
+        return Rule(name, settings, known[name](**settings))
+    except (TypeError, ValueError) as error:
+        raise located(error, where) from error
+
+
+def check_method(name: Any, what: str) -> None:
+    """That this is what recipes call a method, or ``"keep"``.
+
+    Raises
+    ------
+    ValueError
+        With the nearest name; ``what`` is what the error calls it.
+    """
+    known = [*method_names(), KEEP]
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(
+            f"{what} must be one of {', '.join(known)}, got {name!r}{nearest(str(name), known)}"
+        )
+
+
+def method_names() -> dict[str, type[Method]]:
+    """Every method by its name in recipes."""
+    found = {}
+    for name in methods.__all__:
+        thing = getattr(methods, name)
+        if inspect.isclass(thing) and issubclass(thing, Method) and not inspect.isabstract(thing):
+            found[re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()] = thing
+    return found
+
+
+def method_settings() -> dict[str, dict[str, Any]]:
+    """Every method's settings with what they are unless given."""
+    return {
+        name: {
+            setting.name: None if setting.default is MISSING else setting.default
+            for setting in _settings(method)
+        }
+        for name, method in method_names().items()
+    }
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message that knows what may have been meant."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def located(error: TypeError | ValueError, where: str) -> TypeError | ValueError:
+    """The same fault with the place where it was found."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{where}: {error}")
+
+
+def starter() -> str:
+    """A recipe to begin with, in TOML, with every method and its settings in comments."""
+    lines = [
+        "# A recipe for fastfactor. For each tensor the first of these decides: a rule under its",
+        "# whole name, the skip list, the last pattern that fits, the default. Only matrices of",
+        "# floats are compressed; convolutions act as matrices of (shape[0], all else).",
+        "",
+        f"min_side = {MIN_SIDE}  # matrices with a shorter side stay as they are",
+        'skip = ["*norm*"]  # patterns of names that stay as they are',
+        'if_impossible = "stop"  # or "keep": what its method cannot compress stays as it is',
+        "",
+        "[default]",
+        'method = "codebook"',
+        "n_bits = 4",
+        'scope = "row"',
+        'codebook_dtype = "float16"',
+        "",
+        '# [patterns."*embed*"]  # * ? [abc]',
+        '# method = "low_rank"',
+        "# ratio = 8  # so many times smaller, or max_error = 0.05, or the method's own parameter",
+        "",
+        '# [names."lm_head.weight"]',
+        '# method = "keep"  # stays as it is',
+        f'# dtype = "float16"  # or converted: {", ".join(FLOAT_NAMES)}',
+        "",
+        "# Methods and their settings, with what they are unless given:",
+    ]
+    for name, method in method_names().items():
+        said = f"# {name}: {(inspect.getdoc(method) or '').splitlines()[0]}"
+        lines += ["#", *textwrap.wrap(said, COMMENT_WIDTH, subsequent_indent="# ")]
+        for setting in _settings(method):
+            lines.append(f"#   {setting.name}{_default_text(setting)}")
+    return "\n".join(lines) + "\n"
+
+
+def _recipe(source: Mapping[str, Any]) -> Recipe:
+    for key in source:
+        if key not in KEYS:
+            raise ValueError(
+                f"a recipe must have the keys {', '.join(KEYS)}, got {key!r}{nearest(key, KEYS)}"
+            )
+    tables = {}
+    for key in ("patterns", "names"):
+        table = source.get(key, {})
+        if not isinstance(table, Mapping):
+            raise TypeError(f"{key} must be a table of rules, got {table!r}")
+        tables[key] = {
+            str(name): read_rule(rule, f'[{key}."{name}"]') for name, rule in table.items()
+        }
+    if not any(key in source for key in ("default", "patterns", "names")):
+        raise ValueError("a recipe must have a default, patterns or names, got none of them")
+    skip = source.get("skip", ())
+    if not isinstance(skip, list | tuple) or not all(isinstance(text, str) for text in skip):
+        raise TypeError(f"skip must be a list of patterns, got {skip!r}")
+    return Recipe(
+        default=read_rule(source.get("default", {"method": KEEP}), "[default]"),
+        skip=tuple(skip),
+        min_side=_checks.integer(source.get("min_side", MIN_SIDE), "min_side", 1),
+        if_impossible=_checks.choice(
+            source.get("if_impossible", "stop"), "if_impossible", IF_IMPOSSIBLE
+        ),
+        **tables,
+    )
+
+
+def _check_keys(given: Iterable[str], known: tuple[str, ...], method: str, where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"settings of {method} in {where} must be among {', '.join(known)}, "
+                f"got {key!r}{nearest(key, known)}"
+            )
+
+
+def _plain(value: Any, what: str) -> Any:
+    """A setting that text can say, lists as the tuples that methods take."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, what) for item in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{what} must be a number, a word, a truth value or a list, got {value!r}")
+
+
+def _settings(method: type[Method]) -> list[Any]:
+    """A method's fields, what says how much is kept first, ratio and max_error last."""
+    common = [f.name for f in fields(Method)]
+    return sorted((f for f in fields(method) if f.init), key=lambda f: f.name in common)
+
+
+def _default_text(setting: Any) -> str:
+    if setting.default is MISSING or setting.default is None:
+        return ""
+    return f" = {json.dumps(setting.default, default=str)}"

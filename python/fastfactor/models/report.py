@@ -1,0 +1,350 @@
+"""What was done to each tensor of a model, as text, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..files.container import check_place, replacing
+
+FORMATS = (".txt", ".json", ".csv")
+TEXT_WIDTH = 160  # at most, where there is no terminal
+NARROW = 100  # below, some columns are left out
+SPARE = ("dtype", "seconds")
+AT_MOST = "≤ "
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    dtype : str
+    method : str
+        As recipes call it, ``"keep"`` where it was not compressed.
+    settings : dict
+        Of the method, as the recipe gave them.
+    reason : str
+        Why it was not compressed; else empty.
+    bytes_before : int
+    bytes_after : int or None
+        What the file holds of it; in a dry run None where values decide that.
+    relative_error : float or None
+        ‖W − Ŵ‖² / ‖W‖²; None where nothing was compressed.
+    seconds : float or None
+        Of compressing; None where it was done by an earlier run.
+    metric : {"squares", "importance", "input_covariance"} or None
+        What the error counts.
+    at_most : bool
+        Whether ``bytes_after`` is a bound, in a dry run.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    method: str
+    settings: Mapping[str, Any]
+    reason: str
+    bytes_before: int
+    bytes_after: int | None
+    relative_error: float | None
+    seconds: float | None
+    metric: str | None = None
+    at_most: bool = False
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        size = math.prod(self.shape)
+        return None if self.bytes_after is None or not size else 8 * self.bytes_after / size
+
+    def record(self) -> dict[str, Any]:
+        """The row as JSON and CSV have it."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "reason": self.reason,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "at_most": self.at_most,
+            "bits_per_weight": self.bits_per_weight,
+            "relative_error": self.relative_error,
+            "metric": self.metric,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one kind and what is true of all of them, in any of the formats.
+
+    Attributes
+    ----------
+    title : str
+    records : sequence of dict
+        Rows by column, values that JSON can hold.
+    columns : dict
+        Heading of the text by column; what is not named is left to JSON and CSV.
+    totals : dict
+        What JSON has beside rows.
+    summary : str
+        The text's last lines.
+    text_only : tuple of str
+        Columns that JSON and CSV have in other ones.
+    unfolded : tuple of str
+        Those of them that stand to the right, on one line, as numbers do.
+    """
+
+    title: str
+    records: Sequence[Mapping[str, Any]]
+    columns: Mapping[str, str]
+    totals: Mapping[str, Any]
+    summary: str
+    text_only: tuple[str, ...] = ()
+    unfolded: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """An object with ``rows`` and the totals."""
+        content = _finite({**self.totals, "rows": self._plain_records()})
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def to_csv(self) -> str:
+        """A line for each row, after one with names."""
+        text = io.StringIO()
+        records = self._plain_records()
+        shown = [name for name in self.columns if name not in self.text_only]
+        names = list(records[0] if records else shown)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        for record in records:
+            writer.writerow({name: _cell(value) for name, value in record.items()})
+        return text.getvalue()
+
+    def to_text(self, width: int | None = None) -> str:
+        """A table for people; narrow ones fold long names and leave some columns out.
+
+        Parameters
+        ----------
+        width : int, optional
+            Columns of the terminal; else as many as are needed, 160 at most.
+        """
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        width = width or TEXT_WIDTH
+        names = [n for n in self.columns if width >= NARROW or n not in SPARE]
+        table = RichTable(box=box.SIMPLE_HEAD, title=printable(self.title), title_justify="left")
+        for name in names:
+            number = all(
+                isinstance(record[name], int | float | None) or name in self.unfolded
+                for record in self.records
+            )
+            table.add_column(
+                self.columns[name],
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number,
+            )
+        for record in self.records:
+            table.add_row(*(_shown(name, record[name]) for name in names))
+        console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+        console.print(table)
+        console.print(printable(self.summary), soft_wrap=True)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as text, JSON or CSV, as the path ends; a file that is there is replaced."""
+        ending = check_report_path(path)
+        make = {".txt": self.to_text, ".json": self.to_json, ".csv": self.to_csv}[ending]
+        with replacing(path) as file:
+            file.write(make().encode())
+
+    def _plain_records(self) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in record.items() if name not in self.text_only}
+            for record in self.records
+        ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run did.
+
+    Attributes
+    ----------
+    task : {"compress", "decompress"}
+    source, target : str
+    rows : tuple of TensorRow
+    file_bytes_before : int
+        Of the source's files.
+    file_bytes_after : int or None
+        Of the target, with its header; None in a dry run.
+    seconds : float
+        Of the run.
+    dry_run : bool
+    importance, input_covariance : str or None
+        Files of what errors count.
+    """
+
+    task: str
+    source: str
+    target: str
+    rows: tuple[TensorRow, ...]
+    file_bytes_before: int
+    file_bytes_after: int | None
+    seconds: float
+    dry_run: bool
+    importance: str | None = None
+    input_covariance: str | None = None
+
+    @property
+    def compressed(self) -> tuple[TensorRow, ...]:
+        """Rows of the tensors that are compressed."""
+        return tuple(row for row in self.rows if not row.reason)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times smaller the file is than those it came from."""
+        return self.file_bytes_before / self.file_bytes_after if self.file_bytes_after else None
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the rows, and the files' sizes."""
+        known = [row.bytes_after for row in self.rows if row.bytes_after is not None]
+        n_weights = sum(math.prod(row.shape) for row in self.rows)
+        whole = len(known) == len(self.rows)
+        return {
+            "source": self.source,
+            "target": self.target,
+            "importance": self.importance,
+            "input_covariance": self.input_covariance,
+            "dry_run": self.dry_run,
+            "n_tensors": len(self.rows),
+            "n_compressed": len(self.compressed),
+            "n_unknown": len(self.rows) - len(known),
+            "bytes_before": sum(row.bytes_before for row in self.rows),
+            "bytes_after": sum(known) if whole else None,
+            "at_most": any(row.at_most for row in self.rows),
+            "bits_per_weight": 8 * sum(known) / n_weights if whole and n_weights else None,
+            "file_bytes_before": self.file_bytes_before,
+            "file_bytes_after": self.file_bytes_after,
+            "ratio": self.ratio,
+            "seconds": self.seconds,
+        }
+
+    def table(self) -> Table:
+        """The report in a form that can be shown and written."""
+        totals = self.totals()
+        done = f"would be {self.task}ed" if self.dry_run else f"{self.task}ed"
+        lines = [f"{totals['n_compressed']} of {totals['n_tensors']} tensors {done}"]
+        if self.dry_run:
+            lines.append(self._foreseen())
+        if self.file_bytes_after is not None:
+            lines.append(f"{self.file_bytes_before:,} → {self.file_bytes_after:,} bytes")
+            if self.task == "compress" and self.ratio:
+                smaller = self.ratio >= 1
+                times = self.ratio if smaller else 1 / self.ratio
+                lines.append(f"{times:.2f} × {'smaller' if smaller else 'larger'}")
+            lines.append(f"{self.seconds:.1f} s")
+        records = [row.record() for row in self.rows]
+        for record, row in zip(records, self.rows, strict=True):
+            record["how"] = row.reason or _method_text(row.method, row.settings)
+            record["after"] = _bounded(row, "bytes_after")
+            record["bits"] = _bounded(row, "bits_per_weight")
+            record["under"] = row.metric and row.metric.removeprefix("input_")
+        columns = {
+            "name": "tensor",
+            "shape": "shape",
+            "dtype": "dtype",
+            "how": "method or reason",
+            "bytes_before": "bytes",
+            "after": "after",
+            "bits": "bits",
+            "relative_error": "error",
+            "under": "under",
+            "seconds": "s",
+        }
+        if self.dry_run:
+            del columns["relative_error"], columns["seconds"]
+        if {row.metric for row in self.rows} <= {None, "squares"}:
+            del columns["under"]
+        title = f"{self.source} → {self.target}"
+        unfolded = ("after", "bits", "under")
+        return Table(
+            title, records, columns, totals, ", ".join(lines), ("how", *unfolded), unfolded
+        )
+
+    def _foreseen(self) -> str:
+        """Sizes before anything is done: of tensors, as the file's header is not made."""
+        totals = self.totals()
+        bound = AT_MOST if totals["at_most"] else ""
+        known = sum(row.bytes_after or 0 for row in self.rows)
+        text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
+        if totals["n_unknown"]:
+            text += f", {totals['n_unknown']} not counted, as values decide"
+        return text
+
+
+def check_report_path(path: str | os.PathLike[str]) -> str:
+    """How a report's path ends, which says its format, if one can be written there."""
+    ending = os.path.splitext(os.fspath(path))[1]
+    if ending not in FORMATS:
+        raise ValueError(f"report must end in {', '.join(FORMATS)}, got {os.fspath(path)!r}")
+    check_place(path)
+    return ending
+
+
+def printable(text: str) -> str:
+    """Text of others that no terminal takes for a command, nor a table for two lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _method_text(method: str, settings: Mapping[str, Any]) -> str:
+    return " ".join([method, *(f"{key}={_cell(value)}" for key, value in settings.items())])
+
+
+def _bounded(row: TensorRow, name: str) -> str:
+    shown = _shown(name, getattr(row, name))
+    return f"{AT_MOST}{shown}" if row.at_most else shown
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null stands for it."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> Any:
+    """A value as CSV holds it: what is more than one number or word as JSON."""
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if name == "shape":
+        return " × ".join(map(str, value)) or "()"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2f}" if name in ("bits_per_weight", "seconds") else f"{value:.3g}"
+    if isinstance(value, dict):
+        return _method_text("", value).strip()
+    return printable(str(value))

@@ -1,4 +1,4 @@
-"""Every instruction-set level that this processor runs, each in a process of its own.
+"""Every instruction-set level that was built and runs here, each in a process of its own.
 
 Across levels supports and labels are equal on data without near ties; floats differ by the order
 and fusing of roundings, which a well-conditioned problem turns into a few hundred ulps at most.
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastfactor import _core
-from processes import output_of, run_python
+from processes import built_levels, output_of, run_python
 
-LEVELS = _core.supported_levels()
+LEVELS = built_levels()
+SUPPORTED = _core.supported_levels()
 VARIABLE = "FASTFACTOR_LEVEL"
 WITH_TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
@@ -29,14 +30,16 @@ COMPUTE = """
         for n_atoms, n_features in ((70, 33), (257, 64)):
             atoms = rng.standard_normal((n_atoms, n_features)).astype(dtype)
             X = rng.standard_normal((301, n_features)).astype(dtype)
-            for selection in ("omp", "ols"):
-                codes = fastfactor.omp(X, atoms, n_nonzero_coefs=5, selection=selection)
-                key = f"{name} {selection} {n_atoms}"
+            for criterion in ("correlation", "ols"):
+                codes = fastfactor.omp(X, atoms, n_nonzero_coefs=5, criterion=criterion)
+                key = f"{name} {criterion} {n_atoms}"
                 results[key + " data"] = codes.data
                 results[key + " indices"] = codes.indices
                 results[key + " indptr"] = codes.indptr
                 results[key + " product"] = fastfactor.spmm(codes, atoms)
-            codes = fastfactor.hashed_omp(X, atoms, n_nonzero_coefs=5, n_bits=4, share=0.2)
+            codes = fastfactor.hashed_omp(
+                X, atoms, n_nonzero_coefs=5, hash_bits=4, probe_fraction=0.2
+            )
             results[f"{name} hashed {n_atoms} data"] = codes.data
             results[f"{name} hashed {n_atoms} indices"] = codes.indices
             for k in (7, 64):
@@ -73,10 +76,11 @@ def results(tmp_path_factory):
     return found
 
 
-def test_the_levels_are_known_and_best_first():
-    assert LEVELS
-    assert len(set(LEVELS)) == len(LEVELS)
-    assert sorted(LEVELS, reverse=True) == LEVELS
+@pytest.mark.parametrize("levels", [SUPPORTED, _core.built_levels(), LEVELS])
+def test_the_levels_are_known_and_best_first(levels):
+    assert levels
+    assert len(set(levels)) == len(levels)
+    assert sorted(levels, reverse=True) == levels
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -126,7 +130,7 @@ def test_a_level_gives_the_same_bits_for_any_number_of_threads(level):
 
         def run(n_threads):
             codes = fastfactor.omp(X, atoms, n_nonzero_coefs=4, n_threads=n_threads)
-            hashed = fastfactor.hashed_omp(X, atoms, n_bits=3, tol=9.0, n_threads=n_threads)
+            hashed = fastfactor.hashed_omp(X, atoms, hash_bits=3, tol=9.0, n_threads=n_threads)
             found = fastfactor.kmeans(X, 41, random_state=0, max_iter=3, n_threads=n_threads)
             arrays = codes.data, codes.indices, hashed.data, hashed.indices, *found[:2]
             return b"".join(a.tobytes() for a in arrays)
@@ -179,7 +183,7 @@ def test_the_configuration_names_the_level(level):
     lines = output_of(code, environment={VARIABLE: level}).splitlines()
     shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith("levels "))
     assert shown["level"] == level
-    assert any(line == f"levels supported  {', '.join(LEVELS)}" for line in lines)
+    assert any(line == f"levels supported  {', '.join(SUPPORTED)}" for line in lines)
 
 
 def test_without_the_variable_the_best_level_is_taken():
@@ -193,7 +197,7 @@ def test_an_unknown_level_is_a_clear_import_error(level):
     assert done.returncode == 1  # an exception, not a signal
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: FASTFACTOR_LEVEL must be a level that this processor runs")
-    assert last.endswith(f"one of {', '.join(LEVELS)}, got {level!r}")
+    assert last.endswith(f"one of {', '.join(SUPPORTED)}, got {level!r}")
 
 
 def test_a_level_that_the_processor_lacks_is_a_clear_import_error():
@@ -222,13 +226,17 @@ def test_a_level_that_was_not_built_is_a_clear_import_error():
         sys.modules[detect.__name__] = detect
         import fastfactor
     """
+    built = ", ".join(_core.built_levels())
     named = run_python(code, environment={VARIABLE: "v7"})
     assert named.returncode == 1
     assert named.stderr.splitlines()[-1] == (
-        "ImportError: fastfactor was built without the level 'v7'"
+        f"ImportError: fastfactor was built for {built}, not for v7: build all levels: "
+        "pip install . -C cmake.define.FASTFACTOR_LEVELS=all"
     )
-    none = run_python(code, environment={VARIABLE: ""})
-    assert none.returncode == 1
-    assert none.stderr.splitlines()[-1] == (
-        "ImportError: fastfactor has no kernels for this processor (it runs v7, v6)"
+    moved = run_python(code, environment={VARIABLE: ""})  # to a processor without those levels
+    assert moved.returncode == 1
+    assert moved.stderr.splitlines()[-1] == (
+        f"ImportError: fastfactor was built for {built}, but this processor runs v7, v6: "
+        "install it again on this machine, or build all levels: "
+        "pip install . -C cmake.define.FASTFACTOR_LEVELS=all"
     )

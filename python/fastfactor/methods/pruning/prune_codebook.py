@@ -54,7 +54,7 @@ class PruneCodebookFactors(Factors):
         x = check_input(x, self.shape)
         if x.dtype == np.float64:  # the product from codes is float32's
             return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
-        return sparse_codebook_matmul(self.sparse_codes, x, out=out, n_threads=n_threads)
+        return sparse_codebook_matmul(x, self.sparse_codes, out=out, n_threads=n_threads)
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         mask, order = self._dense_order
@@ -127,7 +127,7 @@ class PruneCodebook(Prune):
 
     Parameters
     ----------
-    sparsity, quality, n_m, scope, pool
+    sparsity, std_multiple, nm_sparsity, scope, pool
         What is kept, as in :class:`Prune`.
     n_bits : int
         Bits of a code: 1, 2, 3, 4, 5, 6 or 8. Of the table's 2**n_bits values one is zero.

@@ -364,7 +364,7 @@ def test_a_recipe_is_not_replaced_unless_forced(tmp_path):
     assert run("recipe", str(path), "--force").returncode == 0
     assert path.read_text(encoding="utf-8") == invoke("recipe").output
     methods = json.loads(invoke("recipe", "--json").output)["methods"]
-    assert methods["codebook"]["scope"] == "global"
+    assert methods["codebook"]["granularity"] == "tensor"
 
 
 def test_output_that_cannot_show_an_arrow(model, tmp_path, monkeypatch):

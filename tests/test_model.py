@@ -164,7 +164,7 @@ def test_nan_is_refused_by_name(tmp_path):
 
 
 EVERY_METHOD = [
-    {"method": "codebook", "n_bits": 3, "scope": "row"},
+    {"method": "codebook", "n_bits": 3, "granularity": "row"},
     {"method": "codebook", "ratio": 6},
     {"method": "low_rank", "rank": 7},
     {"method": "low_rank", "ratio": 3},
@@ -446,7 +446,9 @@ def test_comparing_gives_the_errors_of_the_report(model, tmp_path):
     assert not found.equal
     assert found.largest_error == max(r.relative_error for r in found.rows)
     decompress_file(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
-    assert compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors").equal
+    same = compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
+    assert same.equal
+    assert repr(same) == f"Comparison({same.table().title}: {same.table().summary})"
 
 
 def test_comparing_says_what_cannot_be_compared(tmp_path):
@@ -516,7 +518,7 @@ warm = np.ones((64, 64), np.float16)
 from fastfactor.methods import Codebook
 Codebook(n_bits=4).compress(warm, n_threads=2)
 before = peak()
-recipe = {"default": {"method": "codebook", "n_bits": 4, "scope": "row"}}
+recipe = {"default": {"method": "codebook", "n_bits": 4, "granularity": "row"}}
 compress_file(sys.argv[1], sys.argv[2], recipe, n_threads=2)
 first = peak() - before
 decompress_file(sys.argv[2], sys.argv[3])

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..._checks import Array
 from ...kernels.sparse import CSR, spmm
-from ...learning.code_products import transposed
 from ...metrics import Diagonal
 from ..base import Problem
 
@@ -23,11 +22,9 @@ Operator = Callable[[Array], Array]
 def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
     """Return a scale for each block (n, 1), and L (block_size, block_size) with its inverse.
 
-    They make plain errors of ``scale · x · L`` those of the metric, as nearly as one L for all
-    blocks can.
-
-    Exact where an importance is a product of one factor for each block and one for each column of
-    a block, and for a covariance where a block is a row.
+    Plain errors of ``scale · x · L`` are those of the metric, as nearly as one L for all blocks
+    allows. Exact where an importance is a product of one factor for each block and one for each
+    column of a block, and for a covariance where a block is a row.
     """
     n = problem.W.size // block_size
     if problem.importance is not None:
@@ -74,7 +71,7 @@ def fit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
     weighed = weigh(target)
     for _ in range(ROUNDS):
         codes = fit_values(problem, codes, dictionary)
-        of_atoms = transposed(codes)
+        of_atoms = codes.T
 
         def normal(atoms: Array, codes: CSR = codes, of_atoms: CSR = of_atoms) -> Array:
             coded = spmm(codes, atoms, n_threads=problem.n_threads)

@@ -29,8 +29,8 @@ inline simd::Vec<std::int64_t> sum_step(simd::Vec<std::int64_t> sum,
 
 // A checksum of 32 bits, which protects against accidents but not against an attacker. Every step
 // but the last is practically one to one: a changed word changes its lane, and the lane changes the
-// 64-bit sum. The last step, 64 bits to 32, hides one change in 2^32. Sixteen lanes are at least two
-// vectors at every width, whose latencies overlap; the result is the same on every processor.
+// 64-bit sum. The last step, 64 bits to 32, hides one change in 2^32. Sixteen lanes are at least
+// two vectors at every width, whose latencies overlap; the result is the same on every processor.
 inline std::uint32_t checksum(const std::uint8_t* data, index size, std::uint64_t seed) {
   constexpr int kSumLanes = 16;
   constexpr int kWidth = simd::kLanes<std::int64_t>, kVectors = kSumLanes / kWidth;

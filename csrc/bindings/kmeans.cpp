@@ -49,7 +49,7 @@ py::tuple kmeans(const py::array& x, index n_clusters, const py::object& init,
   if (!sample_weight.is_none()) {
     weights = py::cast<py::array_t<double, py::array::c_style>>(sample_weight);
     if (weights.size() != samples.count * samples.first.rows)
-      throw py::value_error("sample_weight must have one weight a row");
+      throw py::value_error("sample_weight must have one weight for each row");
   }
   if (n_clusters < 1 || samples.first.rows < 1 || samples.first.cols < 1 || n_init < 1)
     throw py::value_error("X must have rows and columns, n_clusters and n_init must be positive");

@@ -69,8 +69,8 @@ def kmeans(
     sample_weight : array of shape (n_samples,) or (groups, n_samples), optional
         Zero or more, not all zero.
     n_init : int
-        Number of random starts, of which the run with the least inertia is kept. Other values of
-        ``init`` are run once.
+        Number of runs from random starts, of which the one with the least inertia is kept. With
+        any other ``init`` there is one run.
     max_iter : int
         The most iterations of a run.
     tol : float

@@ -254,8 +254,8 @@ def _block_scores(
         return kernels.block_scores(W, *block, mean=pool == "mean", **options), 0
     _checks.finite(W, "W")
     wide = W.astype(_checks.result_dtype(W), copy=False)
-    # Dividing by a power of two near the largest magnitude keeps squares in range and rounds
-    # nothing, so equal magnitudes have equal squares.
+    # Dividing by a power of two near the largest magnitude keeps squares in range, and equal
+    # magnitudes equal.
     exponent = int(np.frexp(max(wide.max(initial=0), -wide.min(initial=0)))[1])
     squares = np.square(np.ldexp(wide, -exponent))
     return kernels.block_scores(squares, *block, mean=True, **options), exponent

@@ -12,6 +12,7 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
+from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR, spmm
 from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids, check_input, into
 from ..stored import stored_number, stored_tensor
@@ -109,17 +110,18 @@ class DictionaryFactors(Factors):
         count = stored_number(config, "count", 0, piece if count_bits == 0 else 0)
         dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, piece))
         if count_bits:
-            counts = stored_tensor(tensors, "counts", ("uint8",), (-(-n * count_bits // 8),))
-            each = unpack(counts, count_bits, n)
+            counts_nbytes = packed_nbytes(n, count_bits)
+            counts = stored_tensor(tensors, "counts", ("uint8",), (counts_nbytes,))
+            each = unpack_bits(counts, count_bits, n)
             if (each > piece).any():
                 raise CorruptDataError(f"'counts' must be at most {piece}, got {each.max()}")
-            total = int(each.sum())
+            total = int(each.sum(dtype=np.int64))
         else:
             counts, total = np.zeros(0, np.uint8), n * count
         values = stored_tensor(tensors, "values", FLOAT_NAMES, (total,))
         bits = bits_for(len(dictionary))
-        indices = stored_tensor(tensors, "indices", ("uint8",), (-(-total * bits // 8),))
-        atoms = unpack(indices, bits, total)
+        indices = stored_tensor(tensors, "indices", ("uint8",), (packed_nbytes(total, bits),))
+        atoms = unpack_bits(indices, bits, total)
         if total and int(atoms.max()) >= len(dictionary):
             raise CorruptDataError(
                 f"'indices' must be less than {len(dictionary)}, got {atoms.max()}"
@@ -150,9 +152,9 @@ class DictionaryFactors(Factors):
         n = self.shape[0] * (self.shape[1] // self._piece)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:
-            np.cumsum(unpack(self.counts, self.count_bits, n), out=indptr[1:])
+            np.cumsum(unpack_bits(self.counts, self.count_bits, n), out=indptr[1:])
         n_atoms = len(self.dictionary)
-        atoms = unpack(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
+        atoms = unpack_bits(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
         values = self.values.astype(_checks.result_dtype(self.values))
         return CSR(values, atoms, indptr, (n, n_atoms))
 
@@ -178,24 +180,3 @@ class DictionaryFactors(Factors):
             which = np.where(there, codes.indptr[:-1] + slot, 0)
             slots.append((there, which, codes.indices[which].astype(np.int64)))
         return slots
-
-
-def bits_for(n: int) -> int:
-    """That tell n things apart."""
-    return max(n - 1, 0).bit_length()
-
-
-def pack(numbers: Array, bits: int) -> Array:
-    """uint8, ``bits`` for each number, least significant first."""
-    places = np.arange(bits, dtype=np.int64)
-    each = (numbers.astype(np.int64)[:, None] >> places & 1).astype(np.uint8)
-    return np.packbits(each.reshape(-1), bitorder="little")
-
-
-def unpack(packed: Array, bits: int, n: int) -> Array:
-    """The inverse of `pack`, int64."""
-    each = np.unpackbits(packed, bitorder="little")[: n * bits].reshape(n, bits)
-    numbers = np.zeros(n, np.int64)
-    for place in range(bits):
-        numbers |= each[:, place].astype(np.int64) << place
-    return numbers

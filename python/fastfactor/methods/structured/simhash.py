@@ -185,11 +185,10 @@ class SimhashFactors(Factors):
 
     def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
         """Rows of the stored signs, as numbers."""
-        # NumPy's, between its products: a second pool of threads there would hold them up.
-        bits = np.unpackbits(
-            self.signs[rows], axis=1, count=self._packed.shape[1], bitorder="little"
-        )
-        return np.array([-1, 1], dtype)[bits]
+        signs = self.signs[rows]
+        packed = PackedCodes(signs, 1, (len(signs), self._packed.shape[1]))
+        # One thread, between BLAS's products: a second pool of threads there would hold them up.
+        return np.array([-1, 1], dtype)[packed.unpack(n_threads=1)]
 
     def _by_signs(self, vectors: Array, n_threads: int | None) -> Array:
         """``vectors @ Sᵀ``, in float64 where they are."""
@@ -286,9 +285,9 @@ class Simhash(Method):
             positive = tile.T @ A >= 0
             hashed += tile @ np.where(positive, 1, -1).astype(A.dtype)
             if self.axis == 0:
-                signs[first:last] = np.packbits(positive, axis=1, bitorder="little")
+                signs[first:last] = PackedCodes.pack(positive, 1, n_threads=1).data
             else:
-                packed = np.packbits(positive.T, axis=1, bitorder="little")
+                packed = PackedCodes.pack(positive.T, 1, n_threads=1).data
                 signs[:, first // 8 : first // 8 + packed.shape[1]] = packed
         hashed *= np.sqrt(len(A)) / n_hashes
         return SimhashFactors(

@@ -6,6 +6,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, kmeans1d, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneCodebookFactors
+from fastfactor.methods.forward import NUMPY
 from fastfactor.metrics import Diagonal
 
 
@@ -34,7 +35,7 @@ def test_weights_kept_are_the_best_of_so_many_values_and_zero(rng, n_bits, spars
     x = rng.standard_normal((3, 40)).astype(np.float32)
     np.testing.assert_allclose(factors.linear(x), x @ dense.T, atol=1e-4)
     trained = {"codebook": factors.codebook}
-    np.testing.assert_allclose(factors.forward(np, trained, x), x @ dense.T, atol=1e-4)
+    np.testing.assert_allclose(factors.forward(NUMPY, trained, x), x @ dense.T, atol=1e-4)
 
 
 def test_what_is_stored_is_codes_table_and_positions(rng):
@@ -50,7 +51,7 @@ def test_zeros_stay_zeros_whatever_training_makes_of_the_table(rng):
     W = rng.standard_normal((20, 30)).astype(np.float32)
     factors = PruneCodebook(sparsity=0.7, n_bits=3).compress(W)
     moved = {"codebook": factors.codebook + 5}
-    product = factors.forward(np, moved, np.eye(30, dtype=np.float32)).T
+    product = factors.forward(NUMPY, moved, np.eye(30, dtype=np.float32)).T
     np.testing.assert_array_equal(product != 0, prune_mask(W, 0.7))
 
 

@@ -6,6 +6,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, n_m_mask, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneFactors
+from fastfactor.methods.forward import NUMPY
 from fastfactor.methods.pruning.kept_places import MAX_GAP_BITS, KeptPlaces
 from fastfactor.metrics import Diagonal
 
@@ -33,7 +34,7 @@ def test_what_is_kept_is_the_weight_itself(rng, sparsity, scope, dtype):
     expected = x @ factors.to_dense().astype(np.float32).T
     np.testing.assert_allclose(factors.linear(x), expected, atol=1e-4)
     np.testing.assert_allclose(
-        factors.forward(np, factors.tensors(), x).astype(np.float32), expected, atol=1e-4
+        factors.forward(NUMPY, factors.tensors(), x).astype(np.float32), expected, atol=1e-4
     )
 
 

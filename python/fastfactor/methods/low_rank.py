@@ -23,6 +23,7 @@ from .base import (
     into,
     narrowed,
 )
+from .forward import ArrayNamespace, transpose
 from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20
@@ -57,9 +58,9 @@ class LowRankFactors(Factors):
         x = x.astype(_checks.result_dtype(x, B), copy=False)
         return into(out, (x @ C.T) @ B.T)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        inner = xp.matmul(x, xp.transpose(tensors["C"]))
-        return xp.matmul(inner, xp.transpose(tensors["B"]))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        inner = xp.matmul(x, transpose(xp, tensors["C"]))
+        return xp.matmul(inner, transpose(xp, tensors["B"]))
 
     @classmethod
     def from_tensors(

@@ -28,6 +28,7 @@ from ..base import (
     check_input,
     into,
 )
+from ..forward import ArrayNamespace, constant, transpose
 from ..stored import stored_number, stored_tensor
 from .cells import Coding, Sharing, find_codes
 from .outputs import OutputProblem, improve_outputs
@@ -79,13 +80,13 @@ class CodebookFactors(Factors):
             result[..., first:last] = x @ self._rows(np.arange(first, last), n_threads).T
         return into(out, result)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         vectors = xp.reshape(tensors["codebook"], (-1, self.packed.vector_dim))
         W = None
         for places in self._places:
-            part = xp.reshape(xp.take(vectors, places, axis=0), self.shape)
+            part = xp.take(vectors, constant(xp, places, x), axis=0)
             W = part if W is None else W + part
-        return xp.matmul(x, xp.transpose(W))
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"codes": self.packed.data, "codebook": self.codebook}

@@ -15,6 +15,7 @@ from ...errors import CorruptDataError
 from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR, spmm
 from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids, check_input, into
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_number, stored_tensor
 
 # Inputs at once: what atoms answer to them stays in cache.
@@ -75,15 +76,16 @@ class DictionaryFactors(Factors):
             result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
         return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        values, dictionary = tensors["values"], tensors["dictionary"]
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         if len(self.values) == 0:
-            return xp.matmul(x[:, :0], xp.reshape(values, (0, self.shape[0])))
-        W = 0.0
-        for there, which, atom in self._slots:
-            value = xp.where(there, xp.take(values, which, axis=0), 0.0)
-            W = W + xp.reshape(value, (-1, 1)) * xp.take(dictionary, atom, axis=0)
-        return xp.matmul(x, xp.transpose(xp.reshape(W, self.shape)))
+            return xp.matmul(x[:, :0], xp.reshape(tensors["values"], (0, self.shape[0])))
+        values, W = with_zero(xp, tensors["values"]), None
+        for slot in self._slots:
+            which, atom = (constant(xp, ids, x) for ids in slot)
+            value = xp.reshape(xp.take(values, which, axis=0), (-1, 1))
+            part = value * xp.take(tensors["dictionary"], atom, axis=0)
+            W = part if W is None else W + part
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         found = super().tensors()
@@ -170,13 +172,16 @@ class DictionaryFactors(Factors):
         return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
 
     @cached_property
-    def _slots(self) -> list[tuple[Array, Array, Array]]:
-        """For the first, second, … value of every piece: whether it is there, and its atom."""
+    def _slots(self) -> list[tuple[Array, Array]]:
+        """The number of the first, second, … value of every piece, and its atom.
+
+        Where a piece has no such value, the number is that after the last and the atom any.
+        """
         codes = self._codes
         counts = np.diff(codes.indptr)
         slots = []
         for slot in range(int(counts.max(initial=0))):
-            there = counts > slot
-            which = np.where(there, codes.indptr[:-1] + slot, 0)
-            slots.append((there, which, codes.indices[which].astype(np.int64)))
+            which = codes.indptr[:-1] + slot
+            atom = codes.indices[np.minimum(which, len(codes.indices) - 1)].astype(np.int64)
+            slots.append((np.where(counts > slot, which, len(codes.indices)), atom))
         return slots

@@ -27,6 +27,7 @@ from ..base import (
     into,
     narrowed,
 )
+from ..forward import ArrayNamespace, constant, transpose
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
 from .search import search
@@ -95,11 +96,11 @@ class EntropyCodedFactors(Factors):
             result[..., first : first + len(values)] = inner @ values.T
         return into(out, result)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         W = np.empty(self.shape, np.float32)
         for first, values in self._spans(None):
             W[first : first + len(values)] = _times(values, self._basis.T)
-        return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
+        return xp.matmul(x, transpose(xp, tensors["step"] * constant(xp, W, x)))
 
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
         if out is None:

@@ -30,9 +30,11 @@ class KeptPlaces:
     ----------
     positions : uint8 array
         A bit for each block, least significant first, zeros after the last. Or, where that is less,
-        the gaps of those that are kept, and of the end, as :func:`fastfactor.gap_encode` makes
-        them with ``escape``, ``gap_bits`` each. Of gaps wider than a byte the low bytes come first,
-        then what is left of each.
+        how many blocks lie between each that is kept and the one before (the beginning of the
+        first), and between the last and the end. Such a gap is an entry of ``gap_bits`` bits; all
+        of them set mean that so many are passed, and the gap goes on in the next entry
+        (:func:`fastfactor.gap_encode` with ``escape``). Entries are packed from the lowest bit of a
+        byte up; of entries wider than a byte the low bytes come first, then what is left of each.
     gap_bits : int
         0 where there is a bit for each block.
     n_entries : int
@@ -153,6 +155,13 @@ def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
     return CSR(values.astype(_checks.result_dtype(values), copy=False), columns, indptr, shape)
 
 
+def dense_order(places: Array, numbers: Array, other: int, shape: tuple[int, int]) -> Array:
+    """Return the numbers at these places of a matrix and ``other`` elsewhere: int64, in C order."""
+    order = np.full(shape[0] * shape[1], other, np.int64)
+    order[places] = numbers
+    return order
+
+
 def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
     """Some rows, any shape of ids, with their zeros."""
     flat = ids.reshape(-1)
@@ -174,4 +183,5 @@ def _unpack(data: Array, n_bits: int, n_entries: int) -> Array:
     if n_bits <= 8:
         return unpack_bits(data, n_bits, n_entries)
     high = unpack_bits(data[n_entries:], n_bits - 8, n_entries).astype(np.uint16)
-    return data[:n_entries] | high << np.uint16(8)
+    wide: Array = data[:n_entries] | high << np.uint16(8)
+    return wide

@@ -20,9 +20,10 @@ from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
 from ..codebook.method import TABLE_DTYPES, check_range, table_dtype
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_number, stored_tensor
-from .kept_places import KeptPlaces, csr_rows, kept_csr
-from .prune import Prune, dense_order
+from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
+from .prune import Prune
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,11 +58,11 @@ class PruneCodebookFactors(Factors):
             return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
         return sparse_codebook_matmul(self.sparse_codes, x, out=out, n_threads=n_threads)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        mask, order = self._dense_order
-        table = xp.reshape(tensors["codebook"], (-1,))
-        # By the mask, not by the table's zero: training may move that.
-        return xp.matmul(x, xp.transpose(xp.where(mask, xp.take(table, order, axis=0), 0.0)))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        # What is not kept has a zero of its own: training may move the table's.
+        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
+        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"codes": self.codes, "codebook": self.codebook, **self.kept.tensors()}
@@ -112,11 +113,10 @@ class PruneCodebookFactors(Factors):
         return kept_csr(places, values, self.shape)
 
     @cached_property
-    def _dense_order(self) -> tuple[Array, Array]:
-        """What is kept, and for each place which value of the table it has (if it has one)."""
-        mask, order = dense_order(self.kept)
-        order[mask] = self._labels(int(mask.sum()))
-        return mask, order
+    def _dense_order(self) -> Array:
+        """For each place of W which value of the table it has, and the number after the last."""
+        places = self.kept.places()
+        return dense_order(places, self._labels(places.size), 2**self.n_bits, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from ..base import (
     into,
     narrowed,
 )
+from ..forward import NUMPY, ArrayNamespace, constant, transpose
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
 from .projection_fit import between, blockwise, learn, swap
@@ -55,7 +56,7 @@ class BlockProjectionFactors(Factors):
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         return _product(xp, tensors["B"], tensors["C"], tensors["D"], x, self.shape[0])
 
     @classmethod
@@ -121,9 +122,9 @@ class RandomProjectionFactors(Factors):
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        B, _, D = self._wide
-        return _product(xp, xp.asarray(B), tensors["C"], xp.asarray(D), x, self.shape[0])
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        B, D = (constant(xp, self._wide[side], x) for side in (0, 2))
+        return _product(xp, B, tensors["C"], D, x, self.shape[0])
 
     @classmethod
     def from_tensors(
@@ -288,14 +289,14 @@ class BlockProjection(Method):
 # --- products
 
 
-def _product(xp: Any, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
-    inner = xp.matmul(blockwise(xp, x, B), xp.transpose(C))
+def _product(xp: ArrayNamespace, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
+    inner = xp.matmul(blockwise(xp, x, B), transpose(xp, C))
     return blockwise(xp, inner, D)[:, :out_features]
 
 
 def _linear(B: Array, C: Array, D: Array, x: Array, shape: tuple[int, int]) -> Array:
     batch = np.atleast_2d(x.astype(_checks.result_dtype(x, C), copy=False))
-    result: Array = _product(np, B, C, D, batch, shape[0])
+    result: Array = _product(NUMPY, B, C, D, batch, shape[0])
     return result.reshape(*x.shape[:-1], shape[0])
 
 
@@ -307,7 +308,7 @@ def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> A
     inner = np.empty((place.size, C.shape[1]), C.dtype)
     for one in np.unique(place):
         inner[place == one] = each[place == one] @ parts[one]
-    found: Array = blockwise(np, inner, swap(B))[:, : shape[1]]
+    found: Array = blockwise(NUMPY, inner, swap(B))[:, : shape[1]]
     return found.reshape(*ids.shape, shape[1])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
 from ..base import Problem
+from ..forward import NUMPY, ArrayNamespace
 from .least_squares import descend
 
 SWEEPS = 30
@@ -28,19 +29,19 @@ def between(W: Array, problem: Problem, B: Array, D: Array) -> Array:
     out, inputs = W.shape
     if problem.input_covariance is not None:
         covariance = problem.input_covariance.astype(np.float64)
-        weighted = blockwise(np, covariance, B)
-        normal = blockwise(np, weighted.T, B)
+        weighted = blockwise(NUMPY, covariance, B)
+        normal = blockwise(NUMPY, weighted.T, B)
         right = np.linalg.lstsq(normal, (W @ weighted).T, rcond=None)[0]
     else:
-        right = blockwise(np, W, _inverse(B, inputs)).T
-    C: Array = blockwise(np, right, _inverse(D, out)).T
+        right = blockwise(NUMPY, W, _inverse(B, inputs)).T
+    C: Array = blockwise(NUMPY, right, _inverse(D, out)).T
     if problem.importance is None:
         return C
     return descend(
         _weigher(problem),
         W,
         lambda C: _dense(B, C, D, W.shape),
-        lambda E: blockwise(np, blockwise(np, E, B).T, D).T,
+        lambda E: blockwise(NUMPY, blockwise(NUMPY, E, B).T, D).T,
         C,
         STEPS,
     )
@@ -61,10 +62,10 @@ def learn(
     last, turned = 0.0, W
     for _ in range(SWEEPS):
         B, _ = _leading(turned, blocks[1], reduced[1], shared)
-        D, energy = _leading(blockwise(np, W, B).T, blocks[0], reduced[0], shared)
+        D, energy = _leading(blockwise(NUMPY, W, B).T, blocks[0], reduced[0], shared)
         if energy <= last * (1 + LEAST_GAIN):
             break
-        last, turned = energy, blockwise(np, W.T, D).T
+        last, turned = energy, blockwise(NUMPY, W.T, D).T
     short = shared and (W.shape[0] % blocks[0] or W.shape[1] % blocks[1])
     if isinstance(problem.metric, Frobenius) and not short:
         return B, D
@@ -72,9 +73,9 @@ def learn(
     C = between(W, problem, B, D)
     last = problem.metric.squares(W - _dense(B, C, D, W.shape), 0)
     for _ in range(SWEEPS):
-        left = blockwise(np, C.T, swap(D))[:, : len(W)].T
+        left = blockwise(NUMPY, C.T, swap(D))[:, : len(W)].T
         B = _side(weigh, W, left, B)
-        right = blockwise(np, C, swap(B))[:, : W.shape[1]].T
+        right = blockwise(NUMPY, C, swap(B))[:, : W.shape[1]].T
         D = _side(lambda E: weigh(E.T).T, W.T, right, D)
         B, D = np.linalg.qr(B)[0], np.linalg.qr(D)[0]
         C = between(W, problem, B, D)
@@ -85,7 +86,7 @@ def learn(
     return B, D
 
 
-def blockwise(xp: Any, x: Any, M: Any) -> Any:
+def blockwise(xp: ArrayNamespace, x: Any, M: Any) -> Any:
     """``(batch, n · b) → (batch, n · r)``: blocks of x, the last filled with zeros, each times M.
 
     M is (1 or n, b, r).
@@ -93,11 +94,12 @@ def blockwise(xp: Any, x: Any, M: Any) -> Any:
     (batch, length), (groups, b, r) = x.shape, M.shape
     n = -(-length // b)
     if n * b > length:
-        x = xp.concatenate([x, xp.zeros_like(x[:, : n * b - length])], 1)
+        x = xp.concat([x, xp.zeros_like(x[:, : n * b - length])], axis=1)
     if groups == 1:
-        return xp.reshape(xp.matmul(xp.reshape(x, (batch * n, b)), M[0]), (batch, n * r))
-    parts = xp.matmul(xp.transpose(xp.reshape(x, (batch, n, b)), (1, 0, 2)), M)
-    return xp.reshape(xp.transpose(parts, (1, 0, 2)), (batch, n * r))
+        parts = xp.matmul(xp.reshape(x, (batch * n, b)), xp.reshape(M, (b, r)))
+        return xp.reshape(parts, (batch, n * r))
+    parts = xp.matmul(xp.permute_dims(xp.reshape(x, (batch, n, b)), (1, 0, 2)), M)
+    return xp.reshape(xp.permute_dims(parts, (1, 0, 2)), (batch, n * r))
 
 
 def swap(M: Array) -> Array:
@@ -127,7 +129,7 @@ def _side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) 
         return found.sum(axis=0, keepdims=True) if len(start) == 1 else found
 
     def apply(M: Array) -> Array:
-        product: Array = blockwise(np, left, swap(M))
+        product: Array = blockwise(NUMPY, left, swap(M))
         return product[:, : W.shape[1]]
 
     return descend(weigh, W, apply, adjoint, start, SIDE_STEPS)
@@ -145,8 +147,8 @@ def _weigher(problem: Problem) -> Callable[[Array], Array]:
 
 
 def _dense(B: Array, C: Array, D: Array, shape: tuple[int, int]) -> Array:
-    right = blockwise(np, C, swap(B))[:, : shape[1]]
-    result: Array = blockwise(np, right.T, swap(D))[:, : shape[0]].T
+    right = blockwise(NUMPY, C, swap(B))[:, : shape[1]]
+    result: Array = blockwise(NUMPY, right.T, swap(D))[:, : shape[0]].T
     return result
 
 

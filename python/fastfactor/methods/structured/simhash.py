@@ -26,6 +26,7 @@ from ..base import (
     into,
     narrowed,
 )
+from ..forward import ArrayNamespace, constant, transpose
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
 
@@ -100,13 +101,13 @@ class SimhashFactors(Factors):
         y *= self._constant
         return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         scale = tensors["scale"] * self._constant
-        projection, signs = (xp.asarray(array) for array in self._dense)
+        projection, signs = (constant(xp, array, x) for array in self._dense)
         if self.axis == 0:
-            hashes = xp.matmul(x * scale, xp.transpose(signs))
-            return xp.matmul(hashes, xp.transpose(projection))
-        return xp.matmul(xp.matmul(x, projection), xp.transpose(signs)) * scale
+            hashes = xp.matmul(x * scale, transpose(xp, signs))
+            return xp.matmul(hashes, transpose(xp, projection))
+        return xp.matmul(xp.matmul(x, projection), transpose(xp, signs)) * scale
 
     @classmethod
     def from_tensors(

@@ -92,12 +92,15 @@ void pack_row(const std::uint8_t* codes, index n, int n_bits, std::uint8_t* pack
 
 void pack_row(const std::uint32_t* codes, index n, int n_bits, std::uint8_t* packed) {
   std::uint64_t bits = 0;
-  int held = 0;
+  int held = 0;  // below 32 between codes
   for (index i = 0; i < n; ++i) {
     bits |= std::uint64_t(codes[i]) << held;
-    for (held += n_bits; held >= 8; held -= 8, bits >>= 8) *packed++ = std::uint8_t(bits);
+    held += n_bits;
+    if (held < 32) continue;
+    store_bytes(packed, bits, 4);
+    packed += 4, bits >>= 32, held -= 32;
   }
-  if (held > 0) *packed = std::uint8_t(bits);
+  store_bytes(packed, bits, ceil_div(held, 8));
 }
 
 template <class Code>
@@ -105,8 +108,13 @@ void unpack_row(const std::uint8_t* packed, index n, int n_bits, Code* codes) {
   const std::uint64_t mask = (std::uint64_t(1) << n_bits) - 1;
   std::uint64_t bits = 0;
   int held = 0;
+  index left = bytes_of(n, n_bits);
   for (index i = 0; i < n; ++i) {
-    for (; held < n_bits; held += 8) bits |= std::uint64_t(*packed++) << held;
+    if (held < n_bits) {
+      const index count = std::min<index>(left, 4);
+      bits |= (count == 4 ? load_bytes(packed, 4) : load_bytes(packed, count)) << held;
+      packed += count, left -= count, held += 32;
+    }
     codes[i] = Code(bits & mask);
     bits >>= n_bits, held -= n_bits;
   }

@@ -59,7 +59,12 @@ FillerCounts count_fillers(const std::int64_t* positions, index n, bool escape, 
     FillerCounts counts{};
     for (index i = c * kChunk; i < chunk_end(c, n); ++i) {
       const std::int64_t zeros = skipped(positions, i);
-      for (int b = 1; b <= kMaxGapBits; ++b) counts[b] += bridges(zeros, b, escape);
+      // Wider fields have none either once one has none.
+      for (int b = 1; b <= kMaxGapBits; ++b) {
+        const std::int64_t n_bridges = bridges(zeros, b, escape);
+        if (n_bridges == 0) break;
+        counts[b] += n_bridges;
+      }
     }
     partial[c] = counts;
   });

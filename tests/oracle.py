@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
+def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, criterion="correlation"):
     """The atoms of one row in the order in which they are taken, and their coefficients.
 
     Scores within 1e-11 of each other count as equal, and the lowest index wins.
@@ -18,7 +18,7 @@ def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
         if residual @ residual <= 1e-26 * (x @ x):
             break
         scores = ols_scores(residual, dictionary, chosen)
-        if selection == "omp":
+        if criterion == "correlation":
             scores = np.abs(dictionary @ residual)
         atom = int(np.argmax(scores >= scores.max() * (1 - 1e-11)))
         if depends(dictionary, chosen, atom):
@@ -28,11 +28,11 @@ def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
     return chosen, coefficients
 
 
-def omp_codes(X, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
+def omp_codes(X, dictionary, n_nonzero_coefs, *, tol=None, criterion="correlation"):
     """`omp_path` of every row, dense: (n_samples, n_atoms)."""
     codes = np.zeros((len(X), len(dictionary)))
     for row, x in zip(codes, X, strict=True):
-        atoms, coefficients = omp_path(x, dictionary, n_nonzero_coefs, tol=tol, selection=selection)
+        atoms, coefficients = omp_path(x, dictionary, n_nonzero_coefs, tol=tol, criterion=criterion)
         row[atoms] = coefficients
     return codes
 
@@ -204,14 +204,14 @@ def spmm(data, indices, indptr, shape, B):
     return out
 
 
-def prune(W, sparsity, scope="global", pool="max"):
+def prune(W, sparsity, *, scope="global", block_shape=None, pool="square"):
     """What is kept, by a stable sort of all magnitudes, and the least magnitude among it."""
     if scope == "row":
         masks, thresholds = zip(*(prune(row, sparsity) for row in W), strict=True)
         return np.array(masks), np.array(thresholds, W.dtype)
-    if scope != "global":
-        kept, threshold = prune(block_scores(W, scope, pool), sparsity)
-        mask = kept.repeat(scope[0], axis=0).repeat(scope[1], axis=1)
+    if block_shape is not None:
+        kept, threshold = prune(block_scores(W, block_shape, pool), sparsity)
+        mask = kept.repeat(block_shape[0], axis=0).repeat(block_shape[1], axis=1)
         return mask[: W.shape[0], : W.shape[1]], threshold
     magnitudes = np.abs(np.asarray(W, np.float64)).ravel()
     n_kept = magnitudes.size - round(sparsity * magnitudes.size)
@@ -222,16 +222,17 @@ def prune(W, sparsity, scope="global", pool="max"):
 
 
 def block_scores(W, block, pool):
-    """Largest or mean magnitude of each block, block by block."""
+    """Root mean square, largest or mean magnitude of each block, block by block."""
     magnitudes = np.abs(np.asarray(W, np.float64))
-    pooled = {"max": np.max, "mean": np.mean}[pool]
+    pools = {"square": lambda x: np.sqrt(np.mean(x**2)), "max": np.max, "mean": np.mean}
+    pooled = pools[pool]
     rows, cols = (range(0, length, step) for length, step in zip(W.shape, block, strict=True))
     return np.array(
         [[pooled(magnitudes[i : i + block[0], j : j + block[1]]) for j in cols] for i in rows]
     )
 
 
-def n_m(W, n, m):
+def nm_sparsity(W, n, m):
     """The n largest of every m, of equal ones the first."""
     magnitudes = np.abs(np.asarray(W, np.float64)).reshape(-1, m)
     order = np.argsort(-magnitudes, axis=1, kind="stable")

@@ -25,8 +25,6 @@ from ..base import (
     Size,
     Tensors,
     check_ids,
-    check_input,
-    into,
 )
 from ..forward import ArrayNamespace, constant, transpose
 from ..stored import stored_number, stored_tensor
@@ -36,7 +34,7 @@ from .outputs import OutputProblem, improve_outputs
 TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CodebookFactors(Factors):
     """Every ``vector_dim`` neighbours in a row are a vector of a table, or a sum of several.
 
@@ -62,23 +60,21 @@ class CodebookFactors(Factors):
         found = self._rows(check_ids(ids, self.shape[0]), n_threads)
         return found.astype(self.dtype, copy=False)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype != np.float64:
             return codebook_matmul(
                 x,
                 self.packed,
                 self.codebook,
                 group_size=self.group_size or None,
-                out=out,
                 n_threads=n_threads,
             )
         # The product from codes is float32's: float64 takes a few decoded rows at a time.
-        result = np.empty((*x.shape[:-1], self.shape[0]))
+        result = np.empty((len(x), self.shape[0]))
         for first in range(0, self.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, self.shape[0])
-            result[..., first:last] = x @ self._rows(np.arange(first, last), n_threads).T
-        return into(out, result)
+            result[:, first:last] = x @ self._rows(np.arange(first, last), n_threads).T
+        return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         vectors = xp.reshape(tensors["codebook"], (-1, self.packed.vector_dim))
@@ -162,7 +158,7 @@ class Codebook(Method):
         apart.
     vector_dim : int
         Neighbours in a row that a code stands for; divides the columns of W.
-    scope : {"global", "row"}
+    granularity : {"tensor", "row"}
         Who shares a table: the whole matrix, or each row by itself.
     group_size : int, optional
         Every so many columns have tables of their own; a multiple of ``vector_dim``, the last group
@@ -178,8 +174,8 @@ class Codebook(Method):
         How often vectors of one codebook, or scalars that are balanced, are clustered, each time
         from another start; the best counts. Of wordllama's embeddings, vectors of 8 in 8 bits, the
         error is 0.3295, 0.3292 and 0.3290 with 1, 2 and 3.
-    random_state : int, numpy Generator or RandomState, optional
-        Scalars that are not balanced need none.
+    random_state : int, Generator, RandomState or None
+        Seed of the starts. Scalars that are not balanced need none.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_bits``; all else stays as it is set.
 
@@ -232,7 +228,7 @@ class Codebook(Method):
 
     n_bits: int | None = None
     vector_dim: int = 1
-    scope: str = "global"
+    granularity: str = "tensor"
     group_size: int | None = None
     n_codebooks: int = 1
     balanced: bool = False
@@ -245,7 +241,7 @@ class Codebook(Method):
         if self.n_bits is not None:
             _checks.integer(self.n_bits, "n_bits", 1, MAX_CODE_BITS)
         _checks.integer(self.vector_dim, "vector_dim", 1)
-        _checks.choice(self.scope, "scope", ("global", "row"))
+        _checks.choice(self.granularity, "granularity", ("tensor", "row"))
         if self.group_size is not None:
             size = _checks.integer(self.group_size, "group_size", 1)
             if size % self.vector_dim:
@@ -328,7 +324,7 @@ class Codebook(Method):
                 f"vector_dim must divide the columns of W, {columns}, got {self.vector_dim}"
             )
         size = self.group_size or 0
-        by_row = self.scope == "row"
+        by_row = self.granularity == "row"
         return Sharing((rows, columns), self.vector_dim, by_row, size if size < columns else 0)
 
     def _table_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
+from ..._records import ArrayRecord
 from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode, gap_encode
 from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
@@ -20,8 +21,8 @@ from ..stored import stored_number, stored_tensor
 MAX_GAP_BITS = 16
 
 
-@dataclass(frozen=True, eq=False)
-class KeptPlaces:
+@dataclass(frozen=True, eq=False, repr=False)
+class KeptPlaces(ArrayRecord):
     """The places of a matrix, or its blocks, that are kept.
 
     Blocks are counted row by row; those at the lower and right edge hold what is left there.
@@ -61,9 +62,9 @@ class KeptPlaces:
         size = of_blocks.size
         ends = np.append(np.flatnonzero(of_blocks), size)
         coded = gap_encode(ends, size=size + 1, value_bits=0, escape=True)
-        if packed_nbytes(coded.gaps.size, coded.n_bits) < packed_nbytes(size, 1):
-            packed = _pack(coded.gaps, coded.n_bits)
-            return cls(packed, coded.n_bits, coded.gaps.size, block, shape)
+        if packed_nbytes(coded.gaps.size, coded.gap_bits) < packed_nbytes(size, 1):
+            packed = _pack(coded.gaps, coded.gap_bits)
+            return cls(packed, coded.gap_bits, coded.gaps.size, block, shape)
         return cls(pack_bits(of_blocks.reshape(-1), 1), 0, 0, block, shape)
 
     @staticmethod
@@ -173,15 +174,15 @@ def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
     return found.reshape(*ids.shape, matrix.shape[1])
 
 
-def _pack(gaps: Array, n_bits: int) -> Array:
-    if n_bits <= 8:
-        return pack_bits(gaps, n_bits)
-    return np.concatenate([(gaps & 0xFF).astype(np.uint8), pack_bits(gaps >> 8, n_bits - 8)])
+def _pack(gaps: Array, gap_bits: int) -> Array:
+    if gap_bits <= 8:
+        return pack_bits(gaps, gap_bits)
+    return np.concatenate([(gaps & 0xFF).astype(np.uint8), pack_bits(gaps >> 8, gap_bits - 8)])
 
 
-def _unpack(data: Array, n_bits: int, n_entries: int) -> Array:
-    if n_bits <= 8:
-        return unpack_bits(data, n_bits, n_entries)
-    high = unpack_bits(data[n_entries:], n_bits - 8, n_entries).astype(np.uint16)
+def _unpack(data: Array, gap_bits: int, n_entries: int) -> Array:
+    if gap_bits <= 8:
+        return unpack_bits(data, gap_bits, n_entries)
+    high = unpack_bits(data[n_entries:], gap_bits - 8, n_entries).astype(np.uint16)
     wide: Array = data[:n_entries] | high << np.uint16(8)
     return wide

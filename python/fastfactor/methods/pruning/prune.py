@@ -11,19 +11,24 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
-from ...kernels.selection import n_dropped, n_m_mask, prune_mask
+from ...kernels.selection import (
+    checked_block,
+    integer_pair,
+    n_dropped,
+    nm_sparsity_mask,
+    prune_mask,
+)
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
+from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_tensor
 from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
 
-MOST_LEVELS = 1 << 16
-POOLS = ("square", "max", "mean")
+MAX_LEVELS = 1 << 16
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PruneFactors(Factors):
     """The weights that are kept, and where.
 
@@ -44,9 +49,8 @@ class PruneFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
-        return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        return spmm(self._matrix, x.T, n_threads=n_threads).T
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         W = xp.take(with_zero(xp, tensors["values"]), constant(xp, self._dense_order, x), axis=0)
@@ -89,18 +93,20 @@ class Prune(Method):
     ----------
     sparsity : float, optional
         The share that is dropped, in [0, 1].
-    quality : float, optional
-        Instead: what is less than ``quality`` times the standard deviation is dropped, that of W or
-        with ``scope="row"`` of each row. Under an importance of both its roots times W.
-    n_m : (int, int), optional
+    std_multiple : float, optional
+        Instead: what is less than ``std_multiple`` times the standard deviation is dropped, that of
+        W or with ``scope="row"`` of each row. Under an importance of both its roots times W.
+    nm_sparsity : (int, int), optional
         Instead: of every m neighbours in a row the n of largest magnitude are kept; m divides the
         columns of W.
-    scope : {"global", "row"} or (int, int)
-        Who competes: all weights; those of each row; or blocks of so many rows and columns, which
-        are kept or dropped whole, and then take less to store.
+    scope : {"global", "row"}
+        Which weights compete: all of them, or those of each row.
+    block_shape : (int, int), optional
+        Rows and columns of blocks that are kept or dropped whole, and compete in place of weights.
+        Their places take less to store.
     pool : {"square", "max", "mean"}
-        What a block is judged by: its mean square, which gives the least error, its largest or its
-        mean magnitude.
+        What a block is judged by, as in :func:`fastfactor.prune_mask`: its mean square, which gives
+        the least error, or its largest or its mean magnitude.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``sparsity``: the fewest weights (of each row, blocks) for an
         error; for a ratio the most of them, or to 1/65536 of all.
@@ -139,16 +145,17 @@ class Prune(Method):
     """
 
     parameter: ClassVar[str] = "sparsity"
-    alternatives: ClassVar[tuple[str, ...]] = ("quality", "n_m")
+    alternatives: ClassVar[tuple[str, ...]] = ("std_multiple", "nm_sparsity")
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal})
     otherwise: ClassVar[str] = (
         "give importance, in every row the diagonal of the covariance, which is minimised"
     )
 
     sparsity: float | None = None
-    quality: float | None = None
-    n_m: tuple[int, int] | None = None
-    scope: str | tuple[int, int] = "global"
+    std_multiple: float | None = None
+    nm_sparsity: tuple[int, int] | None = None
+    scope: str = "global"
+    block_shape: tuple[int, int] | None = None
     pool: str = "square"
 
     def __post_init__(self) -> None:
@@ -157,25 +164,27 @@ class Prune(Method):
             share = _checks.nonnegative(self.sparsity, "sparsity")
             if share > 1:
                 raise ValueError(f"sparsity must be in [0, 1], got {self.sparsity!r}")
-        _checks.choice(self.pool, "pool", POOLS)
-        block = self._block()
-        if self.quality is not None:
-            _checks.nonnegative(self.quality, "quality")
-            if block is not None:
+        checked_block(self.scope, self.block_shape, self.pool)
+        for name in ("std_multiple", "nm_sparsity"):
+            if getattr(self, name) is not None and self.block_shape is not None:
                 raise ValueError(
-                    f"scope must be 'global' or 'row' where quality is given, got {self.scope!r}"
+                    f"block_shape must be None where {name} is given, got {self.block_shape!r}"
                 )
-        if self.n_m is not None:
-            n, m = _pair(self.n_m, "n_m", 1)
-            _checks.integer(n, "n_m[0]", 1, m)
+        if self.std_multiple is not None:
+            _checks.nonnegative(self.std_multiple, "std_multiple")
+        if self.nm_sparsity is not None:
+            n, m = integer_pair(self.nm_sparsity, "nm_sparsity")
+            _checks.integer(n, "nm_sparsity[0]", 1, m)
             if self.scope != "global":
-                raise ValueError(f"scope must be 'global' where n_m is given, got {self.scope!r}")
+                raise ValueError(
+                    f"scope must be 'global' where nm_sparsity is given, got {self.scope!r}"
+                )
 
     def _compress(self, problem: Problem) -> Factors:
         mask = self._mask(problem)
         return PruneFactors(
             values=problem.W[mask],
-            kept=KeptPlaces.from_mask(mask, self._block() or (1, 1)),
+            kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
             shape=problem.W.shape,
             dtype=problem.W.dtype,
         )
@@ -185,25 +194,25 @@ class Prune(Method):
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)
-        if self.quality is not None:
-            return _above(scores, self.quality, by_row=self.scope == "row")
-        if self.n_m is not None:
-            return n_m_mask(scores, *self.n_m, n_threads=problem.n_threads)
+        if self.std_multiple is not None:
+            return _above(scores, self.std_multiple, by_row=self.scope == "row")
+        if self.nm_sparsity is not None:
+            return nm_sparsity_mask(scores, *self.nm_sparsity, n_threads=problem.n_threads)
         assert self.sparsity is not None
-        pool = self.pool
-        if self._block() is not None and pool == "square":
-            scores, pool = _squares(scores), "mean"
-        elif pool == "square":
-            pool = "max"  # single weights are ranked the same by all
         return prune_mask(
-            scores, self.sparsity, scope=self.scope, pool=pool, n_threads=problem.n_threads
+            scores,
+            self.sparsity,
+            scope=self.scope,
+            block_shape=self.block_shape,
+            pool=self.pool,
+            n_threads=problem.n_threads,
         )
 
     def _levels(self, problem: Problem) -> Sequence[float]:
         rows, columns = problem.W.shape
         if self.scope == "row":
             return _Sparsities(columns if rows else 0)
-        height, width = self._block() or (1, 1)
+        height, width = self.block_shape or (1, 1)
         return _Sparsities(-(-rows // height) * -(-columns // width))
 
     def _size(self, problem: Problem) -> Size | None:
@@ -212,11 +221,11 @@ class Prune(Method):
 
     def _most(self, problem: Problem) -> tuple[int, int] | None:
         """The most weights that are kept, and the most bytes that their positions take."""
-        (rows, columns), (height, width) = problem.W.shape, self._block() or (1, 1)
+        (rows, columns), (height, width) = problem.W.shape, self.block_shape or (1, 1)
         n_blocks = -(-rows // height) * -(-columns // width)
-        if self.n_m is not None:
-            n_m_mask(problem.W[:0], *self.n_m)  # says where m does not fit
-            n_kept = problem.W.size // self.n_m[1] * self.n_m[0]
+        if self.nm_sparsity is not None:
+            nm_sparsity_mask(problem.W[:0], *self.nm_sparsity)  # says where m does not fit
+            n_kept = problem.W.size // self.nm_sparsity[1] * self.nm_sparsity[0]
         elif self.sparsity is None:
             return None
         elif self.scope == "row":
@@ -236,7 +245,7 @@ class Prune(Method):
         kept = max(n - int(may_go), 1)
         while True:
             factors: Factors = self._at(1 - kept / n)._compress(problem)
-            error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+            error = factors._error(problem.W, problem.metric, problem.n_threads)
             if error <= self._wanted_error() or kept == n:
                 return factors
             # Sums are rounded, and near ties ranked, in another order here.
@@ -248,7 +257,7 @@ class Prune(Method):
         costs *= costs
         if problem.importance is not None:
             costs *= problem.importance
-        block = self._block()
+        block = self.block_shape
         if block is None:
             costs = costs.reshape(len(costs) if self.scope == "row" else 1, -1)
             costs.sort(axis=1)
@@ -262,12 +271,6 @@ class Prune(Method):
         order = np.argsort(scores, axis=None)
         return np.cumsum(_of_blocks(costs, block, np.add).reshape(-1)[order])
 
-    def _block(self) -> tuple[int, int] | None:
-        if isinstance(self.scope, str):
-            _checks.choice(self.scope, "scope", ("global", "row"))
-            return None
-        return _pair(self.scope, "scope", 1)
-
 
 class _Sparsities(Sequence[float]):
     """From one of n kept to all of them, in steps of one, or as many as are worth the search."""
@@ -276,7 +279,7 @@ class _Sparsities(Sequence[float]):
         self.n = n
 
     def __len__(self) -> int:
-        return min(self.n, MOST_LEVELS)
+        return min(self.n, MAX_LEVELS)
 
     def __getitem__(self, index: Any) -> Any:
         kept = -(-(index + 1) * self.n // len(self))
@@ -293,14 +296,6 @@ def _weighted(W: Array, importance: Array) -> Array:
     return scores
 
 
-def _squares(scores: Array) -> Array:
-    """Over the largest, so that they stay in range."""
-    wide = np.abs(scores.astype(_checks.result_dtype(scores), copy=False))
-    top = wide.max(initial=0)
-    squares: Array = np.square(wide / (top if top > 0 else 1))
-    return squares
-
-
 def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
     """Sums or maxima of blocks, those at the edges of what is left there."""
     for axis in (0, 1):
@@ -308,20 +303,10 @@ def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
     return array
 
 
-def _above(scores: Array, quality: float, *, by_row: bool) -> Array:
+def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
     wide = scores.astype(np.float64)
     if wide.size == 0:
         return np.zeros(scores.shape, np.bool_)
     deviation = wide.std(axis=1, keepdims=True) if by_row else wide.std()
-    above: Array = np.abs(wide) >= quality * deviation
+    above: Array = np.abs(wide) >= std_multiple * deviation
     return above
-
-
-def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        words = "'global', 'row' or " if name == "scope" else ""
-        raise TypeError(f"{name} must be {words}a pair of integers, got {value!r}")
-    return (
-        _checks.integer(value[0], f"{name}[0]", low),
-        _checks.integer(value[1], f"{name}[1]", low),
-    )

@@ -18,7 +18,7 @@ from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.scalar_clustering import kmeans1d
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
+from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
 from ..codebook.method import TABLE_DTYPES, check_range, table_dtype
 from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_number, stored_tensor
@@ -26,7 +26,7 @@ from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
 from .prune import Prune
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PruneCodebookFactors(Factors):
     """Codes of the weights that are kept, where these are, and what the codes mean.
 
@@ -52,11 +52,10 @@ class PruneCodebookFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype == np.float64:  # the product from codes is float32's
-            return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
-        return sparse_codebook_matmul(self.sparse_codes, x, out=out, n_threads=n_threads)
+            return spmm(self._matrix, x.T, n_threads=n_threads).T
+        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         # What is not kept has a zero of its own: training may move the table's.
@@ -101,7 +100,7 @@ class PruneCodebookFactors(Factors):
         weights = np.ones(codes.size, np.bool_)
         weights[coded.fillers] = False
         codes[weights] = self._labels(places.size)
-        return SparseCodes(codes, coded.gaps, coded.n_bits, self.codebook, self.shape)
+        return SparseCodes(codes, coded.gaps, coded.gap_bits, self.codebook, self.shape)
 
     def _labels(self, n_kept: int) -> Array:
         return unpack_bits(self.codes, self.n_bits, n_kept)
@@ -125,7 +124,7 @@ class PruneCodebook(Prune):
 
     Parameters
     ----------
-    sparsity, quality, n_m, scope, pool
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
         What is kept, as in :class:`Prune`.
     n_bits : int
         Bits of a code, 1 to 8. Of the table's 2**n_bits values one is zero.
@@ -178,7 +177,7 @@ class PruneCodebook(Prune):
         return PruneCodebookFactors(
             codes=pack_bits(labels, self.n_bits, n_threads=problem.n_threads),
             codebook=codebook,
-            kept=KeptPlaces.from_mask(mask, self._block() or (1, 1)),
+            kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
             n_bits=self.n_bits,
             shape=problem.W.shape,
             dtype=problem.W.dtype,

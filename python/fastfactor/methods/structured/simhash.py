@@ -22,8 +22,6 @@ from ..base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from ..forward import ArrayNamespace, constant, transpose
@@ -36,7 +34,7 @@ ROWS_AT_ONCE = 256
 SCALES = ("least_squares", "norm")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SimhashFactors(Factors):
     """``W ≈ c R S D`` where columns are hashed, ``W ≈ c D S Rᵀ`` where rows are.
 
@@ -84,22 +82,21 @@ class SimhashFactors(Factors):
             found *= self._wide[flat, None] * self._constant
         return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         dtype = _checks.result_dtype(x, self._wide)
-        batch = np.atleast_2d(x.astype(dtype, copy=False))
+        x = x.astype(dtype, copy=False)
         if self.axis == 0:
-            hashes = self._by_signs(batch * self._wide, n_threads)
-            y = np.zeros((len(batch), self.shape[0]), dtype)
+            hashes = self._by_signs(x * self._wide, n_threads)
+            y = np.zeros((len(x), self.shape[0]), dtype)
             for part, tile in self._tiles():
                 y += hashes[:, part] @ tile.T
         else:
-            hashes = np.empty((len(batch), self.n_hashes), dtype)
+            hashes = np.empty((len(x), self.n_hashes), dtype)
             for part, tile in self._tiles():
-                hashes[:, part] = batch @ tile
+                hashes[:, part] = x @ tile
             y = self._by_signs(hashes, n_threads) * self._wide
         y *= self._constant
-        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+        return y
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         scale = tensors["scale"] * self._constant
@@ -218,7 +215,7 @@ class Simhash(Method):
     scale : {"least_squares", "norm"}
         The scale of each column: the one of least error, or the published one, which keeps the
         column's length.
-    random_state : None, int, Generator or RandomState
+    random_state : int, Generator, RandomState or None
         The seed of R, which is stored in place of it.
 
     Raises
@@ -265,8 +262,6 @@ class Simhash(Method):
             _checks.integer(self.n_hashes, "n_hashes", 1)
         _checks.integer(self.axis, "axis", 0, 1)
         _checks.choice(self.scale, "scale", SCALES)
-        # One seed for all that these settings try, and one that can be stored.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> SimhashFactors:
         if self.scale == "norm" and not isinstance(problem.metric, Frobenius):
@@ -332,7 +327,7 @@ class Simhash(Method):
         last = 1
         while last < most:
             factors = self._at(last)._compress(problem)
-            error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+            error = factors._error(problem.W, problem.metric, problem.n_threads)
             if error <= self.max_error:
                 break
             last = min(2 * last, most)

@@ -6,7 +6,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, n_m_mask, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneFactors
-from fastfactor.methods.pruning.prune.kept_places import GAP_BITS, KeptPlaces
+from fastfactor.methods.pruning.kept_places import GAP_BITS, KeptPlaces
 from fastfactor.metrics import Diagonal
 
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.base import Factors
-from .container import cooked, opened, read_header
-from .index import PLAIN, Entry, Path, Value, matrix_shape, plain_entry, read_index
+from ..methods.base import Factors, matrix_shape
+from .container import cooked, opened
+from .forms import read_header
+from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
 
 
 def open_store(path: Path) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -455,6 +456,11 @@ class Method(ABC):
 def _unseen(shape: tuple[int, ...], dtype: Any) -> Problem:
     """A matrix of which only shape and dtype are known: one zero, which takes no more memory."""
     return Problem(check_matrix(np.broadcast_to(np.zeros((), dtype), shape)), Frobenius(), None)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (shape[0], all else): how a tensor of any shape is compressed."""
+    return shape[0], math.prod(shape[1:])
 
 
 def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:

@@ -173,7 +173,7 @@ class Prune(Method):
                 raise ValueError(f"scope must be 'global' where n_m is given, got {self.scope!r}")
 
     def _compress(self, problem: Problem) -> Factors:
-        mask = self._mask(problem)
+        mask = self.mask_of(problem)
         return PruneFactors(
             values=problem.W[mask],
             kept=KeptPlaces.from_mask(mask, self._block() or (1, 1)),
@@ -181,8 +181,8 @@ class Prune(Method):
             dtype=problem.W.dtype,
         )
 
-    def _mask(self, problem: Problem) -> Array:
-        """bool of W's shape: what is kept."""
+    def mask_of(self, problem: Problem) -> Array:
+        """Return what is kept, a bool array of W's shape, for given sparsity, quality or n_m."""
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)

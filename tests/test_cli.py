@@ -312,8 +312,7 @@ def test_compressed_files_are_not_compressed_again(model, tmp_path):
         refused = invoke("compress", path, tmp_path / "out.safetensors", *method)
         assert "got one that is; decompress it first" in str(refused.exception)
         assert invoke("inspect", path).exit_code == 0
-    refused = invoke("compare", model, tmp_path / "network.safetensors")
-    assert "decompress it first" in str(refused.exception)
+        assert invoke("compare", path, path).exit_code == 0
 
 
 def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def compress(
         with progress_bar("drawing") as progress:
             save_figures(report, figures, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
-    if not compact:
+    if not compact and not as_json:
         _hint_at_compact(report)
 
 
@@ -250,16 +250,13 @@ def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _hint_at_compact(report: Report) -> None:
-    """Say on standard error that much of a file is its header."""
+    """Say that much of a file is its header, where it is."""
     nbytes = report.file_bytes_after
     if nbytes is None:
         return
     header = nbytes - sum(row.bytes_after or 0 for row in report.rows)
     if header > HEADER_SHARE * nbytes:
-        typer.echo(
-            f"The header takes {header:,} of {nbytes:,} bytes; --compact makes it smaller.",
-            err=True,
-        )
+        typer.echo(f"The header takes {header:,} of {nbytes:,} bytes; --compact makes it smaller.")
 
 
 def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def rarer_forms():
             coded.compress(W.astype(np.float32)),
         ],
     )
-    counted = Dictionary(piece_error=0.1, piece=8, n_atoms=8, max_iter=3)
+    counted = Dictionary(block_error=0.1, block_size=8, n_atoms=8, max_iter=3)
     yield "dictionary_counts", [counted.compress(turned[:64])]
 
 

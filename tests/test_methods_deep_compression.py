@@ -11,7 +11,6 @@ from fastfactor.methods import (
     Prune,
     PruneCodebook,
 )
-from fastfactor.metrics import Diagonal
 
 
 class TestDeepCompression(MethodContract):
@@ -26,7 +25,9 @@ class TestDeepCompression(MethodContract):
 
 
 @pytest.mark.parametrize("init", ["linear", "density", "random", "exact"])
-@pytest.mark.parametrize("goal", [{"sparsity": 0.8}, {"quality": 1.0}, {"n_m": (1, 4)}])
+@pytest.mark.parametrize(
+    "goal", [{"sparsity": 0.8}, {"std_multiple": 1.0}, {"nm_sparsity": (1, 4)}]
+)
 def test_it_is_the_three_stages_one_after_the_other(rng, init, goal):
     W = rng.standard_normal((30, 40)).astype(np.float32)
     factors = DeepCompression(n_bits=4, init=init, **goal).compress(W)
@@ -49,7 +50,7 @@ def test_importance_decides_what_stays_and_weighs_the_values(rng):
     np.testing.assert_array_equal(factors.to_dense(), shared.to_dense())
     lost = np.sum(importance * (W - shared.to_dense().astype(np.float64)) ** 2)
     expected = lost / np.sum(importance * W.astype(np.float64) ** 2)
-    assert factors.error(W, metric=Diagonal(importance)) == pytest.approx(expected, rel=1e-5)
+    assert factors.error(W, importance=importance) == pytest.approx(expected, rel=1e-5)
 
 
 def test_all_that_stays_may_count_for_nothing():
@@ -114,7 +115,10 @@ def test_settings_are_checked(rng):
         ({"gap_bits": 0}, r"gap_bits must be in \[1, 16\], got 0"),
         ({"init": "best"}, "init must be one of"),
         ({"codebook_dtype": "float64"}, "codebook_dtype must be one of"),
-        ({"quality": 0.5}, "one of sparsity, quality, n_m, ratio, max_error must be given"),
+        (
+            {"std_multiple": 0.5},
+            "one of sparsity, std_multiple, nm_sparsity, ratio, max_error must be given",
+        ),
         ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):

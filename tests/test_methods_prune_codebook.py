@@ -6,7 +6,6 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, kmeans1d, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneCodebookFactors
-from fastfactor.metrics import Diagonal
 
 
 class TestPruneCodebook(MethodContract):
@@ -76,15 +75,15 @@ def test_values_minimise_the_weighted_error(rng):
     best = kmeans1d(W[mask], 4, sample_weight=importance[mask], fixed=[0]).inertia
     lost = best + np.sum((importance * W**2)[~mask])
     total = np.sum(importance * W.astype(np.float64) ** 2)
-    error = factors.error(W, metric=Diagonal(importance))
+    error = factors.error(W, importance=importance)
     assert error == pytest.approx(lost / total, rel=1e-4)
 
 
 def test_other_ways_to_prune(rng):
     W = rng.standard_normal((20, 40)).astype(np.float32)
-    halves = PruneCodebook(n_m=(2, 4), n_bits=6).compress(W).to_dense()
+    halves = PruneCodebook(nm_sparsity=(2, 4), n_bits=6).compress(W).to_dense()
     assert (np.count_nonzero(halves.reshape(-1, 4), axis=1) == 2).all()
-    above = PruneCodebook(quality=1.0, n_bits=6).compress(W).to_dense()
+    above = PruneCodebook(std_multiple=1.0, n_bits=6).compress(W).to_dense()
     np.testing.assert_array_equal(above != 0, np.abs(W) >= W.astype(np.float64).std())
 
 

@@ -15,12 +15,11 @@ from fastfactor.methods import (
     Simhash,
 )
 from fastfactor.methods.base import narrowed
-from fastfactor.metrics import Covariance
 
 METHODS = (
     BlockDiagonal(n_blocks=2),
-    BlockProjection(factor=2, block_in=5, block_out=5),
-    BlockProjection(factor=2, block_in=5, block_out=5, learned=True),
+    BlockProjection(reduction=2, block_in=5, block_out=5),
+    BlockProjection(reduction=2, block_in=5, block_out=5, learned=True),
     LowRank(rank=2),
     Simhash(n_hashes=33),
     Simhash(n_hashes=33, axis=1),
@@ -85,9 +84,10 @@ def test_codes_for_outputs_of_large_weights(rng, dtype, vector_dim):
     x = rng.standard_normal((10, 1))
     method = Codebook(n_bits=2, vector_dim=vector_dim, scope="row")
     for covariance in (x @ x.T, np.eye(10) + x @ x.T):
-        metric = Covariance(covariance)
-        error = method.compress(W, input_covariance=covariance).error(W, metric=metric)
-        assert error <= method.compress(W).error(W, metric=metric)
+        error = method.compress(W, input_covariance=covariance).error(
+            W, input_covariance=covariance
+        )
+        assert error <= method.compress(W).error(W, input_covariance=covariance)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])

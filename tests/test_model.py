@@ -13,7 +13,6 @@ import pytest
 from fastfactor import CorruptDataError, compare_files, compress_file, decompress_file, store
 from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.methods import Codebook, LowRank
-from fastfactor.metrics import Covariance, Diagonal
 from fastfactor.models.inspect import inspect_file
 from models import FLOATS, RECIPE, same, saved, shard
 from safetensors.numpy import load_file, save_file
@@ -169,11 +168,11 @@ EVERY_METHOD = [
     {"method": "low_rank", "rank": 7},
     {"method": "low_rank", "ratio": 3},
     {"method": "prune", "sparsity": 0.8},
-    {"method": "prune", "n_m": [1, 4]},
+    {"method": "prune", "nm_sparsity": [1, 4]},
     {"method": "prune_codebook", "sparsity": 0.8},
     {"method": "simhash", "n_hashes": 65},
     {"method": "block_diagonal", "n_blocks": 4},
-    {"method": "block_projection", "factor": 2},
+    {"method": "block_projection", "reduction": 2},
     {"method": "mixed_block", "rank": 3},
     {"method": "dictionary", "n_nonzero_coefs": 2},
     {"method": "entropy_coded", "bits_per_weight": 3},
@@ -224,7 +223,7 @@ def test_a_dry_run_says_which_sizes_it_does_not_know(model, tmp_path):
     "rule",
     [
         {"method": "codebook", "vector_dim": 7},
-        {"method": "dictionary", "piece": 7},
+        {"method": "dictionary", "block_size": 7},
         {"method": "mixed_block", "block_shape": [7, 7]},
     ],
     ids=lambda rule: rule["method"],
@@ -291,9 +290,9 @@ def test_importance_is_minimised_and_is_what_the_error_weighs(model, tmp_path, r
             W, weights = (t[name].reshape(len(t[name]), -1) for t in (tensors, importance))
             expected = Codebook(n_bits=4).compress(W, importance=weights)
             assert same(opened[name].to_dense(), expected.to_dense())
-            error = expected.error(W, metric=Diagonal(weights))
+            error = expected.error(W, importance=weights)
             assert rows[name].relative_error == error
-            assert error < Codebook(n_bits=4).compress(W).error(W, metric=Diagonal(weights))
+            assert error < Codebook(n_bits=4).compress(W).error(W, importance=weights)
 
 
 def covariance(rng, n):
@@ -313,9 +312,9 @@ def test_an_input_covariance_is_minimised_and_is_what_the_error_counts(model, tm
             W = tensors[name].reshape(len(tensors[name]), -1)
             expected = Codebook(n_bits=4).compress(W, input_covariance=of_inputs)
             assert same(opened[name].to_dense(), expected.to_dense())
-            error = expected.error(W, metric=Covariance(of_inputs))
+            error = expected.error(W, input_covariance=of_inputs)
             assert (rows[name].relative_error, rows[name].metric) == (error, "input_covariance")
-            assert error < Codebook(n_bits=4).compress(W).error(W, metric=Covariance(of_inputs))
+            assert error < Codebook(n_bits=4).compress(W).error(W, input_covariance=of_inputs)
     # What it has not is compressed as ever, and says so.
     assert rows["fc.float32"].metric == "squares"
     assert rows["bias"].metric is None
@@ -446,7 +445,9 @@ def test_comparing_gives_the_errors_of_the_report(model, tmp_path):
     assert not found.equal
     assert found.largest_error == max(r.relative_error for r in found.rows)
     decompress_file(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
-    assert compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors").equal
+    same = compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
+    assert same.equal
+    assert repr(same) == f"Comparison({same.table().title}: {same.table().summary})"
 
 
 def test_comparing_says_what_cannot_be_compared(tmp_path):

@@ -16,13 +16,14 @@ from fastfactor import compress_file
 from fastfactor.figures import data as figure_data
 from fastfactor.figures.draw import save_figures
 from fastfactor.methods import Codebook, LowRank
-from fastfactor.metrics import Covariance, Diagonal, Frobenius
 from fastfactor.models.report import Report, Table, TensorRow
 from safetensors.numpy import save_file
 
 ROWS = (
     TensorRow("fc.weight", (8, 4), "float32", "codebook", {"n_bits": 2}, "", 128, 24, 0.0123, 0.25),
-    TensorRow("conv", (2, 4, 1, 2), "float16", "prune", {"n_m": (2, 4)}, "", 32, 20, 0.5, None),
+    TensorRow(
+        "conv", (2, 4, 1, 2), "float16", "prune", {"nm_sparsity": (2, 4)}, "", 32, 20, 0.5, None
+    ),
     TensorRow("bias", (8,), "float32", "keep", {}, "not a matrix", 32, 32, None, 0.0),
     TensorRow("empty", (0, 3), "float32", "keep", {}, "a side of 0", 0, 0, None, 0.0),
 )
@@ -47,7 +48,7 @@ def test_json_holds_every_row_and_the_totals():
     rows = content.pop("rows")
     assert content == REPORT.totals()
     assert rows == [json.loads(json.dumps(row.record())) for row in ROWS]
-    assert rows[1]["settings"] == {"n_m": [2, 4]}
+    assert rows[1]["settings"] == {"nm_sparsity": [2, 4]}
 
 
 def test_csv_holds_every_row():
@@ -55,7 +56,7 @@ def test_csv_holds_every_row():
     assert [row["name"] for row in rows] == [row.name for row in ROWS]
     assert set(rows[0]) == set(ROWS[0].record())
     assert json.loads(rows[1]["shape"]) == [2, 4, 1, 2]
-    assert json.loads(rows[1]["settings"]) == {"n_m": [2, 4]}
+    assert json.loads(rows[1]["settings"]) == {"nm_sparsity": [2, 4]}
     assert (rows[2]["relative_error"], rows[1]["seconds"]) == ("", "")
     assert float(rows[0]["relative_error"]) == 0.0123
 
@@ -279,11 +280,11 @@ def test_curves_are_under_the_metric_of_the_run(tmp_path, rng):
         "b": Codebook(n_bits=2).compress(W[::2], input_covariance=x.T @ x),
         "c": Codebook(n_bits=2).compress(W[::2]),
     }
-    metrics = {"a": Diagonal(importance), "b": Covariance(x.T @ x), "c": Frobenius()}
+    weights = {"a": {"importance": importance}, "b": {"input_covariance": x.T @ x}, "c": {}}
     for row in report.rows:
         curve = figure_data.curve_of(report, row, None)
         factors = expected[row.name]
-        assert curve.chosen[1] == factors.error(W[::2], metric=metrics[row.name])
+        assert curve.chosen[1] == factors.error(W[::2], **weights[row.name])
     assert "curves" in [path.stem for path in save_figures(report, tmp_path / "figs")]
 
 
@@ -307,3 +308,8 @@ def test_without_matplotlib_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'fastfactor\[figures\]'"):
         need_matplotlib()
+
+
+def test_representations_are_a_line():
+    assert repr(REPORT) == f"Report(in.st → out.st: {REPORT.table().summary})"
+    assert repr(REPORT.table()) == f"Table(in.st → out.st: {REPORT.table().summary})"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from .._checks import Array
 from ..errors import CorruptDataError
@@ -257,6 +257,9 @@ class Writer:
             for name in places:
                 self._copy(self._pieces[name], rest)
         self._end_files(keep=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Writer must not be copied or pickled, as it holds an open file")
 
     def __enter__(self) -> Writer:
         return self

@@ -14,7 +14,7 @@ from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
-from ..base import Config, Factors, check_ids, check_input, into
+from ..base import Config, Factors, check_ids
 from ..pruning.kept_places import csr_rows
 from ..stored import stored_number, stored_tensor
 from .stages import CODEBOOK_DTYPES
@@ -96,7 +96,7 @@ class LayerSizes:
         }
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class DeepCompressionFactors(Factors):
     """Codes of the weights that are kept, gaps from one to the next, and what the codes mean.
 
@@ -132,11 +132,10 @@ class DeepCompressionFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype == np.float64:  # the product from codes is float32's
-            return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
-        return sparse_codebook_matmul(self.sparse_codes, x, out=out, n_threads=n_threads)
+            return spmm(self._matrix, x.T, n_threads=n_threads).T
+        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         labels, mask = self.labels()

@@ -19,7 +19,7 @@ class DeepCompression(Prune):
 
     Parameters
     ----------
-    sparsity, quality, n_m, scope, pool
+    sparsity, std_multiple, nm_sparsity, scope, pool
         What is kept, as in :class:`Prune`; of that, weights that are zero already are not.
     n_bits : int
         Bits of a code, 1 to 8: 2**n_bits values, of which one is zero if anything is pruned.

@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
+from ..._records import ArrayRecord
 from ...kernels.scalar_clustering import kmeans1d
 from ...metrics import Diagonal, Frobenius, Metric
 from ..base import Problem, matrix_shape
@@ -23,7 +24,7 @@ def prune(
     W: Any,
     *,
     sparsity: float | None = None,
-    quality: float | None = None,
+    std_multiple: float | None = None,
     importance: Any = None,
     n_threads: int | None = None,
 ) -> Array:
@@ -35,7 +36,7 @@ def prune(
         Finite floats.
     sparsity : float, optional
         The share to drop, in [0, 1]: of least magnitude, an exact number of them.
-    quality : float, optional
+    std_multiple : float, optional
         Drop what is smaller than this many standard deviations of the layer's weights. One of the
         two is given.
     importance : array of W's shape, optional
@@ -63,13 +64,13 @@ def prune(
     >>> import numpy as np
     >>> from fastfactor import deep_compression
     >>> W = np.array([[0.1, -3.0, 0.5, 2.0], [4.0, 0.2, -0.3, 1.0]], np.float32)
-    >>> deep_compression.prune(W, quality=0.5).astype(int)
+    >>> deep_compression.prune(W, std_multiple=0.5).astype(int)
     array([[0, 1, 0, 1],
            [1, 0, 0, 1]])
     """
-    if (sparsity is None) == (quality is None):
+    if (sparsity is None) == (std_multiple is None):
         raise ValueError(
-            f"one of sparsity and quality must be given, got {sparsity!r} and {quality!r}"
+            f"one of sparsity and std_multiple must be given, got {sparsity!r} and {std_multiple!r}"
         )
     W = _checked(W)
     matrix = W.reshape(matrix_shape(W.shape))
@@ -77,12 +78,12 @@ def prune(
     if importance is not None:
         # In float64: the roots of small importances count too.
         metric = Diagonal(_importance(importance, W).reshape(matrix.shape))
-    settings = Prune(sparsity=sparsity, quality=quality)
+    settings = Prune(sparsity=sparsity, std_multiple=std_multiple)
     return settings.mask_of(Problem(matrix, metric, n_threads)).reshape(W.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class SharedWeights:
+@dataclass(frozen=True, eq=False, repr=False)
+class SharedWeights(ArrayRecord):
     """What the second stage gives: every kept weight has one of few values.
 
     Attributes

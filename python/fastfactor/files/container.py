@@ -1,4 +1,4 @@
-"""The bytes of a stored file: a safetensors header with checksums in it, and files made whole.
+"""The bytes of a stored file: a safetensors header with checksums, and files made whole.
 
     8 bytes   length of the header, little-endian
     header    JSON: name → dtype, shape, place of each tensor; `__metadata__` → text by name

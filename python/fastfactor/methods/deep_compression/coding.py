@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,8 +68,14 @@ def encode(
     check_gap_bits(gap_bits)
     name = shared.codebook.dtype.name if dtype is None else np.dtype(dtype).name
     _checks.choice(name, "dtype", FLOAT_NAMES)
-    widths = _likely_widths(shared) if gap_bits is None else [gap_bits]
-    tried = [_streams(shared, width, n_threads) for width in widths]
+    kept = _Kept(
+        positions=np.flatnonzero(shared.mask),
+        codes=shared.labels[shared.mask],
+        n_weights=shared.mask.size,
+        code_bits=bits_for(shared.codebook.size),
+    )
+    widths = _likely_widths(kept) if gap_bits is None else [gap_bits]
+    tried = [_streams(kept, width, n_threads) for width in widths]
     best = min(range(len(widths)), key=lambda i: tried[i][0].size + tried[i][1].size)
     codes, gaps, n_entries = tried[best]
     return DeepCompressionFactors(
@@ -116,7 +122,7 @@ def decode(factors: DeepCompressionFactors) -> SharedWeights:
     """
     if not isinstance(factors, DeepCompressionFactors):
         raise TypeError(f"factors must be DeepCompressionFactors, got {type(factors).__name__}")
-    labels, mask = factors.labels()
+    labels, mask = factors.labels
     return SharedWeights(labels, factors.codebook[:, 0], mask)
 
 
@@ -138,34 +144,39 @@ def _packed_nbytes(n_kept: int, n_weights: int, code_bits: int, gap_bits: int) -
     return packed_nbytes(n_entries, code_bits) + packed_nbytes(n_entries, gap_bits)
 
 
-def _streams(
-    shared: SharedWeights, gap_bits: int, n_threads: int | None
-) -> tuple[Array, Array, int]:
+class _Kept(NamedTuple):
+    """The weights that are kept: where they are, and their codes."""
+
+    positions: Array
+    codes: Array
+    n_weights: int  # of all
+    code_bits: int
+
+
+def _streams(kept: _Kept, gap_bits: int, n_threads: int | None) -> tuple[Array, Array, int]:
     """Return codes and gaps as they are stored, and how many entries, with fillers, they are of."""
-    coded = gap_encode(shared.mask, n_bits=gap_bits, n_threads=n_threads)
+    coded = gap_encode(kept.positions, size=kept.n_weights, n_bits=gap_bits, n_threads=n_threads)
     # Fillers stand for zero; the codebook has one first wherever something was pruned.
     codes = np.zeros(coded.gaps.size, np.uint8)
-    kept = np.ones(codes.size, np.bool_)
-    kept[coded.fillers] = False
-    codes[kept] = shared.labels[shared.mask]
-    code_bits = bits_for(shared.codebook.size)
+    weights = np.ones(codes.size, np.bool_)
+    weights[coded.fillers] = False
+    codes[weights] = kept.codes
     return (
-        encoded_stream(codes, code_bits, n_threads),
+        encoded_stream(codes, kept.code_bits, n_threads),
         encoded_stream(coded.gaps, gap_bits, n_threads),
         codes.size,
     )
 
 
-def _likely_widths(shared: SharedWeights) -> list[int]:
+def _likely_widths(kept: _Kept) -> list[int]:
     """Return the widths of gaps that are worth a try.
 
     These are the widths for which the entropies of gaps and codes, fillers among them, are near the
     least: Huffman codes come within a few percent of an entropy, so which of them is best is seen
     by trying. And the width for which packed bytes are fewest, which keeps `most_nbytes` true.
     """
-    positions, codes = np.flatnonzero(shared.mask), shared.labels[shared.mask]
-    gaps = np.diff(positions, prepend=-1) - 1
-    counts = np.bincount(codes, minlength=1).astype(np.float64)
+    gaps = np.diff(kept.positions, prepend=-1) - 1
+    counts = np.bincount(kept.codes, minlength=1).astype(np.float64)
     sizes = []
     for width in range(1, MAX_GAP_BITS + 1):
         fillers = float((gaps >> width).sum())
@@ -177,9 +188,8 @@ def _likely_widths(shared: SharedWeights) -> list[int]:
         if not fillers:  # from here on they are all the same
             break
     likely = {1 + i for i, size in enumerate(sizes) if size <= NEAR * min(sizes)}
-    code_bits = bits_for(shared.codebook.size)
     packed = [
-        _packed_nbytes(positions.size, shared.mask.size, code_bits, width)
+        _packed_nbytes(kept.positions.size, kept.n_weights, kept.code_bits, width)
         for width in range(1, MAX_GAP_BITS + 1)
     ]
     return sorted(likely | {1 + int(np.argmin(packed))})

@@ -138,7 +138,7 @@ class DeepCompressionFactors(Factors):
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        labels, mask = self.labels()
+        labels, mask = self.labels
         table = xp.reshape(tensors["codebook"], (-1,))
         # By the mask, not by the table's zero: training may move that.
         values = xp.take(table, labels.astype(np.int64), axis=0)
@@ -185,21 +185,17 @@ class DeepCompressionFactors(Factors):
         except (TypeError, ValueError) as error:
             raise CorruptDataError(f"codes, gaps and codebook: {error}") from error
 
+    @cached_property
     def labels(self) -> tuple[Array, Array]:
-        """Return which value each weight has, and which weights are not zero.
-
-        Returns
-        -------
-        labels : uint8 array of W's shape
-            Zero where nothing is kept.
-        mask : bool array of W's shape
-        """
+        """Which value each weight has, and which weights are kept: uint8 and bool of W's shape."""
         sparse = self.sparse_codes
         kept = sparse.codebook.astype(np.float32)[sparse.codes] != 0
         labels, mask = np.zeros(self.shape, np.uint8), np.zeros(self.shape, np.bool_)
         places = gap_decode(sparse.gaps, sparse.gap_bits, mask.size)[kept]
         labels.reshape(-1)[places] = sparse.codes[kept]
         mask.reshape(-1)[places] = True
+        for array in (labels, mask):
+            array.setflags(write=False)
         return labels, mask
 
     @property

@@ -19,7 +19,7 @@ class TestDeepCompression(MethodContract):
         DeepCompression(sparsity=0.9, n_bits=4, gap_bits=5, init="exact"),
         DeepCompression(sparsity=0.5, n_bits=3, scope="row", init="exact"),
         DeepCompression(
-            sparsity=0.5, n_bits=2, scope=(4, 4), codebook_dtype="bfloat16", init="exact"
+            sparsity=0.5, n_bits=2, block_shape=(4, 4), codebook_dtype="bfloat16", init="exact"
         ),
     )
 

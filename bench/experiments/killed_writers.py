@@ -315,7 +315,7 @@ class Halving:
     def _write_half(self, data: memoryview) -> None:
         self._file.write(data[: len(data) // 2])
         self._file.flush()
-        assert os.fstat(self._file.fileno()).st_size == self._file.tell()
+        assert os.fstat(self._file.fileno()).st_size >= self._file.tell()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from ._checks import Array
-from .methods.base import Factors, matrix_shape
 from .methods.deep_compression.coding import decode, encode
 from .methods.deep_compression.factors import DeepCompressionFactors, LayerSizes
 from .methods.deep_compression.method import DeepCompression
 from .methods.deep_compression.stages import SharedWeights, prune, share
+from .methods.factors import Factors, matrix_shape
 
 __all__ = [
     "DeepCompression",

@@ -77,7 +77,7 @@ def compress(
     """Compress a model, tensor by tensor, as a recipe says.
 
     For example: fastfactor compress model.safetensors small.safetensors --method codebook --set
-    n_bits=4 --set scope=row
+    n_bits=4 --set granularity=row
     """
     from ..models.compress import compress_file
     from ..models.recipe import read_recipe
@@ -90,9 +90,9 @@ def compress(
         raise typer.BadParameter("--figures must not be given with --dry-run")
     check_reports(reports)
     if figures is not None:
-        from ..figures.draw import need_matplotlib, save_figures
+        from ..figures.draw import require_matplotlib, save_figures
 
-        need_matplotlib()
+        require_matplotlib()
         figures.mkdir(parents=True, exist_ok=True)
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
     with progress_bar("compressing") as progress:

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.base import FLOAT_NAMES, Factors, matrix_shape
+from ..methods.factors import FLOAT_NAMES, Factors, matrix_shape
 from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, Place, dtype_of, sizes
 
 FORMAT_VERSION = 1

@@ -19,7 +19,7 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.base import Factors, matrix_shape
+from ..methods.factors import Factors, matrix_shape
 from .container import cooked, opened
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, plain_entry, read_index

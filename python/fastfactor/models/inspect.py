@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import CorruptDataError
 from ..files.index import Path
 from ..files.store import Store
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from .compare import open_tensors
 from .report import Table
 

@@ -9,7 +9,7 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...kernels.gaps import gap_encode
-from ..base import FLOAT_NAMES, matrix_shape
+from ..factors import FLOAT_NAMES, matrix_shape
 from .factors import DeepCompressionFactors, bits_for
 from .stages import CODEBOOK_DTYPES, SharedWeights
 from .streams import encoded_stream, packed_nbytes
@@ -155,7 +155,7 @@ class _Kept(NamedTuple):
 
 def _streams(kept: _Kept, gap_bits: int, n_threads: int | None) -> tuple[Array, Array, int]:
     """Return codes and gaps as they are stored, and how many entries, with fillers, they are of."""
-    coded = gap_encode(kept.positions, size=kept.n_weights, n_bits=gap_bits, n_threads=n_threads)
+    coded = gap_encode(kept.positions, size=kept.n_weights, gap_bits=gap_bits, n_threads=n_threads)
     # Fillers stand for zero; the codebook has one first wherever something was pruned.
     codes = np.zeros(coded.gaps.size, np.uint8)
     weights = np.ones(codes.size, np.bool_)

@@ -14,7 +14,7 @@ from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
-from ..base import Config, Factors, check_ids
+from ..factors import Config, Factors, check_ids
 from ..pruning.kept_places import csr_rows
 from ..stored import stored_number, stored_tensor
 from .stages import CODEBOOK_DTYPES

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import _checks
-from ..base import Factors, Method, Problem, Size
+from ..base import Method
 from ..codebook.method import check_range, table_dtype
+from ..factors import Factors
 from ..pruning.prune import Prune
+from ..search import Problem, Size
 from .coding import check_gap_bits, encode, most_nbytes
 from .stages import CODEBOOK_DTYPES, INITS, MAX_BITS, share
 
@@ -19,7 +21,7 @@ class DeepCompression(Prune):
 
     Parameters
     ----------
-    sparsity, std_multiple, nm_sparsity, scope, pool
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
         What is kept, as in :class:`Prune`; of that, weights that are zero already are not.
     n_bits : int
         Bits of a code, 1 to 8: 2**n_bits values, of which one is zero if anything is pruned.

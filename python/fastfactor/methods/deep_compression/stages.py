@@ -12,8 +12,9 @@ from ..._checks import Array
 from ..._records import ArrayRecord
 from ...kernels.scalar_clustering import kmeans1d
 from ...metrics import Diagonal, Frobenius, Metric
-from ..base import Problem, matrix_shape
+from ..factors import matrix_shape
 from ..pruning.prune import Prune
+from ..search import Problem
 
 INITS = ("linear", "density", "random", "exact")
 CODEBOOK_DTYPES = ("float16", "bfloat16", "float32")
@@ -185,8 +186,8 @@ def share(
         Of the values. Unless given, W's, float32 where W is float64.
     importance : array of W's shape, optional
         What the squared error of each weight counts.
-    random_state : None, int, numpy Generator or RandomState
-        For ``"random"``.
+    random_state : int, Generator, RandomState or None
+        Seed of ``"random"``.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 

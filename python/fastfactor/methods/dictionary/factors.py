@@ -13,7 +13,7 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.sparse import CSR, spmm
-from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids
+from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..stored import stored_number, stored_tensor
 
 # Inputs at once: what atoms answer to them stays in cache.
@@ -144,7 +144,7 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _codes(self) -> CSR:
-        """(blocks, n_atoms)"""
+        """Return the codes as a CSR of shape (blocks, n_atoms)."""
         n = self.shape[0] * (self.shape[1] // self._block_size)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:

@@ -13,7 +13,7 @@ from ._output import as_batch, output
 from .packing import PackedCodes
 from .runtime import thread_count
 
-MAX_CODE_BITS = 8  # that products take
+MAX_CODE_BITS = 8  # of the codes that products accept
 
 
 def codebook_matmul(

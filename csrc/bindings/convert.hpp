@@ -16,7 +16,8 @@ namespace ff::bindings {
 
 namespace py = pybind11;
 
-// Through a handle: pybind11 2 finds py::str(py::dtype) ambiguous.
+// The name of a dtype. It goes through a handle, because pybind11 2 finds py::str(py::dtype)
+// ambiguous.
 inline std::string name_of(const py::dtype& d) {
   return py::str(py::handle(d));
 }

@@ -8,6 +8,7 @@ conftest.py gives each test that asks for `method` one after the other of `METHO
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -16,7 +17,8 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import CorruptDataError
+import strict_namespace
+from fastfactor import CorruptDataError, _checks
 from fastfactor.methods import Factors
 from fastfactor.metrics import Covariance, Diagonal
 from layouts import LAYOUTS
@@ -27,6 +29,7 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 class MethodContract:
     METHODS = ()
     SHAPE = (24, 32)
+    LARGE = (96, 128)  # where a size or an error is searched for
     EXACT_BITS = True  # the same for any number of threads; not where LAPACK decides
 
     def matrix(self, dtype=np.float32, shape=None, seed=0):
@@ -62,6 +65,40 @@ class MethodContract:
         np.testing.assert_allclose(factors.matmul(x.T), expected.T, rtol=0, atol=2e-5 * scale)
         np.testing.assert_array_equal(factors @ x.T, factors.matmul(x.T))
 
+    def test_inputs_may_have_any_number_of_axes(self, method):
+        factors = method.compress(self.matrix())
+        rng = np.random.default_rng(6)
+        for lead in [(1, 1), (2, 3), (3, 0), (2, 1, 3)]:
+            x = rng.standard_normal((*lead, self.SHAPE[1])).astype(np.float32)
+            expected = factors.linear(x.reshape(-1, self.SHAPE[1])).reshape(*lead, self.SHAPE[0])
+            np.testing.assert_array_equal(factors.linear(x), expected)
+            out = np.full((*lead, 2 * self.SHAPE[0]), np.nan, np.float32)[..., ::2]
+            assert factors.linear(np.asfortranarray(x), out=out) is out
+            np.testing.assert_array_equal(out, expected)
+
+    def test_products_from_the_left_are_those_with_what_to_dense_gives(self, method):
+        factors = method.compress(self.matrix())
+        dense = factors.to_dense().astype(np.float64)
+        rng = np.random.default_rng(7)
+        for lead in [(), (5,), (0,), (2, 3)]:
+            x = rng.standard_normal((*lead, self.SHAPE[0]))
+            scale = float((np.abs(x) @ np.abs(dense)).max(initial=1e-30))
+            for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-12)):
+                result = x.astype(dtype) @ factors
+                assert result.dtype == dtype
+                np.testing.assert_allclose(result, x @ dense, rtol=0, atol=tolerance * scale)
+        with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 24\), got \(25,\)"):
+            np.ones(self.SHAPE[0] + 1) @ factors
+        with pytest.raises(ValueError, match=r"x must have 32 rows, got shape \(5, 32\)"):
+            factors @ np.ones((5, self.SHAPE[1]))
+        with pytest.raises(TypeError):
+            np.ones(self.SHAPE) + factors
+
+    def test_numpy_makes_the_dense_array_of_factors(self, method):
+        factors = method.compress(self.matrix())
+        np.testing.assert_array_equal(np.asarray(factors), factors.to_dense())
+        assert np.asarray(factors, np.float64).dtype == np.float64
+
     def test_strided_and_wide_input_give_the_same_product(self, method):
         factors = method.compress(self.matrix())
         x = np.random.default_rng(2).standard_normal((5, self.SHAPE[1])).astype(np.float32)
@@ -72,16 +109,18 @@ class MethodContract:
         wide = factors.linear(x.astype(np.float64))
         np.testing.assert_allclose(wide, expected, rtol=0, atol=2 * scale)
 
-    def test_forward_is_the_same_product_in_another_library(self, method):
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
+    def test_forward_is_the_same_product_in_another_library(self, method, dtype, tolerance):
         factors = method.compress(self.matrix())
         tensors = factors.tensors()
         assert set(factors.trainable) <= set(tensors)
-        trained = {name: tensors[name].astype(np.float32) for name in factors.trainable}
-        x = np.random.default_rng(3).standard_normal((4, self.SHAPE[1])).astype(np.float32)
-        expected = factors.linear(x)
-        result = factors.forward(np, trained, x)
-        scale = float(np.abs(expected).max(initial=1e-30))
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * scale)
+        for batch in (0, 1, 4):
+            x = np.random.default_rng(3).standard_normal((batch, self.SHAPE[1])).astype(dtype)
+            expected = factors.linear(x)
+            result = strict_namespace.forward(factors, tensors, x, dtype)
+            assert result.shape == expected.shape
+            scale = float(np.abs(expected).max(initial=1e-30))
+            np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * scale)
 
     def test_bad_input_is_named(self, method):
         factors = method.compress(self.matrix())
@@ -89,7 +128,9 @@ class MethodContract:
         with pytest.raises(ValueError, match="x must have"):
             factors.linear(np.zeros(inputs + 1, np.float32))
         with pytest.raises(ValueError, match="x must have"):
-            factors.linear(np.zeros((1, 1, inputs), np.float32))
+            factors.linear(np.zeros((1, 1, inputs + 1), np.float32))
+        with pytest.raises(ValueError, match="x must have"):
+            factors.linear(np.float32(0))
         with pytest.raises(TypeError, match="x must have dtype"):
             factors.linear(np.zeros(inputs, int))
         with pytest.raises((TypeError, ValueError), match="out must"):
@@ -226,6 +267,24 @@ class MethodContract:
         with pytest.raises(ValueError, match="must not both be given"):
             method.compress(W, importance=np.ones(W.shape), input_covariance=np.eye(W.shape[1]))
 
+    def test_each_call_draws_one_seed_from_a_generator(self, method):
+        if not hasattr(method, "random_state"):
+            pytest.skip("draws no random numbers")
+        W = self.matrix()
+        for kind in (np.random.default_rng, np.random.RandomState):
+            drawn = dataclasses.replace(method, random_state=kind(3))
+            expected = kind(3)
+            for _ in range(2):
+                seed = _checks.seed(expected)
+                same = dataclasses.replace(method, random_state=seed).compress(W).tensors()
+                found = drawn.compress(W).tensors()
+                assert found.keys() == same.keys()
+                for name, tensor in same.items():
+                    np.testing.assert_array_equal(found[name], tensor)
+        dataclasses.replace(method, random_state=None).compress(W)
+        with pytest.raises(TypeError, match="random_state must be None, an integer,"):
+            dataclasses.replace(method, random_state="x")
+
     def test_same_factors_for_any_number_of_threads(self, method):
         W = self.matrix()
         first = method.compress(W, n_threads=1)
@@ -270,7 +329,7 @@ class MethodContract:
     # --- how much
 
     def test_sizes_and_errors_may_be_asked_for(self, method):
-        W = self.matrix(shape=(96, 128))
+        W = self.matrix(shape=self.LARGE)
         plain = method.compress(W)
         error, ratio = plain.error(W), W.nbytes / plain.nbytes
         by_error = self.asked(method, max_error=error * 1.01).compress(W)
@@ -283,6 +342,16 @@ class MethodContract:
     def test_what_cannot_be_reached_is_said(self, method):
         with pytest.raises(ValueError, match="ratio must be at most"):
             self.asked(method, ratio=1e9).compress(self.matrix())
+
+    @pytest.mark.parametrize("goal", [{"ratio": 2.0}, {"max_error": 0.1}])
+    def test_an_empty_matrix_has_no_ratio_and_no_error(self, method, goal):
+        asked = self.asked(method, **goal)
+        for refused in (
+            lambda: asked.compress(np.zeros((0, self.SHAPE[1]), np.float32)),
+            lambda: asked.planned_size((0, self.SHAPE[1]), np.float32),
+        ):
+            with pytest.raises(ValueError, match="W must not be empty"):
+                refused()
 
     @pytest.mark.parametrize(("shape", "dtype"), [((24, 32), np.float32), ((48, 64), np.float16)])
     def test_sizes_are_known_before(self, method, shape, dtype):
@@ -298,6 +367,7 @@ class MethodContract:
 
     def test_settings_within_a_size(self, method):
         shape = (96, 128)
+        assert method.within(shape, np.float32, 40_000) is not None
         for nbytes in (40_000, 10_000, 3000):
             within = method.within(shape, np.float32, nbytes)
             if within is not None:
@@ -349,8 +419,39 @@ class MethodContract:
         x = np.ones((3, self.SHAPE[1]), np.float32)
         np.testing.assert_array_equal(again.linear(x), factors.linear(x))
         assert again.nbytes == factors.nbytes
-        copied = pickle.loads(pickle.dumps(factors))
-        np.testing.assert_array_equal(copied.to_dense(), factors.to_dense())
+
+    def test_copies_and_pickles_are_the_same_factors(self, method):
+        factors = method.compress(self.matrix())
+        for tensor in factors.tensors().values():
+            tensor.setflags(write=False)
+        unused = pickle.dumps(factors)
+        x = np.ones((3, self.SHAPE[1]), np.float32)
+        expected, dense = factors.linear(x), factors.to_dense()
+        assert pickle.dumps(factors) == unused  # what products made of it does not travel
+        for again in (pickle.loads(unused), copy.copy(factors), copy.deepcopy(factors)):
+            assert type(again) is type(factors)
+            assert (again.shape, again.dtype) == (factors.shape, factors.dtype)
+            assert again.config() == factors.config()
+            for name, tensor in again.tensors().items():
+                np.testing.assert_array_equal(tensor, factors.tensors()[name])
+                assert not tensor.flags.writeable
+            np.testing.assert_array_equal(again.linear(x), expected)
+            np.testing.assert_array_equal(again.to_dense(), dense)
+
+    def test_settings_may_be_copied_and_pickled(self, method):
+        for again in (pickle.loads(pickle.dumps(method)), copy.copy(method), copy.deepcopy(method)):
+            assert again == method
+
+    def test_representations_are_short(self, method):
+        factors = method.compress(self.matrix())
+        assert len(repr(method)) <= 600
+        assert len(repr(factors)) <= 300
+        assert repr(factors).startswith(f"{type(factors).__name__}(shape={factors.shape}, ")
+        assert f"nbytes={factors.nbytes}" in repr(factors)
+        for field in dataclasses.fields(factors):
+            value = getattr(factors, field.name)
+            if not isinstance(value, np.ndarray):
+                assert len(repr(value)) <= 300, field.name
 
     def test_tensors_that_do_not_fit_are_refused(self, method):
         factors = method.compress(self.matrix())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from layouts import unaligned
 from numpy.random import default_rng
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+WIDTHS = range(1, 9)
 KINDS = ("tensor", "row", "group", "row and group")
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -25,8 +25,8 @@ class Case:
         columns, size = places * dim, group or max(places, 1) * dim
         groups = max(-(-columns // size), 1)
         by_row = "row" in kind
-        table = rng.standard_normal((books, out if by_row else 1, groups, 2**n_bits, dim))
-        table = table.astype(dtype)
+        shape = (books, out if by_row else 1, groups, 2**n_bits, dim)
+        table = rng.standard_normal(shape, np.float32).astype(dtype)
         codes = rng.integers(0, 2**n_bits, (books, out, places))
         rows = np.arange(out)[:, None] if by_row else np.zeros((out, 1), int)
         of_place = np.arange(places)[None] * dim // size
@@ -70,7 +70,9 @@ def test_scalar_codes_of_every_width(rng, n_bits, kind, dtype):
 @pytest.mark.parametrize("books", [1, 2, 3])
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 8, 16, 130])
 def test_vectors_and_several_codebooks(rng, dim, books, kind):
-    for n_bits, out, places in [(1, 1, 1), (3, 9, 15), (4, 40, 17), (8, 300, 33)]:
+    # A table for each row, of long vectors, takes gigabytes: fewer rows there.
+    most = 40 if "row" in kind and dim > 8 else 300
+    for n_bits, out, places in [(1, 1, 1), (3, 9, 15), (4, 40, 17), (7, most, 33), (8, most, 33)]:
         group = 4 * dim if "group" in kind else 0
         case = Case(
             rng,
@@ -93,7 +95,7 @@ def test_every_batch(rng, batch):
         case.check(rng.standard_normal((batch, 1100)).astype(np.float32))
 
 
-@pytest.mark.parametrize("n_bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_bits", [1, 2, 4, 7, 8])
 def test_more_rows_and_columns_than_a_task_takes(rng, n_bits):
     for kind, group in (("tensor", 0), ("row", 0), ("row and group", 512)):
         for out, places in [(53, 1024 * 17 + 3), (24, 4096), (49, 1024)]:
@@ -103,7 +105,7 @@ def test_more_rows_and_columns_than_a_task_takes(rng, n_bits):
 
 @pytest.mark.parametrize("kind", ["tensor", "group"])
 @pytest.mark.parametrize("books", [1, 2])
-@pytest.mark.parametrize("n_bits", [3, 6, 8])
+@pytest.mark.parametrize("n_bits", [3, 6, 7, 8])
 def test_sums_of_products_and_tiles(rng, n_bits, books, kind):
     """Rows around a vector of bytes and a task, codes around a span, batches on both sides."""
     for out, places, dim, batches in [
@@ -140,7 +142,7 @@ def test_long_rows_stay_within_the_bound(rng):
     places = 400_000
     codes = np.ones((1, places), np.uint8)
     x = np.full((3, places), 0.1, np.float32)
-    for n_bits in (1, 4, 8):
+    for n_bits in (1, 4, 7, 8):
         codebook = np.full((2**n_bits, 1), 0.7, np.float32)
         packed = PackedCodes.pack(codes, n_bits)
         exact = places * float(x[0, 0]) * float(codebook[0, 0])
@@ -153,7 +155,7 @@ def test_long_rows_stay_within_the_bound(rng):
         assert (np.abs(found - exact) <= 1e-5 * exact).all()
 
 
-@pytest.mark.parametrize("n_bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("n_bits", [2, 4, 6, 7, 8])
 def test_equal_bits_for_every_thread_count(rng, n_bits):
     for case in (
         Case(rng, n_bits=n_bits, out=301, places=2000, kind="row"),
@@ -232,6 +234,7 @@ def test_rows_in_any_order(rng):
 
 def test_bad_arguments_are_named(rng):
     packed = PackedCodes.pack(np.zeros((3, 8), int), 2, vector_dim=2)
+    nine = PackedCodes.pack(np.zeros((3, 8), int), 9, vector_dim=2)
     table = np.zeros((4, 2), np.float32)
     x = np.zeros(16, np.float32)
     out = np.full(3, 7, np.float32)
@@ -239,7 +242,8 @@ def test_bad_arguments_are_named(rng):
     locked.setflags(write=False)
     wrong = [
         (TypeError, "packed must be a PackedCodes, got ndarray", (x, x, table), {}),
-        (ValueError, "x must have as many columns .* 16, got", (x[:8], packed, table), {}),
+        (ValueError, "packed must have codes of up to 8 bits .* got 9", (x, nine, table), {}),
+        (ValueError, r"x must have shape \(\.\.\., 16\), got \(8,\)", (x[:8], packed, table), {}),
         (TypeError, "x must have dtype", (x.astype(int), packed, table), {}),
         (TypeError, "codebook must have dtype .* float64", (x, packed, table.astype(float)), {}),
         (ValueError, r"codebook must have shape \(4, 2\)", (x, packed, table[:3]), {}),
@@ -263,3 +267,18 @@ def test_bad_arguments_are_named(rng):
             codebook_rows(packed, table, ids)
     with pytest.raises(TypeError, match="ids must be integers, got float64"):
         codebook_rows(packed, table, [0.5])
+
+
+def test_inputs_of_any_rank(rng):
+    case = Case(rng, n_bits=4, out=9, places=33)
+    flat = rng.standard_normal((6, 33)).astype(np.float32)
+    expected = case.product(flat)
+    for lead in [(2, 3), (1, 6), (3, 1, 2), (6, 1)]:
+        x = flat.reshape(*lead, 33)
+        np.testing.assert_array_equal(case.product(x), expected.reshape(*lead, 9))
+        out = np.full((*lead, 9), np.nan, np.float32)
+        assert case.product(np.asfortranarray(x), out=out) is out
+        np.testing.assert_array_equal(out, expected.reshape(*lead, 9))
+    assert case.product(flat.reshape(2, 3, 33)[:, :0]).shape == (2, 0, 9)
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 33\), got \(\)"):
+        case.product(flat[0, 0])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
-from fastfactor.methods import Simhash, SimhashFactors, simhash
+from fastfactor.methods import Simhash, SimhashFactors
+from fastfactor.methods.structured import simhash
 from fastfactor.methods.structured.gaussian import TILE, gaussian, gaussian_tile
 
 
@@ -108,9 +109,9 @@ def test_a_projection_that_is_drawn_at_each_product_is_the_same(rng, axis, monke
     x = rng.standard_normal((3, 40)).astype(np.float32)
     ids = np.array([[7, 8, 9], [299, 0, 7]])
     expected = factors.linear(x), factors.rows(ids), factors.to_dense()
-    monkeypatch.setattr(simhash, "KEPT_BYTES", 0)
+    monkeypatch.setattr(simhash, "MAX_CACHED_BYTES", 0)
     again = Simhash(n_hashes=200, axis=axis).compress(W)
-    assert again._kept is None
+    assert again._cached_projection is None
     for one, other in zip(
         expected, (again.linear(x), again.rows(ids), again.to_dense()), strict=True
     ):
@@ -129,11 +130,11 @@ def test_matrices_without_weights(shape, axis):
         Simhash(ratio=2, axis=axis).compress(W)
 
 
-def test_a_seed_is_drawn_once_and_stored(rng):
+def test_a_seed_is_drawn_once_a_call_and_stored(rng):
     W = rng.standard_normal((30, 40)).astype(np.float32)
+    expected = np.random.default_rng(1).integers(2**64, size=2, dtype=np.uint64)
     method = Simhash(ratio=20, random_state=np.random.default_rng(1))
-    first = method.compress(W)
-    np.testing.assert_array_equal(first.to_dense(), method.compress(W).to_dense())
+    assert [method.compress(W).seed.item() for _ in range(2)] == expected.tolist()
     fresh = Simhash(n_hashes=8, random_state=None).compress(W)
     assert fresh.seed != Simhash(n_hashes=8, random_state=None).compress(W).seed
 

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, compare_files, compress_file, decompress_file, store
-from fastfactor.deep_compression import CodedNetwork, DeepCompression
 from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.models.inspect import inspect_file
@@ -164,7 +163,7 @@ def test_nan_is_refused_by_name(tmp_path):
 
 
 EVERY_METHOD = [
-    {"method": "codebook", "n_bits": 3, "scope": "row"},
+    {"method": "codebook", "n_bits": 3, "granularity": "row"},
     {"method": "codebook", "ratio": 6},
     {"method": "low_rank", "rank": 7},
     {"method": "low_rank", "ratio": 3},
@@ -446,7 +445,9 @@ def test_comparing_gives_the_errors_of_the_report(model, tmp_path):
     assert not found.equal
     assert found.largest_error == max(r.relative_error for r in found.rows)
     decompress_file(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
-    assert compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors").equal
+    same = compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
+    assert same.equal
+    assert repr(same) == f"Comparison({same.table().title}: {same.table().summary})"
 
 
 def test_comparing_says_what_cannot_be_compared(tmp_path):
@@ -486,23 +487,6 @@ def test_inspecting_both_kinds(model, tmp_path):
         inspect_file(tmp_path / "s.safetensors", verify=True)
 
 
-def test_a_deep_compression_network_is_looked_at_and_rebuilt(tmp_path, rng):
-    W = rng.standard_normal((60, 50)).astype(np.float32)
-    layer = DeepCompression(sparsity=0.9, n_bits=4).compress(W)
-    network = CodedNetwork({"fc": layer}, {"bias": np.arange(60.0)})
-    network.save(tmp_path / "net.safetensors")
-    table = inspect_file(tmp_path / "net.safetensors")
-    assert table.records[0]["name"] == "fc"
-    assert table.records[-1]["bytes"] == table.totals["bytes"] == network.nbytes
-    assert "Deep Compression, 1 layers" in table.to_text()
-    assert json.loads(table.to_json())["rows"][0]["weights"] == W.size
-    report = decompress_file(tmp_path / "net.safetensors", tmp_path / "dense.safetensors")
-    rebuilt = load_file(tmp_path / "dense.safetensors")
-    assert same(rebuilt["fc"], layer.to_dense())
-    assert same(rebuilt["bias"], np.arange(60.0))
-    assert [row.bytes_before for row in report.rows] == [layer.nbytes, 480]
-
-
 # --- memory
 
 # Not ru_maxrss, which begins at what the process had that started this one.
@@ -516,7 +500,7 @@ warm = np.ones((64, 64), np.float16)
 from fastfactor.methods import Codebook
 Codebook(n_bits=4).compress(warm, n_threads=2)
 before = peak()
-recipe = {"default": {"method": "codebook", "n_bits": 4, "scope": "row"}}
+recipe = {"default": {"method": "codebook", "n_bits": 4, "granularity": "row"}}
 compress_file(sys.argv[1], sys.argv[2], recipe, n_threads=2)
 first = peak() - before
 decompress_file(sys.argv[2], sys.argv[3])

@@ -113,7 +113,7 @@ def test_a_file_says_the_same_as_a_dict(tmp_path):
         ({"default": {**DEFAULT, "nbits": 4}}, ["n_bits", "'nbits'", "mean 'n_bits'?"]),
         ({"default": {"method": "keep", "dtyp": 4}}, ["'dtyp'", "mean 'dtype'?"]),
         ({"default": {"method": "keep", "dtype": "int8"}}, ["dtype in [default]", "'int8'"]),
-        ({"default": {"method": "codebook", "n_bits": 7}}, ["[default]: n_bits", "got 7"]),
+        ({"default": {"method": "codebook", "n_bits": 9}}, ["[default]: n_bits", "got 9"]),
         ({"default": {"method": "codebook"}}, ["[default]: one of n_bits"]),
         ({"patterns": {"*.w": {"method": "lowrank"}}}, ['[patterns."*.w"]', "'low_rank'?"]),
         ({"default": DEFAULT, "min_side": 0}, ["min_side", "got 0"]),
@@ -169,7 +169,7 @@ def test_fingerprints_tell_recipes_apart():
     one = {"default": DEFAULT, "patterns": {"a": DEFAULT, "b": {"method": "keep"}}}
     others = [
         {**one, "default": {**DEFAULT, "n_bits": 3}},
-        {**one, "default": {**DEFAULT, "scope": "row"}},
+        {**one, "default": {**DEFAULT, "granularity": "row"}},
         {**one, "patterns": dict(reversed(one["patterns"].items()))},
         {**one, "patterns": {**one["patterns"], "b": {"method": "keep", "dtype": "float16"}}},
         {**one, "names": {"a": DEFAULT}},

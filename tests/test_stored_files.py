@@ -13,15 +13,22 @@ import numpy as np
 import pytest
 from fastfactor import CorruptDataError, store
 from fastfactor.cli import app as cli
-from fastfactor.deep_compression import CodedNetwork
 from fastfactor.methods import Factors
 from fastfactor.models.inspect import inspect_file
+from make_data import COMPACT_METHODS
 
-FILES = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
-named = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+DATA = Path(__file__).parent / "data"
+FILES = sorted(DATA.glob("*.safetensors"))
+WITH_FACTORS = [path for path in FILES if not path.name.startswith("plain.")]
+# What the others' headers say is JSON; test_legacy_networks.py changes what that one says.
+WITH_INDEX = [path for path in FILES if not path.name.startswith("coded_network.")]
 
 
-@named
+def each_of(files):
+    return pytest.mark.parametrize("path", files, ids=lambda path: path.name)
+
+
+@each_of(FILES)
 def test_every_byte_of_it_is_right(path):
     with store.open_store(path) as opened:
         assert opened.has_checksums
@@ -29,14 +36,14 @@ def test_every_byte_of_it_is_right(path):
     assert inspect_file(path, verify=True).totals["verified"]
 
 
-@named
+@each_of(WITH_FACTORS)
 def test_factors_give_what_they_gave(path):
     with store.open_store(path) as opened:
-        for name in opened:
+        factors = [name for name in opened if isinstance(opened[name], Factors)]
+        assert factors
+        for name in factors:
             entry, value = opened.info(name), opened[name]
-            if not isinstance(value, Factors):
-                continue
-            dense = opened[f"{name} dense"]
+            dense = opened[f"{name} dense"].reshape(value.shape)
             assert opened.to_dense(name).shape == entry.shape
             assert value.dtype == dense.dtype
             np.testing.assert_allclose(value.to_dense(), dense, rtol=1e-5, atol=1e-6)
@@ -44,26 +51,33 @@ def test_factors_give_what_they_gave(path):
             np.testing.assert_allclose(value.linear(x), dense @ x, rtol=1e-4, atol=1e-4)
 
 
-@named
+@each_of(WITH_INDEX)
 def test_what_is_said_under_right_checksums_is_read_or_refused(path, tmp_path):
     """Who changes a file on purpose makes the checksums right: then each kind must look itself."""
-    for name, data in damage.forged_headers(path.read_bytes()):
-        forged = tmp_path / path.name
-        forged.write_bytes(data)
-        damage.refused(forged, name)
+    refused = [
+        damage.refused(written(tmp_path / path.name, data), name)
+        for name, data in damage.forged_headers(path.read_bytes())
+    ]
+    assert any(refused)
 
 
-@named
+@each_of(WITH_FACTORS)
 def test_changed_tensors_under_right_checksums_are_read_or_refused(path, tmp_path, rng):
     """Some bytes of each tensor; bench/experiments/damaged_files.py takes all."""
 
     def some(begin, end):
         return {begin, end - 1, *rng.integers(begin, end, 3).tolist()}
 
-    for name, data in damage.forged_tensors(path.read_bytes(), some):
-        forged = tmp_path / path.name
-        forged.write_bytes(data)
-        damage.refused(forged, name)
+    refused = [
+        damage.refused(written(tmp_path / path.name, data), name)
+        for name, data in damage.forged_tensors(path.read_bytes(), some)
+    ]
+    assert not all(refused)  # a weight may be any number
+
+
+def written(path, data):
+    path.write_bytes(data)
+    return path
 
 
 def test_verifying_a_file_decodes_what_reading_it_leaves(tmp_path, monkeypatch):
@@ -104,18 +118,22 @@ def test_plain_tensors_are_what_they_were():
             np.testing.assert_array_equal(opened[name], array)
 
 
-def test_a_network_is_what_it_was():
-    path = next(path for path in FILES if path.name.startswith("deep_compression."))
-    network = CodedNetwork.load(path)
-    assert {name: layer.shape for name, layer in network.layers.items()} == {
-        "full": (30, 40),
-        "half": (30, 40),
-        "filters": (30, 2, 4, 5),
-    }
-    for name, layer in network.layers.items():
-        np.testing.assert_array_equal(layer.to_dense(), network.plain[f"{name} dense"])
-    assert network.plain["scale"] == 2
-    assert network.to_bytes() == CodedNetwork.from_bytes(network.to_bytes()).to_bytes()
+def test_a_network_of_the_first_versions_is_what_it_was():
+    with store.open_store(DATA / "coded_network.1.safetensors") as opened:
+        shapes = {name: opened.info(name).shape for name in ("full", "half", "filters")}
+        assert shapes == {"full": (30, 40), "half": (30, 40), "filters": (30, 2, 4, 5)}
+        for name in shapes:
+            assert opened.info(name).kind == "deep_compression"
+            np.testing.assert_array_equal(opened.to_dense(name), opened[f"{name} dense"])
+        assert opened["scale"] == 2
+
+
+def test_a_compact_file_is_what_it_was():
+    with store.open_store(DATA / "compact.1.safetensors") as opened:
+        assert opened.metadata == {"made by": "tests/make_data.py"}
+        kinds = [opened.info(f"{number}").kind for number in range(4)]
+        assert kinds == [type(method.compress(np.eye(32))).kind for method in COMPACT_METHODS]
+        assert opened.info("0").shape == (24, 2, 16)
 
 
 def test_every_kind_has_a_file():

@@ -12,26 +12,19 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from .base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    check_input,
-    into,
-    narrowed,
-)
+from .base import Method
+from .factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from .forward import ArrayNamespace, transpose
+from .search import Problem, Size
 from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20
 SWEEPS = 30
-LEAST_GAIN = 1e-4  # of the error, for one more sweep
+MIN_GAIN = 1e-4  # of the error, for one more sweep
 RIDGE = 1e-6  # of the mean weight, so that rows without weight have a solution
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LowRankFactors(Factors):
     """``W ≈ B C``.
 
@@ -51,15 +44,15 @@ class LowRankFactors(Factors):
         B, C = self._wide
         return narrowed(B[check_ids(ids, self.shape[0])] @ C, self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         B, C = self._wide
         x = x.astype(_checks.result_dtype(x, B), copy=False)
-        return into(out, (x @ C.T) @ B.T)
+        result: Array = (x @ C.T) @ B.T
+        return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        inner = xp.matmul(x, xp.transpose(tensors["C"]))
-        return xp.matmul(inner, xp.transpose(tensors["B"]))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        inner = xp.matmul(x, transpose(xp, tensors["C"]))
+        return xp.matmul(inner, transpose(xp, tensors["B"]))
 
     @classmethod
     def from_tensors(
@@ -135,19 +128,19 @@ class LowRank(Method):
         return Size(rank * sum(problem.W.shape) * problem.W.itemsize, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
-        levels = self._some_levels(problem)
         if self.ratio is not None:
-            return self._largest(levels, problem)
+            return self._largest_planned(problem)._compress(problem)
+        ranks, goal = self._checked_levels(problem), self._goal(problem)
         if problem.importance is not None:
-            return super()._search(problem)
+            return self._bisect(ranks, problem)
         spectrum = _Spectrum(problem)
-        left = spectrum.energy - np.cumsum(spectrum.values)
-        enough = left <= self._wanted_error() * spectrum.energy
-        rank = int(np.argmax(enough)) + 1 if enough.any() else len(levels)
+        lost = spectrum.energy - np.cumsum(spectrum.values)
+        enough = lost <= goal.limit * spectrum.energy
+        rank = int(np.argmax(enough)) + 1 if enough.any() else len(ranks)
         factors = _factors(spectrum, problem, rank)
         # Rounding to W's dtype is not in the singular values.
-        if factors._error(problem.W, problem.metric) > self._wanted_error():
-            return super()._search(problem)
+        if not goal.allows(goal.measure(factors)):
+            return self._bisect(ranks, problem)
         return factors
 
 
@@ -221,7 +214,7 @@ def _weighted(W: Array, importance: Array, B: Array, C: Array) -> tuple[Array, A
         C = _weighted_solve(W.T, importance.T, B, ridge).T
         B = _weighted_solve(W, importance, C.T, ridge)
         error = _weighted_error(W, importance, B, C)
-        if error >= last * (1 - LEAST_GAIN):
+        if error >= last * (1 - MIN_GAIN):
             break
         last = error
     return B, C

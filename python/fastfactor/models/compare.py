@@ -15,7 +15,7 @@ from ..files.checkpoint import Checkpoint, is_compressed, open_checkpoint
 from ..files.index import Path, Value
 from ..files.store import Store, open_store
 from ..kernels.runtime import thread_count
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from .report import Table
 
 VALUES_AT_ONCE = 1 << 18
@@ -71,7 +71,7 @@ class ComparedRow:
     bytes_second: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What differs between two files.
 
@@ -131,6 +131,10 @@ class Comparison:
             "largest_error": self.largest_error,
         }
         return Table(f"{self.first} and {self.second}", records, columns, totals, summary)
+
+    def __repr__(self) -> str:
+        table = self.table()
+        return f"Comparison({table.title}: {table.summary})"
 
 
 def compare_files(

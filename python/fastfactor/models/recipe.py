@@ -33,7 +33,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .. import _checks, methods
-from ..methods.base import FLOAT_NAMES, Method
+from ..methods.base import Method
+from ..methods.factors import FLOAT_NAMES
 
 MIN_SIDE = 32
 COMMENT_WIDTH = 100
@@ -283,7 +284,7 @@ def starter() -> str:
         "[default]",
         'method = "codebook"',
         "n_bits = 4",
-        'scope = "row"',
+        'granularity = "row"',
         'codebook_dtype = "float16"',
         "",
         '# [patterns."*embed*"]  # * ? [abc]',

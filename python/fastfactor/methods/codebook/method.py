@@ -13,29 +13,22 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
-from ...kernels.codebooks import codebook_matmul, codebook_rows
-from ...kernels.packing import MAX_CODEBOOKS, WIDTHS, PackedCodes
+from ...kernels.codebooks import MAX_CODE_BITS, codebook_matmul, codebook_rows
+from ...kernels.packing import MAX_CODEBOOKS, PackedCodes, packed_nbytes
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import (
-    ROWS_AT_ONCE,
-    Config,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    Tensors,
-    check_ids,
-    check_input,
-    into,
-)
+from ..base import Method
+from ..factors import ROWS_AT_ONCE, Config, Factors, Tensors, check_ids
+from ..forward import ArrayNamespace, constant, transpose
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
-from .cells import Coding, Sharing, find_codes
+from .cells import CodebookSettings, find_codes
 from .outputs import OutputProblem, improve_outputs
+from .sharing import Coded, Sharing
 
 TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CodebookFactors(Factors):
     """Every ``vector_dim`` neighbours in a row are a vector of a table, or a sum of several.
 
@@ -61,31 +54,29 @@ class CodebookFactors(Factors):
         found = self._rows(check_ids(ids, self.shape[0]), n_threads)
         return found.astype(self.dtype, copy=False)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype != np.float64:
             return codebook_matmul(
                 x,
                 self.packed,
                 self.codebook,
                 group_size=self.group_size or None,
-                out=out,
                 n_threads=n_threads,
             )
         # The product from codes is float32's: float64 takes a few decoded rows at a time.
-        result = np.empty((*x.shape[:-1], self.shape[0]))
+        result = np.empty((len(x), self.shape[0]))
         for first in range(0, self.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, self.shape[0])
-            result[..., first:last] = x @ self._rows(np.arange(first, last), n_threads).T
-        return into(out, result)
+            result[:, first:last] = x @ self._rows(np.arange(first, last), n_threads).T
+        return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         vectors = xp.reshape(tensors["codebook"], (-1, self.packed.vector_dim))
         W = None
         for places in self._places:
-            part = xp.reshape(xp.take(vectors, places, axis=0), self.shape)
+            part = xp.take(vectors, constant(xp, places, x), axis=0)
             W = part if W is None else W + part
-        return xp.matmul(x, xp.transpose(W))
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"codes": self.packed.data, "codebook": self.codebook}
@@ -106,19 +97,17 @@ class CodebookFactors(Factors):
         shape: tuple[int, int],
         dtype: np.dtype[Any],
     ) -> CodebookFactors:
-        n_bits = stored_number(config, "n_bits", 1, 8)
+        n_bits = stored_number(config, "n_bits", 1, MAX_CODE_BITS)
         # Where there are no columns any length fits them, and the tables say whether it is theirs.
         vector_dim = stored_number(config, "vector_dim", 1, shape[1] or 2**31 - 1)
         n_codebooks = stored_number(config, "n_codebooks", 1, MAX_CODEBOOKS)
         group_size = stored_number(config, "group_size", 0, max(shape[1] - 1, 0))
-        if n_bits not in WIDTHS:
-            raise CorruptDataError(f"'n_bits' must be one of {_listed(WIDTHS)}, got {n_bits}")
         if shape[1] % vector_dim or group_size % vector_dim:
             raise CorruptDataError(
                 f"'vector_dim' must divide the columns and 'group_size', {shape[1]} and "
                 f"{group_size}, got {vector_dim}"
             )
-        segment = -(-(shape[1] // vector_dim) * n_bits // 8)
+        segment = packed_nbytes(shape[1] // vector_dim, n_bits)
         codes = stored_tensor(tensors, "codes", ("uint8",), (shape[0], n_codebooks * segment))
         sharing = Sharing(shape, vector_dim, False, group_size)
         rank = 2 + (n_codebooks > 1) + (group_size > 0)
@@ -159,11 +148,11 @@ class Codebook(Method):
     Parameters
     ----------
     n_bits : int, optional
-        Bits of a code: 1, 2, 3, 4, 5, 6 or 8. A weight takes ``n_bits · n_codebooks / vector_dim``
-        bits, tables apart.
+        Bits of a code, 1 to 8. A weight takes ``n_bits · n_codebooks / vector_dim`` bits, tables
+        apart.
     vector_dim : int
         Neighbours in a row that a code stands for; divides the columns of W.
-    scope : {"global", "row"}
+    granularity : {"tensor", "row"}
         Who shares a table: the whole matrix, or each row by itself.
     group_size : int, optional
         Every so many columns have tables of their own; a multiple of ``vector_dim``, the last group
@@ -179,8 +168,8 @@ class Codebook(Method):
         How often vectors of one codebook, or scalars that are balanced, are clustered, each time
         from another start; the best counts. Of wordllama's embeddings, vectors of 8 in 8 bits, the
         error is 0.3295, 0.3292 and 0.3290 with 1, 2 and 3.
-    random_state : int, numpy Generator or RandomState, optional
-        Scalars that are not balanced need none.
+    random_state : int, Generator, RandomState or None
+        Seed of the starts. Scalars that are not balanced need none.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_bits``; all else stays as it is set.
 
@@ -233,7 +222,7 @@ class Codebook(Method):
 
     n_bits: int | None = None
     vector_dim: int = 1
-    scope: str = "global"
+    granularity: str = "tensor"
     group_size: int | None = None
     n_codebooks: int = 1
     balanced: bool = False
@@ -244,9 +233,9 @@ class Codebook(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_bits is not None:
-            check_n_bits(self.n_bits)
+            _checks.integer(self.n_bits, "n_bits", 1, MAX_CODE_BITS)
         _checks.integer(self.vector_dim, "vector_dim", 1)
-        _checks.choice(self.scope, "scope", ("global", "row"))
+        _checks.choice(self.granularity, "granularity", ("tensor", "row"))
         if self.group_size is not None:
             size = _checks.integer(self.group_size, "group_size", 1)
             if size % self.vector_dim:
@@ -266,7 +255,7 @@ class Codebook(Method):
 
     def _compress(self, problem: Problem) -> CodebookFactors:
         assert self.n_bits is not None
-        coding = Coding(
+        settings = CodebookSettings(
             sharing=self._sharing(problem.W.shape),
             n_bits=self.n_bits,
             n_codebooks=self.n_codebooks,
@@ -276,49 +265,31 @@ class Codebook(Method):
             seed=_checks.seed(self.random_state),
             n_threads=problem.n_threads,
         )
-        check_range(problem.W, coding.dtype)
-        codebook, codes = find_codes(problem.W, problem.importance, coding)
+        check_range(problem.W, settings.dtype)
+        found = find_codes(problem.W, problem.importance, settings)
         if problem.input_covariance is not None and problem.W.size:
-            covariance = problem.input_covariance
-            codebook, codes = self._for_outputs(problem, covariance, coding, (codebook, codes))
+            found = _improved_for_outputs(problem.W, problem.input_covariance, settings, found)
         packed = PackedCodes.pack(
-            codes if self.n_codebooks > 1 else codes[0],
+            found.codes if self.n_codebooks > 1 else found.codes[0],
             self.n_bits,
             vector_dim=self.vector_dim,
             n_threads=problem.n_threads,
         )
         return CodebookFactors(
             packed=packed,
-            codebook=codebook,
-            group_size=coding.sharing.group_size,
+            codebook=found.tables,
+            group_size=settings.sharing.group_size,
             shape=problem.W.shape,
             dtype=problem.W.dtype,
         )
 
-    def _for_outputs(
-        self, problem: Problem, covariance: Array, coding: Coding, plain: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        starts = [plain]
-        variances = np.diagonal(covariance)
-        if self.n_codebooks == 1 and variances.max() > 0:
-            importance = np.broadcast_to(np.maximum(variances, 0), problem.W.shape)
-            starts.append(find_codes(problem.W, importance, coding))
-        outputs = OutputProblem(
-            problem.W,
-            covariance,
-            coding.sharing,
-            coding.dtype,
-            self.balanced,
-        )
-        return improve_outputs(outputs, starts)
-
     def _levels(self, problem: Problem) -> Sequence[int]:
-        return WIDTHS if problem.W.size else ()
+        return range(1, MAX_CODE_BITS + 1) if problem.W.size else ()
 
     def _size(self, problem: Problem) -> Size:
         W, n_bits = problem.W, self.n_bits or 1
         tables = prod(self._sharing(W.shape).table_shape(self.n_codebooks, 2**n_bits))
-        segment = -(-(W.shape[1] // self.vector_dim) * n_bits // 8)
+        segment = packed_nbytes(W.shape[1] // self.vector_dim, n_bits)
         codes = W.shape[0] * self.n_codebooks * segment
         return Size(codes + tables * self._table_dtype(W.dtype).itemsize, exact=True)
 
@@ -329,19 +300,26 @@ class Codebook(Method):
                 f"vector_dim must divide the columns of W, {columns}, got {self.vector_dim}"
             )
         size = self.group_size or 0
-        by_row = self.scope == "row"
+        by_row = self.granularity == "row"
         return Sharing((rows, columns), self.vector_dim, by_row, size if size < columns else 0)
 
     def _table_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return table_dtype(self.codebook_dtype, dtype)
 
 
-def check_n_bits(value: Any) -> int:
-    """Bits of a code that codes can be packed in."""
-    n_bits = _checks.integer(value, "n_bits", 1, 8)
-    if n_bits not in WIDTHS:
-        raise ValueError(f"n_bits must be one of {_listed(WIDTHS)}, got {n_bits}")
-    return n_bits
+def _improved_for_outputs(
+    W: Array, covariance: Array, settings: CodebookSettings, plain: Coded
+) -> Coded:
+    """Improve codes and tables for the outputs, from the plain ones or those for the variances."""
+    starts = [plain]
+    variances = np.diagonal(covariance)
+    if settings.n_codebooks == 1 and variances.max() > 0:
+        importance = np.broadcast_to(np.maximum(variances, 0), W.shape)
+        starts.append(find_codes(W, importance, settings))
+    outputs = OutputProblem(
+        W, covariance, settings.sharing, settings.dtype, codes_stay=settings.balanced
+    )
+    return improve_outputs(outputs, starts)
 
 
 def table_dtype(name: str | None, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -359,7 +337,3 @@ def check_range(W: Array, dtype: np.dtype[Any]) -> None:
     largest = max(float(W.max(initial=0)), -float(W.min(initial=0)))
     if largest > limit:
         raise ValueError(f"W must be within ±{limit:.6g} for tables of {dtype}, got ±{largest:.6g}")
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

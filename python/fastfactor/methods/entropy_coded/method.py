@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,23 +13,16 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
-from ...kernels.trellis import MOST_CLASSES, N_CENTERS, Classes, TrellisDecoder
+from ...kernels.trellis import MAX_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
-from ..base import (
-    Config,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    check_input,
-    into,
-    narrowed,
-)
+from ..base import Method
+from ..factors import Config, Factors, check_ids, narrowed
+from ..forward import ArrayNamespace, constant, transpose
+from ..search import Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
+from .rotation import nearest_rotation
 from .search import search
-from .source import nearest_rotation
 from .tables import Tables
 
 WEIGHTS_AT_ONCE = 1 << 20
@@ -37,7 +30,7 @@ LARGEST_SCALE = 2.0**90  # a value is up to 2^17 of it, in sums over all columns
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EntropyCodedFactors(Factors):
     """``W ≈ Û diag(steps) Rᵀ``: Û from entropy-coded levels, R orthogonal.
 
@@ -60,6 +53,14 @@ class EntropyCodedFactors(Factors):
     rotation : uint8 array of shape (in_features, bytes of a row), optional
         Codes of a matrix whose nearest orthogonal one is R, `rotation_bits` each, packed as
         :class:`fastfactor.PackedCodes`.
+    block_rows : int
+        Rows of W in a block.
+    classes : int
+        Classes of weights, each with tables of its own.
+    class_shift : int
+        Classes are 2**class_shift quarters of an octave wide.
+    rotation_bits : int
+        Bits of a code of the rotation, 0 where there is none.
     """
 
     kind: ClassVar[str] = "entropy_coded"
@@ -85,30 +86,19 @@ class EntropyCodedFactors(Factors):
         values = self._decoder.rows(wanted, n_threads=n_threads)
         return self._dense(values)[place].reshape(*ids.shape, self.shape[1])
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         x = x.astype(_checks.result_dtype(x), copy=False)
         inner = _times(x, self._basis) * self.step[0]
-        result = np.empty((*x.shape[:-1], self.shape[0]), x.dtype)
+        result = np.empty((len(x), self.shape[0]), x.dtype)
         for first, values in self._spans(n_threads):
-            result[..., first : first + len(values)] = inner @ values.T
-        return into(out, result)
+            result[:, first : first + len(values)] = inner @ values.T
+        return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         W = np.empty(self.shape, np.float32)
         for first, values in self._spans(None):
             W[first : first + len(values)] = _times(values, self._basis.T)
-        return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
-
-    def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
-        if out is None:
-            out = np.empty(self.shape, self.dtype)
-        else:
-            _checks.writeable(out, "out", self.shape, self.dtype)
-        result: Array = out
-        for first, values in self._spans(n_threads):
-            result[first : first + len(values)] = self._dense(values)
-        return result
+        return xp.matmul(x, transpose(xp, tensors["step"] * constant(xp, W, x)))
 
     def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         spans = self._spans(n_threads)
@@ -154,7 +144,7 @@ class EntropyCodedFactors(Factors):
         stored_number(config, "out_features", shape[0], shape[0])
         stored_number(config, "in_features", shape[1], shape[1])
         block_rows = stored_number(config, "block_rows", 1, 1 << 16)
-        classes = stored_number(config, "classes", 1, MOST_CLASSES)
+        classes = stored_number(config, "classes", 1, MAX_CLASSES)
         class_shift = stored_number(config, "class_shift", 0, 8)
         rotation_bits = stored_number(config, "rotation_bits", 0, 8)
         uneven = stored_number(config, "uneven", 0, 1)
@@ -209,6 +199,10 @@ class EntropyCodedFactors(Factors):
         for first in range(0, self.shape[0], n_blocks * self.block_rows):
             last = min(first + n_blocks * self.block_rows, self.shape[0])
             yield first, self._decoder.rows(np.arange(first, last), n_threads=n_threads)
+
+    def _row_blocks(self, n_threads: int | None) -> Iterator[tuple[int, Array]]:
+        for first, values in self._spans(n_threads):
+            yield first, self._dense(values)
 
     @cached_property
     def _decoder(self) -> TrellisDecoder:
@@ -317,8 +311,9 @@ class EntropyCoded(Method):
 
     def _compress(self, problem: Problem) -> Factors:
         assert self.bits_per_weight is not None
-        factors, fits = self._within(problem, self.bits_per_weight * problem.W.size / 8)
-        if not fits:
+        nbytes = self.bits_per_weight * problem.W.size / 8
+        factors, reached = self._meet(Goal(problem, nbytes, is_size=True))
+        if not reached:
             least = factors.bits_per_weight
             raise ValueError(
                 f"bits_per_weight must be at least {least:.4g} for this matrix, "
@@ -330,40 +325,25 @@ class EntropyCoded(Method):
         return Size(int((self.bits_per_weight or 0) * problem.W.size / 8), exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
-        return range(1, 17)
+        return range(1, 17) if problem.W.size else range(0)
 
     def _search(self, problem: Problem) -> Factors:
-        if problem.W.size == 0:
-            raise ValueError(
-                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
-            )
-        if self.ratio is not None:
-            nbytes = problem.W.nbytes * (1 + 1e-12) / self.ratio
-            factors, reached = self._within(problem, nbytes)
-        else:
-
-            def judge(encoding: Encoding) -> tuple[Factors, float]:
-                # Rounding to W's dtype, and what the metric couples, are not in the search.
-                made = _factors(encoding, problem)
-                metric, n_threads = problem.metric, problem.n_threads
-                return made, made._error(problem.W, metric, n_threads)
-
-            factors, reached = search(
-                problem, self.block_rows, judge, max_error=self._wanted_error()
-            )
+        self._checked_levels(problem)  # refuses an empty matrix
+        goal = self._goal(problem)
+        factors, reached = self._meet(goal)
         if not reached:
-            raise ValueError(self._out_of_reach(factors, problem))
+            raise self._unreachable(goal.measure(factors), problem)
         return factors
 
-    def _within(self, problem: Problem, nbytes: float) -> tuple[Factors, bool]:
-        """The best factors of at most this size, or the smallest, and whether they fit."""
+    def _meet(self, goal: Goal) -> tuple[Factors, bool]:
+        """Return the best factors within a size or an error, or the nearest, and whether they fit.
 
-        def judge(encoding: Encoding) -> tuple[Factors, float]:
-            made = _factors(encoding, problem)
-            return made, made.nbytes
+        Rounding to W's dtype, and what the metric couples, are not in the encodings' own errors:
+        the factors are measured.
+        """
+        W = goal.problem.W
 
-        return search(problem, self.block_rows, judge, nbytes=nbytes)
+        def factors_of(encoding: Encoding) -> EntropyCodedFactors:
+            return EntropyCodedFactors(**encoding.tensors(), shape=W.shape, dtype=W.dtype)
 
-
-def _factors(encoding: Encoding, problem: Problem) -> EntropyCodedFactors:
-    return EntropyCodedFactors(**encoding.tensors(), shape=problem.W.shape, dtype=problem.W.dtype)
+        return search(goal, self.block_rows, factors_of)

@@ -14,25 +14,18 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    check_input,
-    into,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import NUMPY, ArrayNamespace, constant, with_zero
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 
 SWEEPS = 20
-STARTS = 8
-LABELS = (np.uint8, np.uint16, np.uint32)
+N_STARTS = 8
+LABEL_DTYPES = (np.uint8, np.uint16, np.uint32)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockDiagonalFactors(Factors):
     """W is zero but where the group of the row is the group of the column.
 
@@ -66,16 +59,14 @@ class BlockDiagonalFactors(Factors):
         found[np.arange(flat.size)[:, None], self._columns[block]] = values
         return found[:, :inputs].reshape(*ids.shape, inputs)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
-        batch = np.atleast_2d(x.astype(_checks.result_dtype(x, self._blocks), copy=False))
-        y = self._product(np, self._blocks, batch)
-        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        x = x.astype(_checks.result_dtype(x, self._blocks), copy=False)
+        result: Array = self._product(NUMPY, self._blocks, x)
+        return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        values = tensors["values"]
-        padded = xp.concatenate([values, xp.zeros_like(values[:1])], 0)
-        blocks = xp.take(padded, self._slots.reshape(-1), 0)
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        slots = constant(xp, self._slots.reshape(-1), x)
+        blocks = xp.take(with_zero(xp, tensors["values"]), slots, axis=0)
         return self._product(xp, xp.reshape(blocks, self._slots.shape), x)
 
     def tensors(self) -> dict[str, Array]:
@@ -96,7 +87,7 @@ class BlockDiagonalFactors(Factors):
         n_blocks = stored_number(config, "n_blocks", 1, max(min(shape), 1))
         labels: list[Array | None] = [None, None]
         if stored_number(config, "permuted", 0, 1):
-            names = tuple(np.dtype(dtype).name for dtype in LABELS)
+            names = tuple(np.dtype(dtype).name for dtype in LABEL_DTYPES)
             for axis, name in enumerate(("row_labels", "column_labels")):
                 given = stored_tensor(tensors, name, names, (shape[axis],))
                 inside = given.size and int(given.max()) < n_blocks
@@ -116,15 +107,15 @@ class BlockDiagonalFactors(Factors):
             dtype=dtype,
         )
 
-    def _product(self, xp: Any, blocks: Any, x: Any) -> Any:
+    def _product(self, xp: ArrayNamespace, blocks: Any, x: Any) -> Any:
         """Of (batch, in) and blocks of one size, padded where a group has less."""
         batch, (n_blocks, rows, columns) = x.shape[0], blocks.shape
-        padded = xp.concatenate([x, xp.zeros_like(x[:, :1])], 1)
-        gathered = xp.take(padded, self._columns.reshape(-1), 1)
-        gathered = xp.transpose(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
-        y = xp.matmul(gathered, xp.transpose(blocks, (0, 2, 1)))
-        y = xp.reshape(xp.transpose(y, (1, 0, 2)), (batch, n_blocks * rows))
-        return xp.take(y, self._places, 1)
+        padded = xp.concat([x, xp.zeros_like(x[:, :1])], axis=1)
+        gathered = xp.take(padded, constant(xp, self._columns.reshape(-1), x), axis=1)
+        gathered = xp.permute_dims(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
+        y = xp.matmul(gathered, xp.permute_dims(blocks, (0, 2, 1)))
+        y = xp.reshape(xp.permute_dims(y, (1, 0, 2)), (batch, n_blocks * rows))
+        return xp.take(y, constant(xp, self._places, x), axis=1)
 
     @cached_property
     def _blocks(self) -> Array:
@@ -170,8 +161,8 @@ class BlockDiagonal(Method):
     permute : bool
         Whether rows and columns are grouped so that much of the error's weight lies in the blocks;
         else groups are neighbours, as published.
-    random_state : None, int, Generator or RandomState
-        Of the k-means that grouping starts from.
+    random_state : int, Generator, RandomState or None
+        Seed of the k-means that grouping starts from.
 
     Raises
     ------
@@ -215,8 +206,6 @@ class BlockDiagonal(Method):
         if self.n_blocks is not None:
             _checks.integer(self.n_blocks, "n_blocks", 1)
         _checks.boolean(self.permute, "permute")
-        # One seed for all that these settings try.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> BlockDiagonalFactors:
         n_blocks, W = self._count(problem), problem.W
@@ -236,7 +225,7 @@ class BlockDiagonal(Method):
         turned = np.ascontiguousarray(energies.T)  # sums of whole rows are the fast ones
         first = np.arange(len(energies)) % n_blocks
         best, most = self._ascend(energies, turned, n_blocks, first)
-        for start in range(STARTS):
+        for start in range(N_STARTS):
             found = kmeans(
                 directions.astype(np.float32),
                 n_blocks,
@@ -247,7 +236,7 @@ class BlockDiagonal(Method):
             labels, kept = self._ascend(energies, turned, n_blocks, found.labels)
             if kept > most:
                 best, most = labels, kept
-        dtype = next(d for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        dtype = next(d for d in LABEL_DTYPES if n_blocks - 1 <= np.iinfo(d).max)
         return best[0].astype(dtype), best[1].astype(dtype)
 
     @staticmethod
@@ -271,7 +260,7 @@ class BlockDiagonal(Method):
     def _size(self, problem: Problem) -> Size:
         n_blocks = self._count(problem)
         sizes = [_sizes(n, n_blocks) for n in problem.W.shape]
-        width = next(np.dtype(d).itemsize for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        width = next(np.dtype(d).itemsize for d in LABEL_DTYPES if n_blocks - 1 <= np.iinfo(d).max)
         labels = sum(problem.W.shape) * width if self.permute and n_blocks > 1 else 0
         return Size(int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels, exact=True)
 

@@ -13,23 +13,16 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    check_input,
-    into,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import NUMPY, ArrayNamespace, constant, transpose
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
-from .projection_fit import between, blockwise, learn, swap
+from .projection_fit import fit_core, fit_projections, project_blocks, transpose_blocks
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockProjectionFactors(Factors):
     """``W ≈ D̄ᵀ C B̄ᵀ``: B̄ has B on its diagonal once for each block of inputs, D̄ likewise.
 
@@ -52,10 +45,10 @@ class BlockProjectionFactors(Factors):
         found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
         return narrowed(found, self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        return _linear(*self._wide, x, self.shape[0])
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         return _product(xp, tensors["B"], tensors["C"], tensors["D"], x, self.shape[0])
 
     @classmethod
@@ -89,7 +82,7 @@ class BlockProjectionFactors(Factors):
         return B, C, D
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class RandomProjectionFactors(Factors):
     """:class:`BlockProjectionFactors` whose B and D are drawn from a seed; C alone is stored.
 
@@ -118,12 +111,12 @@ class RandomProjectionFactors(Factors):
         found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
         return narrowed(found, self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        return _linear(*self._wide, x, self.shape[0])
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        B, _, D = self._wide
-        return _product(xp, xp.asarray(B), tensors["C"], xp.asarray(D), x, self.shape[0])
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        B, D = (constant(xp, self._wide[side], x) for side in (0, 2))
+        return _product(xp, B, tensors["C"], D, x, self.shape[0])
 
     @classmethod
     def from_tensors(
@@ -153,8 +146,8 @@ class RandomProjectionFactors(Factors):
         counts = [1, 1]
         if not self.shared:
             counts = [len(self.C) // self.reduced_out, self.C.shape[1] // self.reduced_in]
-        B = _random(seed, 0, counts[1], self.block_in, self.reduced_in).astype(dtype)
-        D = _random(seed, 1, counts[0], self.block_out, self.reduced_out).astype(dtype)
+        B = _random_projections(seed, 0, counts[1], self.block_in, self.reduced_in).astype(dtype)
+        D = _random_projections(seed, 1, counts[0], self.block_out, self.reduced_out).astype(dtype)
         return B, self.C.astype(dtype, copy=False), D.transpose(0, 2, 1)
 
 
@@ -174,8 +167,8 @@ class BlockProjection(Method):
         Whether B and D are fitted and stored, or drawn from a seed, which costs nothing to store.
     shared : bool
         Whether all blocks of a side have one projection, as published, or each has its own.
-    random_state : None, int, Generator or RandomState
-        Of what is drawn.
+    random_state : int, Generator, RandomState or None
+        Seed of what is drawn, which is stored in place of it.
 
     Raises
     ------
@@ -225,8 +218,6 @@ class BlockProjection(Method):
         _checks.integer(self.block_out, "block_out", 1)
         _checks.boolean(self.learned, "learned")
         _checks.boolean(self.shared, "shared")
-        # One seed for all that these settings try, and one that can be stored.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> Factors:
         blocks, reduced, counts = self._sizes(problem, self.reduction or 1)
@@ -235,23 +226,25 @@ class BlockProjection(Method):
         if self.learned:
             B, D = (
                 np.ascontiguousarray(side, dtype)
-                for side in learn(W, problem, blocks, reduced, self.shared)
+                for side in fit_projections(W, problem, blocks, reduced, self.shared)
             )
-            C = between(W, problem, B.astype(np.float64), D.astype(np.float64))
+            C = fit_core(W, problem, B.astype(np.float64), D.astype(np.float64))
             return BlockProjectionFactors(
                 B=B,
                 C=np.ascontiguousarray(narrowed(np.ldexp(C, exponent), dtype)),
-                D=np.ascontiguousarray(swap(D)),
+                D=np.ascontiguousarray(transpose_blocks(D)),
                 shape=W.shape,
                 dtype=dtype,
             )
         groups = (1, 1) if self.shared else counts
         D, B = (
-            _random(self.random_state, 1 - side, groups[side], blocks[side], reduced[side])
+            _random_projections(
+                self.random_state, 1 - side, groups[side], blocks[side], reduced[side]
+            )
             for side in (0, 1)
         )
         return RandomProjectionFactors(
-            C=np.ascontiguousarray(narrowed(np.ldexp(between(W, problem, B, D), exponent), dtype)),
+            C=np.ascontiguousarray(narrowed(np.ldexp(fit_core(W, problem, B, D), exponent), dtype)),
             seed=np.array([self.random_state], np.uint64),
             block_out=blocks[0],
             block_in=blocks[1],
@@ -288,15 +281,15 @@ class BlockProjection(Method):
 # --- products
 
 
-def _product(xp: Any, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
-    inner = xp.matmul(blockwise(xp, x, B), xp.transpose(C))
-    return blockwise(xp, inner, D)[:, :out_features]
+def _product(xp: ArrayNamespace, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
+    inner = xp.matmul(project_blocks(xp, x, B), transpose(xp, C))
+    return project_blocks(xp, inner, D)[:, :out_features]
 
 
-def _linear(B: Array, C: Array, D: Array, x: Array, shape: tuple[int, int]) -> Array:
-    batch = np.atleast_2d(x.astype(_checks.result_dtype(x, C), copy=False))
-    result: Array = _product(np, B, C, D, batch, shape[0])
-    return result.reshape(*x.shape[:-1], shape[0])
+def _linear(B: Array, C: Array, D: Array, x: Array, out_features: int) -> Array:
+    x = x.astype(_checks.result_dtype(x, C), copy=False)
+    result: Array = _product(NUMPY, B, C, D, x, out_features)
+    return result
 
 
 def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> Array:
@@ -307,11 +300,11 @@ def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> A
     inner = np.empty((place.size, C.shape[1]), C.dtype)
     for one in np.unique(place):
         inner[place == one] = each[place == one] @ parts[one]
-    found: Array = blockwise(np, inner, swap(B))[:, : shape[1]]
+    found: Array = project_blocks(NUMPY, inner, transpose_blocks(B))[:, : shape[1]]
     return found.reshape(*ids.shape, shape[1])
 
 
-def _random(seed: int, stream: int, groups: int, block: int, reduced: int) -> Array:
+def _random_projections(seed: int, stream: int, groups: int, block: int, reduced: int) -> Array:
     """Normal numbers of variance 1 / block; the identity where nothing is reduced."""
     if block == reduced:
         return np.broadcast_to(np.eye(block), (groups, block, block))

@@ -15,27 +15,20 @@ from ...errors import CorruptDataError
 from ...kernels.codebooks import codebook_matmul
 from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    check_input,
-    into,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import ArrayNamespace, constant, transpose
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
 
-KEPT_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
+MAX_CACHED_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
 SIGNS = np.array([[-1], [1]], np.float32)
 ROWS_AT_ONCE = 256
 SCALES = ("least_squares", "norm")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SimhashFactors(Factors):
     """``W ≈ c R S D`` where columns are hashed, ``W ≈ c D S Rᵀ`` where rows are.
 
@@ -83,30 +76,29 @@ class SimhashFactors(Factors):
             found *= self._wide[flat, None] * self._constant
         return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         dtype = _checks.result_dtype(x, self._wide)
-        batch = np.atleast_2d(x.astype(dtype, copy=False))
+        x = x.astype(dtype, copy=False)
         if self.axis == 0:
-            hashes = self._by_signs(batch * self._wide, n_threads)
-            y = np.zeros((len(batch), self.shape[0]), dtype)
+            hashes = self._by_signs(x * self._wide, n_threads)
+            y = np.zeros((len(x), self.shape[0]), dtype)
             for part, tile in self._tiles():
                 y += hashes[:, part] @ tile.T
         else:
-            hashes = np.empty((len(batch), self.n_hashes), dtype)
+            hashes = np.empty((len(x), self.n_hashes), dtype)
             for part, tile in self._tiles():
-                hashes[:, part] = batch @ tile
+                hashes[:, part] = x @ tile
             y = self._by_signs(hashes, n_threads) * self._wide
         y *= self._constant
-        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+        return y
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         scale = tensors["scale"] * self._constant
-        projection, signs = (xp.asarray(array) for array in self._dense)
+        projection, signs = (constant(xp, array, x) for array in self._dense)
         if self.axis == 0:
-            hashes = xp.matmul(x * scale, xp.transpose(signs))
-            return xp.matmul(hashes, xp.transpose(projection))
-        return xp.matmul(xp.matmul(x, projection), xp.transpose(signs)) * scale
+            hashes = xp.matmul(x * scale, transpose(xp, signs))
+            return xp.matmul(hashes, transpose(xp, projection))
+        return xp.matmul(xp.matmul(x, projection), transpose(xp, signs)) * scale
 
     @classmethod
     def from_tensors(
@@ -154,8 +146,8 @@ class SimhashFactors(Factors):
         return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
 
     @cached_property
-    def _kept(self) -> Array | None:
-        few = 4 * self.length * self.n_hashes <= KEPT_BYTES
+    def _cached_projection(self) -> Array | None:
+        few = 4 * self.length * self.n_hashes <= MAX_CACHED_BYTES
         return self._projection() if few else None
 
     def _projection(self) -> Array:
@@ -165,8 +157,13 @@ class SimhashFactors(Factors):
         """R a few columns at a time, all of its rows or those of the given numbers."""
         for first in range(0, self.n_hashes, TILE):
             part = slice(first, min(first + TILE, self.n_hashes))
-            if self._kept is not None:
-                yield part, self._kept[:, part] if ids is None else self._kept[ids, part]
+            if self._cached_projection is not None:
+                yield (
+                    part,
+                    self._cached_projection[:, part]
+                    if ids is None
+                    else self._cached_projection[ids, part],
+                )
                 continue
             width, number = part.stop - first, first // TILE
             seed = int(self.seed[0])
@@ -185,11 +182,10 @@ class SimhashFactors(Factors):
 
     def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
         """Rows of the stored signs, as numbers."""
-        # NumPy's, between its products: a second pool of threads there would hold them up.
-        bits = np.unpackbits(
-            self.signs[rows], axis=1, count=self._packed.shape[1], bitorder="little"
-        )
-        return np.array([-1, 1], dtype)[bits]
+        signs = self.signs[rows]
+        packed = PackedCodes(signs, 1, (len(signs), self._packed.shape[1]))
+        # One thread, between BLAS's products: a second pool of threads there would hold them up.
+        return np.array([-1, 1], dtype)[packed.unpack(n_threads=1)]
 
     def _by_signs(self, vectors: Array, n_threads: int | None) -> Array:
         """``vectors @ Sᵀ``, in float64 where they are."""
@@ -218,7 +214,7 @@ class Simhash(Method):
     scale : {"least_squares", "norm"}
         The scale of each column: the one of least error, or the published one, which keeps the
         column's length.
-    random_state : None, int, Generator or RandomState
+    random_state : int, Generator, RandomState or None
         The seed of R, which is stored in place of it.
 
     Raises
@@ -265,8 +261,6 @@ class Simhash(Method):
             _checks.integer(self.n_hashes, "n_hashes", 1)
         _checks.integer(self.axis, "axis", 0, 1)
         _checks.choice(self.scale, "scale", SCALES)
-        # One seed for all that these settings try, and one that can be stored.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> SimhashFactors:
         if self.scale == "norm" and not isinstance(problem.metric, Frobenius):
@@ -286,9 +280,9 @@ class Simhash(Method):
             positive = tile.T @ A >= 0
             hashed += tile @ np.where(positive, 1, -1).astype(A.dtype)
             if self.axis == 0:
-                signs[first:last] = np.packbits(positive, axis=1, bitorder="little")
+                signs[first:last] = PackedCodes.pack(positive, 1, n_threads=1).data
             else:
-                packed = np.packbits(positive.T, axis=1, bitorder="little")
+                packed = PackedCodes.pack(positive.T, 1, n_threads=1).data
                 signs[:, first // 8 : first // 8 + packed.shape[1]] = packed
         hashed *= np.sqrt(len(A)) / n_hashes
         return SimhashFactors(
@@ -326,17 +320,19 @@ class Simhash(Method):
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         most = 8 * problem.W.itemsize * problem.W.shape[self.axis] if problem.W.size else 0
-        if self.max_error is None:
-            return range(1, most + 1)
+        return range(1, most + 1)
+
+    def _search(self, problem: Problem) -> Factors:
+        if self.ratio is not None:
+            return super()._search(problem)
+        levels, goal = self._checked_levels(problem), self._goal(problem)
         # More bits take longer to find: double them until they are enough, then search below.
-        last = 1
-        while last < most:
-            factors = self._at(last)._compress(problem)
-            error = factors._error(problem.W, problem.metric, problem.n_threads)
-            if error <= self.max_error:
+        n_hashes = 1
+        while n_hashes < len(levels):
+            if goal.allows(goal.measure(self._at(n_hashes)._compress(problem))):
                 break
-            last = min(2 * last, most)
-        return range(last // 2 + 1, last + 1)
+            n_hashes = min(2 * n_hashes, len(levels))
+        return self._bisect(levels[n_hashes // 2 : n_hashes], problem)
 
     def _size(self, problem: Problem) -> Size:
         (out, inputs), n_hashes = problem.W.shape, self.n_hashes or 1

@@ -11,15 +11,15 @@ import numpy as np
 from ..._checks import Array
 from ...kernels.clustering import assign
 from ...metrics import exponent_of
-from ..base import narrowed
-from .cells import Sharing
+from ..factors import narrowed
+from .sharing import Coded, Sharing
 
 ROUNDS = 8
-LEAST_GAIN = 1e-3  # of the error, for one more round
+MIN_GAIN = 1e-3  # of the error, for one more round
 STEPS = 10  # of conjugate gradients, for tables
 COLUMNS_AT_ONCE = 128
 RIDGE = 1e-6  # of the mean variance of a place, so that inputs that never came have a solution
-LEAST_VARIANCE = 1e-12  # of the largest
+MIN_VARIANCE = 1e-12  # of the largest
 DISTANCES_AT_ONCE = 1 << 22
 
 
@@ -34,10 +34,8 @@ class OutputProblem:
     codes_stay: bool
 
 
-def improve_outputs(
-    problem: OutputProblem, starts: list[tuple[Array, Array]]
-) -> tuple[Array, Array]:
-    """Tables in their stored shape and codes (B, rows, vectors), no worse than any given.
+def improve_outputs(problem: OutputProblem, starts: list[Coded]) -> Coded:
+    """Return tables in their stored shape and codes (B, rows, vectors), no worse than any given.
 
     Codes by coordinate descent: given all others, the best vector for a place is the one nearest,
     in the metric of its own columns, to what makes up for the others' errors. Tables, which are
@@ -52,14 +50,14 @@ def improve_outputs(
             search.recode()
         search.refit()
         error = search.error()
-        if error >= last * (1 - LEAST_GAIN):
+        if error >= last * (1 - MIN_GAIN):
             break
         last = error
     search.round_tables()
     if not problem.codes_stay:
         search.recode()
     best = min((search, given), key=_Search.error)
-    return best.held().reshape(starts[0][0].shape), best.codes
+    return Coded(best.held().reshape(starts[0].tables.shape), best.codes)
 
 
 class _Search:
@@ -201,5 +199,5 @@ class _Search:
 def _damped(covariance: Array) -> Array:
     wide: Array = covariance.astype(np.float64)
     wide[np.diag_indices(len(wide))] += RIDGE * max(float(np.trace(wide)) / len(wide), 0)
-    wide[np.diag_indices(len(wide))] += LEAST_VARIANCE
+    wide[np.diag_indices(len(wide))] += MIN_VARIANCE
     return wide

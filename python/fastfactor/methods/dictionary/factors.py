@@ -14,7 +14,7 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR, spmm
-from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids
+from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_number, stored_tensor
 

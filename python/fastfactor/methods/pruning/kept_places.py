@@ -15,7 +15,7 @@ from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode, gap_encode
 from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR
-from ..base import Config, Tensors
+from ..factors import Config, Tensors
 from ..stored import stored_number, stored_tensor
 
 MAX_GAP_BITS = 16

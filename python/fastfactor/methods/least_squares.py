@@ -11,7 +11,7 @@ from .._checks import Array
 CONVERGED = 1e-16  # of the gradient's square
 
 
-def descend(
+def solve_least_squares(
     weigh: Callable[[Array], Array],
     W: Array,
     apply: Callable[[Array], Array],

@@ -10,7 +10,7 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
-from ...kernels.trellis import LARGEST, LARGEST_WEIGHT
+from ...kernels.trellis import MAX_LEVEL, MAX_WEIGHT
 from ...metrics import Covariance, Diagonal, Metric, exponent_of
 from ..factors import ROWS_AT_ONCE
 from ..search import Goal
@@ -92,7 +92,7 @@ class Source:
         widths = 2.0 ** (column_steps / 4)
         values = (W / widths).astype(np.float32)
         each = column_weights if columns.importance is None else columns.importance
-        weights = np.minimum(each * widths**2 / largest, LARGEST_WEIGHT).astype(np.float32)
+        weights = np.minimum(each * widths**2 / largest, MAX_WEIGHT).astype(np.float32)
         # What does not count becomes zero: levels are chosen among those near to a value only.
         values *= weights > 0
         weights = np.broadcast_to(weights, values.shape)
@@ -209,7 +209,7 @@ def _step_range(values: Array, energy: float, noise: float, exponent: int) -> St
     top = max(float(values.max()), -float(values.min()))
     # Within what float32 holds of a step.
     low, high = -122.0 - exponent, 126.0 - exponent
-    finest = max(float(np.log2(top / (2 * LARGEST - 8))), low)
+    finest = max(float(np.log2(top / (2 * MAX_LEVEL - 8))), low)
     coarsest = float(np.clip(np.log2(top) + 3, finest, max(high, finest)))
     # High-rate noise of the trellis is about 0.27 of a squared step.
     first = 0.5 * np.log2(max(noise, 1e-300) / 0.27)

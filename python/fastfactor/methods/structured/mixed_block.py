@@ -16,7 +16,7 @@ from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
-from ..least_squares import descend
+from ..least_squares import solve_least_squares
 from ..low_rank import LowRank, LowRankFactors
 from ..search import Problem, Size
 from ..stored import stored_tensor
@@ -264,11 +264,11 @@ def _refine(
 
 
 def _refit_left(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
-    return descend(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
+    return solve_least_squares(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
 
 
 def _refit_right(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
-    return descend(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
+    return solve_least_squares(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
 
 
 def _divisor(n: int) -> int:

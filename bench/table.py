@@ -1,4 +1,4 @@
-"""Write the tables of README.md and bench/README.md from bench/results: table.py [--check]
+"""Write the tables of README.md, docs/benchmarks.md and bench/README.md: table.py [--check]
 
 They mark the places:
 
@@ -7,10 +7,10 @@ They mark the places:
     <!-- /bench -->
 
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
-(cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, and quality
-(errors at equal bytes, of experiments) or quality-MATRIX. Each workload comes from the newest full
-run that holds it. --check writes nothing and fails if a file
-differs from what it should hold.
+(cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, speed (one
+workload a kernel and its fastest rival), and quality (errors at equal bytes, of experiments) or
+quality-MATRIX. Numbers come from bench/results, each workload's from the newest full run that holds
+it. --check writes nothing and fails if a file differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from typing import Any
 from cases import KERNELS, LEVELS, workloads_of
 from quality import quality
 from report import against, bound, duration, markdown, place_of, time_of, verdict
+from speed import SPEED_WORKLOADS, speed
 
 Row = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (kernel, workload) -> its newest run
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "bench" / "README.md")
 RESULTS = ROOT / "bench" / "results"
 PLACE = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 OURS = "fastfactor"
@@ -64,18 +65,25 @@ def fill(text: str, results: Results) -> str:
 def table(name: str, results: Results) -> str:
     if name.partition("-")[0] == "quality":
         return "\n".join(quality(name.partition("-")[2])) + "\n"
+    if name == "speed":
+        return "\n".join(speed(newest(SPEED_WORKLOADS, results))) + "\n"
     if name not in TABLES:
-        sys.exit(f"a bench table's name must be quality or one of {', '.join(TABLES)}, got {name}")
+        known = ", ".join(TABLES)
+        sys.exit(f"a bench table's name must be speed, quality or one of {known}, got {name}")
     kernels, part, draw = TABLES[name]
-    wanted = [
-        (kernel, workload.name) for kernel in kernels for workload in workloads_of(kernel, False)
-    ]
+    workloads = [(k, workload.name) for k in kernels for workload in workloads_of(k, False)]
+    chosen = newest(workloads, results)
+    lines = draw([row for document in chosen for row in document[part]])
+    return "\n".join([*lines, "", *provenance(chosen)]) + "\n"
+
+
+def newest(workloads: Iterable[tuple[str, str]], results: Results) -> list[dict[str, Any]]:
+    """The run of each workload."""
+    wanted = list(dict.fromkeys(workloads))
     missing = [" ".join(key) for key in wanted if key not in results]
     if missing:
         sys.exit(f"bench/results must hold a full run of {', '.join(missing)}; found none")
-    chosen = [results[key] for key in wanted]
-    lines = draw([row for document in chosen for row in document[part]])
-    return "\n".join([*lines, "", *provenance(chosen)]) + "\n"
+    return [results[key] for key in wanted]
 
 
 def newest_results() -> Results:

@@ -78,7 +78,7 @@ def fastfactor(workload: Workload) -> Job:
 
 def all_atoms(workload: Workload) -> Job:
     note = f"hashed_omp with one bucket, {ROWS_OF_ALL:,} rows timed and scaled"
-    return ours(workload, note, rows=ROWS_OF_ALL, n_bits=0)
+    return ours(workload, note, rows=ROWS_OF_ALL, hash_bits=0)
 
 
 def ours(workload: Workload, note: str, rows: int | None = None, **options: Any) -> Job:

@@ -43,7 +43,7 @@ def measured(found: dict[str, Any]) -> str:
 
 
 def dictionary_lines(lines: list[Line]) -> list[tuple[Line, Line]]:
-    """`Dictionary` with so many values a piece, and who else learned dictionaries of that size."""
+    """`Dictionary` with so many values a block, and who else learned dictionaries of that size."""
     found = []
     for ours in lines:
         if ours["by"] != "Dictionary":
@@ -80,7 +80,7 @@ def codebook_lines(lines: list[Line]) -> list[tuple[Line, Line]]:
 
 
 def case_of(line: Line) -> tuple[Any, ...]:
-    return line["matrix"], line["piece"], line["n_atoms"], line["n_nonzero_coefs"]
+    return line["matrix"], line["block_size"], line["n_atoms"], line["n_nonzero_coefs"]
 
 
 def size_of(line: Line) -> tuple[Any, ...]:

@@ -70,11 +70,13 @@ def of_a_matrix(quick: bool) -> Workload:
 
 
 def fastfactor_threshold(workload: Workload) -> Job:
-    from fastfactor import threshold_for
+    from fastfactor import magnitude_threshold
 
     values = weights(workload)
     return threshold_job(
-        values, lambda: float(threshold_for(values, SPARSITY, n_threads=THREADS)), level_in_use()
+        values,
+        lambda: float(magnitude_threshold(values, SPARSITY, n_threads=THREADS)),
+        level_in_use(),
     )
 
 
@@ -128,7 +130,7 @@ def threshold_job(values: Floats, call: Callable[[], float], note: str = "") -> 
 
 
 def fastfactor_masks(workload: Workload) -> Job:
-    from fastfactor import n_m_mask, prune_mask
+    from fastfactor import nm_sparsity_mask, prune_mask
 
     values = weights(workload)
     return mask_job(
@@ -136,7 +138,7 @@ def fastfactor_masks(workload: Workload) -> Job:
         {
             MASK: lambda: prune_mask(values, SPARSITY, n_threads=THREADS),
             ROWS: lambda: prune_mask(values, SPARSITY, scope="row", n_threads=THREADS),
-            TWO_OF_FOUR: lambda: n_m_mask(values, 2, 4, n_threads=THREADS),
+            TWO_OF_FOUR: lambda: nm_sparsity_mask(values, 2, 4, n_threads=THREADS),
         },
         level_in_use(),
     )

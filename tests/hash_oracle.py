@@ -50,9 +50,9 @@ def directions(n_features, n_tables, n_bits, seed):
     return found[:, : 2**n_bits, :n_features]
 
 
-def threshold(share, n_tables, n_features):
+def threshold(probe_fraction, n_tables, n_features):
     size = 1 << (n_features - 1).bit_length()
-    t = -NormalDist().inv_cdf(share / n_tables / 2)
+    t = -NormalDist().inv_cdf(probe_fraction / n_tables / 2)
     return t / np.sqrt(size - 1 + t * t) if t > 0 else 0.0
 
 

@@ -68,7 +68,7 @@ def rarer_forms():
             coded.compress(W.astype(np.float32)),
         ],
     )
-    counted = Dictionary(piece_error=0.1, piece=8, n_atoms=8, max_iter=3)
+    counted = Dictionary(block_error=0.1, block_size=8, n_atoms=8, max_iter=3)
     yield "dictionary_counts", [counted.compress(turned[:64])]
 
 
@@ -101,7 +101,7 @@ def network():
         {"full": W, "half": W.astype(np.float16), "filters": W.reshape(30, 2, 4, 5)},
         {
             "full": DeepCompression(sparsity=0.9, n_bits=6, gap_bits=5),
-            "half": DeepCompression(quality=1.0, n_bits=4, init="exact"),
+            "half": DeepCompression(std_multiple=1.0, n_bits=4, init="exact"),
             "filters": DeepCompression(n_bits=2, codebook_dtype="bfloat16"),
         },
     )

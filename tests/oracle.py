@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
+def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, criterion="correlation"):
     """The atoms of one row in the order in which they are taken, and their coefficients.
 
     Scores within 1e-11 of each other count as equal, and the lowest index wins.
@@ -18,7 +18,7 @@ def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
         if residual @ residual <= 1e-26 * (x @ x):
             break
         scores = ols_scores(residual, dictionary, chosen)
-        if selection == "omp":
+        if criterion == "correlation":
             scores = np.abs(dictionary @ residual)
         atom = int(np.argmax(scores >= scores.max() * (1 - 1e-11)))
         if depends(dictionary, chosen, atom):
@@ -28,11 +28,11 @@ def omp_path(x, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
     return chosen, coefficients
 
 
-def omp_codes(X, dictionary, n_nonzero_coefs, *, tol=None, selection="omp"):
+def omp_codes(X, dictionary, n_nonzero_coefs, *, tol=None, criterion="correlation"):
     """`omp_path` of every row, dense: (n_samples, n_atoms)."""
     codes = np.zeros((len(X), len(dictionary)))
     for row, x in zip(codes, X, strict=True):
-        atoms, coefficients = omp_path(x, dictionary, n_nonzero_coefs, tol=tol, selection=selection)
+        atoms, coefficients = omp_path(x, dictionary, n_nonzero_coefs, tol=tol, criterion=criterion)
         row[atoms] = coefficients
     return codes
 
@@ -231,7 +231,7 @@ def block_scores(W, block, pool):
     )
 
 
-def n_m(W, n, m):
+def nm_sparsity(W, n, m):
     """The n largest of every m, of equal ones the first."""
     magnitudes = np.abs(np.asarray(W, np.float64)).reshape(-1, m)
     order = np.argsort(-magnitudes, axis=1, kind="stable")

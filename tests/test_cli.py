@@ -285,7 +285,7 @@ def test_places_that_cannot_be_written_are_said_before_any_work(
     save_file({"fc": np.ones((64, 128))}, tmp_path / "fisher.st")
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
-    method = ["--method", "prune", "--set", "n_m=[1, 2]"]
+    method = ["--method", "prune", "--set", "nm_sparsity=[1, 2]"]
     monkeypatch.setattr(
         sys, "argv", ["fastfactor", "compress", "net.npz", target, *method, *options]
     )

@@ -41,17 +41,17 @@ def same_layer(layer, expected):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_quality_times_the_deviation_is_the_threshold(rng, dtype):
+def test_std_multiple_times_the_deviation_is_the_threshold(rng, dtype):
     W = (3 * rng.standard_normal((20, 5, 3))).astype(dtype)
     wide = W.astype(np.float64)
-    for quality in (0, 0.5, 1.5, 100):
-        expected = np.abs(wide) >= quality * wide.std()
-        np.testing.assert_array_equal(prune(W, quality=quality), expected)
+    for std_multiple in (0, 0.5, 1.5, 100):
+        expected = np.abs(wide) >= std_multiple * wide.std()
+        np.testing.assert_array_equal(prune(W, std_multiple=std_multiple), expected)
 
 
 def test_float16_weights_may_be_large():
     W = np.array([[-60_000, 60_000, 1, 0]], np.float16)
-    np.testing.assert_array_equal(prune(W, quality=0.5), [[True, True, False, False]])
+    np.testing.assert_array_equal(prune(W, std_multiple=0.5), [[True, True, False, False]])
 
 
 def test_sparsity_is_exact(W):
@@ -67,21 +67,21 @@ def test_importance_decides_what_stays(W, rng):
     mask = prune(W, sparsity=0.7, importance=importance)
     score = importance * W.astype(np.float64) ** 2
     assert score[mask].min() >= score[~mask].max()
-    by_quality = prune(W, quality=1, importance=importance)
+    by_std_multiple = prune(W, std_multiple=1, importance=importance)
     judged = np.sqrt(score)
-    np.testing.assert_array_equal(by_quality, judged >= np.std(W * np.sqrt(importance)))
+    np.testing.assert_array_equal(by_std_multiple, judged >= np.std(W * np.sqrt(importance)))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ValueError, "one of sparsity and quality must be given, got None and None"),
-        ({"sparsity": 0.5, "quality": 1}, ValueError, "one of sparsity and quality"),
+        ({}, ValueError, "one of sparsity and std_multiple must be given, got None and None"),
+        ({"sparsity": 0.5, "std_multiple": 1}, ValueError, "one of sparsity and std_multiple"),
         ({"sparsity": 1.5}, ValueError, "sparsity must be"),
-        ({"quality": -1}, ValueError, "quality must be zero or more"),
-        ({"quality": "x"}, TypeError, "quality must be a number"),
-        ({"quality": 1, "importance": np.ones((2, 2))}, ValueError, "the shape of W"),
-        ({"quality": 1, "importance": -np.ones((40, 60))}, ValueError, "must not be negative"),
+        ({"std_multiple": -1}, ValueError, "std_multiple must be zero or more"),
+        ({"std_multiple": "x"}, TypeError, "std_multiple must be a number"),
+        ({"std_multiple": 1, "importance": np.ones((2, 2))}, ValueError, "the shape of W"),
+        ({"std_multiple": 1, "importance": -np.ones((40, 60))}, ValueError, "must not be negative"),
     ],
 )
 def test_bad_pruning_is_named(W, options, error, message):
@@ -90,7 +90,7 @@ def test_bad_pruning_is_named(W, options, error, message):
 
 
 def test_bad_weights_are_named(W):
-    for call in (lambda X: prune(X, quality=1), lambda X: share(X, n_bits=2)):
+    for call in (lambda X: prune(X, std_multiple=1), lambda X: share(X, n_bits=2)):
         with pytest.raises(TypeError, match="W must have dtype"):
             call(W.astype(int))
         broken = W.copy()
@@ -398,10 +398,10 @@ def test_settings_and_layers_must_match(W):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsity": 0.5, "quality": 0.5}, "one of sparsity and quality"),
+        ({"sparsity": 0.5, "std_multiple": 0.5}, "one of sparsity and std_multiple"),
         ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\]"),
         ({"sparsity": -0.5}, "sparsity must be zero or more"),
-        ({"quality": -0.5}, "quality must be"),
+        ({"std_multiple": -0.5}, "std_multiple must be"),
         ({"n_bits": 9}, "n_bits must be"),
         ({"gap_bits": 0}, "gap_bits must be"),
         ({"init": "x"}, "init must be"),

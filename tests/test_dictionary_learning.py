@@ -108,8 +108,10 @@ def test_learning_by_hash_comes_near_to_learning_by_all(rng, init):
 
 
 def test_hash_and_ols_do_not_go_together(rng):
-    with pytest.raises(ValueError, match=r"^selection must be 'omp' with search='hash', got 'ols'"):
-        learn_dictionary(rng.standard_normal((9, 4)), 2, selection="ols", search="hash")
+    with pytest.raises(
+        ValueError, match=r"^criterion must be 'correlation' with search='hash', got 'ols'"
+    ):
+        learn_dictionary(rng.standard_normal((9, 4)), 2, criterion="ols", search="hash")
 
 
 def test_exchanging_atoms_leaves_less(rng):
@@ -285,7 +287,7 @@ def test_bad_arguments_are_named(rng):
         "tol": -1.0,
         "batch_size": 0,
         "max_iter": -1,
-        "selection": "best",
+        "criterion": "best",
         "search": "tree",
         "init": "best",
         "random_state": -1,

@@ -29,14 +29,16 @@ COMPUTE = """
         for n_atoms, n_features in ((70, 33), (257, 64)):
             atoms = rng.standard_normal((n_atoms, n_features)).astype(dtype)
             X = rng.standard_normal((301, n_features)).astype(dtype)
-            for selection in ("omp", "ols"):
-                codes = fastfactor.omp(X, atoms, n_nonzero_coefs=5, selection=selection)
-                key = f"{name} {selection} {n_atoms}"
+            for criterion in ("correlation", "ols"):
+                codes = fastfactor.omp(X, atoms, n_nonzero_coefs=5, criterion=criterion)
+                key = f"{name} {criterion} {n_atoms}"
                 results[key + " data"] = codes.data
                 results[key + " indices"] = codes.indices
                 results[key + " indptr"] = codes.indptr
                 results[key + " product"] = fastfactor.spmm(codes, atoms)
-            codes = fastfactor.hashed_omp(X, atoms, n_nonzero_coefs=5, n_bits=4, share=0.2)
+            codes = fastfactor.hashed_omp(
+                X, atoms, n_nonzero_coefs=5, hash_bits=4, probe_fraction=0.2
+            )
             results[f"{name} hashed {n_atoms} data"] = codes.data
             results[f"{name} hashed {n_atoms} indices"] = codes.indices
             for k in (7, 64):
@@ -126,7 +128,7 @@ def test_a_level_gives_the_same_bits_for_any_number_of_threads(level):
 
         def run(n_threads):
             codes = fastfactor.omp(X, atoms, n_nonzero_coefs=4, n_threads=n_threads)
-            hashed = fastfactor.hashed_omp(X, atoms, n_bits=3, tol=9.0, n_threads=n_threads)
+            hashed = fastfactor.hashed_omp(X, atoms, hash_bits=3, tol=9.0, n_threads=n_threads)
             found = fastfactor.kmeans(X, 41, random_state=0, max_iter=3, n_threads=n_threads)
             arrays = codes.data, codes.indices, hashed.data, hashed.indices, *found[:2]
             return b"".join(a.tobytes() for a in arrays)

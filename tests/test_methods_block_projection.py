@@ -11,17 +11,17 @@ from fastfactor.metrics import Covariance, Diagonal
 
 class TestRandomProjection(MethodContract):
     METHODS = (
-        BlockProjection(factor=2, block_in=8, block_out=4),
-        BlockProjection(factor=4, block_in=16, block_out=1),
-        BlockProjection(factor=1.5, block_in=8, block_out=8, shared=False, random_state=7),
+        BlockProjection(reduction=2, block_in=8, block_out=4),
+        BlockProjection(reduction=4, block_in=16, block_out=1),
+        BlockProjection(reduction=1.5, block_in=8, block_out=8, shared=False, random_state=7),
     )
     EXACT_BITS = False
 
 
 class TestLearnedProjection(MethodContract):
     METHODS = (
-        BlockProjection(factor=2, block_in=8, block_out=8, learned=True),
-        BlockProjection(factor=4, block_in=16, block_out=12, learned=True, shared=False),
+        BlockProjection(reduction=2, block_in=8, block_out=8, learned=True),
+        BlockProjection(reduction=4, block_in=16, block_out=12, learned=True, shared=False),
     )
     EXACT_BITS = False
 
@@ -52,7 +52,7 @@ def metrics(rng, shape):
 def test_between_drawn_projections_stands_the_best_matrix(rng, shape, shared):
     """Against least squares on all of C's entries at once."""
     W = rng.standard_normal(shape)
-    settings = BlockProjection(factor=2, block_in=6, block_out=4, shared=shared, random_state=11)
+    settings = BlockProjection(reduction=2, block_in=6, block_out=4, shared=shared, random_state=11)
     counts = (1, 1) if shared else (-(-shape[1] // 6), -(-shape[0] // 4))
     B = diagonal(gaussian(11, 0, counts[0] * 6, 3).reshape(-1, 6, 3) / np.sqrt(6), shape[1])
     D = diagonal(gaussian(11, 1, counts[1] * 4, 2).reshape(-1, 4, 2) / np.sqrt(4), shape[0])
@@ -84,7 +84,7 @@ def test_hidden_projections_are_learned(rng, shape, shared):
     D, B = diagonal(D, shape[0]), diagonal(B, shape[1])
     W = D @ rng.standard_normal((D.shape[1], B.shape[1])) @ B.T
     noisy = (W + 0.01 * W.std() * rng.standard_normal(shape)).astype(np.float32)
-    settings = BlockProjection(factor=2.9, block_in=8, block_out=6, learned=True, shared=shared)
+    settings = BlockProjection(reduction=2.9, block_in=8, block_out=6, learned=True, shared=shared)
     factors = settings.compress(noisy)
     assert factors.C.shape == (D.shape[1], B.shape[1])
     assert factors.error(noisy) < 2e-4
@@ -96,7 +96,7 @@ def test_learned_projections_cannot_be_bettered_nearby(rng, shared):
     W = rng.standard_normal((12, 16))
     for metric, argument in metrics(rng, W.shape):
         factors = BlockProjection(
-            factor=2, block_in=8, block_out=4, learned=True, shared=shared
+            reduction=2, block_in=8, block_out=4, learned=True, shared=shared
         ).compress(W, **argument)
         best = factors.error(W, metric=metric)
         gains = []
@@ -114,21 +114,21 @@ def test_learned_projections_cannot_be_bettered_nearby(rng, shared):
 def test_learned_projections_have_less_error_than_drawn_ones(rng, argument):
     W = rng.standard_normal((64, 96)).astype(np.float32)
     metric, given = metrics(rng, W.shape)[argument]
-    drawn = BlockProjection(factor=2, block_in=16, block_out=16).compress(W, **given)
-    learned = BlockProjection(factor=2, block_in=16, block_out=16, learned=True)
+    drawn = BlockProjection(reduction=2, block_in=16, block_out=16).compress(W, **given)
+    learned = BlockProjection(reduction=2, block_in=16, block_out=16, learned=True)
     assert learned.compress(W, **given).error(W, metric=metric) < drawn.error(W, metric=metric)
 
 
-def test_without_a_factor_nothing_is_lost(rng):
+def test_without_a_reduction_nothing_is_lost(rng):
     W = rng.standard_normal((20, 30)).astype(np.float32)
     for learned in (False, True):
-        factors = BlockProjection(factor=1, block_in=8, block_out=7, learned=learned).compress(W)
+        factors = BlockProjection(reduction=1, block_in=8, block_out=7, learned=learned).compress(W)
         assert factors.error(W) < 1e-10
 
 
 def test_drawn_projections_cost_a_seed(rng):
     W = rng.standard_normal((128, 192)).astype(np.float16)
-    factors = BlockProjection(factor=4).compress(W)
+    factors = BlockProjection(reduction=4).compress(W)
     assert factors.nbytes == W.nbytes // 16 + 8
     assert factors.error(W) == pytest.approx(1 - 1 / 16, abs=0.01)
 
@@ -136,18 +136,18 @@ def test_drawn_projections_cost_a_seed(rng):
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_matrices_without_weights(shape, learned):
-    factors = BlockProjection(factor=2, learned=learned).compress(np.zeros(shape, np.float32))
+    factors = BlockProjection(reduction=2, learned=learned).compress(np.zeros(shape, np.float32))
     assert factors.to_dense().shape == shape
     assert factors.linear(np.ones((2, shape[1]), np.float32)).shape == (2, shape[0])
 
 
-def test_a_factor_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"factor must be at least 1, got 0\.5"):
-        BlockProjection(factor=0.5)
+def test_a_reduction_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"reduction must be at least 1, got 0\.5"):
+        BlockProjection(reduction=0.5)
 
 
 def test_projections_of_another_matrix_are_refused(rng):
-    factors = BlockProjection(factor=2, block_in=8, block_out=6, learned=True, shared=False)
+    factors = BlockProjection(reduction=2, block_in=8, block_out=6, learned=True, shared=False)
     factors = factors.compress(rng.standard_normal((24, 32)))
     for name, shape in (("B", (3, 8, 4)), ("B", (4, 0, 4)), ("D", (4, 3, 64)), ("D", (4, 7, 6))):
         with pytest.raises(CorruptDataError, match=name):

@@ -12,10 +12,12 @@ from fastfactor.metrics import Covariance, Diagonal
 
 class TestDictionary(MethodContract):
     METHODS = (
-        Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=16, max_iter=5),
-        Dictionary(n_nonzero_coefs=3, n_atoms=5, piece=8, max_iter=5, value_dtype=None),
-        Dictionary(n_nonzero_coefs=1, max_iter=3, selection="omp", init="rows"),
-        Dictionary(n_nonzero_coefs=2, n_atoms=8, max_iter=3, selection="omp", search="hash"),
+        Dictionary(n_nonzero_coefs=2, n_atoms=8, block_size=16, max_iter=5),
+        Dictionary(n_nonzero_coefs=3, n_atoms=5, block_size=8, max_iter=5, value_dtype=None),
+        Dictionary(n_nonzero_coefs=1, max_iter=3, criterion="correlation", init="rows"),
+        Dictionary(
+            n_nonzero_coefs=2, n_atoms=8, max_iter=3, criterion="correlation", search="hash"
+        ),
     )
 
 
@@ -26,13 +28,13 @@ def dense(factors):
         stream = [byte >> k & 1 for byte in packed.tolist() for k in range(8)]
         return [sum(stream[i * bits + k] << k for k in range(bits)) for i in range(n)]
 
-    piece = factors.dictionary.shape[1]
-    n = factors.shape[0] * factors.shape[1] // piece
+    block_size = factors.dictionary.shape[1]
+    n = factors.shape[0] * factors.shape[1] // block_size
     counts = [factors.count] * n
     if factors.count_bits:
         counts = numbers(factors.counts, factors.count_bits, n)
     atoms = numbers(factors.indices, (len(factors.dictionary) - 1).bit_length(), sum(counts))
-    W, at = np.zeros((n, piece)), 0
+    W, at = np.zeros((n, block_size)), 0
     for i, count in enumerate(counts):
         for j in range(at, at + count):
             W[i] += float(factors.values[j]) * factors.dictionary[atoms[j]].astype(np.float64)
@@ -41,11 +43,11 @@ def dense(factors):
 
 
 @pytest.mark.parametrize("n_atoms", [1, 2, 5, 16])
-@pytest.mark.parametrize("how", [{"n_nonzero_coefs": 2}, {"piece_error": 0.3}])
+@pytest.mark.parametrize("how", [{"n_nonzero_coefs": 2}, {"block_error": 0.3}])
 def test_what_is_stored_stands_for_the_matrix(rng, n_atoms, how):
     W = rng.standard_normal((13, 24)).astype(np.float32)
     W[3] = 0
-    factors = Dictionary(**how, n_atoms=n_atoms, piece=8, max_iter=3).compress(W)
+    factors = Dictionary(**how, n_atoms=n_atoms, block_size=8, max_iter=3).compress(W)
     np.testing.assert_allclose(factors.to_dense(), dense(factors), atol=1e-5)
     n_values = len(factors.values)
     bits = (n_atoms - 1).bit_length()
@@ -54,17 +56,17 @@ def test_what_is_stored_stands_for_the_matrix(rng, n_atoms, how):
     assert not factors.to_dense()[3].any()
 
 
-def test_pieces_along_few_directions_are_found_again(rng):
+def test_blocks_along_few_directions_are_found_again(rng):
     atoms = rng.standard_normal((6, 16))
     W = rng.choice([-1, 1, 2], (400, 1)) * atoms[rng.integers(6, size=400)]
     W = W.reshape(100, 64).astype(np.float32)
-    factors = Dictionary(n_nonzero_coefs=1, n_atoms=8, piece=16).compress(W)
+    factors = Dictionary(n_nonzero_coefs=1, n_atoms=8, block_size=16).compress(W)
     assert factors.error(W) < 1e-6
 
 
-def test_an_error_for_pieces_sends_values_where_the_energy_is(rng):
+def test_an_error_for_blocks_sends_values_where_the_energy_is(rng):
     W = (rng.standard_normal((64, 64)) * np.geomspace(0.02, 2, 64)[:, None]).astype(np.float32)
-    factors = Dictionary(piece_error=0.2, n_atoms=32, piece=16).compress(W)
+    factors = Dictionary(block_error=0.2, n_atoms=32, block_size=16).compress(W)
     left = (W - factors.to_dense().astype(np.float64)).reshape(-1, 16)
     mean = np.mean(np.sum(W.astype(np.float64).reshape(-1, 16) ** 2, axis=1))
     assert np.sum(left**2, axis=1).max() <= 0.2 * mean * 1.01
@@ -74,7 +76,7 @@ def test_an_error_for_pieces_sends_values_where_the_energy_is(rng):
 
 def test_a_search_uses_uneven_counts_where_they_are_better(rng):
     W = (rng.standard_normal((64, 64)) * np.geomspace(0.02, 2, 64)[:, None]).astype(np.float32)
-    settings = {"n_atoms": 16, "piece": 16, "max_iter": 10}
+    settings = {"n_atoms": 16, "block_size": 16, "max_iter": 10}
     even = Dictionary(n_nonzero_coefs=3, **settings).compress(W)
     found = Dictionary(ratio=W.nbytes / even.nbytes, **settings).compress(W)
     assert found.count_bits > 0
@@ -98,8 +100,8 @@ def test_weights_without_importance_are_free(rng):
     assert weighted < 0.8 * settings.compress(spoiled).error(spoiled, metric=metric)
 
 
-def test_importance_of_pieces_is_exact(rng):
-    """The same as a matrix whose pieces are longer by its root."""
+def test_importance_of_blocks_is_exact(rng):
+    """The same as a matrix whose blocks are longer by its root."""
     W = rng.standard_normal((60, 16))
     weights = rng.random((60, 1)) + 0.1
     importance = np.broadcast_to(weights, W.shape)
@@ -110,22 +112,24 @@ def test_importance_of_pieces_is_exact(rng):
     assert error <= scaled.error(np.sqrt(weights) * W) * 1.001
 
 
-@pytest.mark.parametrize("piece", [8, 16])
-def test_a_covariance_of_few_directions_leaves_the_others_free(rng, piece):
+@pytest.mark.parametrize("block_size", [8, 16])
+def test_a_covariance_of_few_directions_leaves_the_others_free(rng, block_size):
     W = rng.standard_normal((50, 16)).astype(np.float32)
     x = rng.standard_normal((3, 16))
     metric = Covariance(x.T @ x)
-    settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=piece, value_dtype="float32")
+    settings = Dictionary(
+        n_nonzero_coefs=2, n_atoms=8, block_size=block_size, value_dtype="float32"
+    )
     weighted = settings.compress(W, input_covariance=x.T @ x).error(W, metric=metric)
     assert weighted < 0.5 * settings.compress(W).error(W, metric=metric)
 
 
 def test_values_are_least_squares_for_the_atoms_as_stored(rng):
     W = rng.standard_normal((40, 32)).astype(np.float16)
-    settings = Dictionary(n_nonzero_coefs=3, n_atoms=16, piece=16, exchange=False)
+    settings = Dictionary(n_nonzero_coefs=3, n_atoms=16, block_size=16, exchange=False)
     factors = settings.compress(W)
     signals = W.reshape(-1, 16)
-    codes = omp(signals, factors.dictionary, n_nonzero_coefs=3, selection="ols")
+    codes = omp(signals, factors.dictionary, n_nonzero_coefs=3, criterion="ols")
     np.testing.assert_array_equal(factors.values, codes.data.astype(np.float16))
     # With exchanges other atoms may be chosen: these have no more error, and values that fit them.
     factors = replace(settings, exchange=True).compress(W)
@@ -137,7 +141,7 @@ def test_values_are_least_squares_for_the_atoms_as_stored(rng):
 @pytest.mark.parametrize("size", [1e-30, 1e-9, 1e6, 1e30])
 def test_values_of_any_size_are_held_in_half_precision(rng, size):
     W = rng.standard_normal((30, 32)).astype(np.float32)
-    settings = Dictionary(n_nonzero_coefs=3, n_atoms=8, piece=16, max_iter=5)
+    settings = Dictionary(n_nonzero_coefs=3, n_atoms=8, block_size=16, max_iter=5)
     large = settings.compress(W * np.float32(size))
     assert large.values.dtype == np.float16
     expected = settings.compress(W).error(W)
@@ -153,7 +157,7 @@ def test_the_largest_halves_are_held(rng):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (50, 1), (3, 16)])
-def test_as_many_atoms_as_pieces_or_more_leave_rounding_only(rng, shape):
+def test_as_many_atoms_as_blocks_or_more_leave_rounding_only(rng, shape):
     W = rng.standard_normal(shape).astype(np.float32)
     for n_atoms in (shape[0], shape[0] + 60):
         factors = Dictionary(n_nonzero_coefs=1, n_atoms=n_atoms, max_iter=5).compress(W)
@@ -162,7 +166,7 @@ def test_as_many_atoms_as_pieces_or_more_leave_rounding_only(rng, shape):
 
 
 def test_matrices_of_zeros_and_of_one_number():
-    for how in ({"n_nonzero_coefs": 2}, {"piece_error": 0.1}, {"ratio": 4}, {"max_error": 0.1}):
+    for how in ({"n_nonzero_coefs": 2}, {"block_error": 0.1}, {"ratio": 4}, {"max_error": 0.1}):
         W = np.zeros((64, 64), np.float32)
         assert not Dictionary(**how).compress(W).to_dense().any()
         assert Dictionary(**how).compress(W + 3).error(W + 3) <= 0.1
@@ -170,7 +174,7 @@ def test_matrices_of_zeros_and_of_one_number():
 
 def test_metrics_that_are_zero_in_places(rng):
     W = rng.standard_normal((40, 32)).astype(np.float32)
-    settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, piece=16, max_iter=5)
+    settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, block_size=16, max_iter=5)
     importance = rng.random(W.shape)
     importance[3], importance[:, 5] = 0, 0
     plain = settings.compress(W)
@@ -193,7 +197,7 @@ def test_a_search_at_its_ends(rng):
         Dictionary(max_error=1e-9, **settings).compress(W)
 
 
-def test_default_pieces_and_atoms():
+def test_default_blocks_and_atoms():
     def of(shape):
         W = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         return Dictionary(n_nonzero_coefs=1, max_iter=1).compress(W).dictionary.shape
@@ -206,20 +210,20 @@ def test_default_pieces_and_atoms():
 
 def test_what_does_not_fit_is_named(rng):
     W = rng.standard_normal((4, 10)).astype(np.float32)
-    with pytest.raises(ValueError, match="piece must divide the columns of W, 10, got 3"):
-        Dictionary(n_nonzero_coefs=1, piece=3).compress(W)
+    with pytest.raises(ValueError, match="block_size must divide the columns of W, 10, got 3"):
+        Dictionary(n_nonzero_coefs=1, block_size=3).compress(W)
     with pytest.raises(ValueError, match="W must not be empty"):
         Dictionary(n_nonzero_coefs=1).compress(W[:0])
     with pytest.raises(ValueError, match="dictionary_dtype must hold values up to"):
         Dictionary(n_nonzero_coefs=1, dictionary_dtype="float16").compress(1e12 * W)
-    for name in ("piece", "n_atoms", "max_iter", "selection", "search", "init", "value_dtype"):
+    for name in ("block_size", "n_atoms", "max_iter", "criterion", "search", "init", "value_dtype"):
         with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
             Dictionary(n_nonzero_coefs=1, **{name: -1})
 
 
 def test_atoms_and_counts_that_do_not_exist_are_refused(rng):
     W = rng.standard_normal((10, 16)).astype(np.float32)
-    factors = Dictionary(piece_error=0.4, n_atoms=5, piece=8).compress(W)
+    factors = Dictionary(block_error=0.4, n_atoms=5, block_size=8).compress(W)
     tensors, config = factors.tensors(), factors.config()
     for name in ("indices", "counts"):
         full = np.full_like(tensors[name], 255)
@@ -230,7 +234,7 @@ def test_atoms_and_counts_that_do_not_exist_are_refused(rng):
 
 
 def test_a_ratio_is_learned_for_once(rng, monkeypatch):
-    """Where all pieces have as many values; else as often as a bisection asks."""
+    """Where all blocks have as many values; else as often as a bisection asks."""
     calls = []
 
     def counted(*arguments, **settings):
@@ -239,11 +243,11 @@ def test_a_ratio_is_learned_for_once(rng, monkeypatch):
 
     monkeypatch.setattr("fastfactor.methods.dictionary.method.learn_dictionary", counted)
     W = rng.standard_normal((60, 32)).astype(np.float32)
-    settings = Dictionary(ratio=4, n_atoms=8, piece=16, max_iter=2)
+    settings = Dictionary(ratio=4, n_atoms=8, block_size=16, max_iter=2)
     found = settings.compress(W)
     assert len(calls) == 1
     assert found.nbytes * 4 <= W.nbytes
-    # One more value a piece would not have fitted.
+    # One more value a block would not have fitted.
     assert (
         replace(settings, ratio=None, n_nonzero_coefs=calls[0] + 1).compress(W).nbytes * 4
         > W.nbytes

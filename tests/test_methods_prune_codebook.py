@@ -82,9 +82,9 @@ def test_values_minimise_the_weighted_error(rng):
 
 def test_other_ways_to_prune(rng):
     W = rng.standard_normal((20, 40)).astype(np.float32)
-    halves = PruneCodebook(n_m=(2, 4), n_bits=6).compress(W).to_dense()
+    halves = PruneCodebook(nm_sparsity=(2, 4), n_bits=6).compress(W).to_dense()
     assert (np.count_nonzero(halves.reshape(-1, 4), axis=1) == 2).all()
-    above = PruneCodebook(quality=1.0, n_bits=6).compress(W).to_dense()
+    above = PruneCodebook(std_multiple=1.0, n_bits=6).compress(W).to_dense()
     np.testing.assert_array_equal(above != 0, np.abs(W) >= W.astype(np.float64).std())
 
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from contract import MethodContract
-from fastfactor import CorruptDataError, n_m_mask, prune_mask
+from fastfactor import CorruptDataError, nm_sparsity_mask, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneFactors
 from fastfactor.methods.pruning.prune.kept_places import GAP_BITS, KeptPlaces
 from fastfactor.metrics import Diagonal
@@ -108,27 +108,27 @@ def test_blocks_of_most_energy_give_the_least_error(rng):
     assert errors["square"] < min(errors["max"], errors["mean"])
 
 
-def test_quality_times_the_deviation_is_the_threshold(rng):
+def test_std_multiple_times_the_deviation_is_the_threshold(rng):
     W = (rng.standard_normal((30, 40)) * np.geomspace(0.1, 10, 30)[:, None]).astype(np.float32)
     kept = np.abs(W) >= 1.5 * W.astype(np.float64).std()
-    np.testing.assert_array_equal(Prune(quality=1.5).compress(W).to_dense() != 0, kept)
+    np.testing.assert_array_equal(Prune(std_multiple=1.5).compress(W).to_dense() != 0, kept)
     by_row = np.abs(W) >= 1.5 * W.astype(np.float64).std(axis=1, keepdims=True)
-    result = Prune(quality=1.5, scope="row").compress(W).to_dense()
+    result = Prune(std_multiple=1.5, scope="row").compress(W).to_dense()
     np.testing.assert_array_equal(result != 0, by_row)
     importance = rng.random(W.shape)
     scores = np.sqrt(importance) * W
-    weighted = Prune(quality=1.5).compress(W, importance=importance).to_dense()
+    weighted = Prune(std_multiple=1.5).compress(W, importance=importance).to_dense()
     np.testing.assert_array_equal(weighted != 0, np.abs(scores) >= 1.5 * scores.std())
 
 
-@pytest.mark.parametrize("n_m", [(2, 4), (1, 5), [4, 8]])
-def test_n_of_every_m_are_kept(rng, n_m):
+@pytest.mark.parametrize("nm_sparsity", [(2, 4), (1, 5), [4, 8]])
+def test_n_of_every_m_are_kept(rng, nm_sparsity):
     W = rng.standard_normal((9, 40)).astype(np.float32)
-    factors = Prune(n_m=n_m).compress(W)
-    np.testing.assert_array_equal(factors.to_dense() != 0, n_m_mask(W, *n_m))
+    factors = Prune(nm_sparsity=nm_sparsity).compress(W)
+    np.testing.assert_array_equal(factors.to_dense() != 0, nm_sparsity_mask(W, *nm_sparsity))
     importance = rng.random(W.shape).astype(np.float32)
-    weighted = Prune(n_m=n_m).compress(W, importance=importance).to_dense() != 0
-    np.testing.assert_array_equal(weighted, n_m_mask(np.sqrt(importance) * W, *n_m))
+    weighted = Prune(nm_sparsity=nm_sparsity).compress(W, importance=importance).to_dense() != 0
+    np.testing.assert_array_equal(weighted, nm_sparsity_mask(np.sqrt(importance) * W, *nm_sparsity))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -195,7 +195,7 @@ def test_ties_and_zeros_keep_their_error(scope):
         {"sparsity": 0.7, "scope": (3, 5)},
         {"sparsity": 1.0},
         {"sparsity": 0.0},
-        {"n_m": (2, 4)},
+        {"nm_sparsity": (2, 4)},
     ],
     ids=repr,
 )
@@ -208,10 +208,10 @@ def test_planned_sizes_are_near(rng, kind, settings):
 
 
 def test_sizes_that_are_not_known_and_shapes_that_do_not_fit():
-    assert Prune(quality=1.0).planned_size((8, 8), np.float32) is None
-    assert PruneCodebook(quality=1.0).planned_size((8, 8), np.float32) is None
+    assert Prune(std_multiple=1.0).planned_size((8, 8), np.float32) is None
+    assert PruneCodebook(std_multiple=1.0).planned_size((8, 8), np.float32) is None
     with pytest.raises(ValueError, match="multiple of 4"):
-        Prune(n_m=(2, 4)).planned_size((3, 6), np.float32)
+        Prune(nm_sparsity=(2, 4)).planned_size((3, 6), np.float32)
     assert Prune(sparsity=0.5).planned_size((0, 6), np.float32).nbytes == 0
 
 
@@ -238,24 +238,34 @@ def test_empty_matrices_stay_empty(shape, settings):
 def test_settings_are_checked():
     for given, message in (
         ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\], got 1.5"),
-        ({"sparsity": 0.5, "quality": 1.0}, "one of .* must be given to Prune, got sparsity and"),
-        ({}, "one of sparsity, quality, n_m, ratio, max_error must be given to Prune, got none"),
-        ({"quality": -1}, "quality must be zero or more"),
-        ({"quality": 1, "scope": (2, 2)}, "scope must be 'global' or 'row' where quality"),
-        ({"n_m": (2, 4), "scope": "row"}, "scope must be 'global' where n_m"),
-        ({"n_m": (5, 4)}, r"n_m\[0\] must be in \[1, 4\], got 5"),
+        (
+            {"sparsity": 0.5, "std_multiple": 1.0},
+            "one of .* must be given to Prune, got sparsity and",
+        ),
+        (
+            {},
+            "one of sparsity, std_multiple, nm_sparsity, ratio, max_error must be given to Prune, "
+            "got none",
+        ),
+        ({"std_multiple": -1}, "std_multiple must be zero or more"),
+        (
+            {"std_multiple": 1, "scope": (2, 2)},
+            "scope must be 'global' or 'row' where std_multiple",
+        ),
+        ({"nm_sparsity": (2, 4), "scope": "row"}, "scope must be 'global' where nm_sparsity"),
+        ({"nm_sparsity": (5, 4)}, r"nm_sparsity\[0\] must be in \[1, 4\], got 5"),
         ({"sparsity": 0.5, "scope": "column"}, "scope must be one of"),
         ({"sparsity": 0.5, "scope": (0, 2)}, r"scope\[0\] must be at least 1"),
         ({"sparsity": 0.5, "pool": "min"}, "pool must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             Prune(**given)
-    with pytest.raises(TypeError, match="n_m must be a pair of integers"):
-        Prune(n_m=4)
+    with pytest.raises(TypeError, match="nm_sparsity must be a pair of integers"):
+        Prune(nm_sparsity=4)
     with pytest.raises(TypeError, match="scope must be 'global', 'row' or a pair of integers"):
         Prune(sparsity=0.5, scope=3)
     with pytest.raises(ValueError, match="multiple of 4"):
-        Prune(n_m=(2, 4)).compress(np.ones((3, 6), np.float32))
+        Prune(nm_sparsity=(2, 4)).compress(np.ones((3, 6), np.float32))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.003])

@@ -19,8 +19,8 @@ from fastfactor.metrics import Covariance
 
 METHODS = (
     BlockDiagonal(n_blocks=2),
-    BlockProjection(factor=2, block_in=5, block_out=5),
-    BlockProjection(factor=2, block_in=5, block_out=5, learned=True),
+    BlockProjection(reduction=2, block_in=5, block_out=5),
+    BlockProjection(reduction=2, block_in=5, block_out=5, learned=True),
     LowRank(rank=2),
     Simhash(n_hashes=33),
     Simhash(n_hashes=33, axis=1),

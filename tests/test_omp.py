@@ -94,15 +94,15 @@ def test_without_a_limit_a_tenth_of_the_features_are_used(rng):
 # --- limits
 
 
-@pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_the_first_limit_reached_stops(rng, selection):
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
+def test_the_first_limit_reached_stops(rng, criterion):
     dictionary = unit_atoms(rng, 50, 20)
     X = rng.standard_normal((80, 20))
-    by_tol = np.diff(omp(X, dictionary, tol=4.0, selection=selection).indptr)
+    by_tol = np.diff(omp(X, dictionary, tol=4.0, criterion=criterion).indptr)
     assert by_tol.min() < 6 < by_tol.max()
-    both = omp(X, dictionary, n_nonzero_coefs=6, tol=4.0, selection=selection)
+    both = omp(X, dictionary, n_nonzero_coefs=6, tol=4.0, criterion=criterion)
     np.testing.assert_array_equal(np.diff(both.indptr), np.minimum(by_tol, 6))
-    expected = oracle.omp_codes(X, dictionary, 6, tol=4.0, selection=selection)
+    expected = oracle.omp_codes(X, dictionary, 6, tol=4.0, criterion=criterion)
     np.testing.assert_allclose(dense(both), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -122,12 +122,12 @@ def test_limits_beyond_atoms_and_features(rng, dtype, shape):
     [(np.float32, share) for share in (0.5, 1e-2, 1e-5, 1e-7)]
     + [(np.float64, share) for share in (0.5, 1e-2, 1e-7, 1e-10)],
 )
-@pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_a_row_that_stopped_by_tol_is_within_tol(rng, dtype, selection, share):
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
+def test_a_row_that_stopped_by_tol_is_within_tol(rng, dtype, criterion, share):
     dictionary = unit_atoms(rng, 60, 24, dtype)
     X = rng.standard_normal((200, 24)).astype(dtype)
     tol = share * 24
-    codes = omp(X, dictionary, tol=tol, selection=selection)
+    codes = omp(X, dictionary, tol=tol, criterion=criterion)
     error, counts = errors(X, codes, dictionary), np.diff(codes.indptr)
     # The codes are of the result's precision: what they leave can differ by that from what the
     # search saw, which only shows where tol lies at the level of rounding.
@@ -137,7 +137,7 @@ def test_a_row_that_stopped_by_tol_is_within_tol(rng, dtype, selection, share):
     # One atom fewer would not have done.
     for i in np.flatnonzero(by_tol & (counts > 0))[:20]:
         one_less = omp(
-            X[i : i + 1], dictionary, n_nonzero_coefs=int(counts[i]) - 1 or 1, selection=selection
+            X[i : i + 1], dictionary, n_nonzero_coefs=int(counts[i]) - 1 or 1, criterion=criterion
         )
         if counts[i] > 1:
             assert errors(X[i : i + 1], one_less, dictionary)[0] > tol - rounding[i]
@@ -152,14 +152,14 @@ def test_tol_at_the_error_of_an_exact_code():
 # --- hard problems
 
 
-@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
 @pytest.mark.parametrize("shape", [(40, 16), (16, 40), (33, 33)])
-def test_oracle_on_random_data(rng, selection, shape):
+def test_oracle_on_random_data(rng, criterion, shape):
     dictionary = rng.standard_normal(shape)
     X = rng.standard_normal((60, shape[1]))
     for k in (1, 3, 10):
-        expected = oracle.omp_codes(X, dictionary, k, selection=selection)
-        codes = dense(omp(X, dictionary, n_nonzero_coefs=k, selection=selection))
+        expected = oracle.omp_codes(X, dictionary, k, criterion=criterion)
+        codes = dense(omp(X, dictionary, n_nonzero_coefs=k, criterion=criterion))
         np.testing.assert_allclose(codes, expected, rtol=1e-8, atol=1e-8)
 
 
@@ -167,20 +167,22 @@ def test_ols_is_no_omp(rng):
     # Atom 0 answers loudest, atoms 1 and 2 together explain more: OLS sees it at the second step.
     dictionary = unit_atoms(rng, 100, 20)
     X = rng.standard_normal((200, 20))
-    ols, plain = (omp(X, dictionary, n_nonzero_coefs=5, selection=s) for s in ("ols", "omp"))
+    ols, plain = (
+        omp(X, dictionary, n_nonzero_coefs=5, criterion=s) for s in ("ols", "correlation")
+    )
     assert errors(X, ols, dictionary).sum() < errors(X, plain, dictionary).sum()
 
 
 @pytest.mark.parametrize("coherence", [0.9, 0.999])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_oracle_on_coherent_atoms(rng, coherence, selection):
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
+def test_oracle_on_coherent_atoms(rng, coherence, criterion):
     common = rng.standard_normal(32)
     dictionary = np.sqrt(coherence) * common + np.sqrt(1 - coherence) * rng.standard_normal(
         (50, 32)
     )
     X = rng.standard_normal((80, 32))
-    expected = oracle.omp_codes(X, dictionary, 6, selection=selection)
-    codes = dense(omp(X, dictionary, n_nonzero_coefs=6, selection=selection))
+    expected = oracle.omp_codes(X, dictionary, 6, criterion=criterion)
+    codes = dense(omp(X, dictionary, n_nonzero_coefs=6, criterion=criterion))
     np.testing.assert_allclose(codes, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
@@ -193,26 +195,26 @@ def test_every_choice_is_greedy_on_coherent_atoms(rng, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
 @pytest.mark.parametrize("n_distinct", [13, 150])
-def test_duplicated_atoms_are_taken_once_and_the_first_of_them(rng, dtype, selection, n_distinct):
+def test_duplicated_atoms_are_taken_once_and_the_first_of_them(rng, dtype, criterion, n_distinct):
     distinct = rng.standard_normal((n_distinct, 10)).astype(dtype)
     dictionary = np.concatenate([distinct, distinct, -distinct, distinct])
     X = rng.standard_normal((70, 10)).astype(dtype)
-    alone = omp(X, distinct, n_nonzero_coefs=10, selection=selection)
-    codes = omp(X, dictionary, n_nonzero_coefs=10, selection=selection)
+    alone = omp(X, distinct, n_nonzero_coefs=10, criterion=criterion)
+    codes = omp(X, dictionary, n_nonzero_coefs=10, criterion=criterion)
     assert (codes.indices < n_distinct).all()
     np.testing.assert_array_equal(codes.indices, alone.indices)
     np.testing.assert_array_equal(codes.data, alone.data)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
 @pytest.mark.parametrize("rank", [1, 3, 8])
-def test_rank_deficient_dictionaries_stop_at_their_rank(rng, dtype, selection, rank):
+def test_rank_deficient_dictionaries_stop_at_their_rank(rng, dtype, criterion, rank):
     dictionary = (rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 30))).astype(dtype)
     X = rng.standard_normal((50, 30)).astype(dtype)
-    codes = omp(X, dictionary, n_nonzero_coefs=30, selection=selection)
+    codes = omp(X, dictionary, n_nonzero_coefs=30, criterion=criterion)
     assert_well_formed(codes, 50, 40, dtype, rank)
     best = X - X.astype(np.float64) @ np.linalg.pinv(dictionary.astype(np.float64), rcond=1e-5) @ (
         dictionary.astype(np.float64)
@@ -222,24 +224,24 @@ def test_rank_deficient_dictionaries_stop_at_their_rank(rng, dtype, selection, r
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_zero_atoms_are_never_taken(rng, dtype, selection):
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
+def test_zero_atoms_are_never_taken(rng, dtype, criterion):
     dictionary = rng.standard_normal((20, 12)).astype(dtype)
     dictionary[[0, 3, 19]] = 0
     X = rng.standard_normal((30, 12)).astype(dtype)
-    codes = omp(X, dictionary, n_nonzero_coefs=12, selection=selection)
+    codes = omp(X, dictionary, n_nonzero_coefs=12, criterion=criterion)
     assert not np.isin(codes.indices, [0, 3, 19]).any()
-    assert len(omp(X, 0 * dictionary, n_nonzero_coefs=5, selection=selection).data) == 0
-    assert len(omp(X, 0 * dictionary, tol=1e-3, selection=selection).data) == 0
+    assert len(omp(X, 0 * dictionary, n_nonzero_coefs=5, criterion=criterion).data) == 0
+    assert len(omp(X, 0 * dictionary, tol=1e-3, criterion=criterion).data) == 0
 
 
-@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
 @pytest.mark.parametrize("limit", [{"n_nonzero_coefs": 3}, {"tol": 0.0}])
 @pytest.mark.parametrize("length", [1e-17, 1e-18, 1e-20, 1e-30])
-def test_atoms_whose_square_has_no_inverse_are_never_taken(selection, limit, length):
+def test_atoms_whose_square_has_no_inverse_are_never_taken(criterion, limit, length):
     dictionary = np.diag([1, 0.5, length]).astype(np.float32)
     X = np.array([[0, 0, 1], [1, 1, 1], [0, 1, 0]], np.float32)
-    codes = omp(X, dictionary, selection=selection, **limit)
+    codes = omp(X, dictionary, criterion=criterion, **limit)
     assert np.isfinite(codes.data).all()
     expected = np.array([[0, 0, 1 / length], [1, 2, 1 / length], [0, 2, 0]])
     if length < 1e-19:
@@ -259,13 +261,13 @@ def test_zero_signals_have_empty_codes(rng, dtype, limit):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
 @pytest.mark.parametrize("limit", [{"n_nonzero_coefs": 60}, {"tol": 0.0}])
-def test_signals_in_the_span_of_few_atoms_end_there(rng, dtype, selection, limit):
+def test_signals_in_the_span_of_few_atoms_end_there(rng, dtype, criterion, limit):
     dictionary = unit_atoms(rng, 100, 60)
     X, planted = sparse_signals(rng, dictionary, 90, 3)
     X, dictionary = X.astype(dtype), dictionary.astype(dtype)
-    codes = omp(X, dictionary, selection=selection, **limit)
+    codes = omp(X, dictionary, criterion=criterion, **limit)
     assert_well_formed(codes, 90, 100, dtype, 60)
     norms = (X.astype(np.float64) ** 2).sum(axis=1)
     assert (errors(X, codes, dictionary) <= (40 * np.finfo(dtype).eps) ** 2 * norms).all()
@@ -321,15 +323,15 @@ def test_any_integer_problem_is_coded_greedily(data, n_atoms, n_features, n_samp
     n_atoms=st.integers(1, 12),
     n_features=st.integers(1, 6),
     dtype=st.sampled_from([np.float32, np.float64]),
-    selection=st.sampled_from(["omp", "ols"]),
+    criterion=st.sampled_from(["correlation", "ols"]),
 )
-def test_any_integer_problem_has_least_squares_codes(data, n_atoms, n_features, dtype, selection):
+def test_any_integer_problem_has_least_squares_codes(data, n_atoms, n_features, dtype, criterion):
     row = st.lists(SMALL_INTEGERS, min_size=n_features, max_size=n_features)
     dictionary = np.array(data.draw(st.lists(row, min_size=n_atoms, max_size=n_atoms)), dtype)
     X = np.array(data.draw(st.lists(row, min_size=3, max_size=3)), dtype)
     before = np.inf
     for limit in range(1, min(n_atoms, n_features) + 1):
-        codes = omp(X, dictionary, n_nonzero_coefs=limit, selection=selection)
+        codes = omp(X, dictionary, n_nonzero_coefs=limit, criterion=criterion)
         assert_well_formed(codes, 3, n_atoms, dtype, limit)
         error = errors(X, codes, dictionary)
         for i in range(3):
@@ -344,13 +346,13 @@ def test_any_integer_problem_has_least_squares_codes(data, n_atoms, n_features, 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_a_given_gram_changes_nothing(rng, dtype, selection):
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
+def test_a_given_gram_changes_nothing(rng, dtype, criterion):
     # Integers, so that NumPy's Gram matrix and ours have the same bits.
     dictionary = rng.integers(-9, 10, (70, 33)).astype(dtype)
     X = rng.standard_normal((90, 33)).astype(dtype)
     gram = dictionary @ dictionary.T
-    options = {"n_nonzero_coefs": 8, "selection": selection}
+    options = {"n_nonzero_coefs": 8, "criterion": criterion}
     assert_same_bits(omp(X, dictionary, gram=gram, **options), omp(X, dictionary, **options))
     assert_same_bits(
         omp(X, dictionary, gram=np.asfortranarray(gram), **options), omp(X, dictionary, **options)
@@ -366,11 +368,11 @@ def test_a_given_gram_is_used(rng):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("selection", ["omp", "ols"])
-def test_few_rows_of_a_big_dictionary_have_the_bits_of_many(rng, dtype, selection):
+@pytest.mark.parametrize("criterion", ["correlation", "ols"])
+def test_few_rows_of_a_big_dictionary_have_the_bits_of_many(rng, dtype, criterion):
     # Few rows take the Gram matrix row by row, many build it whole.
     dictionary = rng.standard_normal((1500, 37)).astype(dtype)
     X = rng.standard_normal((400, 37)).astype(dtype)
-    encode = partial(omp, n_nonzero_coefs=5, selection=selection)
+    encode = partial(omp, n_nonzero_coefs=5, criterion=criterion)
     parts = [(0, 1), (211, 212), (399, 400)]
     assert_rows_alone_have_the_same_bits(encode, X, dictionary, parts)

@@ -42,7 +42,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     for options in (
         {"n_nonzero_coefs": 5},
         {"tol": 4.0},
-        {"n_nonzero_coefs": 4, "selection": "ols"},
+        {"n_nonzero_coefs": 4, "criterion": "ols"},
     ):
         assert_same_bits(
             omp(X, dictionary, n_threads=n_threads, **options),
@@ -318,8 +318,12 @@ def test_a_limit_of_magnitude_is_named():
         ({"tol": "0.5"}, TypeError, "tol must be a number .*, got '0.5'"),
         ({"tol": [1.0]}, TypeError, r"tol must be a number .*, got \[1.0\]"),
         ({"tol": 1j}, TypeError, "tol must be a number .*, got 1j"),
-        ({"selection": "lars"}, ValueError, "selection must be one of 'omp', 'ols', got 'lars'"),
-        ({"selection": None}, TypeError, "selection must be one of 'omp', 'ols', got None"),
+        (
+            {"criterion": "lars"},
+            ValueError,
+            "criterion must be one of 'correlation', 'ols', got 'lars'",
+        ),
+        ({"criterion": None}, TypeError, "criterion must be one of 'correlation', 'ols', got None"),
         ({"n_threads": 0}, ValueError, r"n_threads must be in \[1, 1024\], got 0"),
         ({"n_threads": -1}, ValueError, r"n_threads must be in \[1, 1024\], got -1"),
         ({"n_threads": 1025}, ValueError, r"n_threads must be in \[1, 1024\], got 1025"),

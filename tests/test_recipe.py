@@ -76,9 +76,9 @@ def test_keep_with_a_dtype():
 
 
 def test_settings_make_the_method_lists_as_tuples():
-    recipe = read_recipe({"default": {"method": "prune", "n_m": [2, 4], "pool": "max"}})
-    assert recipe.default.compressor == methods.Prune(n_m=(2, 4), pool="max")
-    assert recipe.default.settings == {"n_m": (2, 4), "pool": "max"}
+    recipe = read_recipe({"default": {"method": "prune", "nm_sparsity": [2, 4], "pool": "max"}})
+    assert recipe.default.compressor == methods.Prune(nm_sparsity=(2, 4), pool="max")
+    assert recipe.default.settings == {"nm_sparsity": (2, 4), "pool": "max"}
     assert read_recipe(recipe) is recipe
 
 
@@ -212,8 +212,8 @@ def test_the_starter_is_a_recipe_and_names_every_method_and_setting():
     ("rule", "message"),
     [
         ({"method": "block_diagonal", "n_blocks": 4, "permute": "no"}, "permute must be True or"),
-        ({"method": "block_projection", "factor": 2, "learned": 3}, "learned must be True or"),
-        ({"method": "block_projection", "factor": 2, "shared": "no"}, "shared must be True or"),
+        ({"method": "block_projection", "reduction": 2, "learned": 3}, "learned must be True or"),
+        ({"method": "block_projection", "reduction": 2, "shared": "no"}, "shared must be True or"),
         (
             {"method": "mixed_block", "rank": 2, "block_shape": 4},
             "block_shape must be two integers",

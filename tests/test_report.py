@@ -22,7 +22,9 @@ from safetensors.numpy import save_file
 
 ROWS = (
     TensorRow("fc.weight", (8, 4), "float32", "codebook", {"n_bits": 2}, "", 128, 24, 0.0123, 0.25),
-    TensorRow("conv", (2, 4, 1, 2), "float16", "prune", {"n_m": (2, 4)}, "", 32, 20, 0.5, None),
+    TensorRow(
+        "conv", (2, 4, 1, 2), "float16", "prune", {"nm_sparsity": (2, 4)}, "", 32, 20, 0.5, None
+    ),
     TensorRow("bias", (8,), "float32", "keep", {}, "not a matrix", 32, 32, None, 0.0),
     TensorRow("empty", (0, 3), "float32", "keep", {}, "a side of 0", 0, 0, None, 0.0),
 )
@@ -47,7 +49,7 @@ def test_json_holds_every_row_and_the_totals():
     rows = content.pop("rows")
     assert content == REPORT.totals()
     assert rows == [json.loads(json.dumps(row.record())) for row in ROWS]
-    assert rows[1]["settings"] == {"n_m": [2, 4]}
+    assert rows[1]["settings"] == {"nm_sparsity": [2, 4]}
 
 
 def test_csv_holds_every_row():
@@ -55,7 +57,7 @@ def test_csv_holds_every_row():
     assert [row["name"] for row in rows] == [row.name for row in ROWS]
     assert set(rows[0]) == set(ROWS[0].record())
     assert json.loads(rows[1]["shape"]) == [2, 4, 1, 2]
-    assert json.loads(rows[1]["settings"]) == {"n_m": [2, 4]}
+    assert json.loads(rows[1]["settings"]) == {"nm_sparsity": [2, 4]}
     assert (rows[2]["relative_error"], rows[1]["seconds"]) == ("", "")
     assert float(rows[0]["relative_error"]) == 0.0123
 

@@ -59,7 +59,7 @@ ENDLESS = {
     "hashed_omp": (
         "fastfactor.hashed_omp(np.broadcast_to(X[:1], (10**8, 16)), "
         "np.repeat(atoms, 512, axis=0) + np.arange(16, dtype=np.float32) ** 0.5, "
-        "n_nonzero_coefs=16, share=0.5, n_threads={n_threads})"
+        "n_nonzero_coefs=16, probe_fraction=0.5, n_threads={n_threads})"
     ),
 }
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from fastfactor import n_m_mask, prune_mask, threshold_for
+from fastfactor import magnitude_threshold, nm_sparsity_mask, prune_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS
@@ -22,7 +22,7 @@ def check(W, sparsity, scope="global", **options):
     """Threshold and mask of W are the oracle's; a mean, up to the order of its sum."""
     pool = options.get("pool", "max")
     expected_mask, expected_threshold = oracle.prune(W, sparsity, scope, pool)
-    threshold = threshold_for(W, sparsity, scope=scope, **options)
+    threshold = magnitude_threshold(W, sparsity, scope=scope, **options)
     mask = prune_mask(W, sparsity, scope=scope, **options)
     assert mask.dtype == np.bool_
     assert mask.flags.c_contiguous
@@ -74,7 +74,7 @@ def test_any_bits(data):
     m = data.draw(st.integers(1, len(W)))
     W = W[: len(W) // m * m]
     n = data.draw(st.integers(0, m))
-    np.testing.assert_array_equal(n_m_mask(W, n, m), oracle.n_m(W, n, m))
+    np.testing.assert_array_equal(nm_sparsity_mask(W, n, m), oracle.nm_sparsity(W, n, m))
     check(W.reshape(-1, m), sparsity, "row")
     block = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
     check(W.reshape(-1, m), sparsity, block)
@@ -171,9 +171,9 @@ def test_blocks(rng, dtype, shape, block, pool):
 def test_mean_of_blocks_neither_overflows_nor_vanishes():
     W = np.full((4, 8), 1.5e308)
     W[:2, :4] = 1e-320
-    threshold = threshold_for(W, 0.25, scope=(2, 4), pool="mean")
+    threshold = magnitude_threshold(W, 0.25, scope=(2, 4), pool="mean")
     np.testing.assert_allclose(threshold, 1.5e308, rtol=1e-15)
-    assert threshold_for(W[:2, :4], 0.0, scope=(2, 4), pool="mean") == 1e-320
+    assert magnitude_threshold(W[:2, :4], 0.0, scope=(2, 4), pool="mean") == 1e-320
     expected = np.ones((4, 8), bool)
     expected[:2, :4] = False
     np.testing.assert_array_equal(prune_mask(W, 0.25, scope=(2, 4), pool="mean"), expected)
@@ -188,8 +188,8 @@ def test_n_of_m(rng, dtype, m):
         rng.integers(-1, 2, m).astype(dtype),
     ):
         for n in {0, 1, m // 2, m - 1, m}:
-            mask = n_m_mask(W, n, m)
-            np.testing.assert_array_equal(mask, oracle.n_m(W, n, m))
+            mask = nm_sparsity_mask(W, n, m)
+            np.testing.assert_array_equal(mask, oracle.nm_sparsity(W, n, m))
             assert (mask.reshape(-1, m).sum(axis=1) == n).all()
 
 
@@ -202,7 +202,7 @@ def test_the_count_is_exact_whatever_the_ties(rng, n):
     for sparsity in (*SHARES, 0.25, 1 / 3, 0.5 / n, 1.5 / n, 2.5 / n):
         mask = prune_mask(W, sparsity)
         assert n - mask.sum() == round(sparsity * n)
-        assert (abs(W) >= threshold_for(W, sparsity))[mask].all()
+        assert (abs(W) >= magnitude_threshold(W, sparsity))[mask].all()
 
 
 def test_halves_round_to_even():
@@ -217,14 +217,14 @@ def test_of_equals_those_of_lower_index_stay():
     )
     np.testing.assert_array_equal(prune_mask(np.asfortranarray(ones), 0.5), prune_mask(ones, 0.5))
     np.testing.assert_array_equal(prune_mask(ones, 0.5, scope="row").sum(axis=0), [3, 3, 0, 0])
-    np.testing.assert_array_equal(n_m_mask(ones, 1, 4).sum(axis=0), [3, 0, 0, 0])
+    np.testing.assert_array_equal(nm_sparsity_mask(ones, 1, 4).sum(axis=0), [3, 0, 0, 0])
     assert prune_mask(ones, 0.5, scope=(1, 2)).ravel().tolist() == [True] * 6 + [False] * 6
 
 
 def test_threshold_where_nothing_or_everything_is_kept(rng):
     W = rng.standard_normal((5, 6)).astype(np.float32)
-    assert threshold_for(W, 1.0) == np.inf
-    assert threshold_for(W, 0.0) == abs(W).min()
+    assert magnitude_threshold(W, 1.0) == np.inf
+    assert magnitude_threshold(W, 0.0) == abs(W).min()
     assert not prune_mask(W, 1.0).any()
     assert prune_mask(W, 0.0).all()
 
@@ -232,15 +232,15 @@ def test_threshold_where_nothing_or_everything_is_kept(rng):
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (3, 0, 2)])
 def test_empty(shape):
     W = np.zeros(shape, np.float16)
-    assert threshold_for(W, 0.5) == np.inf
-    assert threshold_for(W, 0.5).dtype == np.float16
+    assert magnitude_threshold(W, 0.5) == np.inf
+    assert magnitude_threshold(W, 0.5).dtype == np.float16
     assert prune_mask(W, 0.5).shape == shape
-    assert n_m_mask(W, 1, 1).shape == shape
+    assert nm_sparsity_mask(W, 1, 1).shape == shape
     if len(shape) == 2:
         np.testing.assert_array_equal(
-            threshold_for(W, 0.5, scope="row"), np.full(shape[0], np.inf, np.float16)
+            magnitude_threshold(W, 0.5, scope="row"), np.full(shape[0], np.inf, np.float16)
         )
-        assert threshold_for(W, 0.5, scope=(2, 2)) == np.inf
+        assert magnitude_threshold(W, 0.5, scope=(2, 2)) == np.inf
         assert prune_mask(W, 0.5, scope="row").shape == shape
         assert prune_mask(W, 0.5, scope=(2, 2)).shape == shape
 
@@ -253,7 +253,7 @@ def test_layout_does_not_matter(rng, layout, dtype, shape):
     for scope in ("global", "row", (8, 3)):
         check(layout(W), 0.6, scope)
         check(layout(W).T, 0.6, scope)
-    np.testing.assert_array_equal(n_m_mask(layout(W), 2, 4), oracle.n_m(W, 2, 4))
+    np.testing.assert_array_equal(nm_sparsity_mask(layout(W), 2, 4), oracle.nm_sparsity(W, 2, 4))
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0), (0, 3, 2, 1)])
@@ -279,15 +279,15 @@ def test_any_number_of_threads_gives_the_same_bits(rng, dtype, n_threads):
             for pool in ("max", "mean"):
                 options = {"scope": scope, "pool": pool}
                 np.testing.assert_array_equal(
-                    threshold_for(W, 0.8, n_threads=n_threads, **options),
-                    threshold_for(W, 0.8, n_threads=1, **options),
+                    magnitude_threshold(W, 0.8, n_threads=n_threads, **options),
+                    magnitude_threshold(W, 0.8, n_threads=1, **options),
                 )
                 np.testing.assert_array_equal(
                     prune_mask(W, 0.8, n_threads=n_threads, **options),
                     prune_mask(W, 0.8, n_threads=1, **options),
                 )
         np.testing.assert_array_equal(
-            n_m_mask(W, 2, 4, n_threads=n_threads), n_m_mask(W, 2, 4, n_threads=1)
+            nm_sparsity_mask(W, 2, 4, n_threads=n_threads), nm_sparsity_mask(W, 2, 4, n_threads=1)
         )
 
 
@@ -295,7 +295,7 @@ def test_every_level_gives_the_same_bits():
     code = """
         import hashlib
         import numpy as np
-        from fastfactor import n_m_mask, prune_mask, threshold_for
+        from fastfactor import nm_sparsity_mask, prune_mask, magnitude_threshold
 
         rng = np.random.default_rng(5)
         found = hashlib.sha256()
@@ -304,10 +304,10 @@ def test_every_level_gives_the_same_bits():
             for scope in ("global", "row", (3, 13), (16, 16)):
                 for pool in ("max", "mean"):
                     options = {"scope": scope, "pool": pool}
-                    found.update(np.asarray(threshold_for(W, 0.83, **options)).tobytes())
+                    found.update(np.asarray(magnitude_threshold(W, 0.83, **options)).tobytes())
                     found.update(prune_mask(W, 0.83, **options).tobytes())
             for n, m in ((1, 2), (2, 4), (3, 8), (5, 16), (3, 13), (7, 32)):
-                found.update(n_m_mask(W, n, m).tobytes())
+                found.update(nm_sparsity_mask(W, n, m).tobytes())
         print(found.hexdigest())
     """
     found = {output_of(code, environment={"FASTFACTOR_LEVEL": level}) for level in built_levels()}
@@ -327,12 +327,12 @@ def test_nan_and_infinity_are_named(rng, dtype, bad, name, shape):
     message = rf"W must be finite, got {name} at \[{row}, {column}\]"
     for view in (W, W[::-1][::-1], np.asfortranarray(W)):
         for scope in ("global", "row", (2, 2)):
-            for call in (threshold_for, prune_mask):
+            for call in (magnitude_threshold, prune_mask):
                 with pytest.raises(ValueError, match=message):
                     call(view, 0.5, scope=scope)
         for m in (1, 2, 4):
             with pytest.raises(ValueError, match=message):
-                n_m_mask(view, 1, m)
+                nm_sparsity_mask(view, 1, m)
 
 
 def test_the_first_of_several_in_any_shape():
@@ -341,10 +341,10 @@ def test_the_first_of_several_in_any_shape():
     with pytest.raises(ValueError, match=r"W must be finite, got nan at \[1, 0, 2\]"):
         prune_mask(W, 0.0)
     with pytest.raises(ValueError, match=r"W must be finite, got nan at \[5\]"):
-        threshold_for(np.where(np.arange(9) == 5, np.nan, 1), 1.0)
+        magnitude_threshold(np.where(np.arange(9) == 5, np.nan, 1), 1.0)
 
 
-@pytest.mark.parametrize("call", [threshold_for, prune_mask])
+@pytest.mark.parametrize("call", [magnitude_threshold, prune_mask])
 def test_arguments_are_checked(call):
     W = np.ones((4, 6))
     for bad, kind in ((-0.1, ValueError), (1.5, ValueError), (np.nan, ValueError)):
@@ -380,14 +380,14 @@ def test_arguments_are_checked(call):
 def test_n_and_m_are_checked():
     W = np.ones((4, 6))
     with pytest.raises(ValueError, match="m must be at least 1, got 0"):
-        n_m_mask(W, 0, 0)
+        nm_sparsity_mask(W, 0, 0)
     with pytest.raises(ValueError, match=r"n must be in \[0, 2\], got 3"):
-        n_m_mask(W, 3, 2)
+        nm_sparsity_mask(W, 3, 2)
     with pytest.raises(TypeError, match=r"n must be an integer in \[0, 2\], got 1.0"):
-        n_m_mask(W, 1.0, 2)
+        nm_sparsity_mask(W, 1.0, 2)
     with pytest.raises(
         ValueError, match=r"W must have rows whose length is a multiple of 4, got shape \(4, 6\)"
     ):
-        n_m_mask(W, 2, 4)
+        nm_sparsity_mask(W, 2, 4)
     with pytest.raises(ValueError, match=r"W must have at least one dimension, got shape \(\)"):
-        n_m_mask(np.float64(1), 1, 1)
+        nm_sparsity_mask(np.float64(1), 1, 1)

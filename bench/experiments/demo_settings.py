@@ -97,11 +97,11 @@ def said(settings: Any) -> str:
 
 
 def dictionaries(
-    piece_error: float = 0.3, piece: int = 56, n_atoms: int | None = 32, **others: Any
+    block_error: float = 0.3, block_size: int = 56, n_atoms: int | None = 32, **others: Any
 ) -> tuple[Dictionary, Dictionary]:
     return (
-        Dictionary(piece_error=piece_error, piece=piece, n_atoms=n_atoms, **others),
-        Dictionary(piece_error=piece_error, piece=50, n_atoms=32, **others),
+        Dictionary(block_error=block_error, block_size=block_size, n_atoms=n_atoms, **others),
+        Dictionary(block_error=block_error, block_size=50, n_atoms=32, **others),
     )
 
 
@@ -116,9 +116,9 @@ NEAR = {
         for first, second in ((30, 10), (35, 10), (50, 10), (40, 5), (40, 20))
     ],
     "dictionary": [
-        dictionaries(piece_error=0.4),
-        dictionaries(piece_error=0.2),
-        *(dictionaries(piece=piece) for piece in (28, 98, 196)),
+        dictionaries(block_error=0.4),
+        dictionaries(block_error=0.2),
+        *(dictionaries(block_size=block_size) for block_size in (28, 98, 196)),
         *(dictionaries(n_atoms=n_atoms) for n_atoms in (16, 64, 128, None)),
         dictionaries(max_iter=5),
     ],
@@ -153,10 +153,12 @@ NEAR = {
     ],
     "block projection": [
         (
-            BlockProjection(factor=factor, block_in=block_in, block_out=block_out, learned=True),
-            BlockProjection(factor=2, block_in=50, block_out=1, learned=True),
+            BlockProjection(
+                reduction=reduction, block_in=block_in, block_out=block_out, learned=True
+            ),
+            BlockProjection(reduction=2, block_in=50, block_out=1, learned=True),
         )
-        for factor, block_in, block_out in (
+        for reduction, block_in, block_out in (
             *((4, 28, 1), (5, 28, 1), (7, 28, 1), (9, 28, 1)),
             *((14, 56, 1), (14, 112, 1), (2, 56, 100)),
         )

@@ -5,13 +5,13 @@
     python bench/experiments/dictionary_quality.py --wordllama FOLDER
 
 Matrices are wordllama's embedding (32,000 × 256, float16) and two layers of the packaged LeNet
-(300 × 784 and 100 × 300, float32). All learn as many atoms for pieces as long, code each piece
+(300 × 784 and 100 × 300, float32). All learn as many atoms for blocks as long, code each block
 with as many nonzeros, and so take the bytes that our factors take: an index of few bits and a
 float16 for each nonzero, atoms in the dtype of W. Rivals' atoms and values are not rounded. SPAMS
 gets ten times our time with each of its settings below, and codes by its own order-recursive
 pursuit; scikit-learn gets ten times our time too, but at least one pass or --seconds, with each of
 its own, and codes by whichever of its pursuit and ours has less error. The best setting counts.
-Each begins with pieces drawn at random. Low rank is the truncated SVD of as many bytes.
+Each begins with blocks drawn at random. Low rank is the truncated SVD of as many bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SPAMS = (
 LASSO = 0.2
 SCIKIT_LEARN = ("cd", "lars")
 WEIGHTS = "wordllama/weights/l2_supercat_256.safetensors"
-# Matrix, columns of a piece, atoms, nonzeros a piece.
+# Matrix, columns of a block, atoms, nonzeros a block.
 CASES = (
     ("wordllama", 64, 256, 3),
     ("wordllama", 64, 256, 6),
@@ -76,25 +76,25 @@ def main() -> None:
     }
     found = json.loads(args.json.read_text()) if args.json.exists() else {"lines": []}
     lines = {(x["matrix"], x["n_nonzero_coefs"], x["by"]): x for x in found["lines"]}
-    for matrix, piece, n_atoms, nonzero in CASES:
+    for matrix, block_size, n_atoms, nonzero in CASES:
         if args.only not in f"{matrix} {nonzero}":
             continue
         W = matrices[matrix]
-        settings = {"piece": piece, "n_atoms": n_atoms, "n_nonzero_coefs": nonzero}
+        settings = {"block_size": block_size, "n_atoms": n_atoms, "n_nonzero_coefs": nonzero}
         begin = time.perf_counter()
         factors = Dictionary(**settings).compress(W, n_threads=args.threads)
         seconds = time.perf_counter() - begin
         errors = {"Dictionary": (factors.error(W), factors.nbytes, seconds)}
         ratio = W.nbytes / factors.nbytes
         begin = time.perf_counter()
-        uneven = Dictionary(ratio=ratio, piece=piece, n_atoms=n_atoms)
+        uneven = Dictionary(ratio=ratio, block_size=block_size, n_atoms=n_atoms)
         uneven = uneven.compress(W, n_threads=args.threads)
         errors["Dictionary, by ratio"] = (
             uneven.error(W),
             uneven.nbytes,
             time.perf_counter() - begin,
         )
-        X = np.ascontiguousarray(W, np.float32).reshape(-1, piece)
+        X = np.ascontiguousarray(W, np.float32).reshape(-1, block_size)
         start = X[np.random.default_rng(0).choice(len(X), n_atoms, replace=False)]
         start = start / np.maximum(np.linalg.norm(start, axis=1, keepdims=True), 1e-9)
         for by, found_by_it in (
@@ -175,8 +175,8 @@ def by_scikit_learn(
         atoms = learner.components_.astype(np.float32)
         atoms /= np.maximum(np.linalg.norm(atoms, axis=1, keepdims=True), 1e-9)
         found = []
-        for selection in ("omp", "ols"):
-            codes = omp(X, atoms, n_nonzero_coefs=nonzero, selection=selection, n_threads=threads)
+        for criterion in ("correlation", "ols"):
+            codes = omp(X, atoms, n_nonzero_coefs=nonzero, criterion=criterion, n_threads=threads)
             found.append(squares(X - spmm(codes, atoms, n_threads=threads)) / squares(X))
         yield min(found), took, algorithm
 

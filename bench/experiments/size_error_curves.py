@@ -40,7 +40,7 @@ SLICE_ROWS = 4_096
 # By their own parameters: ratios would find sizes of whole bits twice, and search for the others.
 LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
     "Codebook": ("n_bits", (1, 2, 3, 4, 6, 8)),
-    "Dictionary": ("piece_error", (0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02)),
+    "Dictionary": ("block_error", (0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02)),
     "EntropyCoded": ("bits_per_weight", (0.5, 1, 1.5, 2, 3, 4)),
 }
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -56,7 +56,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"vector_dim": 4, "group_size": 4},
         *({"vector_dim": dim, "n_codebooks": n} for dim, n in ((4, 2), (8, 2), (8, 4))),
     ],
-    "Dictionary": [{"n_atoms": 32}, {"n_atoms": 64}, {"piece": 16}],
+    "Dictionary": [{"n_atoms": 32}, {"n_atoms": 64}, {"block_size": 16}],
     "MixedBlock": [{"block_shape": (1, 16)}],
     "Prune": [{"scope": "row"}, {"scope": (1, 4)}],
     "PruneCodebook": [{"n_bits": n_bits} for n_bits in (2, 3, 6)],

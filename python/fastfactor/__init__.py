@@ -19,7 +19,7 @@ from .kernels.gaps import GapCodes, gap_decode, gap_encode
 from .kernels.huffman import huffman_decode, huffman_encode
 from .kernels.packing import PackedCodes
 from .kernels.scalar_clustering import kmeans1d
-from .kernels.selection import n_m_mask, prune_mask, threshold_for
+from .kernels.selection import magnitude_threshold, nm_sparsity_mask, prune_mask
 from .kernels.sparse import CSR, spmm
 from .kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from .kernels.sparse_coding import exchange_atoms, hashed_omp, omp
@@ -55,15 +55,15 @@ __all__ = [
     "kmeans",
     "kmeans1d",
     "learn_dictionary",
+    "magnitude_threshold",
     "methods",
-    "n_m_mask",
+    "nm_sparsity_mask",
     "omp",
     "prune_mask",
     "show_config",
     "sparse_codebook_matmul",
     "spmm",
     "store",
-    "threshold_for",
 ]
 
 

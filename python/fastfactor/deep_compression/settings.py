@@ -20,7 +20,7 @@ class DeepCompression:
 
     Parameters
     ----------
-    sparsity, quality : float, optional
+    sparsity, std_multiple : float, optional
         As in :func:`prune`. With neither, what is zero is pruned already.
     n_bits, init, codebook_dtype, random_state
         As in :func:`share`.
@@ -43,7 +43,7 @@ class DeepCompression:
     """
 
     sparsity: float | None = None
-    quality: float | None = None
+    std_multiple: float | None = None
     n_bits: int = 6
     gap_bits: int | None = None
     init: str = "linear"
@@ -51,15 +51,15 @@ class DeepCompression:
     random_state: Any = 0
 
     def __post_init__(self) -> None:
-        if self.sparsity is not None and self.quality is not None:
+        if self.sparsity is not None and self.std_multiple is not None:
             raise ValueError(
-                f"one of sparsity and quality must be given, "
-                f"got {self.sparsity!r} and {self.quality!r}"
+                f"one of sparsity and std_multiple must be given, "
+                f"got {self.sparsity!r} and {self.std_multiple!r}"
             )
         if self.sparsity is not None and _checks.nonnegative(self.sparsity, "sparsity") > 1:
             raise ValueError(f"sparsity must be in [0, 1], got {self.sparsity!r}")
-        if self.quality is not None:
-            _checks.nonnegative(self.quality, "quality")
+        if self.std_multiple is not None:
+            _checks.nonnegative(self.std_multiple, "std_multiple")
         _checks.integer(self.n_bits, "n_bits", 1, MAX_BITS)
         check_gap_bits(self.gap_bits)
         _checks.choice(self.init, "init", INITS)
@@ -81,11 +81,11 @@ class DeepCompression:
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
         """
         mask = None
-        if self.sparsity is not None or self.quality is not None:
+        if self.sparsity is not None or self.std_multiple is not None:
             mask = prune(
                 W,
                 sparsity=self.sparsity,
-                quality=self.quality,
+                std_multiple=self.std_multiple,
                 importance=importance,
                 n_threads=n_threads,
             )

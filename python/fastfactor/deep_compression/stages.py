@@ -21,7 +21,7 @@ def prune(
     W: Any,
     *,
     sparsity: float | None = None,
-    quality: float | None = None,
+    std_multiple: float | None = None,
     importance: Any = None,
     n_threads: int | None = None,
 ) -> Array:
@@ -33,7 +33,7 @@ def prune(
         Finite floats.
     sparsity : float, optional
         The share to drop, in [0, 1]: of least magnitude, an exact number of them.
-    quality : float, optional
+    std_multiple : float, optional
         Drop what is smaller than this many standard deviations of the layer's weights. One of the
         two is given.
     importance : array of W's shape, optional
@@ -61,13 +61,13 @@ def prune(
     >>> import numpy as np
     >>> from fastfactor import deep_compression
     >>> W = np.array([[0.1, -3.0, 0.5, 2.0], [4.0, 0.2, -0.3, 1.0]], np.float32)
-    >>> deep_compression.prune(W, quality=0.5).astype(int)
+    >>> deep_compression.prune(W, std_multiple=0.5).astype(int)
     array([[0, 1, 0, 1],
            [1, 0, 0, 1]])
     """
-    if (sparsity is None) == (quality is None):
+    if (sparsity is None) == (std_multiple is None):
         raise ValueError(
-            f"one of sparsity and quality must be given, got {sparsity!r} and {quality!r}"
+            f"one of sparsity and std_multiple must be given, got {sparsity!r} and {std_multiple!r}"
         )
     W = _checked(W)
     judged = np.atleast_1d(W)
@@ -76,7 +76,9 @@ def prune(
     if sparsity is not None:
         return prune_mask(judged, sparsity, n_threads=n_threads).reshape(W.shape)
     # In float64: the standard deviation of float16 weights would overflow.
-    threshold = _checks.nonnegative(quality, "quality") * float(np.std(judged, dtype=np.float64))
+    threshold = _checks.nonnegative(std_multiple, "std_multiple") * float(
+        np.std(judged, dtype=np.float64)
+    )
     kept: Array = np.abs(judged).astype(np.float64) >= threshold
     return kept.reshape(W.shape)
 

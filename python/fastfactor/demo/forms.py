@@ -47,11 +47,11 @@ FORMS = {
         (LowRank(rank=40), LowRank(rank=10), None),
     ),
     "dictionary": Form(
-        "B says which few of C's atoms add up to a piece of a row",
-        # A piece of the first layer is two rows of pixels.
+        "B says which few of C's atoms add up to a block of a row",
+        # A block of the first layer is two rows of pixels.
         (
-            Dictionary(piece_error=0.3, piece=56, n_atoms=32),
-            Dictionary(piece_error=0.3, piece=50, n_atoms=32),
+            Dictionary(block_error=0.3, block_size=56, n_atoms=32),
+            Dictionary(block_error=0.3, block_size=50, n_atoms=32),
             None,
         ),
     ),
@@ -98,8 +98,8 @@ FORMS = {
     "block projection": Form(
         "C makes inputs fewer, block by block; B multiplies those",
         (
-            BlockProjection(factor=6, block_in=28, block_out=1, learned=True),
-            BlockProjection(factor=2, block_in=50, block_out=1, learned=True),
+            BlockProjection(reduction=6, block_in=28, block_out=1, learned=True),
+            BlockProjection(reduction=2, block_in=50, block_out=1, learned=True),
             None,
         ),
     ),

@@ -17,7 +17,7 @@ Scope = str | tuple[int, int]
 POOLS = ("max", "mean")
 
 
-def threshold_for(
+def magnitude_threshold(
     W: Any,
     sparsity: float,
     *,
@@ -71,9 +71,9 @@ def threshold_for(
     --------
     >>> import numpy as np, fastfactor
     >>> W = np.array([[0.1, -3.0, 0.5, 2.0], [4.0, 0.2, -0.3, 1.0]], np.float32)
-    >>> print(fastfactor.threshold_for(W, 0.5))
+    >>> print(fastfactor.magnitude_threshold(W, 0.5))
     1.0
-    >>> fastfactor.threshold_for(W, 0.75, scope="row")
+    >>> fastfactor.magnitude_threshold(W, 0.75, scope="row")
     array([3., 4.], dtype=float32)
     """
     W, groups, block, options = _checked(W, sparsity, scope, pool, n_threads)
@@ -101,7 +101,7 @@ def prune_mask(
     Parameters
     ----------
     W : array of any shape
-        As for :func:`threshold_for`.
+        As for :func:`magnitude_threshold`.
     sparsity : float
         The share to drop, in [0, 1]: ``round(sparsity * n)`` of the n entries, of the n entries of
         each row, or of the n blocks.
@@ -125,9 +125,9 @@ def prune_mask(
 
     Notes
     -----
-    The selection of :func:`threshold_for` and one reading of W to write the mask; one more where
-    some of those equal to the threshold stay and some do not. W is never copied whole. The same
-    bits for any number of threads and any instruction-set level.
+    The selection of :func:`magnitude_threshold` and one reading of W to write the mask; one more
+    where some of those equal to the threshold stay and some do not. W is never copied whole. The
+    same bits for any number of threads and any instruction-set level.
 
     Source: pruning by magnitude is that of Han, Pool, Tran and Dally, "Learning both weights and
     connections for efficient neural networks", 2015.
@@ -154,7 +154,7 @@ def prune_mask(
     return kernels.expand_blocks(kept, W.shape[0], W.shape[1], *block, **options)
 
 
-def n_m_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
+def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
     """Keep the ``n`` largest magnitudes of every ``m`` consecutive entries of a row.
 
     Parameters
@@ -190,7 +190,8 @@ def n_m_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) -> Array:
     Examples
     --------
     >>> import numpy as np, fastfactor
-    >>> fastfactor.n_m_mask(np.array([1.0, -4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 0.0]), 2, 4).astype(int)
+    >>> W = np.array([1.0, -4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 0.0])
+    >>> fastfactor.nm_sparsity_mask(W, 2, 4).astype(int)
     array([0, 1, 1, 0, 1, 1, 0, 0])
     """
     W = _weights(W, None)
@@ -225,7 +226,7 @@ def _weights(value: Any, ndim: int | None) -> Array:
 
 
 def n_dropped(sparsity: Any, n: int) -> int:
-    """How many of n go for a share, rounded as `threshold_for` says."""
+    """How many of n go for a share, rounded as `magnitude_threshold` says."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool | np.bool_):
         raise TypeError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
     share = float(sparsity)

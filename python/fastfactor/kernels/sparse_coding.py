@@ -16,15 +16,15 @@ from .sparse import CSR
 # Pieces of 64 of wordllama's embedding table over a dictionary of such pieces, codes of 5 atoms, 8
 # tables: how many times as long as omp's the residual is; the same for signals that few atoms make
 # up (bench/hashed_omp.py, planted); µs a row on one thread, where omp takes 54 for 16,384 atoms and
-# 13 for 4,096.
-#   16,384 atoms   2^8 buckets, share 0.1  1.028  1.75  26.5     2^7, 0.1    1.038  2.42  21.5
+# 13 for 4,096. Each figure stands behind the buckets and the probe_fraction that it is for.
+#   16,384 atoms   2^8, 0.1                1.028  1.75  26.5     2^7, 0.1    1.038  2.42  21.5
 #                  2^8, 0.06               1.046  2.33  19.1     2^7, 0.07   1.052  2.97  17.5
 #                  2^7, 0.03               1.104  4.86  10.8
 #   65,536 atoms   2^10, 0.035             1.036  1.63  63       2^9, 0.035  1.048  2.11  50
 #    4,096 atoms   2^6, 0.14               1.041  2.09   9.3     2^5, 0.14   1.058  3.64   8.1
-SHARE = 8  # over √n_atoms
-BUCKET = 64  # atoms
-MOST_BITS = 20
+PROBE_SCALE = 8  # the default probe_fraction is this over √n_atoms
+ATOMS_PER_BUCKET = 64
+MAX_BITS = 20
 
 
 def omp(
@@ -34,7 +34,7 @@ def omp(
     n_nonzero_coefs: int | None = None,
     tol: float | None = None,
     gram: Any = None,
-    selection: str = "omp",
+    criterion: str = "correlation",
     n_threads: int | None = None,
 ) -> CSR:
     """Code every row of ``X`` by orthogonal matching pursuit.
@@ -58,8 +58,9 @@ def omp(
         The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X².
     gram : array of shape (n_atoms, n_atoms), optional
         ``dictionary @ dictionary.T``, where the caller has it.
-    selection : {"omp", "ols"}
-        ``"ols"`` (order-recursive matching pursuit, orthogonal least squares) takes the atom that
+    criterion : {"correlation", "ols"}
+        Which atom is taken next. ``"correlation"``: the one most correlated with the residual.
+        ``"ols"`` (orthogonal least squares, order-recursive matching pursuit): the one that
         lowers the error most once it is fitted together with the others; it costs one more vector
         of n_atoms a row and step.
     n_threads : int, optional
@@ -100,13 +101,13 @@ def omp(
     n_atoms = len(dictionary)
     gram = _products(gram, n_atoms)
     limits = _limits(dictionary, n_nonzero_coefs, tol)
-    _checks.choice(selection, "selection", ("omp", "ols"))
+    _checks.choice(criterion, "criterion", ("correlation", "ols"))
     data, indices, indptr = kernels.omp(
         X,
         dictionary,
         gram=gram,
         **limits,
-        orthogonal_select=selection == "ols",
+        orthogonal_select=criterion == "ols",
         as_double=_checks.result_dtype(X, dictionary) is np.float64,
         n_threads=thread_count(n_threads),
     )
@@ -119,9 +120,9 @@ def hashed_omp(
     *,
     n_nonzero_coefs: int | None = None,
     tol: float | None = None,
-    share: float | None = None,
+    probe_fraction: float | None = None,
     n_tables: int = 8,
-    n_bits: int | None = None,
+    hash_bits: int | None = None,
     random_state: Any = 0,
     n_threads: int | None = None,
 ) -> CSR:
@@ -142,12 +143,12 @@ def hashed_omp(
         The most atoms a row may use. With neither this nor ``tol``: max(1, n_features // 10).
     tol : float, optional
         The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X².
-    share : float, optional
-        About what share of the atoms a step looks at, in (0, 1]. More are slower and better.
+    probe_fraction : float, optional
+        About what fraction of the atoms a step looks at, in (0, 1]. More are slower and better.
         Default: 8 / √n_atoms, at most 1.
     n_tables : int
         In [1, 256]. Every table holds all atoms.
-    n_bits : int, optional
+    hash_bits : int, optional
         In [0, 20]: a table has 2 to this buckets. With more of them a step's atoms are nearer, and
         finding the buckets takes longer. 0: every step looks at all atoms. Default: that a bucket
         holds about 64.
@@ -169,18 +170,19 @@ def hashed_omp(
 
     Notes
     -----
-    A table is 2^n_bits random directions, from rotations by signs and Hadamard transforms. An atom
-    is filed under the direction nearest to it or to its negative. A row looks under all directions
-    whose cosine with its residual is as large as a share of ``share / n_tables`` of random ones
-    have: at n_tables · 2^n_bits · log(n_features) + share · n_atoms · n_features operations a row
-    and step, against n_atoms · n_features for all. No product of atoms with atoms is held, so
-    memory is (n_tables + 2) · n_atoms · n_features numbers, more where buckets hold fewer atoms
-    than a vector does, and up to some 70 MB a thread; 600 MB where rows take many atoms, and 200
-    bytes a bucket where there are hundreds of thousands.
+    A table is 2^hash_bits random directions, from rotations by signs and Hadamard transforms. An
+    atom is filed under the direction nearest to it or to its negative. A row looks under all
+    directions whose cosine with its residual is as large as a fraction of ``probe_fraction /
+    n_tables`` of random ones have: at n_tables · 2^hash_bits · log(n_features) + probe_fraction ·
+    n_atoms · n_features operations a row and step, against n_atoms · n_features for all. No product
+    of atoms with atoms is held, so memory is (n_tables + 2) · n_atoms · n_features numbers, more
+    where buckets hold fewer atoms than a vector does, and up to some 70 MB a thread; 600 MB where
+    rows take many atoms, and 200 bytes a bucket where there are hundreds of thousands.
 
     Residuals by default, beside those of ``omp``: 4 to 5 % longer for rows of an embedding table
     and for random ones. Of signals that are sums of a few atoms and little noise, an atom that is
-    missed is most of what remains: they are 2 to 3 times as long. A larger ``share`` helps.
+    missed is most of what remains: they are 2 to 3 times as long. A larger ``probe_fraction``
+    helps.
 
     The same bits for any number of threads, and for a row coded alone or among others. Of equally
     correlated atoms the one with the lowest index is taken. Two atoms with nearly the same
@@ -203,20 +205,20 @@ def hashed_omp(
     X, dictionary = _operands(X, dictionary)
     n_atoms, n_features = dictionary.shape
     limits = _limits(dictionary, n_nonzero_coefs, tol)
-    if share is None:
-        share = min(1.0, SHARE / n_atoms**0.5)
-    share = _checks.fraction(share, "share")
+    if probe_fraction is None:
+        probe_fraction = min(1.0, PROBE_SCALE / n_atoms**0.5)
+    probe_fraction = _checks.fraction(probe_fraction, "probe_fraction")
     n_tables = _checks.integer(n_tables, "n_tables", 1, 256)
-    if n_bits is None:
-        n_bits = min(max(round(math.log2(n_atoms / BUCKET)), 0), MOST_BITS)
-    n_bits = _checks.integer(n_bits, "n_bits", 0, MOST_BITS)
+    if hash_bits is None:
+        hash_bits = min(max(round(math.log2(n_atoms / ATOMS_PER_BUCKET)), 0), MAX_BITS)
+    hash_bits = _checks.integer(hash_bits, "hash_bits", 0, MAX_BITS)
     data, indices, indptr = kernels.hashed_omp(
         X,
         dictionary,
         **limits,
         n_tables=n_tables,
-        n_bits=n_bits,
-        threshold=_threshold(share / n_tables, n_features),
+        n_bits=hash_bits,
+        threshold=_threshold(probe_fraction / n_tables, n_features),
         seed=_checks.seed(random_state),
         as_double=_checks.result_dtype(X, dictionary) is np.float64,
         n_threads=thread_count(n_threads),

@@ -73,7 +73,7 @@ def learn_dictionary(
     *,
     n_nonzero_coefs: int | None = None,
     tol: float | None = None,
-    selection: str = "omp",
+    criterion: str = "correlation",
     search: str = "all",
     exchange: bool = False,
     init: Any = "k-means++",
@@ -100,11 +100,11 @@ def learn_dictionary(
         The most atoms that a row may use, as in :func:`omp`.
     tol : float, optional
         The squared error at which a row is done, in the units of X², as in :func:`omp`.
-    selection : {"omp", "ols"}
+    criterion : {"correlation", "ols"}
         How atoms are chosen, as in :func:`omp`.
     search : {"all", "hash"}
         ``"hash"`` codes by :func:`hashed_omp`, which looks at few of the atoms: for dictionaries of
-        some 8,000 atoms and more, with ``selection="omp"``.
+        some 8,000 atoms and more, with ``criterion="correlation"``.
     exchange : bool
         Whether codes are improved by :func:`exchange_atoms` where a pass takes all signals at once,
         and at the end: with as many atoms a row, less error. Unless ``tol`` is given, a row's code
@@ -185,7 +185,7 @@ def learn_dictionary(
     seed = _checks.seed(random_state)
     generator = np.random.default_rng(seed)
     n_threads = thread_count(n_threads)
-    code = coder(search, selection, seed, n_threads)
+    code = coder(search, criterion, seed, n_threads)
     check_exchange(exchange, search)
     dtype = _checks.result_dtype(X)
     largest = 0.0
@@ -202,7 +202,7 @@ def learn_dictionary(
     limits: dict[str, Any] = {"n_nonzero_coefs": n_nonzero_coefs, "tol": tol}
     if isinstance(init, str):
         _checks.choice(init, "init", INITS)
-        nearest = coder(search, "omp", seed, n_threads)
+        nearest = coder(search, "correlation", seed, n_threads)
         atoms = _initial(X, n_atoms, init, generator, nearest).astype(dtype)
     else:
         given = _checks.float_array(init, "init", ndim=(2,))
@@ -241,15 +241,15 @@ def learn_dictionary(
 
 
 def coder(
-    search: str, selection: str, seed: int = 0, n_threads: int | None = None
+    search: str, criterion: str, seed: int = 0, n_threads: int | None = None
 ) -> Callable[..., CSR]:
     """The function of signals, atoms and limits that codes as is wanted."""
     _checks.choice(search, "search", SEARCHES)
-    _checks.choice(selection, "selection", ("omp", "ols"))
+    _checks.choice(criterion, "criterion", ("correlation", "ols"))
     if search == "all":
-        return partial(omp, selection=selection, n_threads=n_threads)
-    if selection != "omp":
-        raise ValueError(f"selection must be 'omp' with search='hash', got {selection!r}")
+        return partial(omp, criterion=criterion, n_threads=n_threads)
+    if criterion != "correlation":
+        raise ValueError(f"criterion must be 'correlation' with search='hash', got {criterion!r}")
     return partial(hashed_omp, random_state=seed, n_threads=n_threads)
 
 

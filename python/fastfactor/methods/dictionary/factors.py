@@ -1,4 +1,4 @@
-"""What `Dictionary` makes of a matrix: atoms, and few values and their atoms for each piece."""
+"""What `Dictionary` makes of a matrix: atoms, and few values and their atoms for each block."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ BATCH_AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DictionaryFactors(Factors):
-    """Pieces of rows, each Σ value · atom.
+    """Blocks of rows, each Σ value · atom.
 
     Attributes
     ----------
-    dictionary : array of shape (n_atoms, piece)
+    dictionary : array of shape (n_atoms, block_size)
     values : array of shape (n_nonzeros,)
-        Piece by piece, a row's pieces from left to right.
+        Block by block, a row's blocks from left to right.
     indices : uint8 array
         The atom of each value, in as few bits as name every atom, least significant bit first.
     counts : uint8 array
-        How many values a piece has, in ``count_bits`` each; none where all have ``count``.
+        How many values a block has, in ``count_bits`` each; none where all have ``count``.
     count_bits, count : int
     """
 
@@ -48,15 +48,15 @@ class DictionaryFactors(Factors):
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
-        n = self.shape[1] // self._piece
-        pieces = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
+        n = self.shape[1] // self._block_size
+        blocks = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
         codes, dictionary = self._codes, self._wide
-        begins = codes.indptr[pieces]
-        counts = codes.indptr[pieces + 1] - begins
-        indptr = np.zeros(len(pieces) + 1, np.int64)
+        begins = codes.indptr[blocks]
+        counts = codes.indptr[blocks + 1] - begins
+        indptr = np.zeros(len(blocks) + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
         at = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
-        part = CSR(codes.data[at], codes.indices[at], indptr, (len(pieces), len(dictionary)))
+        part = CSR(codes.data[at], codes.indices[at], indptr, (len(blocks), len(dictionary)))
         found = spmm(part, dictionary, n_threads=n_threads)
         return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
 
@@ -68,8 +68,8 @@ class DictionaryFactors(Factors):
         result = np.empty((len(rows), self.shape[0]), dtype)
         for first in range(0, len(rows), BATCH_AT_ONCE):
             part = rows[first : first + BATCH_AT_ONCE].astype(dtype)
-            # What each atom answers to each piece is computed once, for all outputs.
-            answers = part.reshape(-1, self._piece) @ dictionary.T
+            # What each atom answers to each block is computed once, for all outputs.
+            answers = part.reshape(-1, self._block_size) @ dictionary.T
             answers = answers.reshape(len(part), -1)
             result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
         return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
@@ -91,7 +91,7 @@ class DictionaryFactors(Factors):
         return found
 
     def config(self) -> Config:
-        return {"piece": self._piece, "count_bits": self.count_bits, "count": self.count}
+        return {"piece": self._block_size, "count_bits": self.count_bits, "count": self.count}
 
     @classmethod
     def from_tensors(
@@ -101,18 +101,18 @@ class DictionaryFactors(Factors):
         shape: tuple[int, int],
         dtype: np.dtype[Any],
     ) -> DictionaryFactors:
-        piece = stored_number(config, "piece", 1, max(shape[1], 1))
-        if shape[1] % piece:
-            raise CorruptDataError(f"'piece' must divide {shape[1]}, got {piece}")
-        n = shape[0] * (shape[1] // piece)
+        block_size = stored_number(config, "piece", 1, max(shape[1], 1))
+        if shape[1] % block_size:
+            raise CorruptDataError(f"'piece' must divide {shape[1]}, got {block_size}")
+        n = shape[0] * (shape[1] // block_size)
         count_bits = stored_number(config, "count_bits", 0, 32)
-        count = stored_number(config, "count", 0, piece if count_bits == 0 else 0)
-        dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, piece))
+        count = stored_number(config, "count", 0, block_size if count_bits == 0 else 0)
+        dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, block_size))
         if count_bits:
             counts = stored_tensor(tensors, "counts", ("uint8",), (-(-n * count_bits // 8),))
             each = unpack(counts, count_bits, n)
-            if (each > piece).any():
-                raise CorruptDataError(f"'counts' must be at most {piece}, got {each.max()}")
+            if (each > block_size).any():
+                raise CorruptDataError(f"'counts' must be at most {block_size}, got {each.max()}")
             total = int(each.sum())
         else:
             counts, total = np.zeros(0, np.uint8), n * count
@@ -136,7 +136,7 @@ class DictionaryFactors(Factors):
         )
 
     @property
-    def _piece(self) -> int:
+    def _block_size(self) -> int:
         return int(self.dictionary.shape[1])
 
     @cached_property
@@ -146,8 +146,8 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _codes(self) -> CSR:
-        """(pieces, n_atoms)"""
-        n = self.shape[0] * (self.shape[1] // self._piece)
+        """(blocks, n_atoms)"""
+        n = self.shape[0] * (self.shape[1] // self._block_size)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:
             np.cumsum(unpack(self.counts, self.count_bits, n), out=indptr[1:])
@@ -158,18 +158,18 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _by_row(self) -> CSR:
-        """(out_features, pieces a row · n_atoms): the columns of atom a for piece p."""
-        codes, n = self._codes, self.shape[1] // self._piece
+        """(out_features, blocks a row · n_atoms): the columns of atom a for block p."""
+        codes, n = self._codes, self.shape[1] // self._block_size
         n_atoms = codes.shape[1]
-        piece_of = np.repeat(np.arange(codes.shape[0]) % n, np.diff(codes.indptr))
-        columns = (codes.indices + piece_of * n_atoms).astype(np.int64)
+        block_of = np.repeat(np.arange(codes.shape[0]) % n, np.diff(codes.indptr))
+        columns = (codes.indices + block_of * n_atoms).astype(np.int64)
         if n * n_atoms < 1 << 31:
             columns = columns.astype(np.int32)
         return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
 
     @cached_property
     def _slots(self) -> list[tuple[Array, Array, Array]]:
-        """For the first, second, … value of every piece: whether it is there, and its atom."""
+        """For the first, second, … value of every block: whether it is there, and its atom."""
         codes = self._codes
         counts = np.diff(codes.indptr)
         slots = []

@@ -1,4 +1,4 @@
-"""Dictionary: each piece of each row as a combination of few atoms that all pieces share."""
+"""Dictionary: each block of each row as a combination of few atoms that all blocks share."""
 
 from __future__ import annotations
 
@@ -19,73 +19,72 @@ from ..base import FLOAT_NAMES, Factors, Method, Problem, Size
 from .factors import DictionaryFactors, bits_for, pack
 from .refit import fit, fit_values, whitening
 
-MOST_ATOMS = 256  # by default: an index of a byte
-DICTIONARY_SHARE = 8  # by default at least so many times more weights in W than in atoms
-LONGEST_PIECE = 64
-SHORTEST_PIECE = 8
+MAX_ATOMS = 256  # by default: an index of a byte
+WEIGHTS_PER_ATOM_ENTRY = 8  # by default at least so many times more weights in W than in atoms
+MAX_BLOCK_SIZE = 64
+MIN_BLOCK_SIZE = 8
 SEARCH_STEPS = 16
 VALUE_EXPONENTS = (-6, 15)  # of two, of the largest value: beyond, atoms are longer or shorter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dictionary(Method):
-    """Rows cut into pieces, and each piece coded by few atoms of a learned dictionary.
+    """Rows cut into blocks, and each block coded by few atoms of a learned dictionary.
 
     Parameters
     ----------
     n_nonzero_coefs : int, optional
-        Atoms a piece.
-    piece_error : float, optional
-        Instead: the squared error at which a piece is done, over the mean squared norm of pieces.
-        Nonzeros go where the energy is; to store how many a piece has takes some bits.
-    piece : int, optional
-        Columns of a piece; divides the columns of W. Default: the largest divisor up to 64, or the
+        Atoms a block.
+    block_error : float, optional
+        Instead: the squared error at which a block is done, over the mean squared norm of blocks.
+        Nonzeros go where the energy is; to store how many a block has takes some bits.
+    block_size : int, optional
+        Columns of a block; divides the columns of W. Default: the largest divisor up to 64, or the
         whole row where that is less than 8.
     n_atoms : int, optional
         Rows of the dictionary. Default: the largest power of two up to 256 with which it has no
         more than an eighth of W's weights.
-    selection : {"omp", "ols"}
-        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less
-        error.
+    criterion : {"correlation", "ols"}
+        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less error.
     search : {"all", "hash"}
         ``"hash"`` looks at few of the atoms, as :func:`fastfactor.hashed_omp`; for many thousands
-        of them, with ``selection="omp"``.
+        of them, with ``criterion="correlation"``.
     exchange : bool, optional
         Whether codes are improved by exchanging atoms (:func:`fastfactor.exchange_atoms`), in the
         last passes of learning and at the end. Default: with ``search="all"``.
     init : {"k-means++", "rows", "neighbours"}
         Initial atoms, as in :func:`fastfactor.learn_dictionary`.
     max_iter : int, optional
-        The most passes over the pieces, as there.
+        The most passes over the blocks, as there.
     value_dtype, dictionary_dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         What coefficients and atoms are stored in; None: W's.
     random_state : int
         Seed of the learning.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_nonzero_coefs``; then, without importance and covariance,
-        by an error that all pieces share, with the same atoms: whichever is better.
+        by an error that all blocks share, with the same atoms: whichever is better.
 
     Raises
     ------
     TypeError, ValueError
         For settings out of range, ``search="hash"`` with ``"ols"`` and, when a matrix is
-        compressed, columns that `piece` does not divide.
+        compressed, columns that `block_size` does not divide.
 
     Notes
     -----
     A file holds atoms, coefficients, the atom of each in ⌈log₂ n_atoms⌉ bits, and how many there
-    are in each piece where that varies. A product multiplies every atom with every piece of the
+    are in each block where that varies. A product multiplies every atom with every block of the
     input once, and adds these answers by :func:`fastfactor.spmm`. Atoms have unit norm, or a power
     of two for the norm of all where values would be beyond 2¹⁵ or all below 2⁻⁶.
 
-    An importance is taken apart into a factor for each piece and one for each column of a piece,
+    An importance is taken apart into a factor for each block and one for each column of a block,
     for choosing atoms; an input covariance into the mean of its diagonal blocks. Then coefficients
     and atoms are fitted under the whole of it, by conjugate gradients in turns, on the places
-    chosen. Exact whitening where a piece is a row.
+    chosen. Exact whitening where a block is a row.
 
     The same bits for any number of threads, but under an input covariance, whose products go
-    through NumPy's BLAS. For an error it learns about log₂(piece) times; for a ratio as often where
-    some pieces need fewer values than others, else once.
+    through NumPy's BLAS. For an error it learns about log₂(block_size) times; for a ratio as often
+    where some blocks need fewer values than others, else once.
 
     Sources: those of :func:`fastfactor.learn_dictionary`.
 
@@ -101,14 +100,14 @@ class Dictionary(Method):
     """
 
     parameter: ClassVar[str] = "n_nonzero_coefs"
-    alternatives: ClassVar[tuple[str, ...]] = ("piece_error",)
+    alternatives: ClassVar[tuple[str, ...]] = ("block_error",)
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
 
     n_nonzero_coefs: int | None = None
-    piece_error: float | None = None
-    piece: int | None = None
+    block_error: float | None = None
+    block_size: int | None = None
     n_atoms: int | None = None
-    selection: str = "ols"
+    criterion: str = "ols"
     search: str = "all"
     exchange: bool | None = None
     init: str = "k-means++"
@@ -121,13 +120,13 @@ class Dictionary(Method):
         super().__post_init__()
         if self.n_nonzero_coefs is not None:
             _checks.integer(self.n_nonzero_coefs, "n_nonzero_coefs", 1)
-        if self.piece_error is not None:
-            _checks.nonnegative(self.piece_error, "piece_error")
-        if self.piece is not None:
-            _checks.integer(self.piece, "piece", 1)
+        if self.block_error is not None:
+            _checks.nonnegative(self.block_error, "block_error")
+        if self.block_size is not None:
+            _checks.integer(self.block_size, "block_size", 1)
         if self.n_atoms is not None:
             _checks.integer(self.n_atoms, "n_atoms", 1, 1 << 24)
-        coder(self.search, self.selection)
+        coder(self.search, self.criterion)
         if self.exchange is not None:
             check_exchange(self.exchange, self.search)
         _checks.choice(self.init, "init", INITS)
@@ -139,19 +138,19 @@ class Dictionary(Method):
         _checks.integer(self.random_state, "random_state", 0, 2**64 - 1)
 
     def _compress(self, problem: Problem) -> DictionaryFactors:
-        piece = self._piece(problem.W)
-        scale, root, inverse = whitening(problem, piece)
-        signals = np.ascontiguousarray(problem.W).reshape(-1, piece)
+        block_size = self._block_size(problem.W)
+        scale, root, inverse = whitening(problem, block_size)
+        signals = np.ascontiguousarray(problem.W).reshape(-1, block_size)
         plain = isinstance(problem.metric, Frobenius)
         if not plain:
             signals = scale * (signals.astype(np.float64) @ root)
         limits = self._limits(signals)
         learned = learn_dictionary(
             signals,
-            self._count_atoms(problem.W, piece),
+            self._count_atoms(problem.W, block_size),
             init=self.init,
             max_iter=self.max_iter,
-            selection=self.selection,
+            criterion=self.criterion,
             search=self.search,
             exchange=self._exchanges(),
             random_state=self.random_state,
@@ -163,7 +162,7 @@ class Dictionary(Method):
             # The coding fits values to rounded atoms. To fit both in turns on their places gains
             # 0.3 % of the error on LeNet's first layer, 0.1 % on its second: not done.
             dictionary = self._rounded(dictionary, problem.W, "dictionary_dtype")
-            earlier = codes if self.piece_error is None else None
+            earlier = codes if self.block_error is None else None
             codes = self._coded(signals, dictionary, limits, earlier, problem.n_threads)
         else:
             counts = np.diff(codes.indptr)
@@ -181,33 +180,33 @@ class Dictionary(Method):
     def _levels(self, problem: Problem) -> Sequence[int]:
         if problem.W.size == 0:
             return range(0)
-        piece = self._piece(problem.W)
-        return range(1, min(piece, self._count_atoms(problem.W, piece)) + 1)
+        block_size = self._block_size(problem.W)
+        return range(1, min(block_size, self._count_atoms(problem.W, block_size)) + 1)
 
     def _size(self, problem: Problem) -> Size | None:
         if self.n_nonzero_coefs is None:
             return None
-        n = problem.W.size // self._piece(problem.W)
-        # Where a piece needs fewer, all say how many they have.
-        counts = -(-n * self._most_values(problem.W).bit_length() // 8)
+        n = problem.W.size // self._block_size(problem.W)
+        # Where a block needs fewer, all say how many they have.
+        counts = -(-n * self._max_values(problem.W).bit_length() // 8)
         return Size(self._even_nbytes(problem.W) + counts, exact=False)
 
-    def _most_values(self, W: Array) -> int:
-        """That a piece may have."""
-        piece = self._piece(W)
-        return min(self.n_nonzero_coefs or piece, self._count_atoms(W, piece), piece)
+    def _max_values(self, W: Array) -> int:
+        """That a block may have."""
+        block_size = self._block_size(W)
+        return min(self.n_nonzero_coefs or block_size, self._count_atoms(W, block_size), block_size)
 
     def _even_nbytes(self, W: Array) -> int:
-        """What factors take where every piece has so many."""
-        piece = self._piece(W)
-        n_atoms, count = self._count_atoms(W, piece), self._most_values(W)
-        n = W.size // piece
+        """What factors take where every block has so many."""
+        block_size = self._block_size(W)
+        n_atoms, count = self._count_atoms(W, block_size), self._max_values(W)
+        n = W.size // block_size
         value, atom = (
             W.itemsize if name is None else _checks.dtype_named(name).itemsize
             for name in (self.value_dtype, self.dictionary_dtype)
         )
         indices = -(-n * count * bits_for(n_atoms) // 8)
-        return n_atoms * piece * atom + n * count * value + indices
+        return n_atoms * block_size * atom + n * count * value + indices
 
     def _search(self, problem: Problem) -> Factors:
         best: Factors | None = self._largest_even(problem) if self.ratio is not None else None
@@ -216,13 +215,13 @@ class Dictionary(Method):
         assert isinstance(best, DictionaryFactors)
         if not isinstance(problem.metric, Frobenius):
             return best
-        # With the atoms found, bisect the logarithm of the error at which a piece is done.
+        # With the atoms found, bisect the logarithm of the error at which a block is done.
         error = best.error(problem.W)
-        signals = np.ascontiguousarray(problem.W).reshape(-1, self._piece(problem.W))
+        signals = np.ascontiguousarray(problem.W).reshape(-1, self._block_size(problem.W))
         low, high = np.log(max(error, 1e-12) / 16), np.log(max(error, 1e-12) * 4)
         for _ in range(SEARCH_STEPS):
             middle = (low + high) / 2
-            settings = replace(self, piece_error=float(np.exp(middle)), ratio=None, max_error=None)
+            settings = replace(self, block_error=float(np.exp(middle)), ratio=None, max_error=None)
             limits = settings._limits(signals)
             codes = self._coded(signals, best.dictionary, limits, None, problem.n_threads)
             other = settings._stored(problem.W, codes, best.dictionary)
@@ -240,7 +239,7 @@ class Dictionary(Method):
         return best
 
     def _largest_even(self, problem: Problem) -> DictionaryFactors | None:
-        """The best where every piece has as many values, as nearly always: sizes are known then."""
+        """The best where every block has as many values, as nearly always: sizes are known then."""
         levels = self._some_levels(problem)
 
         def too_large(level: Any) -> bool:
@@ -264,36 +263,38 @@ class Dictionary(Method):
         n_threads: int | None,
     ) -> CSR:
         """Codes over a dictionary; earlier ones, of one that is near to it, are a second start."""
-        code = coder(self.search, self.selection, self.random_state, n_threads)
+        code = coder(self.search, self.criterion, self.random_state, n_threads)
         codes = code(signals, dictionary, **limits)
         return (
             improved(signals, dictionary, codes, earlier, n_threads) if self._exchanges() else codes
         )
 
-    def _piece(self, W: Array) -> int:
+    def _block_size(self, W: Array) -> int:
         columns = W.shape[1]
         if W.size == 0:
             raise ValueError(f"W must not be empty for Dictionary, got shape {W.shape}")
-        if self.piece is None:
-            divisors = (d for d in range(min(columns, LONGEST_PIECE), 0, -1) if columns % d == 0)
+        if self.block_size is None:
+            divisors = (d for d in range(min(columns, MAX_BLOCK_SIZE), 0, -1) if columns % d == 0)
             longest = next(divisors)
-            return longest if longest >= SHORTEST_PIECE else columns
-        if columns % self.piece:
-            raise ValueError(f"piece must divide the columns of W, {columns}, got {self.piece}")
-        return self.piece
+            return longest if longest >= MIN_BLOCK_SIZE else columns
+        if columns % self.block_size:
+            raise ValueError(
+                f"block_size must divide the columns of W, {columns}, got {self.block_size}"
+            )
+        return self.block_size
 
-    def _count_atoms(self, W: Array, piece: int) -> int:
+    def _count_atoms(self, W: Array, block_size: int) -> int:
         if self.n_atoms is not None:
             return self.n_atoms
-        affordable = max(W.size // (DICTIONARY_SHARE * piece), 1)
-        return min(MOST_ATOMS, 1 << (affordable.bit_length() - 1))
+        affordable = max(W.size // (WEIGHTS_PER_ATOM_ENTRY * block_size), 1)
+        return min(MAX_ATOMS, 1 << (affordable.bit_length() - 1))
 
     def _limits(self, signals: Array) -> dict[str, Any]:
-        if self.piece_error is None:
+        if self.block_error is None:
             return {"n_nonzero_coefs": self.n_nonzero_coefs}
         energy = np.einsum("ij,ij->", signals, signals, dtype=np.float64) / len(signals)
-        # All zero: a piece is done at once.
-        return {"tol": self.piece_error * float(energy)}
+        # All zero: a block is done at once.
+        return {"tol": self.block_error * float(energy)}
 
     def _scaled(self, W: Array, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
         """The same product with values of a size that every dtype holds: atoms take the rest."""

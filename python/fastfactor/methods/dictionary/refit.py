@@ -20,26 +20,28 @@ RIDGE = 1e-6  # of the mean, so that what has no weight can be divided by its ro
 Operator = Callable[[Array], Array]
 
 
-def whitening(problem: Problem, piece: int) -> tuple[Array, Array, Array]:
-    """Scales of pieces (n, 1), and L (piece, piece) with its inverse: what makes plain errors of
-    ``scale · x · L`` those of the metric, as nearly as one L for all pieces can.
+def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
+    """Scales of blocks (n, 1), and L (block_size, block_size) with its inverse.
 
-    Exact where an importance is a product of one factor for each piece and one for each column of
-    a piece, and for a covariance where a piece is a row.
+    They make plain errors of ``scale · x · L`` those of the metric, as nearly as one L for all
+    blocks can.
+
+    Exact where an importance is a product of one factor for each block and one for each column of
+    a block, and for a covariance where a block is a row.
     """
-    n = problem.W.size // piece
+    n = problem.W.size // block_size
     if problem.importance is not None:
-        weights = problem.importance.astype(np.float64).reshape(n, piece)
+        weights = problem.importance.astype(np.float64).reshape(n, block_size)
         mean = float(weights.mean())
-        by_piece = weights.mean(axis=1, keepdims=True) / mean + RIDGE
+        by_block = weights.mean(axis=1, keepdims=True) / mean + RIDGE
         by_column = weights.mean(axis=0) / mean + RIDGE
         roots = np.sqrt(by_column)
-        return np.sqrt(by_piece), np.diag(roots), np.diag(1 / roots)
+        return np.sqrt(by_block), np.diag(roots), np.diag(1 / roots)
     if problem.input_covariance is None:
-        return np.ones((n, 1)), np.eye(piece), np.eye(piece)
+        return np.ones((n, 1)), np.eye(block_size), np.eye(block_size)
     wide = problem.input_covariance.astype(np.float64)
-    count = len(wide) // piece
-    blocks = wide.reshape(count, piece, count, piece)
+    count = len(wide) // block_size
+    blocks = wide.reshape(count, block_size, count, block_size)
     values, vectors = np.linalg.eigh(np.einsum("ijik->jk", blocks) / count)
     top = max(float(values[-1]), 1e-300)
     roots = np.sqrt(np.maximum(values, RIDGE * top))
@@ -83,21 +85,21 @@ def fit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
     return codes, dictionary
 
 
-def _metric(problem: Problem, piece: int) -> tuple[Operator, Array]:
-    """Half the gradient of the squared norm, on pieces, and W in pieces; in float64.
+def _metric(problem: Problem, block_size: int) -> tuple[Operator, Array]:
+    """Half the gradient of the squared norm, on blocks, and W in blocks; in float64.
 
     Weights are over their mean: squares of them are numbers, whatever their unit.
     """
     shape, metric = problem.W.shape, problem.metric
-    target = problem.W.astype(np.float64).reshape(-1, piece)
+    target = problem.W.astype(np.float64).reshape(-1, block_size)
     if isinstance(metric, Diagonal):
-        weights = metric.importance.astype(np.float64).reshape(-1, piece)
+        weights = metric.importance.astype(np.float64).reshape(-1, block_size)
         weights /= weights.mean()
-        return lambda pieces: pieces * weights, target
+        return lambda blocks: blocks * weights, target
     assert problem.input_covariance is not None
     covariance = problem.input_covariance.astype(np.float64)
     covariance /= max(float(covariance.diagonal().mean()), 1e-300)
-    return lambda pieces: (pieces.reshape(shape) @ covariance).reshape(-1, piece), target
+    return lambda blocks: (blocks.reshape(shape) @ covariance).reshape(-1, block_size), target
 
 
 def _descend(normal: Operator, wanted: Array, found: Array) -> Array:

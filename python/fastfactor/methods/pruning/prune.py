@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
-from ...kernels.selection import n_dropped, n_m_mask, prune_mask
+from ...kernels.selection import n_dropped, nm_sparsity_mask, prune_mask
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
 from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
@@ -90,10 +90,10 @@ class Prune(Method):
     ----------
     sparsity : float, optional
         The share that is dropped, in [0, 1].
-    quality : float, optional
-        Instead: what is less than ``quality`` times the standard deviation is dropped, that of W or
-        with ``scope="row"`` of each row. Under an importance of both its roots times W.
-    n_m : (int, int), optional
+    std_multiple : float, optional
+        Instead: what is less than ``std_multiple`` times the standard deviation is dropped, that of
+        W or with ``scope="row"`` of each row. Under an importance of both its roots times W.
+    nm_sparsity : (int, int), optional
         Instead: of every m neighbours in a row the n of largest magnitude are kept; m divides the
         columns of W.
     scope : {"global", "row"} or (int, int)
@@ -140,15 +140,15 @@ class Prune(Method):
     """
 
     parameter: ClassVar[str] = "sparsity"
-    alternatives: ClassVar[tuple[str, ...]] = ("quality", "n_m")
+    alternatives: ClassVar[tuple[str, ...]] = ("std_multiple", "nm_sparsity")
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal})
     otherwise: ClassVar[str] = (
         "give importance, in every row the diagonal of the covariance, which is minimised"
     )
 
     sparsity: float | None = None
-    quality: float | None = None
-    n_m: tuple[int, int] | None = None
+    std_multiple: float | None = None
+    nm_sparsity: tuple[int, int] | None = None
     scope: str | tuple[int, int] = "global"
     pool: str = "square"
 
@@ -160,17 +160,20 @@ class Prune(Method):
                 raise ValueError(f"sparsity must be in [0, 1], got {self.sparsity!r}")
         _checks.choice(self.pool, "pool", POOLS)
         block = self._block()
-        if self.quality is not None:
-            _checks.nonnegative(self.quality, "quality")
+        if self.std_multiple is not None:
+            _checks.nonnegative(self.std_multiple, "std_multiple")
             if block is not None:
                 raise ValueError(
-                    f"scope must be 'global' or 'row' where quality is given, got {self.scope!r}"
+                    f"scope must be 'global' or 'row' where std_multiple is given, "
+                    f"got {self.scope!r}"
                 )
-        if self.n_m is not None:
-            n, m = _pair(self.n_m, "n_m", 1)
-            _checks.integer(n, "n_m[0]", 1, m)
+        if self.nm_sparsity is not None:
+            n, m = _pair(self.nm_sparsity, "nm_sparsity", 1)
+            _checks.integer(n, "nm_sparsity[0]", 1, m)
             if self.scope != "global":
-                raise ValueError(f"scope must be 'global' where n_m is given, got {self.scope!r}")
+                raise ValueError(
+                    f"scope must be 'global' where nm_sparsity is given, got {self.scope!r}"
+                )
 
     def _compress(self, problem: Problem) -> Factors:
         mask = self._mask(problem)
@@ -186,10 +189,10 @@ class Prune(Method):
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)
-        if self.quality is not None:
-            return _above(scores, self.quality, by_row=self.scope == "row")
-        if self.n_m is not None:
-            return n_m_mask(scores, *self.n_m, n_threads=problem.n_threads)
+        if self.std_multiple is not None:
+            return _above(scores, self.std_multiple, by_row=self.scope == "row")
+        if self.nm_sparsity is not None:
+            return nm_sparsity_mask(scores, *self.nm_sparsity, n_threads=problem.n_threads)
         assert self.sparsity is not None
         pool = self.pool
         if self._block() is not None and pool == "square":
@@ -215,9 +218,9 @@ class Prune(Method):
         """The most weights that are kept, and the most bytes that their positions take."""
         (rows, columns), (height, width) = problem.W.shape, self._block() or (1, 1)
         n_blocks = -(-rows // height) * -(-columns // width)
-        if self.n_m is not None:
-            n_m_mask(problem.W[:0], *self.n_m)  # says where m does not fit
-            n_kept = problem.W.size // self.n_m[1] * self.n_m[0]
+        if self.nm_sparsity is not None:
+            nm_sparsity_mask(problem.W[:0], *self.nm_sparsity)  # says where m does not fit
+            n_kept = problem.W.size // self.nm_sparsity[1] * self.nm_sparsity[0]
         elif self.sparsity is None:
             return None
         elif self.scope == "row":
@@ -319,12 +322,12 @@ def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
     return array
 
 
-def _above(scores: Array, quality: float, *, by_row: bool) -> Array:
+def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
     wide = scores.astype(np.float64)
     if wide.size == 0:
         return np.zeros(scores.shape, np.bool_)
     deviation = wide.std(axis=1, keepdims=True) if by_row else wide.std()
-    above: Array = np.abs(wide) >= quality * deviation
+    above: Array = np.abs(wide) >= std_multiple * deviation
     return above
 
 

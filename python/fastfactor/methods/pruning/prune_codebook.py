@@ -127,7 +127,7 @@ class PruneCodebook(Prune):
 
     Parameters
     ----------
-    sparsity, quality, n_m, scope, pool
+    sparsity, std_multiple, nm_sparsity, scope, pool
         What is kept, as in :class:`Prune`.
     n_bits : int
         Bits of a code: 1, 2, 3, 4, 5, 6 or 8. Of the table's 2**n_bits values one is zero.

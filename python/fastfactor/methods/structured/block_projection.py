@@ -164,7 +164,7 @@ class BlockProjection(Method):
 
     Parameters
     ----------
-    factor : float, optional
+    reduction : float, optional
         How many times shorter a block gets, at least 1; its new length is rounded, and at least 1.
     ratio, max_error : float, optional
         As in :class:`Method`.
@@ -187,9 +187,9 @@ class BlockProjection(Method):
     With B and D drawn, C is the least-squares one: exact under the sum of squares and under an
     input covariance, by conjugate gradients under an importance. Learned ones are a local minimum
     from the blocks' leading directions on (a Tucker decomposition of the blocks): orthogonal
-    iteration under the sum of squares; else B and D alternate, by conjugate gradients, with that
-    C. The stored have W's dtype. A random W loses ``1 − 1 / factor²`` of its energy to projections
-    that were drawn. A product costs ``2 · out · in / factor²`` operations an input, and those of
+    iteration under the sum of squares; else B and D alternate, by conjugate gradients, with that C.
+    The stored have W's dtype. A random W loses ``1 − 1 / reduction²`` of its energy to projections
+    that were drawn. A product costs ``2 · out · in / reduction²`` operations an input, and those of
     the projections. Goes through LAPACK: bits may depend on NumPy's threads. An importance or
     covariance takes a few copies of W in float64.
 
@@ -202,15 +202,15 @@ class BlockProjection(Method):
     >>> import numpy as np
     >>> from fastfactor.methods import BlockProjection
     >>> W = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
-    >>> factors = BlockProjection(factor=4, block_in=16, block_out=16).compress(W)
+    >>> factors = BlockProjection(reduction=4, block_in=16, block_out=16).compress(W)
     >>> factors.C.shape, factors.nbytes
     ((16, 32), 2056)
     """
 
-    parameter: ClassVar[str] = "factor"
+    parameter: ClassVar[str] = "reduction"
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})
 
-    factor: float | None = None
+    reduction: float | None = None
     block_in: int = 64
     block_out: int = 64
     learned: bool = False
@@ -219,8 +219,8 @@ class BlockProjection(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.factor is not None and _checks.nonnegative(self.factor, "factor") < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor!r}")
+        if self.reduction is not None and _checks.nonnegative(self.reduction, "reduction") < 1:
+            raise ValueError(f"reduction must be at least 1, got {self.reduction!r}")
         _checks.integer(self.block_in, "block_in", 1)
         _checks.integer(self.block_out, "block_out", 1)
         _checks.boolean(self.learned, "learned")
@@ -229,7 +229,7 @@ class BlockProjection(Method):
         object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> Factors:
-        blocks, reduced, counts = self._sizes(problem, self.factor or 1)
+        blocks, reduced, counts = self._sizes(problem, self.reduction or 1)
         dtype, exponent = problem.W.dtype, exponent_of(problem.W)
         W = np.ldexp(problem.W.astype(np.float64), -exponent)
         if self.learned:
@@ -269,7 +269,7 @@ class BlockProjection(Method):
         return sorted({b / r for b in blocks for r in range(1, b + 1)}, reverse=True)
 
     def _size(self, problem: Problem) -> Size:
-        blocks, reduced, counts = self._sizes(problem, self.factor or 1)
+        blocks, reduced, counts = self._sizes(problem, self.reduction or 1)
         C = counts[0] * reduced[0] * counts[1] * reduced[1]
         if not self.learned:
             return Size(C * problem.W.itemsize + 8, exact=True)
@@ -277,11 +277,11 @@ class BlockProjection(Method):
         sides = sum(g * b * r for g, b, r in zip(groups, blocks, reduced, strict=True))
         return Size((C + sides) * problem.W.itemsize, exact=True)
 
-    def _sizes(self, problem: Problem, factor: float) -> tuple[tuple[int, int], ...]:
+    def _sizes(self, problem: Problem, reduction: float) -> tuple[tuple[int, int], ...]:
         """Lengths of blocks, before and after, and their numbers: of outputs, of inputs."""
         out, inputs = problem.W.shape
         blocks = min(self.block_out, max(out, 1)), min(self.block_in, max(inputs, 1))
-        reduced = max(round(blocks[0] / factor), 1), max(round(blocks[1] / factor), 1)
+        reduced = max(round(blocks[0] / reduction), 1), max(round(blocks[1] / reduction), 1)
         return blocks, reduced, (-(-out // blocks[0]), -(-inputs // blocks[1]))
 
 

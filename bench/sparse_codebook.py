@@ -84,7 +84,7 @@ def fastfactor(workload: Workload) -> Job:
 
     def with_inputs(x: Floats) -> tuple[Multiply, Floats]:
         out = np.empty((*x.shape[:-1], len(labels)), np.float32)
-        return lambda i: sparse_codebook_matmul(matrices[i], x, out=out, n_threads=THREADS), out
+        return lambda i: sparse_codebook_matmul(x, matrices[i], out=out, n_threads=THREADS), out
 
     sizes = f"{first.stored_nbytes / 1e6:.2f} MB stored, {first.execution_nbytes / 1e6:.2f} MB read"
     note = f"{level_in_use()}, {sizes}"

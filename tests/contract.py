@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from fastfactor import CorruptDataError
 from fastfactor.methods import Factors
-from fastfactor.metrics import Covariance, Diagonal, Frobenius
+from fastfactor.metrics import Covariance, Diagonal
 from layouts import LAYOUTS
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -142,15 +142,30 @@ class MethodContract:
         importance = rng.random(self.SHAPE)
         x = rng.standard_normal((50, self.SHAPE[1]))
         covariance = x.T @ x / 50
-        expected = {
-            None: np.sum(E**2) / np.sum(W**2),
-            Frobenius(): np.sum(E**2) / np.sum(W**2),
-            Diagonal(importance): np.sum(importance * E**2) / np.sum(importance * W**2),
-            Covariance(covariance): np.trace(E @ covariance @ E.T) / np.trace(W @ covariance @ W.T),
-        }
-        for metric, value in expected.items():
-            error = factors.error(W.astype(np.float32), metric=metric)
+        of_outputs = np.trace(E @ covariance @ E.T) / np.trace(W @ covariance @ W.T)
+        expected = (
+            ({}, np.sum(E**2) / np.sum(W**2)),
+            ({"importance": importance}, np.sum(importance * E**2) / np.sum(importance * W**2)),
+            ({"input_covariance": covariance}, of_outputs),
+        )
+        for given, value in expected:
+            error = factors.error(W.astype(np.float32), **given)
             assert error == pytest.approx(value, rel=1e-4, abs=1e-12)
+
+    def test_errors_refuse_what_compress_refuses(self, method):
+        W = self.matrix()
+        factors = method.compress(W)
+        wrong = (
+            {"importance": -np.ones(W.shape)},
+            {"importance": np.ones((2, 2))},
+            {"input_covariance": np.ones((2, 2))},
+            {"importance": np.ones(W.shape), "input_covariance": np.eye(W.shape[1])},
+        )
+        for given in wrong:
+            with pytest.raises(ValueError, match=r"importance|input_covariance") as refused:
+                method.compress(W, **given)
+            with pytest.raises(ValueError, match=f"^{re.escape(str(refused.value))}$"):
+                factors.error(W, **given)
 
     def test_zeros_cost_no_error(self, method):
         W = np.zeros(self.SHAPE, np.float32)
@@ -232,22 +247,22 @@ class MethodContract:
     def test_importance_is_minimised_or_refused(self, method):
         W = self.matrix()
         importance = np.random.default_rng(5).random(W.shape) ** 4 + 1e-3
-        self._lower_or_refused(method, W, Diagonal(importance), importance=importance)
+        self._lower_or_refused(method, W, Diagonal, importance=importance)
 
     def test_input_covariance_is_minimised_or_refused(self, method):
         W = self.matrix()
         rng = np.random.default_rng(6)
         x = rng.standard_normal((200, W.shape[1])) * np.geomspace(0.05, 5, W.shape[1])
         covariance = x.T @ x / 200
-        self._lower_or_refused(method, W, Covariance(covariance), input_covariance=covariance)
+        self._lower_or_refused(method, W, Covariance, input_covariance=covariance)
 
     def _lower_or_refused(self, method, W, metric, **argument):
-        if type(metric) not in method.metrics:
+        if metric not in method.metrics:
             with pytest.raises(ValueError, match="cannot minimise"):
                 method.compress(W, **argument)
             return
-        plain = method.compress(W).error(W, metric=metric)
-        weighted = method.compress(W, **argument).error(W, metric=metric)
+        plain = method.compress(W).error(W, **argument)
+        weighted = method.compress(W, **argument).error(W, **argument)
         assert weighted <= plain * (1 + 1e-6)
         if plain > 1e-6:
             assert weighted < plain

@@ -1,4 +1,4 @@
-"""Huffman-coded data read bit by bit, as csrc/kernels/huffman_format.hpp describes it."""
+"""Huffman-coded data read bit by bit, as csrc/kernels/huffman/format.hpp describes it."""
 
 from __future__ import annotations
 

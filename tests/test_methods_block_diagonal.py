@@ -8,7 +8,6 @@ from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import BlockDiagonal, BlockDiagonalFactors
 from fastfactor.methods.structured.block_diagonal import _assign
-from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestBlockDiagonal(MethodContract):
@@ -65,7 +64,7 @@ def test_blocks_are_the_best_under_a_covariance(rng):
     x = rng.standard_normal((100, 20)) @ rng.standard_normal((20, 20))
     covariance = x.T @ x / 100
     factors = BlockDiagonal(n_blocks=3).compress(W, input_covariance=covariance)
-    best = factors.error(W, metric=Covariance(covariance))
+    best = factors.error(W, input_covariance=covariance)
     for at in range(factors.values.size):
         for change in (-0.01, 0.01):
             values = factors.values.copy()
@@ -78,7 +77,7 @@ def test_blocks_are_the_best_under_a_covariance(rng):
                 shape=W.shape,
                 dtype=W.dtype,
             )
-            assert other.error(W, metric=Covariance(covariance)) > best
+            assert other.error(W, input_covariance=covariance) > best
 
 
 def test_an_importance_chooses_what_is_kept(rng):
@@ -151,6 +150,6 @@ def test_groups_under_an_importance_are_no_worse_than_the_plain_ones(seed):
     rng = np.random.default_rng(seed)
     W = rng.standard_normal((14, 12)).astype(np.float32)
     importance = rng.random(W.shape)
-    method, metric = BlockDiagonal(n_blocks=2), Diagonal(importance)
-    error = method.compress(W, importance=importance).error(W, metric=metric)
-    assert error <= method.compress(W).error(W, metric=metric)
+    method = BlockDiagonal(n_blocks=2)
+    error = method.compress(W, importance=importance).error(W, importance=importance)
+    assert error <= method.compress(W).error(W, importance=importance)

@@ -6,7 +6,6 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, kmeans, kmeans1d
 from fastfactor.methods import Codebook, CodebookFactors
-from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestCodebook(MethodContract):
@@ -191,9 +190,8 @@ def test_importance_of_each_coordinate_counts(rng, settings, gain):
     W = rng.standard_normal((100, 16)).astype(np.float32)
     importance = rng.random(W.shape) ** 6
     importance[:, ::4] = 0
-    metric = Diagonal(importance)
-    weighted = settings.compress(W, importance=importance).error(W, metric=metric)
-    assert weighted < gain * settings.compress(W).error(W, metric=metric)
+    weighted = settings.compress(W, importance=importance).error(W, importance=importance)
+    assert weighted < gain * settings.compress(W).error(W, importance=importance)
 
 
 def test_weighted_vectors_have_weighted_means(rng):
@@ -246,9 +244,10 @@ def inputs_of(rng, columns):
 def test_the_error_of_outputs_is_far_less_than_of_plain_codes(rng, settings, gain):
     W = rng.standard_normal((60, 32)).astype(np.float32)
     covariance = inputs_of(rng, 32)
-    metric = Covariance(covariance)
-    improved = settings.compress(W, input_covariance=covariance).error(W, metric=metric)
-    assert improved < gain * settings.compress(W).error(W, metric=metric)
+    improved = settings.compress(W, input_covariance=covariance).error(
+        W, input_covariance=covariance
+    )
+    assert improved < gain * settings.compress(W).error(W, input_covariance=covariance)
 
 
 def test_no_single_code_could_give_less_error_of_outputs(rng):
@@ -284,9 +283,8 @@ def test_inputs_that_never_came_are_free(rng):
     covariance = inputs_of(rng, 16)
     covariance[3], covariance[:, 3] = 0, 0
     W[:, 3] = 1000 * np.arange(10)
-    metric = Covariance(covariance)
     factors = Codebook(n_bits=4).compress(W, input_covariance=covariance)
-    assert factors.error(W, metric=metric) < 0.01
+    assert factors.error(W, input_covariance=covariance) < 0.01
 
 
 def test_the_random_state_is_a_setting(rng):
@@ -379,9 +377,8 @@ def test_balanced_is_no_worse_for_an_importance(seed, vector_dim):
     W = rng.standard_normal((2, 8)).astype(np.float16)
     importance = rng.random(W.shape) * (rng.random(W.shape) < 0.6) + 1e-6
     method = Codebook(n_bits=2, vector_dim=vector_dim, balanced=True)
-    metric = Diagonal(importance)
-    plain = method.compress(W).error(W, metric=metric)
-    assert method.compress(W, importance=importance).error(W, metric=metric) <= plain
+    plain = method.compress(W).error(W, importance=importance)
+    assert method.compress(W, importance=importance).error(W, importance=importance) <= plain
 
 
 @pytest.mark.parametrize("vector_dim", [1, 2])

@@ -7,7 +7,6 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, exchange_atoms, learn_dictionary, omp
 from fastfactor.methods import Dictionary, DictionaryFactors
-from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestDictionary(MethodContract):
@@ -94,10 +93,11 @@ def test_weights_without_importance_are_free(rng):
     hidden = rng.random(W.shape) < 0.05
     importance[hidden] = 0
     spoiled = np.where(hidden, W + rng.standard_normal(W.shape), W).astype(np.float32)
-    metric = Diagonal(importance)
     settings = Dictionary(n_nonzero_coefs=1, n_atoms=8, value_dtype=None)
-    weighted = settings.compress(spoiled, importance=importance).error(spoiled, metric=metric)
-    assert weighted < 0.8 * settings.compress(spoiled).error(spoiled, metric=metric)
+    weighted = settings.compress(spoiled, importance=importance).error(
+        spoiled, importance=importance
+    )
+    assert weighted < 0.8 * settings.compress(spoiled).error(spoiled, importance=importance)
 
 
 def test_importance_of_blocks_is_exact(rng):
@@ -108,7 +108,7 @@ def test_importance_of_blocks_is_exact(rng):
     settings = Dictionary(n_nonzero_coefs=2, n_atoms=8, value_dtype=None)
     weighted = settings.compress(W, importance=importance)
     scaled = settings.compress(np.sqrt(weights) * W)
-    error = weighted.error(W, metric=Diagonal(importance))
+    error = weighted.error(W, importance=importance)
     assert error <= scaled.error(np.sqrt(weights) * W) * 1.001
 
 
@@ -116,12 +116,11 @@ def test_importance_of_blocks_is_exact(rng):
 def test_a_covariance_of_few_directions_leaves_the_others_free(rng, block_size):
     W = rng.standard_normal((50, 16)).astype(np.float32)
     x = rng.standard_normal((3, 16))
-    metric = Covariance(x.T @ x)
     settings = Dictionary(
         n_nonzero_coefs=2, n_atoms=8, block_size=block_size, value_dtype="float32"
     )
-    weighted = settings.compress(W, input_covariance=x.T @ x).error(W, metric=metric)
-    assert weighted < 0.5 * settings.compress(W).error(W, metric=metric)
+    weighted = settings.compress(W, input_covariance=x.T @ x).error(W, input_covariance=x.T @ x)
+    assert weighted < 0.5 * settings.compress(W).error(W, input_covariance=x.T @ x)
 
 
 def test_values_are_least_squares_for_the_atoms_as_stored(rng):
@@ -179,9 +178,10 @@ def test_metrics_that_are_zero_in_places(rng):
     importance[3], importance[:, 5] = 0, 0
     plain = settings.compress(W)
     for size in (1.0, 1e-200, 1e30):
-        metric = Diagonal(size * importance)
         weighed = settings.compress(W, importance=size * importance)
-        assert weighed.error(W, metric=metric) < plain.error(W, metric=metric)
+        assert weighed.error(W, importance=size * importance) < plain.error(
+            W, importance=size * importance
+        )
     nothing = settings.compress(W, input_covariance=np.zeros((32, 32)))
     assert np.isfinite(nothing.to_dense()).all()
 

@@ -9,7 +9,6 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, store
 from fastfactor.methods import EntropyCoded, EntropyCodedFactors
-from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestEntropyCoded(MethodContract):
@@ -63,7 +62,7 @@ def test_covariance_counts_even_where_it_is_nearly_singular(rng):
     variances = np.geomspace(1, 1e-6, 32)
     covariance = turn * variances @ turn.T
     factors = EntropyCoded(bits_per_weight=2).compress(W, input_covariance=covariance)
-    error = factors.error(W, metric=Covariance(covariance))
+    error = factors.error(W, input_covariance=covariance)
     rotation = 8 * (factors.rotation.nbytes + factors.column_steps.nbytes) / W.size
     least = water_filling(variances, 2 - rotation) / variances.mean()
     assert least < error < 1.8 * least
@@ -73,9 +72,9 @@ def test_covariance_counts_even_where_it_is_nearly_singular(rng):
 def test_weights_without_importance_cost_little(rng, bits, share):
     W = rng.standard_normal((200, 64)).astype(np.float32)
     importance = (rng.random(W.shape) < 0.5).astype(np.float64)
-    method, metric = EntropyCoded(bits_per_weight=bits), Diagonal(importance)
-    weighted = method.compress(W, importance=importance)
-    assert weighted.error(W, metric=metric) < share * method.compress(W).error(W, metric=metric)
+    method = EntropyCoded(bits_per_weight=bits)
+    weighted = method.compress(W, importance=importance).error(W, importance=importance)
+    assert weighted < share * method.compress(W).error(W, importance=importance)
 
 
 def test_an_error_is_met_closely(rng):
@@ -248,7 +247,7 @@ def test_large_values_that_do_not_count_are_numbers(rng):
     for wanted in (0.9, 0.1):
         factors = EntropyCoded(max_error=wanted).compress(W, importance=importance)
         assert np.isfinite(factors.to_dense()).all()
-        assert factors.error(W, metric=Diagonal(importance)) <= wanted
+        assert factors.error(W, importance=importance) <= wanted
 
 
 def test_nothing_counts_under_a_covariance_of_zeros(rng):
@@ -256,7 +255,7 @@ def test_nothing_counts_under_a_covariance_of_zeros(rng):
         W = (scale * rng.uniform(-1, 1, (20, 8))).astype(np.float32)
         factors = EntropyCoded(bits_per_weight=4).compress(W, input_covariance=np.zeros((8, 8)))
         assert not factors.to_dense().any()
-        assert factors.error(W, metric=Covariance(np.zeros((8, 8)))) == 0
+        assert factors.error(W, input_covariance=np.zeros((8, 8))) == 0
 
 
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**100])

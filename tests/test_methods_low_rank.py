@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from contract import MethodContract
 from fastfactor.methods import LowRank
-from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestLowRank(MethodContract):
@@ -35,7 +34,7 @@ def test_covariance_is_exact_even_where_it_is_singular(rng):
     factors = LowRank(rank=2).compress(W, input_covariance=covariance)
     singular = np.linalg.svd(W.astype(np.float64) @ x.T, compute_uv=False)
     best = np.sum(singular[2:] ** 2) / np.sum(singular**2)
-    assert factors.error(W, metric=Covariance(covariance)) == pytest.approx(best, rel=1e-3)
+    assert factors.error(W, input_covariance=covariance) == pytest.approx(best, rel=1e-3)
 
 
 def test_separable_importance_reaches_the_optimum(rng):
@@ -45,7 +44,7 @@ def test_separable_importance_reaches_the_optimum(rng):
     factors = LowRank(rank=3).compress(W, importance=importance)
     singular = np.linalg.svd(np.sqrt(importance) * W, compute_uv=False)
     best = np.sum(singular[3:] ** 2) / np.sum(singular**2)
-    assert factors.error(W, metric=Diagonal(importance)) <= 1.01 * best
+    assert factors.error(W, importance=importance) <= 1.01 * best
 
 
 def test_weights_without_importance_are_free(rng):
@@ -55,7 +54,7 @@ def test_weights_without_importance_are_free(rng):
     importance[hidden] = 0
     spoiled = np.where(hidden, 50 * rng.standard_normal(W.shape), W).astype(np.float32)
     factors = LowRank(rank=1).compress(spoiled, importance=importance)
-    assert factors.error(spoiled, metric=Diagonal(importance)) < 1e-3
+    assert factors.error(spoiled, importance=importance) < 1e-3
 
 
 def test_rank_is_the_least_that_reaches_an_error(rng):

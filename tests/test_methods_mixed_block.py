@@ -5,7 +5,6 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
 from fastfactor.methods import LowRank, MixedBlock, MixedBlockFactors
-from fastfactor.metrics import Covariance, Diagonal
 
 
 class TestMixedBlock(MethodContract):
@@ -67,7 +66,7 @@ def test_weights_without_importance_are_free(rng):
     importance = np.where(hidden, 0.0, 1.0)
     spoiled = np.where(hidden, 50 * rng.standard_normal(W.shape), W).astype(np.float32)
     factors = MixedBlock(rank=1, block_shape=(5, 7)).compress(spoiled, importance=importance)
-    assert factors.error(spoiled, metric=Diagonal(importance)) < 1e-3
+    assert factors.error(spoiled, importance=importance) < 1e-3
 
 
 def test_a_covariance_that_all_blocks_share_reaches_the_optimum(rng):
@@ -82,21 +81,20 @@ def test_a_covariance_that_all_blocks_share_reaches_the_optimum(rng):
         settings = MixedBlock(rank=rank, block_shape=(4, 5))
         factors = settings.compress(W, input_covariance=covariance)
         best = np.sum(singular[rank:] ** 2) / np.sum(singular**2)
-        assert factors.error(W, metric=Covariance(covariance)) <= 1.01 * best
-        assert settings.compress(W).error(W, metric=Covariance(covariance)) > 1.05 * best
+        assert factors.error(W, input_covariance=covariance) <= 1.01 * best
+        assert settings.compress(W).error(W, input_covariance=covariance) > 1.05 * best
 
 
 def test_sizes_and_errors_may_be_asked_for_under_a_covariance(rng):
     W = rng.standard_normal((24, 32))
     x = rng.standard_normal((100, 32)) @ rng.standard_normal((32, 32))
     given = {"input_covariance": x.T @ x / 100}
-    metric = Covariance(given["input_covariance"])
     plain = MixedBlock(rank=6).compress(W, **given)
-    error = plain.error(W, metric=metric)
+    error = plain.error(W, **given)
     by_ratio = MixedBlock(ratio=W.nbytes / plain.nbytes).compress(W, **given)
     assert by_ratio.blocks.shape[0] == 6
     by_error = MixedBlock(max_error=error * 1.001).compress(W, **given)
-    assert by_error.error(W, metric=metric) <= error * 1.001
+    assert by_error.error(W, **given) <= error * 1.001
     assert by_error.nbytes <= plain.nbytes
 
 

@@ -6,7 +6,6 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, kmeans1d, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneCodebookFactors
-from fastfactor.metrics import Diagonal
 
 
 class TestPruneCodebook(MethodContract):
@@ -76,7 +75,7 @@ def test_values_minimise_the_weighted_error(rng):
     best = kmeans1d(W[mask], 4, sample_weight=importance[mask], fixed=[0]).inertia
     lost = best + np.sum((importance * W**2)[~mask])
     total = np.sum(importance * W.astype(np.float64) ** 2)
-    error = factors.error(W, metric=Diagonal(importance))
+    error = factors.error(W, importance=importance)
     assert error == pytest.approx(lost / total, rel=1e-4)
 
 

@@ -6,8 +6,7 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, nm_sparsity_mask, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneFactors
-from fastfactor.methods.pruning.prune.kept_places import GAP_BITS, KeptPlaces
-from fastfactor.metrics import Diagonal
+from fastfactor.methods.pruning.kept_places import GAP_BITS, KeptPlaces
 
 
 class TestPrune(MethodContract):
@@ -138,7 +137,7 @@ def test_least_importance_times_square_goes_first(rng, dtype):
     cost = np.sort((importance * W.astype(np.float64) ** 2).reshape(-1))
     factors = Prune(sparsity=0.6).compress(W, importance=importance)
     best = cost[:450].sum() / cost.sum()
-    assert factors.error(W, metric=Diagonal(importance)) == pytest.approx(best, rel=1e-4)
+    assert factors.error(W, importance=importance) == pytest.approx(best, rel=1e-4)
 
 
 def test_the_least_size_for_an_error_and_the_least_error_for_a_size(rng):
@@ -158,21 +157,20 @@ def test_the_least_size_for_an_error_and_the_least_error_for_a_size(rng):
 def test_one_fewer_would_lose_too_much(rng, scope, pool, weighed):
     W = (rng.standard_normal((20, 31)) ** 3).astype(np.float16)
     importance = rng.random(W.shape).astype(np.float32) if weighed else None
-    metric = Diagonal(importance) if weighed else None
     n = {"global": 620, "row": 31}.get(scope)
     if n is None:
         n = -(-20 // scope[0]) * -(-31 // scope[1])
     for max_error in (1e-9, 0.02, 0.3, 0.9, 2.0):
         asked = Prune(max_error=max_error, scope=scope, pool=pool)
         found = asked.compress(W, importance=importance)
-        assert found.error(W, metric=metric) <= max_error
+        assert found.error(W, importance=importance) <= max_error
         kept = len(found.kept.places()) // 20 if scope == "row" else len(found.kept._blocks())
         assert kept >= 1
         if kept > 1:
             fewer = Prune(sparsity=1 - (kept - 1) / n, scope=scope, pool=pool)
             factors = fewer.compress(W, importance=importance)
             assert factors.values.size < found.values.size
-            assert factors.error(W, metric=metric) > max_error
+            assert factors.error(W, importance=importance) > max_error
 
 
 @pytest.mark.parametrize("scope", ["global", "row", (2, 2)])

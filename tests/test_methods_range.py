@@ -15,7 +15,6 @@ from fastfactor.methods import (
     Simhash,
 )
 from fastfactor.methods.base import narrowed
-from fastfactor.metrics import Covariance
 
 METHODS = (
     BlockDiagonal(n_blocks=2),
@@ -85,9 +84,10 @@ def test_codes_for_outputs_of_large_weights(rng, dtype, vector_dim):
     x = rng.standard_normal((10, 1))
     method = Codebook(n_bits=2, vector_dim=vector_dim, scope="row")
     for covariance in (x @ x.T, np.eye(10) + x @ x.T):
-        metric = Covariance(covariance)
-        error = method.compress(W, input_covariance=covariance).error(W, metric=metric)
-        assert error <= method.compress(W).error(W, metric=metric)
+        error = method.compress(W, input_covariance=covariance).error(
+            W, input_covariance=covariance
+        )
+        assert error <= method.compress(W).error(W, input_covariance=covariance)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])

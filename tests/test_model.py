@@ -14,7 +14,6 @@ from fastfactor import CorruptDataError, compare_files, compress_file, decompres
 from fastfactor.deep_compression import CodedNetwork, DeepCompression
 from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.methods import Codebook, LowRank
-from fastfactor.metrics import Covariance, Diagonal
 from fastfactor.models.inspect import inspect_file
 from models import FLOATS, RECIPE, same, saved, shard
 from safetensors.numpy import load_file, save_file
@@ -292,9 +291,9 @@ def test_importance_is_minimised_and_is_what_the_error_weighs(model, tmp_path, r
             W, weights = (t[name].reshape(len(t[name]), -1) for t in (tensors, importance))
             expected = Codebook(n_bits=4).compress(W, importance=weights)
             assert same(opened[name].to_dense(), expected.to_dense())
-            error = expected.error(W, metric=Diagonal(weights))
+            error = expected.error(W, importance=weights)
             assert rows[name].relative_error == error
-            assert error < Codebook(n_bits=4).compress(W).error(W, metric=Diagonal(weights))
+            assert error < Codebook(n_bits=4).compress(W).error(W, importance=weights)
 
 
 def covariance(rng, n):
@@ -314,9 +313,9 @@ def test_an_input_covariance_is_minimised_and_is_what_the_error_counts(model, tm
             W = tensors[name].reshape(len(tensors[name]), -1)
             expected = Codebook(n_bits=4).compress(W, input_covariance=of_inputs)
             assert same(opened[name].to_dense(), expected.to_dense())
-            error = expected.error(W, metric=Covariance(of_inputs))
+            error = expected.error(W, input_covariance=of_inputs)
             assert (rows[name].relative_error, rows[name].metric) == (error, "input_covariance")
-            assert error < Codebook(n_bits=4).compress(W).error(W, metric=Covariance(of_inputs))
+            assert error < Codebook(n_bits=4).compress(W).error(W, input_covariance=of_inputs)
     # What it has not is compressed as ever, and says so.
     assert rows["fc.float32"].metric == "squares"
     assert rows["bias"].metric is None

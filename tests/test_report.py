@@ -16,7 +16,6 @@ from fastfactor import compress_file
 from fastfactor.figures import data as figure_data
 from fastfactor.figures.draw import save_figures
 from fastfactor.methods import Codebook, LowRank
-from fastfactor.metrics import Covariance, Diagonal, Frobenius
 from fastfactor.models.report import Report, Table, TensorRow
 from safetensors.numpy import save_file
 
@@ -281,11 +280,11 @@ def test_curves_are_under_the_metric_of_the_run(tmp_path, rng):
         "b": Codebook(n_bits=2).compress(W[::2], input_covariance=x.T @ x),
         "c": Codebook(n_bits=2).compress(W[::2]),
     }
-    metrics = {"a": Diagonal(importance), "b": Covariance(x.T @ x), "c": Frobenius()}
+    weights = {"a": {"importance": importance}, "b": {"input_covariance": x.T @ x}, "c": {}}
     for row in report.rows:
         curve = figure_data.curve_of(report, row, None)
         factors = expected[row.name]
-        assert curve.chosen[1] == factors.error(W[::2], metric=metrics[row.name])
+        assert curve.chosen[1] == factors.error(W[::2], **weights[row.name])
     assert "curves" in [path.stem for path in save_figures(report, tmp_path / "figs")]
 
 

@@ -31,7 +31,7 @@ def random_case(rng, shape, *, density=0.1, entries=16, dtype=np.float32, gap_bi
 
 
 def check(sparse, dense, x, **options):
-    found = sparse_codebook_matmul(sparse, x, **options)
+    found = sparse_codebook_matmul(x, sparse, **options)
     exact = x.astype(np.float64) @ dense.T
     allowed = 1e-5 * (np.abs(x.astype(np.float64)) @ np.abs(dense).T)
     assert found.dtype == np.float32
@@ -69,7 +69,7 @@ def test_through_huffman_and_back(rng):
     codes, gaps = (fastfactor.huffman_decode(data) for data in stored)
     again = SparseCodes(codes, gaps, sparse.gap_bits, sparse.codebook, sparse.shape)
     x = inputs(rng, 3, 300)
-    np.testing.assert_array_equal(check(again, dense, x), sparse_codebook_matmul(sparse, x))
+    np.testing.assert_array_equal(check(again, dense, x), sparse_codebook_matmul(x, sparse))
 
 
 def test_from_the_labels_of_kmeans1d(rng):
@@ -102,7 +102,7 @@ def test_copies_are_equal_and_read_only(rng, twin):
     codes = sparse.codes.copy()
     other = twin(sparse)
     x = inputs(rng, 2, 30)
-    np.testing.assert_array_equal(check(other, dense, x), sparse_codebook_matmul(sparse, x))
+    np.testing.assert_array_equal(check(other, dense, x), sparse_codebook_matmul(x, sparse))
     for array in (other.codes, other.gaps, other.codebook):
         assert not array.flags.writeable
     held = SparseCodes(codes, sparse.gaps, sparse.gap_bits, sparse.codebook, sparse.shape)
@@ -166,7 +166,7 @@ def test_rows_of_every_kind(rng, entries):
     nothing = SparseCodes.from_labels(np.full((300, 1000), 3), codebook)
     assert nothing.codes.size == 0
     assert nothing.execution_nbytes == 0
-    assert not sparse_codebook_matmul(nothing, np.full(1000, np.inf, np.float32)).any()
+    assert not sparse_codebook_matmul(np.full(1000, np.inf, np.float32), nothing).any()
 
 
 def test_wide_and_thin_matrices(rng):
@@ -179,7 +179,7 @@ def test_wide_and_thin_matrices(rng):
     far = SparseCodes(codes, np.array([2, 65535, 65535], np.uint16), 16, codebook, (10**6, 10**12))
     assert far.execution_nbytes < 2000
     tall = SparseCodes(codes, np.array([2, 65535, 65535], np.uint16), 16, codebook, (200_000, 1))
-    found = sparse_codebook_matmul(tall, np.array([2], np.float32))
+    found = sparse_codebook_matmul(np.array([2], np.float32), tall)
     assert np.flatnonzero(found).tolist() == [2, 65538, 131074]
     assert found[[2, 65538, 131074]].tolist() == [6, 10, 6]
 
@@ -194,7 +194,7 @@ def test_long_rows_stay_within_the_bound():
         )
         for batch in (1, 5):
             x = np.full((batch, columns), 0.1, np.float32)
-            found = sparse_codebook_matmul(sparse, x)
+            found = sparse_codebook_matmul(x, sparse)
             exact = columns * float(x[0, 0]) * float(codebook[0])
             assert np.abs(found - exact).max() <= 1e-5 * exact
 
@@ -204,8 +204,8 @@ def test_long_rows_stay_within_the_bound():
 def test_equal_bits_for_every_thread_count(rng, entries, batch, n_threads):
     sparse, _ = random_case(rng, (1300, 700), entries=entries)
     x = inputs(rng, batch, 700)
-    first = sparse_codebook_matmul(sparse, x, n_threads=1)
-    found = sparse_codebook_matmul(sparse, x, n_threads=n_threads)
+    first = sparse_codebook_matmul(x, sparse, n_threads=1)
+    found = sparse_codebook_matmul(x, sparse, n_threads=n_threads)
     np.testing.assert_array_equal(found, first)
 
 
@@ -216,7 +216,7 @@ def test_equal_bits_for_every_thread_count_when_making_them(rng, batch, n_thread
     x = inputs(rng, batch, 300)
     one, many = (SparseCodes.from_labels(labels, codebook, n_threads=n) for n in (1, n_threads))
     np.testing.assert_array_equal(one.codes, many.codes)
-    np.testing.assert_array_equal(sparse_codebook_matmul(one, x), sparse_codebook_matmul(many, x))
+    np.testing.assert_array_equal(sparse_codebook_matmul(x, one), sparse_codebook_matmul(x, many))
 
 
 @settings(max_examples=80, deadline=None)
@@ -275,7 +275,7 @@ def test_ieee_values_spread(rng, batch):
     for bad in (np.nan, np.inf):
         x = inputs(rng, batch, 400)
         x[0, 270] = bad
-        found = sparse_codebook_matmul(sparse, x)
+        found = sparse_codebook_matmul(x, sparse)
         np.testing.assert_array_equal(~np.isfinite(found[0]), dense[:, 270] != 0)
         assert np.isfinite(found[1:]).all()
 
@@ -285,13 +285,13 @@ def test_ieee_values_spread(rng, batch):
 def test_inputs_of_any_layout(rng, layout, batch):
     sparse, _ = random_case(rng, (90, 310))
     x = inputs(rng, batch, 310)
-    expected = sparse_codebook_matmul(sparse, x)
-    np.testing.assert_array_equal(sparse_codebook_matmul(sparse, layout(x)), expected)
+    expected = sparse_codebook_matmul(x, sparse)
+    np.testing.assert_array_equal(sparse_codebook_matmul(layout(x), sparse), expected)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
         other = layout(x.astype(dtype))
         np.testing.assert_array_equal(
-            sparse_codebook_matmul(sparse, other),
-            sparse_codebook_matmul(sparse, x.astype(dtype).astype(np.float32)),
+            sparse_codebook_matmul(other, sparse),
+            sparse_codebook_matmul(x.astype(dtype).astype(np.float32), sparse),
         )
 
 
@@ -311,22 +311,22 @@ def test_bad_products_are_named(rng):
     locked.setflags(write=False)
     wrong = [
         (TypeError, "sparse_codes must be a SparseCodes, got ndarray", (x, x), {}),
-        (ValueError, "x must have as many columns .* 16, got", (sparse, x[:8]), {}),
-        (ValueError, "x must have 1 or 2 dimensions", (sparse, x.reshape(1, 1, 16)), {}),
-        (TypeError, "x must have dtype", (sparse, x.astype(int)), {}),
-        (ValueError, "out must have shape", (sparse, x), {"out": out[:2]}),
-        (TypeError, "out must have dtype", (sparse, x), {"out": out.astype(float)}),
-        (TypeError, "out must be a NumPy array", (sparse, x), {"out": [0, 0, 0]}),
-        (ValueError, "out must be writeable", (sparse, x), {"out": locked}),
-        (ValueError, "out must not overlap x", (sparse, x), {"out": x[:3]}),
-        (ValueError, "n_threads must be in", (sparse, x), {"n_threads": 0}),
+        (ValueError, "x must have as many columns .* 16, got", (x[:8], sparse), {}),
+        (ValueError, "x must have 1 or 2 dimensions", (x.reshape(1, 1, 16), sparse), {}),
+        (TypeError, "x must have dtype", (x.astype(int), sparse), {}),
+        (ValueError, "out must have shape", (x, sparse), {"out": out[:2]}),
+        (TypeError, "out must have dtype", (x, sparse), {"out": out.astype(float)}),
+        (TypeError, "out must be a NumPy array", (x, sparse), {"out": [0, 0, 0]}),
+        (ValueError, "out must be writeable", (x, sparse), {"out": locked}),
+        (ValueError, "out must not overlap x", (x, sparse), {"out": x[:3]}),
+        (ValueError, "n_threads must be in", (x, sparse), {"n_threads": 0}),
     ]
     for error, message, arguments, options in wrong:
         with pytest.raises(error, match=message):
             sparse_codebook_matmul(*arguments, **options)
     strided = np.zeros((3, 6), np.float32)[:, ::2]
     with pytest.raises(ValueError, match="out must be C-contiguous"):
-        sparse_codebook_matmul(sparse, np.zeros((3, 16), np.float32), out=strided)
+        sparse_codebook_matmul(np.zeros((3, 16), np.float32), sparse, out=strided)
     assert (out == 7).all()
 
 

@@ -1,4 +1,4 @@
-#include "kernels/balance.hpp"
+#include "kernels/balance/balance.hpp"
 
 #include <pybind11/stl.h>
 

@@ -1,4 +1,4 @@
-#include "kernels/bits.hpp"
+#include "kernels/bits/bits.hpp"
 
 #include "bindings/convert.hpp"
 

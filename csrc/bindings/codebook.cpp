@@ -1,4 +1,4 @@
-#include "kernels/codebook.hpp"
+#include "kernels/codebook/codebook.hpp"
 
 #include <pybind11/stl.h>
 

@@ -1,6 +1,6 @@
 #pragma once
 #include "bindings/convert.hpp"
-#include "kernels/csr.hpp"
+#include "kernels/csr/csr.hpp"
 
 namespace ff::bindings {
 

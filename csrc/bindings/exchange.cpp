@@ -1,4 +1,4 @@
-#include "kernels/exchange.hpp"
+#include "kernels/omp/exchange.hpp"
 
 #include <limits>
 

@@ -1,4 +1,4 @@
-#include "kernels/gaps.hpp"
+#include "kernels/gaps/gaps.hpp"
 
 #include "bindings/convert.hpp"
 

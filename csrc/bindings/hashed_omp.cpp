@@ -1,4 +1,4 @@
-#include "kernels/hashed_omp.hpp"
+#include "kernels/omp/hashed_omp.hpp"
 
 #include "bindings/sparse_rows.hpp"
 

@@ -1,4 +1,4 @@
-#include "kernels/huffman.hpp"
+#include "kernels/huffman/huffman.hpp"
 
 #include "bindings/convert.hpp"
 

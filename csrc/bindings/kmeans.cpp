@@ -1,4 +1,4 @@
-#include "kernels/kmeans.hpp"
+#include "kernels/kmeans/kmeans.hpp"
 
 #include "bindings/convert.hpp"
 

@@ -1,4 +1,4 @@
-#include "kernels/kmeans1d.hpp"
+#include "kernels/kmeans1d/kmeans1d.hpp"
 
 #include "bindings/convert.hpp"
 

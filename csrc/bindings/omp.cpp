@@ -1,4 +1,4 @@
-#include "kernels/omp.hpp"
+#include "kernels/omp/omp.hpp"
 
 #include "bindings/sparse_rows.hpp"
 

@@ -1,4 +1,4 @@
-#include "kernels/select.hpp"
+#include "kernels/select/select.hpp"
 
 #include "bindings/convert.hpp"
 

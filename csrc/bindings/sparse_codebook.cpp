@@ -1,10 +1,10 @@
-#include "kernels/sparse_codebook.hpp"
+#include "kernels/sparse_codebook/sparse_codebook.hpp"
 
 #include <limits>
 #include <memory>
 
 #include "bindings/convert.hpp"
-#include "kernels/gaps.hpp"
+#include "kernels/gaps/gaps.hpp"
 
 namespace ff::bindings {
 namespace {

@@ -1,6 +1,6 @@
 #pragma once
 #include "bindings/convert.hpp"
-#include "kernels/omp.hpp"
+#include "kernels/omp/omp.hpp"
 
 namespace ff::bindings {
 

@@ -1,4 +1,4 @@
-#include "kernels/spmm.hpp"
+#include "kernels/spmm/spmm.hpp"
 
 #include "bindings/convert.hpp"
 #include "bindings/csr.hpp"

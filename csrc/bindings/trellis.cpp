@@ -1,4 +1,4 @@
-#include "kernels/trellis.hpp"
+#include "kernels/trellis/trellis.hpp"
 
 #include <optional>
 

@@ -1,6 +1,6 @@
 #pragma once
 #include "bindings/convert.hpp"
-#include "kernels/trellis_format.hpp"
+#include "kernels/trellis/format.hpp"
 
 // What the bindings of trellis-coded levels share.
 namespace ff::bindings {

@@ -1,4 +1,4 @@
-#include "kernels/trellis_codes.hpp"
+#include "kernels/trellis/trellis_codes.hpp"
 
 #include <memory>
 

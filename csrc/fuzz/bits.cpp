@@ -1,6 +1,6 @@
 // Bits a code, codebooks, rows, codes a row, packed bytes: unpacked where the sizes fit, and packed
 // to the same bits again.
-#include "kernels/bits.hpp"
+#include "kernels/bits/bits.hpp"
 
 #include <vector>
 

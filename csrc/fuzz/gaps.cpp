@@ -1,6 +1,6 @@
 // Width, size of the array, gaps: positions that rise and fit, and encode to the same gaps again,
 // or CorruptData.
-#include "kernels/gaps.hpp"
+#include "kernels/gaps/gaps.hpp"
 
 #include <cstring>
 

@@ -1,6 +1,6 @@
 // Any bytes: decoded, or refused by CorruptData. Checksums count as right here (checksum.hpp), so
 // that what lies behind them is reached.
-#include "kernels/huffman.hpp"
+#include "kernels/huffman/huffman.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   constexpr ff::index kMostPerByte = 16384, kLargest = ff::index(1) << 20;

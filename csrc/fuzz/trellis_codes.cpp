@@ -1,6 +1,6 @@
 // Sizes, columns, tables, lengths, words: decoded, row by row as all at once, or refused by
 // CorruptData. What follows the sizes is taken as levels as well, which must come back.
-#include "kernels/trellis_codes.hpp"
+#include "kernels/trellis/trellis_codes.hpp"
 
 #include <cstring>
 #include <optional>

@@ -167,7 +167,7 @@ def _workloads(n_threads: int | None) -> Iterator[tuple[str, str, Call, float, s
     yield (
         "sparse_codebook_matmul",
         "1,024 × 4,096, a tenth kept, 4 bits, one vector",
-        lambda: sparse_codebook_matmul(coded, one, **options),
+        lambda: sparse_codebook_matmul(one, coded, **options),
         W.size / 10,
         "multiply-adds",
     )

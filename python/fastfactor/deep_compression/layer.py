@@ -108,7 +108,7 @@ class CodedLayer:
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         """``x @ W.T`` in float32, straight from the codes: (in,) or (batch, in) → (…, out)."""
-        return sparse_codebook_matmul(self.sparse, x, out=out, n_threads=n_threads)
+        return sparse_codebook_matmul(x, self.sparse, out=out, n_threads=n_threads)
 
     def to_dense(self) -> Array:
         """The weight with its zeros, in its shape, in float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from ..files.checkpoint import open_checkpoint
 from ..files.store import open_store
 from ..methods import LowRank
 from ..methods.base import Factors
-from ..metrics import Metric, metric_for
 from ..models.recipe import method_names
 from ..models.report import Report, TensorRow
 
@@ -104,25 +104,23 @@ def curve_of(report: Report, row: TensorRow, n_threads: int | None) -> Curve:
     W = _source(report.source, row.name)
     rows, columns = _even(W.shape[0], CUT[0]), slice(0, CUT[1])
     part = np.ascontiguousarray(W[rows, columns])
-    weights: dict[str, Array] = {}
+    weights: dict[str, Any] = {}
     if report.importance is not None and row.metric == "importance":
         weights["importance"] = _source(report.importance, row.name)[rows, columns]
     if report.input_covariance is not None and row.metric == "input_covariance":
         of_inputs = open_checkpoint(report.input_covariance)[row.name]
         weights["input_covariance"] = of_inputs[columns, columns]
-    metric = metric_for(part.shape, **weights)
     cut = f"{W.shape[0]:,} × {W.shape[1]:,}"
     if part.shape != W.shape:
         cut = f"{part.shape[0]:,} × {part.shape[1]:,} of {cut}"
-    chosen, points = _at_sizes(row, part, metric, weights, n_threads)
-    return Curve(row, cut, chosen, points, _svd_points(part, metric, weights))
+    chosen, points = _at_sizes(row, part, weights, n_threads)
+    return Curve(row, cut, chosen, points, _svd_points(part, weights))
 
 
 def _at_sizes(
     row: TensorRow,
     part: Array,
-    metric: Metric,
-    weights: dict[str, Array],
+    weights: dict[str, Any],
     n_threads: int | None,
 ) -> tuple[tuple[float, float] | None, Array]:
     """The chosen point and all points of a method on part of a matrix."""
@@ -131,7 +129,7 @@ def _at_sizes(
         factors = method.compress(part, n_threads=n_threads, **weights)
     except ValueError:  # a cut that the settings do not fit
         return None, np.zeros((0, 2))
-    chosen = _point(factors, part, metric)
+    chosen = _point(factors, part, weights)
     points = {chosen}
     for size in SIZES:
         nbytes = min(int(size * factors.nbytes), part.nbytes)
@@ -141,21 +139,21 @@ def _at_sizes(
                 found = other.compress(part, n_threads=n_threads, **weights)
             except ValueError:  # smaller than this method gets
                 continue
-            points.add(_point(found, part, metric))
+            points.add(_point(found, part, weights))
     return chosen, np.array(sorted(points))
 
 
-def _svd_points(part: Array, metric: Metric, weights: dict[str, Array]) -> Array:
+def _svd_points(part: Array, weights: dict[str, Any]) -> Array:
     """Of truncated singular values, best under the sum of squares or the covariance of inputs."""
     most = max(part.size // max(sum(part.shape), 1), 1)
     ranks = np.unique(np.geomspace(1, most, N_RANKS).round().astype(int))
     of_inputs = weights.get("input_covariance")
     found = [LowRank(rank=int(rank)).compress(part, input_covariance=of_inputs) for rank in ranks]
-    return np.array([_point(factors, part, metric) for factors in found])
+    return np.array([_point(factors, part, weights) for factors in found])
 
 
-def _point(factors: Factors, part: Array, metric: Metric) -> tuple[float, float]:
-    return factors.bits_per_weight, factors.error(part, metric=metric)
+def _point(factors: Factors, part: Array, weights: dict[str, Any]) -> tuple[float, float]:
+    return factors.bits_per_weight, factors.error(part, **weights)
 
 
 def _source(path: str, name: str) -> Array:

@@ -238,16 +238,16 @@ class SparseCodes:
 
 
 def sparse_codebook_matmul(
-    sparse_codes: SparseCodes, x: Any, *, out: Any = None, n_threads: int | None = None
+    x: Any, sparse_codes: SparseCodes, *, out: Any = None, n_threads: int | None = None
 ) -> Array:
     """Multiply by a pruned matrix with shared weights: ``x @ W.T``, which is W x, W never built.
 
     Parameters
     ----------
-    sparse_codes : SparseCodes
-        Of shape (out_features, in_features).
     x : array of shape (in_features,) or (batch, in_features)
         float16, bfloat16, float32 or float64, any strides.
+    sparse_codes : SparseCodes
+        Of shape (out_features, in_features).
     out : float32 array of shape (out_features,) or (batch, out_features), optional
         Where to write the result: C-contiguous, writeable, apart from ``x``.
     n_threads : int, optional
@@ -278,7 +278,7 @@ def sparse_codebook_matmul(
     >>> import numpy as np, fastfactor
     >>> codebook = np.array([0, 0.5, -2], np.float32)
     >>> W = fastfactor.SparseCodes.from_labels([[0, 1, 0, 0], [0, 0, 2, 1]], codebook)
-    >>> fastfactor.sparse_codebook_matmul(W, np.array([1, 2, 3, 4], np.float32))
+    >>> fastfactor.sparse_codebook_matmul(np.array([1, 2, 3, 4], np.float32), W)
     array([ 1., -4.], dtype=float32)
     """
     if not isinstance(sparse_codes, SparseCodes):

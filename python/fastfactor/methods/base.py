@@ -112,14 +112,45 @@ class Factors(ABC):
         size = self.shape[0] * self.shape[1]
         return 8 * self.nbytes / size if size else 0.0
 
-    def error(self, W: Any, *, metric: Metric | None = None, n_threads: int | None = None) -> float:
-        """‖W − Ŵ‖² / ‖W‖² under the metric (default: the sum of squares), in float64."""
+    def error(
+        self,
+        W: Any,
+        *,
+        importance: Any = None,
+        input_covariance: Any = None,
+        n_threads: int | None = None,
+    ) -> float:
+        """Return ‖W − Ŵ‖² / ‖W‖², in float64.
+
+        Parameters
+        ----------
+        W : array of shape (out_features, in_features)
+            The matrix that the factors stand for.
+        importance, input_covariance : array, optional
+            As in :meth:`Method.compress`: what errors count. With neither, the sum of squares.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        float
+            0 where both are zero, infinity where W alone is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape, and for what `compress` refuses of the two.
+        """
         W = check_matrix(W, self.shape)
+        return self._error(W, metric_for(W.shape, importance, input_covariance), n_threads)
+
+    def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
+        """Return the error under a metric that is at hand."""
 
         def rows_of(first: int, last: int) -> Array:
             return self.rows(np.arange(first, last), n_threads=n_threads).astype(np.float64)
 
-        return relative_error(W, rows_of, metric or Frobenius())
+        return relative_error(W, rows_of, metric)
 
     def verify(self, *, n_threads: int | None = None) -> None:
         """Decode what `from_tensors` left encoded, a part at a time, and keep nothing of it.
@@ -391,7 +422,7 @@ class Method(ABC):
                 fits = self._fits(factors.nbytes, problem)
                 low, high = (middle + 1, high) if fits else (low, middle)
             else:
-                error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+                error = factors._error(problem.W, problem.metric, problem.n_threads)
                 fits = error <= self._wanted_error()
                 low, high = (low, middle) if fits else (middle + 1, high)
             if fits:
@@ -448,7 +479,7 @@ class Method(ABC):
             most = problem.W.nbytes / max(last.nbytes, 1)
             return f"ratio must be at most {most:.4g} for this matrix, got {self.ratio!r}"
         assert isinstance(last, Factors)
-        least = last.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+        least = last._error(problem.W, problem.metric, problem.n_threads)
         return f"max_error must be at least {least:.4g} for this matrix, got {self.max_error!r}"
 
 

@@ -146,7 +146,7 @@ class LowRank(Method):
         rank = int(np.argmax(enough)) + 1 if enough.any() else len(levels)
         factors = _factors(spectrum, problem, rank)
         # Rounding to W's dtype is not in the singular values.
-        if factors.error(problem.W, metric=problem.metric) > self._wanted_error():
+        if factors._error(problem.W, problem.metric) > self._wanted_error():
             return super()._search(problem)
         return factors
 

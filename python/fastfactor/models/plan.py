@@ -184,8 +184,7 @@ class Job:
         return {w: _as_matrix(m[name]) for w, m in self._weights.items() if name in m}
 
     def _error(self, W: Array, factors: Factors, weights: dict[str, Array]) -> float:
-        metric = next((METRICS[what](array) for what, array in weights.items()), None)
-        return factors.error(_as_matrix(W), metric=metric, n_threads=self.n_threads)
+        return factors.error(_as_matrix(W), **weights, n_threads=self.n_threads)
 
     def _impossible(self, name: str, fault: TypeError | ValueError) -> str:
         """Why a tensor is kept, if the recipe keeps what its method cannot compress."""

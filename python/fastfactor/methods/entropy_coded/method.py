@@ -23,7 +23,6 @@ from ..base import (
     Size,
     check_ids,
     check_input,
-    check_matrix,
     into,
     narrowed,
 )
@@ -111,8 +110,7 @@ class EntropyCodedFactors(Factors):
             result[first : first + len(values)] = self._dense(values)
         return result
 
-    def error(self, W: Any, *, metric: Metric | None = None, n_threads: int | None = None) -> float:
-        W = check_matrix(W, self.shape)
+    def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         spans = self._spans(n_threads)
         held: list[Any] = [0, np.empty((0, self.shape[1]))]
 
@@ -127,7 +125,7 @@ class EntropyCodedFactors(Factors):
                 first += len(parts[-1])
             return np.concatenate(parts).astype(np.float64)
 
-        return relative_error(W, rows_of, metric or Frobenius())
+        return relative_error(W, rows_of, metric)
 
     def verify(self, *, n_threads: int | None = None) -> None:
         for _ in self._spans(n_threads):
@@ -348,7 +346,7 @@ class EntropyCoded(Method):
                 # Rounding to W's dtype, and what the metric couples, are not in the search.
                 made = _factors(encoding, problem)
                 metric, n_threads = problem.metric, problem.n_threads
-                return made, made.error(problem.W, metric=metric, n_threads=n_threads)
+                return made, made._error(problem.W, metric, n_threads)
 
             factors, reached = search(
                 problem, self.block_rows, judge, max_error=self._wanted_error()

@@ -240,7 +240,7 @@ class Prune(Method):
         kept = max(n - int(may_go), 1)
         while True:
             factors: Factors = self._at(1 - kept / n)._compress(problem)
-            error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+            error = factors._error(problem.W, problem.metric, problem.n_threads)
             if error <= self._wanted_error() or kept == n:
                 return factors
             # Sums are rounded, and near ties ranked, in another order here.

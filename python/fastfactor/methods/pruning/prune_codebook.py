@@ -54,7 +54,7 @@ class PruneCodebookFactors(Factors):
         x = check_input(x, self.shape)
         if x.dtype == np.float64:  # the product from codes is float32's
             return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
-        return sparse_codebook_matmul(self.sparse_codes, x, out=out, n_threads=n_threads)
+        return sparse_codebook_matmul(x, self.sparse_codes, out=out, n_threads=n_threads)
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         mask, order = self._dense_order

@@ -228,7 +228,7 @@ class BlockDiagonal(Method):
         # Groups are a local maximum, and those of the plain energies may be the better one.
         groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
         plain = _kept(problem, n_blocks, *groups)
-        return min((found, plain), key=lambda factors: factors.error(W, metric=problem.metric))
+        return min((found, plain), key=lambda factors: factors._error(W, problem.metric))
 
     def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
         lengths = np.sqrt(energies.sum(axis=1, keepdims=True))

@@ -332,7 +332,7 @@ class Simhash(Method):
         last = 1
         while last < most:
             factors = self._at(last)._compress(problem)
-            error = factors.error(problem.W, metric=problem.metric, n_threads=problem.n_threads)
+            error = factors._error(problem.W, problem.metric, problem.n_threads)
             if error <= self.max_error:
                 break
             last = min(2 * last, most)

@@ -1,0 +1,62 @@
+#pragma once
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "kernels/codebook/codebook.hpp"
+#include "kernels/codebook/walk.hpp"
+
+// The ways in which codebook_matmul() multiplies; it chooses.
+namespace ff {
+
+// x in float, columns in the order in which a look-up gives values, vectors of a few inputs side by
+// side: [tile of inputs][vector][input of the tile][lane]. A product of a tile so reads one stream,
+// and no two rows of x fall on the same lines of L1.
+struct Inputs {
+  index batch, tile, width;
+  Buffer<float> values;
+
+  index tile_size(index b) const { return std::min(tile, batch - b); }
+
+  // Of the tile that begins with input b; `column` begins a vector.
+  const float* at(index b, index column) const {
+    return values.data() + b * width + column * tile_size(b);
+  }
+};
+
+Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_threads, Stop& stop);
+
+// What a worker needs for its tasks, made by its first one. On cache lines of its own: on shared
+// ones two threads took longer than one.
+template <class T>
+class PerWorker {
+ public:
+  explicit PerWorker(int n_threads) : all_(n_threads) {}
+
+  template <class Make>
+  T& of(int worker, Make&& make) {
+    auto& own = all_[worker].value;
+    if (!own) own.emplace(make());
+    return *own;
+  }
+
+ private:
+  struct alignas(kCacheLine) Own {
+    std::optional<T> value;
+  };
+  std::vector<Own> all_;
+};
+
+// tiles.cpp: any codes, any number of inputs.
+void multiply_tiles(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
+                    const Lookup& lookup, float* out, int n_threads, Stop& stop);
+
+// planes.cpp on levels that permute bytes, elsewhere sums.cpp: codebooks that all
+// rows share. Products of the inputs' pieces with every code vector first, then sums of those (the
+// asymmetric distance of product quantization, H. Jégou, M. Douze, C. Schmid 2011). Inputs lie one
+// after the other.
+void multiply_sums(const Inputs& inputs, const PackedView& packed, const CodebookView& codebook,
+                   float* out, int n_threads, Stop& stop);
+
+}  // namespace ff

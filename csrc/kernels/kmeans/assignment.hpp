@@ -1,0 +1,128 @@
+#pragma once
+#include <memory>
+
+#include "kernels/kmeans/nearest_coded_lanes.hpp"
+#include "kernels/kmeans/nearest_filtered.hpp"
+#include "kernels/kmeans/nearest_lanes.hpp"
+#include "kernels/kmeans/samples.hpp"
+
+// The first half of a Lloyd iteration: centroids → labels, by the search that suits the sizes.
+namespace ff {
+
+template <class T>
+class Assignment {
+ public:
+  Assignment(const Samples<T>& samples, index n_clusters, int n_threads, Stop& stop)
+      : samples_(samples), n_clusters_(n_clusters), n_threads_(n_threads), stop_(stop) {
+    const index n = samples.x.rows, d = samples.x.cols;
+    if (choice() == Search::lanes && n * d * index(sizeof(T)) <= kSmallBytes) {
+      small_ = std::make_unique<LaneNearest<T>>(n_clusters, d);
+      lanes_ = small_->lanes(samples.x, samples.frame);
+      found_.resize(n);
+    }
+  }
+
+  // Labels of all rows; whether any differs from what was there (−1 before the first time).
+  bool run(const T* centroids, std::int32_t* labels) {
+    if (small_) return run_small(centroids, labels);
+    switch (choice()) {
+      case Search::lanes:
+        return run_blocks<LaneNearest<T>>(centroids, labels);
+#if defined(__AVX512VNNI__)
+      case Search::coded_lanes:
+        if constexpr (sizeof(T) == 4)
+          return run_blocks<CodedLaneNearest>(centroids, labels, float(samples_.reach));
+        break;
+      case Search::filtered:
+        if constexpr (sizeof(T) == 4) return run_blocks<FilteredNearest>(centroids, labels);
+        break;
+#endif
+      case Search::plain:
+        break;
+    }
+    return run_blocks<Nearest<T>>(centroids, labels);
+  }
+
+ private:
+#if defined(__AVX512VNNI__)
+  enum class Search { lanes, coded_lanes, filtered, plain };
+#else
+  enum class Search { lanes, plain };
+#endif
+
+  // A problem that stays in a core's L2 beside its sums is laid out for the search once.
+  static constexpr index kSmallBytes = index(256) << 10;
+
+  Search choice() const {
+    const index d = samples_.x.cols;
+#if defined(__AVX512VNNI__)
+    // ns a row and thread:      lanes  coded lanes  filtered
+    //   d  8,   64 centroids     5.9      5.9
+    //   d  8,  256              20       17
+    //   d 12,  256              33       23          31
+    //   d 16,  256              48       29          30
+    //   d 16, 1024             189      110          90
+    if (sizeof(T) == 4) {
+      const bool long_rows = d > kMaxLaneDepth || (d > 12 && n_clusters_ > 512);
+      if (long_rows && d <= coded::kMaxDepth && n_clusters_ >= 64) return Search::filtered;
+      if (!long_rows && d >= 6 && d * n_clusters_ >= 640) return Search::coded_lanes;
+    }
+#endif
+    return LaneNearest<T>::takes(d) ? Search::lanes : Search::plain;
+  }
+
+  template <class Nearest>
+  void pack(const T* centroids, Nearest& search) const {
+    const index d = samples_.x.cols;
+    std::vector<T> row(d);
+    for (index j = 0; j < n_clusters_; ++j) {
+      samples_.frame.to_frame(centroids + j * d, row.data());
+      search.set(j, row.data());
+    }
+    search.ready();
+  }
+
+  bool run_small(const T* centroids, std::int32_t* labels) {
+    stop_.throw_if_requested();
+    pack(centroids, *small_);
+    small_->search(lanes_, index(found_.size()), found_.data());
+    const bool changed = !std::equal(found_.begin(), found_.end(), labels);
+    if (changed) std::copy(found_.begin(), found_.end(), labels);
+    return changed;
+  }
+
+  template <class Nearest, class... Args>
+  bool run_blocks(const T* centroids, std::int32_t* labels, Args... args) {
+    Nearest search(n_clusters_, samples_.x.cols, args...);
+    pack(centroids, search);
+    const index n = samples_.x.rows, block = search.block_rows();
+    std::vector<std::unique_ptr<typename Nearest::Scratch>> scratch(n_threads_);
+    std::vector<std::vector<std::int32_t>> found(n_threads_);
+    std::atomic<bool> changed{false};
+    parallel_ranges(ceil_div(n, block), n_threads_, stop_, [&](index b, int worker) {
+      auto& mine = found[worker];
+      if (!scratch[worker]) {
+        scratch[worker] = std::make_unique<typename Nearest::Scratch>(search);
+        mine.resize(block);
+      }
+      const index first = b * block, count = std::min(block, n - first);
+      std::copy_n(labels + first, count, mine.begin());
+      search.search(samples_.x, samples_.frame, first, count, *scratch[worker], mine.data());
+      if (!std::equal(mine.begin(), mine.begin() + count, labels + first)) {
+        changed.store(true, std::memory_order_relaxed);
+        std::copy_n(mine.begin(), count, labels + first);
+      }
+    });
+    return changed.load();
+  }
+
+  const Samples<T>& samples_;
+  const index n_clusters_;
+  const int n_threads_;
+  Stop& stop_;
+  std::unique_ptr<LaneNearest<T>> small_;
+  Buffer<T> lanes_;
+  std::vector<std::int32_t> found_;
+};
+
+}  // namespace ff

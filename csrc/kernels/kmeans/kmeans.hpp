@@ -1,0 +1,40 @@
+#pragma once
+#include <vector>
+
+#include "kernels/kmeans/seeding.hpp"
+
+namespace ff {
+
+struct KMeansOptions {
+  index n_clusters;
+  Init init;
+  index n_init;
+  index max_iter;
+  double
+      tol;  // times the mean variance of the columns: the squared shift of all centroids to stop at
+  bool balanced;
+  std::uint64_t seed;
+  int n_threads;
+};
+
+// A leading axis of x.count groups on everything.
+template <class T>
+struct KMeansResult {
+  Buffer<T> centroids;
+  Buffer<std::int32_t> labels;
+  Buffer<double> inertia;
+  Buffer<std::int64_t> n_iter;
+};
+
+// weights: null, or x.first.rows of them for every group. initial: null, or one set of centroids a
+// group (a stride of zero gives all groups the same).
+template <class T>
+KMeansResult<T> kmeans(const StackView& x, const double* weights, const StackView* initial,
+                       const KMeansOptions& options, Stop& stop);
+
+// The nearest centroid of each row and the squared distance to it.
+template <class T>
+void assign(const StackView& x, const StackView& centroids, std::int32_t* labels, T* distances,
+            int n_threads, Stop& stop);
+
+}  // namespace ff

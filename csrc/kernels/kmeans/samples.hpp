@@ -1,0 +1,196 @@
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "core/parallel.hpp"
+#include "core/rows.hpp"
+#include "core/simd.hpp"
+#include "kernels/kmeans/nearest.hpp"
+
+namespace ff {
+
+// Rows in fixed pieces, whose partial results are combined in order: what keeps sums the same for
+// any number of threads. At most 256 pieces, so that partial results stay small.
+struct Chunks {
+  explicit Chunks(index n_rows)
+      : n(n_rows),
+        size(std::max<index>(4096, ceil_div(n_rows, 256))),
+        count(ceil_div(n_rows, size)) {}
+
+  index begin(index chunk) const { return chunk * size; }
+  index end(index chunk) const { return std::min(n, (chunk + 1) * size); }
+
+  const index n, size, count;
+};
+
+namespace detail {
+template <class Body, int... D>
+void with_one_of(index d, Body& body, std::integer_sequence<int, D...>) {
+  const bool known = (... || (d == D && (body(std::integral_constant<index, D>()), true)));
+  if (!known) body(d);
+}
+}  // namespace detail
+
+// body(d), d a constant of the compiler's where it is small: loops over short rows then keep what
+// they add to in registers.
+template <class Body>
+void with_width(index d, Body&& body) {
+  detail::with_one_of(d, body, std::integer_sequence<int, 1, 2, 3, 4, 8, 16>());
+}
+
+// The columns [first, first + n) of a view.
+inline MatrixView columns(const MatrixView& x, index first, index n) {
+  MatrixView part = x;
+  part.data += first * x.col_stride;
+  part.cols = n;
+  return part;
+}
+
+// One clustering problem: rows, their weights (null: one each), and the frame to search in.
+template <class T>
+struct Samples {
+  MatrixView x;
+  const double* weights = nullptr;
+  Frame<T> frame;
+  // In the frame's units: over the columns, unweighted, as scikit-learn has it; and a bound of the
+  // magnitude of any coordinate, of rows as of the others that make_samples() was told of.
+  double mean_variance = 0, reach = 0;
+
+  double weight(index i) const { return weights ? weights[i] : 1; }
+};
+
+namespace detail {
+
+struct ColumnMoments {
+  explicit ColumnMoments(index d) : sum(d), square(d), low(d, INFINITY), high(d, -INFINITY) {}
+
+  // Values relative to the first row, so that a large common offset cancels before it is squared.
+  template <class T>
+  void add_rows(const MatrixView& x, index begin, index end, const double* origin, double scale) {
+    with_width(x.cols, [&](auto d) {
+      Rows<T> rows(x);
+      if constexpr (std::is_integral_v<decltype(d)>) {
+        add_to(rows, begin, end, origin, scale, d, sum.data(), square.data(), low.data(),
+               high.data());
+      } else {
+        double own[4][decltype(d)::value];
+        for (index k = 0; k < d; ++k)
+          own[0][k] = own[1][k] = 0, own[2][k] = INFINITY, own[3][k] = -INFINITY;
+        add_to(rows, begin, end, origin, scale, d, own[0], own[1], own[2], own[3]);
+        for (index k = 0; k < d; ++k)
+          sum[k] = own[0][k], square[k] = own[1][k], low[k] = own[2][k], high[k] = own[3][k];
+      }
+    });
+  }
+
+  void add(const ColumnMoments& other) {
+    for (std::size_t k = 0; k < sum.size(); ++k) {
+      sum[k] += other.sum[k];
+      square[k] += other.square[k];
+      low[k] = std::min(low[k], other.low[k]);
+      high[k] = std::max(high[k], other.high[k]);
+    }
+  }
+
+  std::vector<double> sum, square, low, high;
+
+ private:
+  template <class T, class Width>
+  static void add_to(Rows<T>& rows, index begin, index end, const double* origin, double scale,
+                     Width d, double* __restrict sums, double* __restrict squares,
+                     double* __restrict lows, double* __restrict highs) {
+    using simd::load, simd::store;
+    constexpr int kLanes = simd::kLanes<double>;
+    for (index i = begin; i < end; ++i) {
+      const T* row = rows[i];
+      index k = 0;
+      for (; k + kLanes <= d; k += kLanes) {
+        const auto v = (simd::load_wide(row + k) - load(origin + k)) * scale;
+        store(sums + k, load(sums + k) + v);
+        store(squares + k, load(squares + k) + v * v);
+        store(lows + k, simd::min(v, load(lows + k)));
+        store(highs + k, simd::max(v, load(highs + k)));
+      }
+      for (; k < d; ++k) {
+        const double v = (double(row[k]) - origin[k]) * scale;
+        sums[k] += v;
+        squares[k] += v * v;
+        lows[k] = v < lows[k] ? v : lows[k];
+        highs[k] = v > highs[k] ? v : highs[k];
+      }
+    }
+  }
+};
+
+template <class T>
+ColumnMoments column_moments(const MatrixView& x, const double* origin, double scale, int n_threads,
+                             Stop& stop) {
+  const Chunks chunks(x.rows);
+  std::vector<ColumnMoments> partial(chunks.count, ColumnMoments(x.cols));
+  parallel_ranges(chunks.count, n_threads, stop, [&](index chunk, int) {
+    partial[chunk].add_rows<T>(x, chunks.begin(chunk), chunks.end(chunk), origin, scale);
+    for (index k = 0; k < x.cols; ++k)
+      if (!std::isfinite(partial[chunk].square[k])) {
+        std::vector<T> buffer(x.cols);
+        for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
+          load_row(x, i, buffer.data());
+          double norm2 = 0;
+          for (const T v : buffer) norm2 += double(v) * double(v);
+          if (!std::isfinite(norm2)) throw_not_finite(x, i, "X");
+        }
+      }
+  });
+  ColumnMoments all = std::move(partial[0]);
+  for (index chunk = 1; chunk < chunks.count; ++chunk) all.add(partial[chunk]);
+  return all;
+}
+
+}  // namespace detail
+
+// Reads x once; twice where its spread is too small to be squared. `others` (centroids that were
+// given; null: none) count towards the scale.
+template <class T>
+Samples<T> make_samples(const MatrixView& x, const double* weights, const MatrixView* others,
+                        int n_threads, Stop& stop) {
+  const index d = x.cols;
+  Samples<T> samples{x, weights, {std::vector<T>(d, T(0)), 1}};
+  if (x.rows == 0) return samples;
+  const double n = double(x.rows);
+  std::vector<double> origin(d);
+  load_row(x, 0, origin.data());
+  auto moments = detail::column_moments<T>(x, origin.data(), 1, n_threads, stop);
+  double spread = 0;
+  for (index k = 0; k < d; ++k) {
+    const double mean = moments.sum[k] / n;
+    const double reach = std::max(moments.high[k] - mean, mean - moments.low[k]);
+    spread = std::max(spread, reach);
+    // An eighth of the reach's power of two: few bits, so that integers minus it stay exact.
+    const double unit = reach > 0 ? std::ldexp(1.0, std::ilogb(reach) - 3) : 0;
+    samples.frame.centre[k] =
+        T(unit > 0 ? std::round((origin[k] + mean) / unit) * unit : origin[k]);
+  }
+  std::vector<double> row(d);
+  for (index j = 0; others && j < others->rows; ++j) {
+    load_row(*others, j, row.data());
+    for (index k = 0; k < d; ++k)
+      spread = std::max(spread, std::abs(row[k] - double(samples.frame.centre[k])));
+  }
+  // Squares of 2^±40 are safe in float32 and of 2^±400 in float64, sums over the columns included.
+  const int safe = sizeof(T) == 4 ? 40 : 400, limit = std::numeric_limits<T>::max_exponent - 2;
+  if (spread > 0 && std::abs(std::ilogb(spread)) > safe) {
+    const double scale = std::ldexp(1.0, std::clamp(-std::ilogb(spread), -limit, limit));
+    samples.frame.scale = T(scale);
+    moments = detail::column_moments<T>(x, origin.data(), scale, n_threads, stop);
+  }
+  // The centre is off the mean by a sixteenth of a reach at most.
+  samples.reach = spread * double(samples.frame.scale) * (1 + 1.0 / 15);
+  for (index k = 0; k < d; ++k) {
+    const double mean = moments.sum[k] / n;
+    samples.mean_variance += std::max(moments.square[k] / n - mean * mean, 0.0) / double(d);
+  }
+  return samples;
+}
+
+}  // namespace ff

@@ -1,0 +1,14 @@
+#pragma once
+#include "kernels/kmeans/samples.hpp"
+
+namespace ff {
+
+enum class Init { plus_plus, random, linear, density };
+
+// Initial centroids (n_clusters, d), in the coordinates of x. Draws are a function of the seed
+// alone. linear and density need d = 1.
+template <class T>
+void seed_centroids(const Samples<T>& samples, Init init, index n_clusters, std::uint64_t seed,
+                    int n_threads, Stop& stop, T* centroids);
+
+}  // namespace ff

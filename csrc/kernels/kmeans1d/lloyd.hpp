@@ -1,0 +1,95 @@
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/kmeans1d/points.hpp"
+
+// Lloyd's iterations on sorted values: a cluster is an interval, its mean two differences of prefix
+// sums, and an iteration costs K searches.
+namespace ff {
+
+struct Place {
+  double at;
+  bool fixed;
+};
+
+class PrefixSums {
+ public:
+  explicit PrefixSums(const Points& points)
+      : shift_(points.y[points.count / 2]), weight_(points.count + 1), sum_(points.count + 1) {
+    double weight = 0, sum = 0;
+    weight_[0] = sum_[0] = 0;
+    for (index i = 0; i < points.count; ++i) {
+      weight_[i + 1] = weight += points.w[i];
+      sum_[i + 1] = sum += points.w[i] * (points.y[i] - shift_);
+    }
+  }
+
+  double weight(index first, index last) const { return weight_[last] - weight_[first]; }
+  double mean(index first, index last) const {
+    return shift_ + (sum_[last] - sum_[first]) / weight(first, last);
+  }
+
+  // The first value with more than this share of the weight up to it.
+  index quantile(double share) const {
+    const index n = weight_.size() - 1;
+    const double target = share * weight_[n];
+    const double* found = std::upper_bound(weight_.data() + 1, weight_.data() + n + 1, target);
+    return std::min<index>(found - weight_.data() - 1, n - 1);
+  }
+
+ private:
+  double shift_;
+  Buffer<double> weight_, sum_;
+};
+
+// The first position whose value exceeds x, sought from where it was before: mostly near by, where
+// a search without branches finds it.
+inline index first_above(const double* y, index n, double x, index near) {
+  constexpr index kWindow = 32;
+  index low = std::max<index>(0, std::min(near - kWindow / 2, n - kWindow));
+  const bool begins = low == 0 || y[low - 1] <= x;
+  if (begins && n >= kWindow && (low + kWindow == n || y[low + kWindow] > x)) {
+    for (index step = kWindow / 2; step > 0; step /= 2) low += step * index(y[low + step - 1] <= x);
+    return low + index(y[low] <= x);
+  }
+  index high = low, step = kWindow;
+  if (begins) {
+    while (high < n && y[high] <= x) low = high + 1, high += step, step *= 2;
+    high = std::min(high, n);
+  } else {
+    while (low > 0 && y[low - 1] > x)
+      high = low - 1, low = std::max<index>(0, low - step), step *= 2;
+  }
+  return std::upper_bound(y + low, y + high, x) - y;
+}
+
+// Moves the places, in rising order, until no value changes its cluster. Of equally near ones the
+// lower serves; a place that serves nothing stays. Returns the number of iterations.
+template <class Grid>
+std::int64_t lloyd(const Points& points, const PrefixSums& sums, const Grid& grid,
+                   std::vector<Place>& places, Stop& stop) {
+  constexpr std::int64_t kMostIterations = 1000;
+  const index k = index(places.size()), n = points.count;
+  std::vector<index> cuts(std::size_t(k) + 1, 0);
+  cuts[std::size_t(k)] = n;
+  for (std::int64_t done = 0; done < kMostIterations; ++done) {
+    bool changed = done == 0;
+    for (index c = 1; c < k; ++c) {
+      const double middle = 0.5 * (places[c - 1].at + places[c].at);
+      const index cut = first_above(points.y.data(), n, middle, cuts[c]);
+      changed |= cut != cuts[c];
+      cuts[c] = cut;
+    }
+    if (!changed) return done;
+    for (index c = 0; c < k; ++c) {
+      if (places[c].fixed || !(sums.weight(cuts[c], cuts[c + 1]) > 0)) continue;
+      places[c].at = grid.nearest(sums.mean(cuts[c], cuts[c + 1]));
+    }
+    stop.throw_if_requested();
+  }
+  return kMostIterations;
+}
+
+}  // namespace ff

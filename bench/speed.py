@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from report import duration, markdown, place_of
+from report import duration, markdown, place_of, unbroken
 
 Row = dict[str, Any]
 
@@ -49,13 +49,12 @@ def line_of(key: tuple[str, str, str], rows: list[Row]) -> list[str]:
     cold = [r for r in chosen if r["state"] == "cold"]
     ours = next(r for r in cold if r["contestant"] == OURS)
     best = min((r for r in cold if is_rival(r)), key=lambda r: r["median"])
-    times = f"{best['median'] / ours['median']:.3g} ×"
     return [
         TOLD[key],
-        duration(ours["median"]),
+        unbroken(duration(ours["median"])),
         best["contestant"],
-        duration(best["median"]),
-        times,
+        unbroken(duration(best["median"])),
+        unbroken(f"{best['median'] / ours['median']:.3g} ×"),
     ]
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from cases import KERNELS, LEVELS, workloads_of
 from quality import quality
-from report import against, bound, duration, markdown, place_of, time_of, verdict
+from report import against, bound, duration, markdown, place_of, time_of, unbroken, verdict
 from speed import SPEED_WORKLOADS, speed
 
 Row = dict[str, Any]
@@ -153,7 +153,10 @@ def levels(rows: list[Row]) -> list[str]:
     for (title, measure), chosen in grouped(rows).items():
         times = [chosen.get(f"{OURS} {level}", {}).get("median") for level in LEVELS]
         shares = ["", *(f" ({a / b:.2f})" if a and b else "" for a, b in pairwise(times))]
-        cells = [duration(t) + share if t else "" for t, share in zip(times, shares, strict=True)]
+        cells = [
+            unbroken(duration(t)) + share if t else ""
+            for t, share in zip(times, shares, strict=True)
+        ]
         lines.append([title, measure, *cells])
     return markdown(["workload", "measure", *LEVELS], lines)
 
@@ -195,10 +198,13 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 def cell(row: Row | None) -> str:
     if row is None:
         return ""
-    time = duration(row["median"])
+    time = unbroken(duration(row["median"]))
     if row["contestant"] == OURS:
         return f"**{time}**"
-    return time if row["ratio"] is None else f"{time} ({row['ratio']:.3g} ×)"
+    if row["ratio"] is None:
+        return time
+    times = unbroken(f"({row['ratio']:.3g} ×)")
+    return f"{time} {times}"
 
 
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {

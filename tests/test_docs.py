@@ -14,7 +14,7 @@ import numpy as np
 import pages
 import pytest
 from fastfactor.cli import bench as self_bench
-from fastfactor.demo import forms
+from fastfactor.demo import run as demo
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def model_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_examples_print_what_they_say(page, model_folder, monkeypatch, capsys):
     monkeypatch.setattr(self_bench, "_workloads", lambda n_threads: iter(()))
-    monkeypatch.setattr(forms, "FORMS", {})  # what the demo does has tests of its own
+    monkeypatch.setattr(demo, "FORMS", {})  # what the demo does has tests of its own
     pages.run(pages.blocks_of(page), capsys)
 
 

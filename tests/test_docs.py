@@ -69,6 +69,7 @@ def test_every_kernel_has_an_example():
     blocks = [block for page in PAGES for block in pages.blocks_of(page)]
     script = "\n".join(block.code for block in blocks if block.kind == "python")
     calls = [name for name in fastfactor.__all__ if inspect.isfunction(getattr(fastfactor, name))]
+    calls.remove("show_config")  # prints what differs from machine to machine
     for call in (*calls, "balanced=True", "CSR", "PackedCodes.pack", "SparseCodes"):
         assert call in script
 

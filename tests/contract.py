@@ -8,6 +8,7 @@ conftest.py gives each test that asks for `method` one after the other of `METHO
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -62,6 +63,40 @@ class MethodContract:
         np.testing.assert_allclose(factors.matmul(x.T), expected.T, rtol=0, atol=2e-5 * scale)
         np.testing.assert_array_equal(factors @ x.T, factors.matmul(x.T))
 
+    def test_inputs_may_have_any_number_of_axes(self, method):
+        factors = method.compress(self.matrix())
+        rng = np.random.default_rng(6)
+        for lead in [(1, 1), (2, 3), (3, 0), (2, 1, 3)]:
+            x = rng.standard_normal((*lead, self.SHAPE[1])).astype(np.float32)
+            expected = factors.linear(x.reshape(-1, self.SHAPE[1])).reshape(*lead, self.SHAPE[0])
+            np.testing.assert_array_equal(factors.linear(x), expected)
+            out = np.full((*lead, 2 * self.SHAPE[0]), np.nan, np.float32)[..., ::2]
+            assert factors.linear(np.asfortranarray(x), out=out) is out
+            np.testing.assert_array_equal(out, expected)
+
+    def test_products_from_the_left_are_those_with_what_to_dense_gives(self, method):
+        factors = method.compress(self.matrix())
+        dense = factors.to_dense().astype(np.float64)
+        rng = np.random.default_rng(7)
+        for lead in [(), (5,), (0,), (2, 3)]:
+            x = rng.standard_normal((*lead, self.SHAPE[0]))
+            scale = float((np.abs(x) @ np.abs(dense)).max(initial=1e-30))
+            for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-12)):
+                result = x.astype(dtype) @ factors
+                assert result.dtype == dtype
+                np.testing.assert_allclose(result, x @ dense, rtol=0, atol=tolerance * scale)
+        with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 24\), got \(25,\)"):
+            np.ones(self.SHAPE[0] + 1) @ factors
+        with pytest.raises(ValueError, match=r"x must have 32 rows, got shape \(5, 32\)"):
+            factors @ np.ones((5, self.SHAPE[1]))
+        with pytest.raises(TypeError):
+            np.ones(self.SHAPE) + factors
+
+    def test_numpy_makes_the_dense_array_of_factors(self, method):
+        factors = method.compress(self.matrix())
+        np.testing.assert_array_equal(np.asarray(factors), factors.to_dense())
+        assert np.asarray(factors, np.float64).dtype == np.float64
+
     def test_strided_and_wide_input_give_the_same_product(self, method):
         factors = method.compress(self.matrix())
         x = np.random.default_rng(2).standard_normal((5, self.SHAPE[1])).astype(np.float32)
@@ -89,7 +124,9 @@ class MethodContract:
         with pytest.raises(ValueError, match="x must have"):
             factors.linear(np.zeros(inputs + 1, np.float32))
         with pytest.raises(ValueError, match="x must have"):
-            factors.linear(np.zeros((1, 1, inputs), np.float32))
+            factors.linear(np.zeros((1, 1, inputs + 1), np.float32))
+        with pytest.raises(ValueError, match="x must have"):
+            factors.linear(np.float32(0))
         with pytest.raises(TypeError, match="x must have dtype"):
             factors.linear(np.zeros(inputs, int))
         with pytest.raises((TypeError, ValueError), match="out must"):
@@ -349,8 +386,39 @@ class MethodContract:
         x = np.ones((3, self.SHAPE[1]), np.float32)
         np.testing.assert_array_equal(again.linear(x), factors.linear(x))
         assert again.nbytes == factors.nbytes
-        copied = pickle.loads(pickle.dumps(factors))
-        np.testing.assert_array_equal(copied.to_dense(), factors.to_dense())
+
+    def test_copies_and_pickles_are_the_same_factors(self, method):
+        factors = method.compress(self.matrix())
+        for tensor in factors.tensors().values():
+            tensor.setflags(write=False)
+        unused = pickle.dumps(factors)
+        x = np.ones((3, self.SHAPE[1]), np.float32)
+        expected, dense = factors.linear(x), factors.to_dense()
+        assert pickle.dumps(factors) == unused  # what products made of it does not travel
+        for again in (pickle.loads(unused), copy.copy(factors), copy.deepcopy(factors)):
+            assert type(again) is type(factors)
+            assert (again.shape, again.dtype) == (factors.shape, factors.dtype)
+            assert again.config() == factors.config()
+            for name, tensor in again.tensors().items():
+                np.testing.assert_array_equal(tensor, factors.tensors()[name])
+                assert not tensor.flags.writeable
+            np.testing.assert_array_equal(again.linear(x), expected)
+            np.testing.assert_array_equal(again.to_dense(), dense)
+
+    def test_settings_may_be_copied_and_pickled(self, method):
+        for again in (pickle.loads(pickle.dumps(method)), copy.copy(method), copy.deepcopy(method)):
+            assert again == method
+
+    def test_representations_are_short(self, method):
+        factors = method.compress(self.matrix())
+        assert len(repr(method)) <= 600
+        assert len(repr(factors)) <= 300
+        assert repr(factors).startswith(f"{type(factors).__name__}(shape={factors.shape}, ")
+        assert f"nbytes={factors.nbytes}" in repr(factors)
+        for field in dataclasses.fields(factors):
+            value = getattr(factors, field.name)
+            if not isinstance(value, np.ndarray):
+                assert len(repr(value)) <= 300, field.name
 
     def test_tensors_that_do_not_fit_are_refused(self, method):
         factors = method.compress(self.matrix())

@@ -198,3 +198,13 @@ def test_bad_codes_are_named():
         PackedCodes.pack([[1, 2]], 7)
     with pytest.raises(ValueError, match=r"n_threads must be in \[1, 1024\], got 0"):
         PackedCodes.pack([[1, 2]], 4, n_threads=0)
+
+
+def test_codes_have_no_product_and_are_no_array():
+    packed = PackedCodes.pack([[1, 0], [0, 1]], 1)
+    with pytest.raises(TypeError, match=r"unsupported operand|does not support ufuncs"):
+        np.ones(2) @ packed
+    with pytest.raises(TypeError, match=r"unsupported operand|does not support ufuncs"):
+        packed @ np.ones(2)
+    with pytest.raises(TypeError, match=r"PackedCodes must be turned into an array by unpack\(\)"):
+        np.asarray(packed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import zipfile
 
 import numpy as np
@@ -15,6 +17,17 @@ from models import RECIPE, network, saved, shard
 @pytest.fixture
 def model(tmp_path, rng):
     return saved(tmp_path, rng)
+
+
+def test_a_checkpoint_is_shown_in_a_line_and_may_be_copied_and_pickled(model):
+    path, tensors = model
+    opened = open_checkpoint(path)
+    nbytes = path.stat().st_size
+    assert repr(opened) == f"Checkpoint({str(path)!r}, {len(tensors)} tensors, {nbytes} bytes)"
+    for again in (copy.copy(opened), copy.deepcopy(opened), pickle.loads(pickle.dumps(opened))):
+        assert list(again) == list(opened)
+        for name in again:
+            np.testing.assert_array_equal(again[name], opened[name])
 
 
 def test_a_compressed_file_is_no_source(model, tmp_path):

@@ -239,7 +239,7 @@ def test_bad_arguments_are_named(rng):
     locked.setflags(write=False)
     wrong = [
         (TypeError, "packed must be a PackedCodes, got ndarray", (x, x, table), {}),
-        (ValueError, "x must have as many columns .* 16, got", (x[:8], packed, table), {}),
+        (ValueError, r"x must have shape \(\.\.\., 16\), got \(8,\)", (x[:8], packed, table), {}),
         (TypeError, "x must have dtype", (x.astype(int), packed, table), {}),
         (TypeError, "codebook must have dtype .* float64", (x, packed, table.astype(float)), {}),
         (ValueError, r"codebook must have shape \(4, 2\)", (x, packed, table[:3]), {}),
@@ -263,3 +263,18 @@ def test_bad_arguments_are_named(rng):
             codebook_rows(packed, table, ids)
     with pytest.raises(TypeError, match="ids must be integers, got float64"):
         codebook_rows(packed, table, [0.5])
+
+
+def test_inputs_of_any_rank(rng):
+    case = Case(rng, n_bits=4, out=9, places=33)
+    flat = rng.standard_normal((6, 33)).astype(np.float32)
+    expected = case.product(flat)
+    for lead in [(2, 3), (1, 6), (3, 1, 2), (6, 1)]:
+        x = flat.reshape(*lead, 33)
+        np.testing.assert_array_equal(case.product(x), expected.reshape(*lead, 9))
+        out = np.full((*lead, 9), np.nan, np.float32)
+        assert case.product(np.asfortranarray(x), out=out) is out
+        np.testing.assert_array_equal(out, expected.reshape(*lead, 9))
+    assert case.product(flat.reshape(2, 3, 33)[:, :0]).shape == (2, 0, 9)
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 33\), got \(\)"):
+        case.product(flat[0, 0])

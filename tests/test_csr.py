@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ import oracle
 import pytest
 import scipy.sparse
 from fastfactor import CSR
+from fastfactor.kernels import sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -207,3 +209,104 @@ def test_from_dense_refuses_what_it_cannot_hold():
         CSR.from_dense(np.eye(3, dtype=int))
     with pytest.raises(ValueError, match=r"W must have 2 dimensions, got shape \(3,\)"):
         CSR.from_dense(np.ones(3))
+
+
+# --- the transpose, and products from the left
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1), (7, 13), (64, 65_537)])
+def test_the_transpose_holds_the_same_values(rng, shape, index):
+    W = rng.standard_normal(shape) * (rng.random(shape) < 0.1)
+    B = CSR.from_dense(W)
+    A = CSR(B.data, B.indices.astype(index), B.indptr.astype(index), shape)
+    T = A.T
+    assert (T.shape, T.nnz, T.dtype) == (shape[::-1], A.nnz, A.dtype)
+    assert np.array_equal(T.to_dense(), W.T)
+    assert np.array_equal(T.indices, CSR.from_dense(W.T).indices)  # ascending in each row
+    again = CSR(T.data, T.indices, T.indptr, T.shape)  # obeys the rules
+    assert np.array_equal(again.T.to_dense(), W)
+    with pytest.raises(ValueError, match="read-only"):
+        T.data[:] = 0
+
+
+def test_the_transpose_of_columns_beyond_32_bits_sorts_all_their_digits(rng):
+    columns = rng.choice(2**40, 3000)
+    order = sparse._counting_sort(columns, 2**40)
+    assert np.array_equal(order, np.argsort(columns, kind="stable"))
+
+
+def test_the_transpose_keeps_what_is_stored_twice():
+    A = CSR(**arrays())
+    assert A.T.nnz == 4
+    assert np.array_equal(A.T.to_dense(), A.to_dense().T)
+    assert A.T.data[A.T.indptr[2] :].tolist() == [1, 3, 4]  # as they came
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("lead", [(), (0,), (1,), (5,), (2, 3)])
+def test_products_from_the_left(rng, lead, dtype):
+    W = np.round(4 * rng.standard_normal((20, 33)) * (rng.random((20, 33)) < 0.3))
+    A = CSR.from_dense(W.astype(np.float32))
+    x = np.round(4 * rng.standard_normal((*lead, 20))).astype(dtype)
+    result = x @ A
+    assert result.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    assert np.array_equal(result, x.astype(np.float64) @ W)  # small integers are exact
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 20\), got"):
+        x[..., 1:] @ A
+
+
+def test_numpy_is_refused_what_is_not_a_product():
+    A = CSR(**arrays())
+    with pytest.raises(TypeError, match=r"CSR must be turned into an array by to_dense\(\)"):
+        np.asarray(A)
+    for wrong in (np.add, np.multiply, np.matmul):
+        with pytest.raises(TypeError, match="does not support ufuncs"):
+            wrong(np.ones((3, 3)), A)
+    with pytest.raises(TypeError):
+        np.ones((3, 4)) * A
+    with pytest.raises(TypeError, match="has no len"):
+        len(A)
+    assert bool(CSR.from_dense(np.zeros((0, 0))))
+    assert A == A
+    assert CSR(**arrays()) != A
+    assert len({A, A, CSR(**arrays())}) == 2
+
+
+@pytest.mark.parametrize("make", [scipy.sparse.csr_array, scipy.sparse.coo_matrix])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_from_scipy_of_any_format(rng, make, dtype):
+    W = (rng.standard_normal((9, 14)) * (rng.random((9, 14)) < 0.3)).astype(dtype)
+    for form in ("csr", "csc", "coo", "lil", "bsr"):
+        A = CSR.from_scipy(make(W).asformat(form))
+        assert A.dtype == dtype
+        assert np.array_equal(A.to_dense(), W)
+        assert np.array_equal(CSR.from_scipy(A.to_scipy()).to_dense(), W)
+
+
+def test_from_scipy_copies():
+    B = scipy.sparse.csr_array(np.eye(3))
+    A = CSR.from_scipy(B)
+    B.data[:] = 7
+    assert np.array_equal(A.to_dense(), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (np.eye(3), TypeError, "matrix must be a SciPy sparse matrix or array, got ndarray"),
+        (
+            scipy.sparse.coo_array(np.eye(3, dtype=int)),
+            TypeError,
+            "data must have dtype .* got int64",
+        ),
+        (
+            SimpleNamespace(shape=(3,), tocsr=None),
+            ValueError,
+            r"matrix.shape must be a pair .* \(3,\)",
+        ),
+    ],
+)
+def test_from_scipy_names_what_it_cannot_take(given, error, message):
+    with pytest.raises(error, match=message):
+        CSR.from_scipy(given)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fastfactor import CSR, exchange_atoms, hashed_omp, learn_dictionary, omp, spmm
 from fastfactor.learning.code_exchange import improved
-from fastfactor.learning.code_products import Codes, Matrix, products_of_codes, transposed
+from fastfactor.learning.code_products import Codes, Matrix, products_of_codes
 from fastfactor.learning.dictionary_learning import ATOMS_AT_ONCE, _repeated
 
 
@@ -24,7 +24,7 @@ def test_sums_over_codes_are_those_of_dense_codes(rng):
     codes = CSR.from_dense(dense)
     expected = dense.T @ dense
     np.testing.assert_allclose(products_of_codes(codes), expected, rtol=1e-10, atol=1e-9)
-    np.testing.assert_array_equal(transposed(codes).to_dense(), dense.T)
+    np.testing.assert_array_equal(codes.T.to_dense(), dense.T)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.8])
@@ -36,7 +36,7 @@ def test_codes_multiply_as_their_matrix_does(rng, memory):
         factors, forgotten = rng.uniform(0.5, 2, 9), rng.choice(9, 2, replace=False)
         codes = CSR.from_dense(dense)
         for one in (products, matrix):
-            one.add(codes, transposed(codes), memory)
+            one.add(codes, codes.T, memory)
             one.rescale(factors)
             one.forget(forgotten)
         expected = (memory * expected + dense.T @ dense) * factors[:, None] * factors
@@ -52,7 +52,7 @@ def test_codes_are_dropped_once_they_have_faded(rng):
     products = Codes(4)
     codes = CSR.from_dense(rng.standard_normal((3, 4)))
     for _ in range(100):
-        products.add(codes, transposed(codes), 0.8)
+        products.add(codes, codes.T, 0.8)
     assert 0.8 ** len(products.batches) < 1e-3
     assert len(products.batches) < 50
 

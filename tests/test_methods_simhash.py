@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError
-from fastfactor.methods import Simhash, SimhashFactors, simhash
+from fastfactor.methods import Simhash, SimhashFactors
+from fastfactor.methods.structured import simhash
 from fastfactor.methods.structured.gaussian import TILE, gaussian, gaussian_tile
 
 

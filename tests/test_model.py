@@ -446,7 +446,9 @@ def test_comparing_gives_the_errors_of_the_report(model, tmp_path):
     assert not found.equal
     assert found.largest_error == max(r.relative_error for r in found.rows)
     decompress_file(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
-    assert compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors").equal
+    same = compare_files(tmp_path / "s.safetensors", tmp_path / "d.safetensors")
+    assert same.equal
+    assert repr(same) == f"Comparison({same.table().title}: {same.table().summary})"
 
 
 def test_comparing_says_what_cannot_be_compared(tmp_path):

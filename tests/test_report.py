@@ -308,3 +308,8 @@ def test_without_matplotlib_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'fastfactor\[figures\]'"):
         need_matplotlib()
+
+
+def test_representations_are_a_line():
+    assert repr(REPORT) == f"Report(in.st → out.st: {REPORT.table().summary})"
+    assert repr(REPORT.table()) == f"Table(in.st → out.st: {REPORT.table().summary})"

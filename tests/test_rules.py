@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -151,7 +152,9 @@ def test_public_names_are_documented(name):
     assert re.match(r"^\S.*[.:]", docstring.splitlines()[0]), "one sentence first"
     found = sections(docstring)
     if inspect.isclass(thing):
-        fields = set(getattr(thing, "_fields", getattr(thing, "__dataclass_fields__", ())))
+        fields = set(getattr(thing, "_fields", ()))
+        if dataclasses.is_dataclass(thing):
+            fields = {field.name for field in dataclasses.fields(thing)}
         assert found & {"Attributes", "Parameters"}
         for field in fields:
             assert re.search(rf"^\s*{field}\b.* : ", docstring, re.MULTILINE), field

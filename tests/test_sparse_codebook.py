@@ -311,8 +311,8 @@ def test_bad_products_are_named(rng):
     locked.setflags(write=False)
     wrong = [
         (TypeError, "sparse_codes must be a SparseCodes, got ndarray", (x, x), {}),
-        (ValueError, "x must have as many columns .* 16, got", (x[:8], sparse), {}),
-        (ValueError, "x must have 1 or 2 dimensions", (x.reshape(1, 1, 16), sparse), {}),
+        (ValueError, r"x must have shape \(\.\.\., 16\), got \(8,\)", (x[:8], sparse), {}),
+        (ValueError, r"x must have shape \(\.\.\., 16\), got \(\)", (x[0], sparse), {}),
         (TypeError, "x must have dtype", (x.astype(int), sparse), {}),
         (ValueError, "out must have shape", (x, sparse), {"out": out[:2]}),
         (TypeError, "out must have dtype", (x, sparse), {"out": out.astype(float)}),
@@ -389,3 +389,33 @@ def test_bad_labels_are_named():
     for error, message, arguments, options in wrong:
         with pytest.raises(error, match=message):
             SparseCodes.from_labels(*arguments, **options)
+
+
+def test_inputs_of_any_rank(rng):
+    sparse, dense = random_case(rng, (60, 80))
+    flat = inputs(rng, 12, 80)
+    expected = check(sparse, dense, flat)
+    for lead in [(3, 4), (1, 12), (2, 3, 2)]:
+        x = flat.reshape(*lead, 80)
+        out = np.full((*lead, 60), np.nan, np.float32)
+        assert check(sparse, dense, np.asfortranarray(x), out=out) is out
+        np.testing.assert_array_equal(out, expected.reshape(*lead, 60))
+
+
+def test_operators_are_the_products(rng):
+    sparse, dense = random_case(rng, (20, 30))
+    x = inputs(rng, 4, 30)
+    np.testing.assert_array_equal(sparse @ x.T, check(sparse, dense, x).T)
+    np.testing.assert_array_equal(sparse @ x[0], check(sparse, dense, x[0]))
+    for y in (inputs(rng, None, 20), inputs(rng, 5, 20)):
+        np.testing.assert_allclose(y @ sparse, y @ dense, rtol=0, atol=1e-5 * 20)
+    with pytest.raises(ValueError, match=r"x must have 30 rows, got shape \(4, 30\)"):
+        sparse @ x
+    with pytest.raises(TypeError, match=r"SparseCodes must be turned into an array by to_dense"):
+        np.asarray(sparse)
+
+
+def test_memory_is_that_of_both_forms(rng):
+    sparse, _ = random_case(rng, (20, 30))
+    stored = sum(a.nbytes for a in (sparse.codes, sparse.gaps, sparse.codebook))
+    assert sparse.nbytes == stored + sparse.execution_nbytes

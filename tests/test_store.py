@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
+import pickle
 import struct
 import tracemalloc
 import zlib
@@ -218,6 +220,24 @@ def test_factors_multiply_from_the_map(path, low_rank):
     x = np.ones((3, 15), np.float32)
     with store.open_store(path) as opened:
         np.testing.assert_array_equal(opened["fc"].linear(x), low_rank.linear(x))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
+)
+def test_entries_are_copied_and_pickled_but_open_files_are_not(path, entries, duplicate):
+    store.save(path, entries)
+    with store.open_store(path) as opened:
+        for name in opened:
+            same(duplicate(opened[name]), entries[name])
+        assert not duplicate(opened["fc.weight"]).B.flags.writeable
+        with pytest.raises(TypeError, match=r"a Store must not be copied .* with open_store"):
+            duplicate(opened)
+    with (
+        store.Writer(path) as writer,
+        pytest.raises(TypeError, match="a Writer must not be copied"),
+    ):
+        duplicate(writer)
 
 
 # --- damaged

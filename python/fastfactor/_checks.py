@@ -46,14 +46,30 @@ def dtype_named(name: str) -> np.dtype[Any]:
     return found
 
 
-def float_array(value: Any, name: str, *, ndim: tuple[int, ...]) -> Array:
+def float_array(value: Any, name: str, *, ndim: tuple[int, ...] | None = None) -> Array:
     """``value`` as an array of floats of one of the given ranks; an ndarray is never copied."""
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     if not is_float(array.dtype):
         raise TypeError(f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}")
-    if array.ndim not in ndim:
+    if ndim is not None and array.ndim not in ndim:
         ranks = " or ".join(str(n) for n in ndim)
         raise ValueError(f"{name} must have {ranks} dimensions, got shape {array.shape}")
+    return array
+
+
+def inputs(x: Any, n_features: int) -> Array:
+    """Return the inputs of a linear layer as floats of shape (..., n_features)."""
+    array = float_array(x, "x")
+    if array.shape[-1:] != (n_features,):
+        raise ValueError(f"x must have shape (..., {n_features}), got {array.shape}")
+    return array
+
+
+def columns(x: Any, n_features: int) -> Array:
+    """Return the right side of ``W @ x`` as floats of shape (n_features,) or (n_features, n)."""
+    array = float_array(x, "x", ndim=(1, 2))
+    if len(array) != n_features:
+        raise ValueError(f"x must have {n_features} rows, got shape {array.shape}")
     return array
 
 

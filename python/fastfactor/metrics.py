@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _checks
 from ._checks import Array
+from ._records import ArrayRecord
 
 ROWS_AT_ONCE = 256
 
@@ -29,8 +30,8 @@ class Frobenius:
         return float(np.einsum("ij,ij->", rows, rows))
 
 
-@dataclass(frozen=True, eq=False)
-class Diagonal:
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagonal(ArrayRecord):
     """The sum of ``importance[i, j] · E[i, j]²``: squared gradients, Fisher information.
 
     Its root is the Mahalanobis distance of E. Denton, W. Zaremba, J. Bruna, Y. LeCun, R. Fergus,
@@ -44,8 +45,8 @@ class Diagonal:
         return float(np.einsum("ij,ij,ij->", weights, rows, rows, dtype=np.float64))
 
 
-@dataclass(frozen=True, eq=False)
-class Covariance:
+@dataclass(frozen=True, eq=False, repr=False)
+class Covariance(ArrayRecord):
     """trace(E Σ Eᵀ), Σ the mean of x xᵀ over inputs: the mean squared change of outputs."""
 
     input_covariance: Array

@@ -94,6 +94,9 @@ class Checkpoint(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.path!r}, {len(self)} tensors, {self.file_nbytes} bytes)"
+
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a model that is not compressed.

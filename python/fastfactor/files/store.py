@@ -12,6 +12,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Store(Mapping[str, Value]):
     Arrays are read-only and lie in the file's memory map, also those inside of factors, where their
     addresses allow (in files written here they do). They stay valid when the store is closed. The
     checksum of a tensor is verified when it is first read. Entries are not kept: each time that one
-    is asked for, its factors are made anew.
+    is asked for, its factors are made anew. A store cannot be copied or pickled; its entries can.
 
     Attributes
     ----------
@@ -181,6 +182,12 @@ class Store(Mapping[str, Value]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Store must not be copied or pickled, as it holds an open file: "
+            f"open {self.path!r} again with open_store"
+        )
 
     def __repr__(self) -> str:
         return f"Store({self.path!r}, {len(self)} entries, {self.file_nbytes} bytes)"

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from .._checks import Array
 from ..errors import CorruptDataError
@@ -252,6 +252,9 @@ class Writer:
             for name in places:
                 self._copy(self._pieces[name], file)
         self._end_files(keep=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Writer must not be copied or pickled, as it holds an open file")
 
     def __enter__(self) -> Writer:
         return self

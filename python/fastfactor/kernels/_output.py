@@ -1,7 +1,8 @@
-"""Where products write: a new array, or the one that the caller gave."""
+"""Where products write: a new array, or the one that the caller gave; and batches of inputs."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ def output(
     _check_layout(array, fortran)
     _check_apart(array, operands)
     return array
+
+
+def as_batch(array: Array) -> Array:
+    """Return (..., n) as (batch, n): a view where strides allow, as those of C order do."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
 def _check_layout(out: Array, fortran: bool) -> None:

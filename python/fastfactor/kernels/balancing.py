@@ -9,6 +9,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
+from .._records import short_repr
 from .runtime import thread_count
 
 
@@ -19,6 +20,9 @@ class BalancedAssignment(NamedTuple):
     cost: float
     prices: Array
     gap: float
+
+    def __repr__(self) -> str:
+        return short_repr(self, self._asdict())
 
 
 def _balanced_assign(

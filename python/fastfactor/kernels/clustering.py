@@ -9,6 +9,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
+from .._records import short_repr
 from .runtime import thread_count
 
 MAX_CLUSTERS = 2**31 - 1
@@ -33,6 +34,9 @@ class KMeansResult(NamedTuple):
     labels: Array
     inertia: Any
     n_iter: Any
+
+    def __repr__(self) -> str:
+        return short_repr(self, self._asdict())
 
 
 def kmeans(

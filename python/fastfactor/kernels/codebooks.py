@@ -9,7 +9,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
-from ._output import output
+from ._output import as_batch, output
 from .packing import PackedCodes
 from .runtime import thread_count
 
@@ -27,7 +27,7 @@ def codebook_matmul(
 
     Parameters
     ----------
-    x : array of shape (in_features,) or (batch, in_features)
+    x : array of shape (..., in_features)
         float16, bfloat16, float32 or float64, any strides.
     packed : PackedCodes
         Of shape (out_features, in_features).
@@ -39,14 +39,14 @@ def codebook_matmul(
     group_size : int, optional
         Columns that share a table, a multiple of ``packed.vector_dim``; the last group may be
         shorter.
-    out : float32 array of shape (out_features,) or (batch, out_features), optional
+    out : float32 array of shape (..., out_features), optional
         Where to write the result: C-contiguous, writeable, apart from ``x`` and the codebook.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
-    float32 array of shape (out_features,) or (batch, out_features)
+    float32 array of shape (..., out_features)
         ``out`` where it was given.
 
     Raises
@@ -74,24 +74,19 @@ def codebook_matmul(
     >>> fastfactor.codebook_matmul(np.array([1, 10, 100], np.float32), packed, codebook)
     array([ 60., -11.], dtype=float32)
     """
-    x = _checks.float_array(x, "x", ndim=(1, 2))
     packed, table, group_size = _codebook(packed, codebook, group_size)
-    if x.shape[-1] != packed.shape[1]:
-        raise ValueError(
-            f"x must have as many columns as packed stands for, {packed.shape[1]}, "
-            f"got shape {x.shape}"
-        )
+    x = _checks.inputs(x, packed.shape[1])
     shape = (*x.shape[:-1], packed.shape[0])
     result = output(out, shape, np.dtype(np.float32), {"x": x, "codebook": table})
     kernels.codebook_matmul(
-        x if x.ndim == 2 else x[np.newaxis],
+        as_batch(x),
         packed.data,
         packed.n_bits,
         rows=packed.shape[0],
         cols=packed.shape[1] // packed.vector_dim,
         codebook=table,
         group_size=group_size,
-        out=result if result.ndim == 2 else result[np.newaxis],
+        out=as_batch(result),
         n_threads=thread_count(n_threads),
     )
     return result

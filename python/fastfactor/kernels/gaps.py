@@ -9,6 +9,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
+from .._records import short_repr
 from .runtime import thread_count
 
 MAX_SIZE = 2**62
@@ -35,6 +36,9 @@ class GapCodes(NamedTuple):
     fillers: Array
     n_bits: int
     size: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, self._asdict())
 
 
 def gap_encode(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
+from .._records import refuse_array
 from ..errors import CorruptDataError
 from .runtime import thread_count
 
@@ -53,8 +54,10 @@ class PackedCodes:
 
     Notes
     -----
-    Making one costs a copy. Every code is a valid index of a codebook of 2**n_bits entries, so
-    there is nothing else that stored bytes could get wrong.
+    Making one costs a copy. Without their codebook codes have no product: ``@`` is refused, and so
+    is ``np.asarray``, as both codes and bytes could be meant. ``==`` and ``hash`` go by identity.
+    Copies and pickles are checked and read-only, too. Every code is a valid index of a codebook of
+    2**n_bits entries, so there is nothing else that stored bytes could get wrong.
 
     Examples
     --------
@@ -68,6 +71,8 @@ class PackedCodes:
     array([[1, 2, 3],
            [0, 0, 7]], dtype=uint8)
     """
+
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy refuses ``x @ packed``
 
     data: Array
     n_bits: int
@@ -197,6 +202,9 @@ class PackedCodes:
     def nbytes(self) -> int:
         """Bytes of the packed codes."""
         return self.data.nbytes
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
+        refuse_array(self, "unpack(), or its attribute data")
 
     def __repr__(self) -> str:
         return (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
-from ._output import output
+from .._records import refuse_array
+from ._output import as_batch, output
 from .runtime import thread_count
 
 
@@ -41,7 +42,10 @@ class CSR:
 
     Notes
     -----
-    Making one costs a copy and a pass over the arrays, in parallel.
+    Making one costs a copy and a pass over the arrays, in parallel. ``A @ B`` is ``spmm(A, B)``;
+    ``x @ A`` transposes A each time, so for many such products keep ``A.T`` and use :func:`spmm`.
+    ``==`` and ``hash`` go by identity; compare ``to_dense()``. ``np.asarray`` is refused, as dense
+    matrices may be large. Copies and pickles are checked and read-only, too.
 
     Examples
     --------
@@ -55,6 +59,8 @@ class CSR:
     >>> A @ np.ones(3)
     array([2., 3.])
     """
+
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ A`` to this class
 
     data: Array
     indices: Array
@@ -118,6 +124,44 @@ class CSR:
             (W.shape[0], W.shape[1]),
         )
 
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> CSR:
+        """Return a copy of a SciPy sparse matrix or array of any format.
+
+        Parameters
+        ----------
+        matrix : scipy.sparse matrix or array of shape (rows, columns)
+            float32 or float64. Zeros that are stored are kept.
+
+        Returns
+        -------
+        CSR
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where it is no SciPy sparse matrix, or its dtype, shape or structure is one that a CSR
+            cannot have.
+
+        Notes
+        -----
+        Formats other than CSR go through SciPy's ``tocsr``.
+
+        Examples
+        --------
+        >>> import numpy as np, scipy.sparse, fastfactor
+        >>> fastfactor.CSR.from_scipy(scipy.sparse.coo_array(np.eye(3)))
+        CSR(shape=(3, 3), nnz=3, dtype=float64)
+        """
+        if not hasattr(matrix, "tocsr"):
+            raise TypeError(
+                f"matrix must be a SciPy sparse matrix or array, got {type(matrix).__name__}"
+            )
+        # Before tocsr, which takes matrices of one dimension too.
+        shape = _checks.sparse_shape(matrix.shape, "matrix.shape")
+        found = matrix.tocsr()
+        return cls(found.data, found.indices, found.indptr, shape)
+
     def to_dense(self, out: Any = None) -> Array:
         """The matrix with its zeros, duplicates added up.
 
@@ -136,19 +180,31 @@ class CSR:
         else:
             _checks.writeable(out, "out", self.shape, self.dtype)
         out[...] = 0
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
+        rows = np.repeat(np.arange(self.shape[0]), self._counts)
         np.add.at(out, (rows, self.indices), self.data)
         return out  # type: ignore[no-any-return]
 
     def to_scipy(self) -> Any:
         """The same matrix as ``scipy.sparse.csr_array``, on the same read-only arrays.
 
-        Where ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, a copy.
+        Returns
+        -------
+        scipy.sparse.csr_array
 
         Raises
         ------
         ImportError
             Where SciPy is not installed.
+
+        Notes
+        -----
+        Where ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, a copy.
+
+        Examples
+        --------
+        >>> import numpy as np, fastfactor
+        >>> fastfactor.CSR.from_dense(np.eye(3)).to_scipy().shape
+        (3, 3)
         """
         try:
             from scipy.sparse import csr_array
@@ -156,11 +212,39 @@ class CSR:
             raise ImportError("CSR.to_scipy needs SciPy: pip install scipy") from error
         return csr_array((self.data, self.indices, self.indptr), shape=self.shape)
 
-    def __matmul__(self, B: Any) -> Array:
-        """``spmm(self, B)``."""
-        from .sparse import spmm
+    @property
+    def T(self) -> CSR:  # noqa: N802 (NumPy's name)
+        """Return the transpose, another CSR; columns ascend in each row where none is stored twice.
 
+        Made each time by a counting sort, in time linear in nnz and both sides, on one thread.
+
+        Examples
+        --------
+        >>> import numpy as np, fastfactor
+        >>> fastfactor.CSR.from_dense(np.array([[1.0, 0.0, 2.0]])).T.to_dense()
+        array([[1.],
+               [0.],
+               [2.]])
+        """
+        rows, columns = self.shape
+        narrow = rows <= np.iinfo(np.int32).max
+        row_of = np.repeat(np.arange(rows, dtype=np.int32 if narrow else np.int64), self._counts)
+        order = _counting_sort(self.indices, columns)
+        indptr = np.zeros(columns + 1, np.int64)
+        np.cumsum(np.bincount(self.indices, minlength=columns), out=indptr[1:])
+        return CSR._trusted(self.data[order], row_of[order], indptr, (columns, rows))
+
+    def __matmul__(self, B: Any) -> Array:
+        """Return ``spmm(self, B)``."""
         return spmm(self, B)
+
+    def __rmatmul__(self, x: Any) -> Array:
+        """Return ``x @ self`` by :func:`spmm` of the transpose: (..., rows) → (..., columns)."""
+        x = _checks.inputs(x, self.shape[0])
+        return spmm(self.T, as_batch(x).T).T.reshape(*x.shape[:-1], self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
+        refuse_array(self, "to_dense()")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -176,6 +260,11 @@ class CSR:
     def nbytes(self) -> int:
         """Bytes of the three arrays."""
         return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes
+
+    @property
+    def _counts(self) -> Array:
+        """How many values each row holds."""
+        return np.diff(self.indptr)
 
     def __repr__(self) -> str:
         return f"CSR(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype})"
@@ -285,6 +374,18 @@ def check_arrays(
         raise ValueError(
             f"{prefix}indices must be as long as {prefix}data, {data.size}, got {indices.size}"
         )
+
+
+def _counting_sort(keys: Array, n_keys: int) -> Array:
+    """Return the order in which keys in [0, n_keys) rise, equal ones as they came; linear time.
+
+    Digits of 16 bits, the lowest first: NumPy sorts those by counting, wider ones by comparing.
+    """
+    order = np.argsort(keys.astype(np.uint16), kind="stable")  # the cast keeps the low bits
+    for shift in range(16, max(n_keys - 1, 0).bit_length(), 16):
+        digits = (keys[order] >> shift).astype(np.uint16)
+        order = order[np.argsort(digits, kind="stable")]
+    return order
 
 
 def _csr_arrays(A: Any) -> tuple[Array, Array, Array, tuple[int, int]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
+from .._records import refuse_array
 from ..errors import CorruptDataError
-from ._output import output
+from ._output import as_batch, output
 from .gaps import MAX_SIZE, gap_decode, gap_encode
 from .runtime import thread_count
 from .sparse import CSR
@@ -57,6 +58,9 @@ class SparseCodes:
     their number, in parallel, and keeps both; ``execution_nbytes`` says how large that is. With
     codes of 4 bits it is about 1.7 bytes an entry at 80 % zeros, 1.9 at 90 %, 3.6 at 99 %; a
     matrix with fewer than one entry in 500 is smaller as a :class:`CSR` of float32.
+    ``W @ x`` is :func:`sparse_codebook_matmul`; ``x @ W`` makes a :class:`CSR` and its transpose
+    each time. ``==`` and ``hash`` go by identity; compare ``to_dense()``. ``np.asarray`` is
+    refused, as dense matrices may be large. Copies and pickles are checked and read-only, too.
 
     Examples
     --------
@@ -71,6 +75,8 @@ class SparseCodes:
     array([[ 0. ,  0.5,  0. ,  0. ],
            [ 0. ,  0. , -2. ,  0.5]], dtype=float32)
     """
+
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ W`` to this class
 
     codes: Array
     gaps: Array
@@ -226,6 +232,24 @@ class SparseCodes:
         """Bytes of the entries as they are arranged for products."""
         return int(self.__dict__["_arranged"][2])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory: codes, gaps and codebook, and `execution_nbytes`."""
+        arrays = self.codes.nbytes + self.gaps.nbytes + self.codebook.nbytes
+        return arrays + self.execution_nbytes
+
+    def __matmul__(self, x: Any) -> Array:
+        """Return W x by :func:`sparse_codebook_matmul`: (in,) → (out,) or (in, n) → (out, n)."""
+        x = _checks.columns(x, self.shape[1])
+        return sparse_codebook_matmul(x.T, self).T
+
+    def __rmatmul__(self, x: Any) -> Array:
+        """Return x W, by way of `to_csr`: (..., out) → (..., in)."""
+        return self.to_csr().__rmatmul__(x)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
+        refuse_array(self, "to_dense()")
+
     def __repr__(self) -> str:
         return (
             f"SparseCodes(shape={self.shape}, n_entries={self.codes.size}, n_bits={self.n_bits}, "
@@ -244,18 +268,18 @@ def sparse_codebook_matmul(
 
     Parameters
     ----------
-    x : array of shape (in_features,) or (batch, in_features)
+    x : array of shape (..., in_features)
         float16, bfloat16, float32 or float64, any strides.
     sparse_codes : SparseCodes
         Of shape (out_features, in_features).
-    out : float32 array of shape (out_features,) or (batch, out_features), optional
+    out : float32 array of shape (..., out_features), optional
         Where to write the result: C-contiguous, writeable, apart from ``x``.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
-    float32 array of shape (out_features,) or (batch, out_features)
+    float32 array of shape (..., out_features)
         ``out`` where it was given.
 
     Raises
@@ -283,18 +307,13 @@ def sparse_codebook_matmul(
     """
     if not isinstance(sparse_codes, SparseCodes):
         raise TypeError(f"sparse_codes must be a SparseCodes, got {type(sparse_codes).__name__}")
-    x = _checks.float_array(x, "x", ndim=(1, 2))
-    if x.shape[-1] != sparse_codes.shape[1]:
-        raise ValueError(
-            f"x must have as many columns as sparse_codes stands for, {sparse_codes.shape[1]}, "
-            f"got shape {x.shape}"
-        )
+    x = _checks.inputs(x, sparse_codes.shape[1])
     shape = (*x.shape[:-1], sparse_codes.shape[0])
     result = output(out, shape, np.dtype(np.float32), {"x": x})
     kernels.sparse_codebook_matmul(
-        x if x.ndim == 2 else x[np.newaxis],
+        as_batch(x),
         *sparse_codes._execution,
-        out=result if result.ndim == 2 else result[np.newaxis],
+        out=as_batch(result),
         n_threads=thread_count(n_threads),
     )
     return result

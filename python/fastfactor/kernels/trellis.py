@@ -15,6 +15,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._core import kernels
+from .._records import ArrayRecord, short_repr
 from .runtime import thread_count
 
 LARGEST = (1 << 16) - 1  # magnitude of a level
@@ -28,8 +29,8 @@ LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what foll
 LARGEST_BITS = 1e10
 
 
-@dataclass(frozen=True, eq=False)
-class Classes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Classes(ArrayRecord):
     """How weights are classed.
 
     Attributes
@@ -77,6 +78,9 @@ class TrellisLevels(NamedTuple):
     levels: Array | None
     counts: Array
     sums: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, self._asdict())
 
 
 def trellis_quantize(

@@ -92,17 +92,6 @@ class Codes:
             batch.scale[atoms] = 0
 
 
-def transposed(codes: CSR) -> CSR:
-    """The same matrix by columns."""
-    rows, columns = codes.shape
-    narrow = np.uint16 if columns <= 1 << 16 else np.int64  # NumPy sorts 16 bits by radix
-    order = np.argsort(codes.indices.astype(narrow), kind="stable")
-    row_of = np.repeat(np.arange(rows, dtype=np.int32), np.diff(codes.indptr))
-    indptr = np.zeros(columns + 1, np.int64)
-    np.cumsum(np.bincount(codes.indices, minlength=columns), out=indptr[1:])
-    return CSR._trusted(codes.data[order], row_of[order], indptr, (columns, rows))
-
-
 def products_of_codes(codes: CSR) -> Array:
     """CᵀC in float64, from the pairs of coefficients that stand in one row."""
     n_atoms = codes.shape[1]

@@ -10,11 +10,12 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
+from .._records import short_repr
 from ..kernels.runtime import thread_count
 from ..kernels.sparse import CSR, spmm
 from ..kernels.sparse_coding import hashed_omp, omp
 from .code_exchange import improved
-from .code_products import MOST_DENSE, ROWS_AT_ONCE, Codes, Matrix, full, transposed
+from .code_products import MOST_DENSE, ROWS_AT_ONCE, Codes, Matrix, full
 
 INITS = ("k-means++", "rows", "neighbours")
 SEARCHES = ("all", "hash")
@@ -65,6 +66,9 @@ class DictionaryResult(NamedTuple):
     dictionary: Array
     error: float
     n_iter: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, self._asdict())
 
 
 def learn_dictionary(
@@ -272,7 +276,7 @@ class _Learner:
     def step(self, batch: Array, codes: CSR, memory: float) -> float:
         """Take a batch and its codes in, refit; the squared error that the codes had."""
         n_atoms = len(self.atoms)
-        of_atoms = transposed(codes)
+        of_atoms = codes.T
         target = spmm(of_atoms, batch, n_threads=self.n_threads).astype(np.float64)
         # ‖x − c D‖² = ‖x‖² − c D xᵀ where c is least squares.
         squared = _squares(batch) - float(np.einsum("ij,ij->", target, self.atoms))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .. import _checks
 from .._checks import Array
+from .._records import ArrayRecord
 from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for, relative_error
 
 Tensors = dict[str, Array]
@@ -21,8 +23,8 @@ ROWS_AT_ONCE = 256
 FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Factors(ABC):
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Factors(ArrayRecord, ABC):
     """A matrix W (out_features, in_features) in compressed form, W ≈ B ∘ C.
 
     A subclass is a frozen dataclass. Its fields that are arrays are its tensors, what is stored;
@@ -37,6 +39,12 @@ class Factors(ABC):
     dtype : dtype
         Of W, and of what `to_dense` and `rows` give.
 
+    Notes
+    -----
+    ``factors @ x`` is ``W @ x`` and ``x @ factors`` is ``x @ W``. ``np.asarray(factors)`` is
+    `to_dense`. ``==`` and ``hash`` go by identity; compare ``to_dense()``. Copies and pickles hold
+    what is stored and no more; to keep factors, write them to a :mod:`fastfactor.store`.
+
     Examples
     --------
     >>> import numpy as np
@@ -46,11 +54,16 @@ class Factors(ABC):
     >>> x = np.ones(4, np.float32)
     >>> np.allclose(factors.linear(x), W @ x), np.allclose(factors.rows([2]), W[[2]])
     (True, True)
+    >>> factors.linear(np.ones((5, 2, 4), np.float32)).shape
+    (5, 2, 3)
+    >>> factors
+    LowRankFactors(shape=(3, 4), dtype=float32, bits_per_weight=18.67, nbytes=28)
     """
 
     kind: ClassVar[str]  # what files call it
     trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
     kinds: ClassVar[dict[str, type[Factors]]] = {}
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ factors`` to this class
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
@@ -65,11 +78,8 @@ class Factors(ABC):
         """``W[ids]`` for an array of integers: an embedding's look-up."""
 
     @abstractmethod
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        """``x @ W.T`` without rebuilding W: (in,) → (out,) or (batch, in) → (batch, out).
-
-        In float32, float64 where x or a factor is.
-        """
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        """What `linear` returns, for x of shape (batch, in_features), already checked."""
 
     @abstractmethod
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
@@ -81,6 +91,32 @@ class Factors(ABC):
 
     # --- what follows
 
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        """Return ``x @ W.T`` without rebuilding W, as a linear layer does.
+
+        Parameters
+        ----------
+        x : array of shape (..., in_features)
+            float16, bfloat16, float32 or float64, any strides.
+        out : array of shape (..., out_features), optional
+            Where to write the result: of its dtype, any strides, writeable.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of shape (..., out_features)
+            ``out`` where it was given. float64 where x or a factor is, else float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape.
+        """
+        x = _checks.inputs(x, self.shape[1])
+        result = self._linear(x.reshape(prod(x.shape[:-1]), self.shape[1]), n_threads)
+        return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
+
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
         """W, rebuilt."""
         if out is None:
@@ -88,18 +124,42 @@ class Factors(ABC):
         else:
             _checks.writeable(out, "out", self.shape, self.dtype)
         result: Array = out
-        for first in range(0, self.shape[0], ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, self.shape[0])
-            result[first:last] = self.rows(np.arange(first, last), n_threads=n_threads)
+        for first, rows in self._row_blocks(n_threads):
+            result[first : first + len(rows)] = rows
         return result
 
     def matmul(self, x: Any, *, n_threads: int | None = None) -> Array:
         """``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
-        x = _checks.float_array(x, "x", ndim=(1, 2))
+        x = _checks.columns(x, self.shape[1])
         return self.linear(x.T, n_threads=n_threads).T
 
     def __matmul__(self, x: Any) -> Array:
         return self.matmul(x)
+
+    def __rmatmul__(self, x: Any) -> Array:
+        """Return ``x @ W``, as gradients of inputs need it: (..., out) → (..., in).
+
+        W is rebuilt a few rows at a time. float64 where x or W is, else float32.
+        """
+        x = _checks.inputs(x, self.shape[0])
+        dtype = _checks.result_dtype(x, np.empty(0, self.dtype))
+        batch = x.reshape(prod(x.shape[:-1]), self.shape[0]).astype(dtype, copy=False)
+        result = np.zeros((len(batch), self.shape[1]), dtype)
+        for first, rows in self._row_blocks(None):
+            result += batch[:, first : first + len(rows)] @ rows.astype(dtype, copy=False)
+        return result.reshape(*x.shape[:-1], self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Return `to_dense`, for ``np.asarray``."""
+        if copy is False:
+            raise ValueError("copy must not be False for factors, whose array is made anew")
+        return self.to_dense().astype(dtype or self.dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, "
+            f"bits_per_weight={self.bits_per_weight:.4g}, nbytes={self.nbytes})"
+        )
 
     @property
     def nbytes(self) -> int:
@@ -186,6 +246,12 @@ class Factors(ABC):
         CorruptDataError
             Where they contradict each other or are not what this kind has.
         """
+
+    def _row_blocks(self, n_threads: int | None) -> Iterator[tuple[int, Array]]:
+        """All rows of W in order, a few at a time, each time with the number of the first."""
+        for first in range(0, self.shape[0], ROWS_AT_ONCE):
+            last = min(first + ROWS_AT_ONCE, self.shape[0])
+            yield first, self.rows(np.arange(first, last), n_threads=n_threads)
 
     def _own(self) -> list[tuple[str, Any]]:
         names = [f.name for f in fields(self) if f.name not in ("shape", "dtype")]
@@ -507,14 +573,6 @@ def check_ids(ids: Any, n: int) -> Array:
     if outside.any():
         raise IndexError(f"ids must be in [0, {n}), got {array[outside].flat[0]}")
     return array.astype(np.int64)
-
-
-def check_input(x: Any, shape: tuple[int, int]) -> Array:
-    """Inputs of a layer: (in,) or (batch, in)."""
-    array = _checks.float_array(x, "x", ndim=(1, 2))
-    if array.shape[-1] != shape[1]:
-        raise ValueError(f"x must have {shape[1]} columns, got shape {array.shape}")
-    return array
 
 
 def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:

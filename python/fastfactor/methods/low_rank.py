@@ -19,8 +19,6 @@ from .base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from .stored import stored_tensor
@@ -31,7 +29,7 @@ LEAST_GAIN = 1e-4  # of the error, for one more sweep
 RIDGE = 1e-6  # of the mean weight, so that rows without weight have a solution
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LowRankFactors(Factors):
     """``W ≈ B C``.
 
@@ -51,11 +49,11 @@ class LowRankFactors(Factors):
         B, C = self._wide
         return narrowed(B[check_ids(ids, self.shape[0])] @ C, self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         B, C = self._wide
         x = x.astype(_checks.result_dtype(x, B), copy=False)
-        return into(out, (x @ C.T) @ B.T)
+        result: Array = (x @ C.T) @ B.T
+        return result
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         inner = xp.matmul(x, xp.transpose(tensors["C"]))

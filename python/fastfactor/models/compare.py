@@ -71,7 +71,7 @@ class ComparedRow:
     bytes_second: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What differs between two files.
 
@@ -131,6 +131,10 @@ class Comparison:
             "largest_error": self.largest_error,
         }
         return Table(f"{self.first} and {self.second}", records, columns, totals, summary)
+
+    def __repr__(self) -> str:
+        table = self.table()
+        return f"Comparison({table.title}: {table.summary})"
 
 
 def compare_files(

@@ -85,7 +85,7 @@ class TensorRow:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Rows of one kind and what is true of all of them, in any of the formats.
 
@@ -172,6 +172,9 @@ class Table:
         with replacing(path) as file:
             file.write(make().encode())
 
+    def __repr__(self) -> str:
+        return f"Table({self.title}: {self.summary})"
+
     def _plain_records(self) -> list[dict[str, Any]]:
         return [
             {name: value for name, value in record.items() if name not in self.text_only}
@@ -179,7 +182,7 @@ class Table:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What one run did.
 
@@ -285,6 +288,10 @@ class Report:
         return Table(
             title, records, columns, totals, ", ".join(lines), ("how", *unfolded), unfolded
         )
+
+    def __repr__(self) -> str:
+        table = self.table()
+        return f"Report({table.title}: {table.summary})"
 
     def _foreseen(self) -> str:
         """Sizes before anything is done: of tensors, as the file's header is not made."""

@@ -25,8 +25,6 @@ from ..base import (
     Size,
     Tensors,
     check_ids,
-    check_input,
-    into,
 )
 from ..stored import stored_number, stored_tensor
 from .cells import Coding, Sharing, find_codes
@@ -35,7 +33,7 @@ from .outputs import OutputProblem, improve_outputs
 TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CodebookFactors(Factors):
     """Every ``vector_dim`` neighbours in a row are a vector of a table, or a sum of several.
 
@@ -61,23 +59,21 @@ class CodebookFactors(Factors):
         found = self._rows(check_ids(ids, self.shape[0]), n_threads)
         return found.astype(self.dtype, copy=False)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype != np.float64:
             return codebook_matmul(
                 x,
                 self.packed,
                 self.codebook,
                 group_size=self.group_size or None,
-                out=out,
                 n_threads=n_threads,
             )
         # The product from codes is float32's: float64 takes a few decoded rows at a time.
-        result = np.empty((*x.shape[:-1], self.shape[0]))
+        result = np.empty((len(x), self.shape[0]))
         for first in range(0, self.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, self.shape[0])
-            result[..., first:last] = x @ self._rows(np.arange(first, last), n_threads).T
-        return into(out, result)
+            result[:, first:last] = x @ self._rows(np.arange(first, last), n_threads).T
+        return result
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         vectors = xp.reshape(tensors["codebook"], (-1, self.packed.vector_dim))

@@ -13,14 +13,14 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.sparse import CSR, spmm
-from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids, check_input, into
+from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..stored import stored_number, stored_tensor
 
 # Inputs at once: what atoms answer to them stays in cache.
 BATCH_AT_ONCE = 256
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class DictionaryFactors(Factors):
     """Blocks of rows, each Σ value · atom.
 
@@ -60,19 +60,17 @@ class DictionaryFactors(Factors):
         found = spmm(part, dictionary, n_threads=n_threads)
         return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         dictionary = self._wide
         dtype = _checks.result_dtype(x, dictionary, self._codes.data)
-        rows = x.reshape(-1, self.shape[1])
-        result = np.empty((len(rows), self.shape[0]), dtype)
-        for first in range(0, len(rows), BATCH_AT_ONCE):
-            part = rows[first : first + BATCH_AT_ONCE].astype(dtype)
+        result = np.empty((len(x), self.shape[0]), dtype)
+        for first in range(0, len(x), BATCH_AT_ONCE):
+            part = x[first : first + BATCH_AT_ONCE].astype(dtype)
             # What each atom answers to each block is computed once, for all outputs.
             answers = part.reshape(-1, self._block_size) @ dictionary.T
             answers = answers.reshape(len(part), -1)
             result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
-        return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
+        return result
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         values, dictionary = tensors["values"], tensors["dictionary"]

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..._checks import Array
 from ...kernels.sparse import CSR, spmm
-from ...learning.code_products import transposed
 from ...metrics import Diagonal
 from ..base import Problem
 
@@ -74,7 +73,7 @@ def fit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
     weighed = weigh(target)
     for _ in range(ROUNDS):
         codes = fit_values(problem, codes, dictionary)
-        of_atoms = transposed(codes)
+        of_atoms = codes.T
 
         def normal(atoms: Array, codes: CSR = codes, of_atoms: CSR = of_atoms) -> Array:
             coded = spmm(codes, atoms, n_threads=problem.n_threads)

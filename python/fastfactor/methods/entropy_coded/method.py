@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,8 +22,6 @@ from ..base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from ..stored import stored_number, stored_tensor
@@ -37,7 +35,7 @@ LARGEST_SCALE = 2.0**90  # a value is up to 2^17 of it, in sums over all columns
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EntropyCodedFactors(Factors):
     """``W ≈ Û diag(steps) Rᵀ``: Û from entropy-coded levels, R orthogonal.
 
@@ -85,30 +83,19 @@ class EntropyCodedFactors(Factors):
         values = self._decoder.rows(wanted, n_threads=n_threads)
         return self._dense(values)[place].reshape(*ids.shape, self.shape[1])
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         x = x.astype(_checks.result_dtype(x), copy=False)
         inner = _times(x, self._basis) * self.step[0]
-        result = np.empty((*x.shape[:-1], self.shape[0]), x.dtype)
+        result = np.empty((len(x), self.shape[0]), x.dtype)
         for first, values in self._spans(n_threads):
-            result[..., first : first + len(values)] = inner @ values.T
-        return into(out, result)
+            result[:, first : first + len(values)] = inner @ values.T
+        return result
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         W = np.empty(self.shape, np.float32)
         for first, values in self._spans(None):
             W[first : first + len(values)] = _times(values, self._basis.T)
         return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
-
-    def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
-        if out is None:
-            out = np.empty(self.shape, self.dtype)
-        else:
-            _checks.writeable(out, "out", self.shape, self.dtype)
-        result: Array = out
-        for first, values in self._spans(n_threads):
-            result[first : first + len(values)] = self._dense(values)
-        return result
 
     def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         spans = self._spans(n_threads)
@@ -209,6 +196,10 @@ class EntropyCodedFactors(Factors):
         for first in range(0, self.shape[0], n_blocks * self.block_rows):
             last = min(first + n_blocks * self.block_rows, self.shape[0])
             yield first, self._decoder.rows(np.arange(first, last), n_threads=n_threads)
+
+    def _row_blocks(self, n_threads: int | None) -> Iterator[tuple[int, Array]]:
+        for first, values in self._spans(n_threads):
+            yield first, self._dense(values)
 
     @cached_property
     def _decoder(self) -> TrellisDecoder:

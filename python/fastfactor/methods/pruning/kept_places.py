@@ -10,6 +10,7 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
+from ..._records import ArrayRecord
 from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
 from ...kernels.sparse import CSR
@@ -20,8 +21,8 @@ from ..stored import stored_number, stored_tensor
 GAP_BITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 
 
-@dataclass(frozen=True, eq=False)
-class KeptPlaces:
+@dataclass(frozen=True, eq=False, repr=False)
+class KeptPlaces(ArrayRecord):
     """The places of a matrix, or its blocks, that are kept.
 
     Blocks are counted row by row; those at the lower and right edge hold what is left there.

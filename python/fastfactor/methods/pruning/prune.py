@@ -14,7 +14,7 @@ from ..._checks import Array
 from ...kernels.selection import n_dropped, nm_sparsity_mask, prune_mask
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
+from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
 from ..stored import stored_tensor
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 
@@ -22,7 +22,7 @@ MOST_LEVELS = 1 << 16
 POOLS = ("square", "max", "mean")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PruneFactors(Factors):
     """The weights that are kept, and where.
 
@@ -43,9 +43,8 @@ class PruneFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
-        return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        return spmm(self._matrix, x.T, n_threads=n_threads).T
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         values = tensors["values"]

@@ -17,14 +17,14 @@ from ...kernels.packing import WIDTHS, PackedCodes
 from ...kernels.scalar_clustering import kmeans1d
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids, check_input, into
+from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
 from ..codebook.method import TABLE_DTYPES, check_n_bits, check_range, table_dtype
 from ..stored import stored_number, stored_tensor
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 from .prune import Prune, dense_order
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PruneCodebookFactors(Factors):
     """Codes of the weights that are kept, where these are, and what the codes mean.
 
@@ -50,11 +50,10 @@ class PruneCodebookFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype == np.float64:  # the product from codes is float32's
-            return into(out, spmm(self._matrix, x.T, n_threads=n_threads).T)
-        return sparse_codebook_matmul(x, self.sparse_codes, out=out, n_threads=n_threads)
+            return spmm(self._matrix, x.T, n_threads=n_threads).T
+        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         mask, order = self._dense_order

@@ -21,8 +21,6 @@ from ..base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from ..stored import stored_number, stored_tensor
@@ -32,7 +30,7 @@ STARTS = 8
 LABELS = (np.uint8, np.uint16, np.uint32)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockDiagonalFactors(Factors):
     """W is zero but where the group of the row is the group of the column.
 
@@ -66,11 +64,10 @@ class BlockDiagonalFactors(Factors):
         found[np.arange(flat.size)[:, None], self._columns[block]] = values
         return found[:, :inputs].reshape(*ids.shape, inputs)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
-        batch = np.atleast_2d(x.astype(_checks.result_dtype(x, self._blocks), copy=False))
-        y = self._product(np, self._blocks, batch)
-        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        x = x.astype(_checks.result_dtype(x, self._blocks), copy=False)
+        result: Array = self._product(np, self._blocks, x)
+        return result
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         values = tensors["values"]

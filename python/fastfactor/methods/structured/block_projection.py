@@ -20,8 +20,6 @@ from ..base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from ..stored import stored_number, stored_tensor
@@ -29,7 +27,7 @@ from .gaussian import gaussian
 from .projection_fit import between, blockwise, learn, swap
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockProjectionFactors(Factors):
     """``W ≈ D̄ᵀ C B̄ᵀ``: B̄ has B on its diagonal once for each block of inputs, D̄ likewise.
 
@@ -52,8 +50,8 @@ class BlockProjectionFactors(Factors):
         found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
         return narrowed(found, self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        return _linear(*self._wide, x, self.shape[0])
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         return _product(xp, tensors["B"], tensors["C"], tensors["D"], x, self.shape[0])
@@ -89,7 +87,7 @@ class BlockProjectionFactors(Factors):
         return B, C, D
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class RandomProjectionFactors(Factors):
     """:class:`BlockProjectionFactors` whose B and D are drawn from a seed; C alone is stored.
 
@@ -118,8 +116,8 @@ class RandomProjectionFactors(Factors):
         found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
         return narrowed(found, self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        return into(out, _linear(*self._wide, check_input(x, self.shape), self.shape))
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        return _linear(*self._wide, x, self.shape[0])
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         B, _, D = self._wide
@@ -293,10 +291,10 @@ def _product(xp: Any, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
     return blockwise(xp, inner, D)[:, :out_features]
 
 
-def _linear(B: Array, C: Array, D: Array, x: Array, shape: tuple[int, int]) -> Array:
-    batch = np.atleast_2d(x.astype(_checks.result_dtype(x, C), copy=False))
-    result: Array = _product(np, B, C, D, batch, shape[0])
-    return result.reshape(*x.shape[:-1], shape[0])
+def _linear(B: Array, C: Array, D: Array, x: Array, out_features: int) -> Array:
+    x = x.astype(_checks.result_dtype(x, C), copy=False)
+    result: Array = _product(np, B, C, D, x, out_features)
+    return result
 
 
 def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> Array:

@@ -21,8 +21,6 @@ from ..base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from ..low_rank import LowRank, LowRankFactors
@@ -34,7 +32,7 @@ LEAST_GAIN = 1e-4  # of the error, for one more sweep
 STEPS = 10  # of conjugate gradients within a sweep
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class MixedBlockFactors(Factors):
     """Block (i, j) of W is ``Σ_k mixture[i, j, k] · blocks[k]``; W is ``Σ_k mixture_k ⊗ blocks_k``.
 
@@ -58,12 +56,11 @@ class MixedBlockFactors(Factors):
         found = narrowed(mixture[place] @ inside, self.dtype)
         return found.reshape(*ids.shape, self.shape[1])
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         mixture, blocks = self._wide
-        batch = np.atleast_2d(x.astype(_checks.result_dtype(x, mixture), copy=False))
-        y = self.forward(np, {"mixture": mixture, "blocks": blocks}, batch)
-        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+        x = x.astype(_checks.result_dtype(x, mixture), copy=False)
+        result: Array = self.forward(np, {"mixture": mixture, "blocks": blocks}, x)
+        return result
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         across, down, rank = self.mixture.shape[1], self.mixture.shape[0], self.blocks.shape[0]

@@ -22,8 +22,6 @@ from ..base import (
     Problem,
     Size,
     check_ids,
-    check_input,
-    into,
     narrowed,
 )
 from ..stored import stored_number, stored_tensor
@@ -35,7 +33,7 @@ ROWS_AT_ONCE = 256
 SCALES = ("least_squares", "norm")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SimhashFactors(Factors):
     """``W ≈ c R S D`` where columns are hashed, ``W ≈ c D S Rᵀ`` where rows are.
 
@@ -83,22 +81,21 @@ class SimhashFactors(Factors):
             found *= self._wide[flat, None] * self._constant
         return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
 
-    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
-        x = check_input(x, self.shape)
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
         dtype = _checks.result_dtype(x, self._wide)
-        batch = np.atleast_2d(x.astype(dtype, copy=False))
+        x = x.astype(dtype, copy=False)
         if self.axis == 0:
-            hashes = self._by_signs(batch * self._wide, n_threads)
-            y = np.zeros((len(batch), self.shape[0]), dtype)
+            hashes = self._by_signs(x * self._wide, n_threads)
+            y = np.zeros((len(x), self.shape[0]), dtype)
             for part, tile in self._tiles():
                 y += hashes[:, part] @ tile.T
         else:
-            hashes = np.empty((len(batch), self.n_hashes), dtype)
+            hashes = np.empty((len(x), self.n_hashes), dtype)
             for part, tile in self._tiles():
-                hashes[:, part] = batch @ tile
+                hashes[:, part] = x @ tile
             y = self._by_signs(hashes, n_threads) * self._wide
         y *= self._constant
-        return into(out, y.reshape(*x.shape[:-1], self.shape[0]))
+        return y
 
     def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
         scale = tensors["scale"] * self._constant

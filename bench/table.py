@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/benchmarks.md and bench/README.md: table.py [--check]
+"""Write the tables of README.md, docs and bench/README.md: table.py [--check]
 
 They mark the places:
 
@@ -8,9 +8,10 @@ They mark the places:
 
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
 (cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, speed (one
-workload a kernel and its fastest rival), and quality (errors at equal bytes, of experiments) or
-quality-MATRIX. Numbers come from bench/results, each workload's from the newest full run that holds
-it. --check writes nothing and fails if a file differs from what it should hold.
+workload a kernel and its fastest rival), quality (errors at equal bytes, of experiments) or
+quality-MATRIX, errors-by-method and errors-by-size (of size_error_curves). Numbers come from
+bench/results, each workload's from the newest full run that holds it. --check writes nothing and
+fails if a file differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import KERNELS, LEVELS, workloads_of
+from curves import errors_by_method, errors_by_size
 from quality import quality
 from report import against, bound, duration, markdown, place_of, time_of, unbroken, verdict
 from speed import SPEED_WORKLOADS, speed
@@ -33,7 +35,16 @@ Row = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (kernel, workload) -> its newest run
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "bench" / "README.md")
+PAGES = tuple(
+    ROOT / page
+    for page in (
+        "README.md",
+        "docs/benchmarks.md",
+        "docs/methods.md",
+        "docs/smaller.md",
+        "bench/README.md",
+    )
+)
 RESULTS = ROOT / "bench" / "results"
 PLACE = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 OURS = "fastfactor"
@@ -67,9 +78,11 @@ def table(name: str, results: Results) -> str:
         return "\n".join(quality(name.partition("-")[2])) + "\n"
     if name == "speed":
         return "\n".join(speed(newest(SPEED_WORKLOADS, results))) + "\n"
+    if name in CURVES:
+        return "\n".join(CURVES[name]()) + "\n"
     if name not in TABLES:
-        known = ", ".join(TABLES)
-        sys.exit(f"a bench table's name must be speed, quality or one of {known}, got {name}")
+        known = ", ".join(["speed", "quality", *CURVES, *TABLES])
+        sys.exit(f"a bench table's name must be one of {known}, got {name}")
     kernels, part, draw = TABLES[name]
     workloads = [(k, workload.name) for k in kernels for workload in workloads_of(k, False)]
     chosen = newest(workloads, results)
@@ -213,6 +226,8 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]]
     "levels": (KERNELS, "rows", levels),
     "targets": (KERNELS, "targets", targets),
 }
+
+CURVES = {"errors-by-method": errors_by_method, "errors-by-size": errors_by_size}
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Threads that wait must sleep. Where they spin, two processes take the processors from each other,
+# and tests that are done in 46 s take 75. OpenMP reads this when the first kernel runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # No deadline: a shared machine stalls for longer than any example takes. In CI the same examples
 # every time, so that a red run is about the change.
 settings.register_profile(

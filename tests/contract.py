@@ -17,7 +17,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import CorruptDataError
+from fastfactor import CorruptDataError, _checks
 from fastfactor.methods import Factors
 from fastfactor.metrics import Covariance, Diagonal
 from layouts import LAYOUTS
@@ -28,6 +28,7 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 class MethodContract:
     METHODS = ()
     SHAPE = (24, 32)
+    LARGE = (96, 128)  # where a size or an error is searched for
     EXACT_BITS = True  # the same for any number of threads; not where LAPACK decides
 
     def matrix(self, dtype=np.float32, shape=None, seed=0):
@@ -263,6 +264,24 @@ class MethodContract:
         with pytest.raises(ValueError, match="must not both be given"):
             method.compress(W, importance=np.ones(W.shape), input_covariance=np.eye(W.shape[1]))
 
+    def test_each_call_draws_one_seed_from_a_generator(self, method):
+        if not hasattr(method, "random_state"):
+            pytest.skip("draws no random numbers")
+        W = self.matrix()
+        for kind in (np.random.default_rng, np.random.RandomState):
+            drawn = dataclasses.replace(method, random_state=kind(3))
+            expected = kind(3)
+            for _ in range(2):
+                seed = _checks.seed(expected)
+                same = dataclasses.replace(method, random_state=seed).compress(W).tensors()
+                found = drawn.compress(W).tensors()
+                assert found.keys() == same.keys()
+                for name, tensor in same.items():
+                    np.testing.assert_array_equal(found[name], tensor)
+        dataclasses.replace(method, random_state=None).compress(W)
+        with pytest.raises(TypeError, match="random_state must be None, an integer,"):
+            dataclasses.replace(method, random_state="x")
+
     def test_same_factors_for_any_number_of_threads(self, method):
         W = self.matrix()
         first = method.compress(W, n_threads=1)
@@ -307,7 +326,7 @@ class MethodContract:
     # --- how much
 
     def test_sizes_and_errors_may_be_asked_for(self, method):
-        W = self.matrix(shape=(96, 128))
+        W = self.matrix(shape=self.LARGE)
         plain = method.compress(W)
         error, ratio = plain.error(W), W.nbytes / plain.nbytes
         by_error = self.asked(method, max_error=error * 1.01).compress(W)
@@ -335,6 +354,7 @@ class MethodContract:
 
     def test_settings_within_a_size(self, method):
         shape = (96, 128)
+        assert method.within(shape, np.float32, 40_000) is not None
         for nbytes in (40_000, 10_000, 3000):
             within = method.within(shape, np.float32, nbytes)
             if within is not None:

@@ -204,14 +204,14 @@ def spmm(data, indices, indptr, shape, B):
     return out
 
 
-def prune(W, sparsity, scope="global", pool="max"):
+def prune(W, sparsity, *, scope="global", block_shape=None, pool="square"):
     """What is kept, by a stable sort of all magnitudes, and the least magnitude among it."""
     if scope == "row":
         masks, thresholds = zip(*(prune(row, sparsity) for row in W), strict=True)
         return np.array(masks), np.array(thresholds, W.dtype)
-    if scope != "global":
-        kept, threshold = prune(block_scores(W, scope, pool), sparsity)
-        mask = kept.repeat(scope[0], axis=0).repeat(scope[1], axis=1)
+    if block_shape is not None:
+        kept, threshold = prune(block_scores(W, block_shape, pool), sparsity)
+        mask = kept.repeat(block_shape[0], axis=0).repeat(block_shape[1], axis=1)
         return mask[: W.shape[0], : W.shape[1]], threshold
     magnitudes = np.abs(np.asarray(W, np.float64)).ravel()
     n_kept = magnitudes.size - round(sparsity * magnitudes.size)
@@ -222,9 +222,10 @@ def prune(W, sparsity, scope="global", pool="max"):
 
 
 def block_scores(W, block, pool):
-    """Largest or mean magnitude of each block, block by block."""
+    """Root mean square, largest or mean magnitude of each block, block by block."""
     magnitudes = np.abs(np.asarray(W, np.float64))
-    pooled = {"max": np.max, "mean": np.mean}[pool]
+    pools = {"square": lambda x: np.sqrt(np.mean(x**2)), "max": np.max, "mean": np.mean}
+    pooled = pools[pool]
     rows, cols = (range(0, length, step) for length, step in zip(W.shape, block, strict=True))
     return np.array(
         [[pooled(magnitudes[i : i + block[0], j : j + block[1]]) for j in cols] for i in rows]

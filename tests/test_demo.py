@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastfactor import decompress_file, methods
+from fastfactor.cli import app as cli
 from fastfactor.deep_compression import CodedLayer
 from fastfactor.demo import run as demo
 from fastfactor.demo.network import DenseLayer, Network
 from fastfactor.methods import Factors, Method
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 DATA = resources.files("fastfactor.demo") / "data"
 RESULTS = Path(__file__).parents[1] / "bench/results"
@@ -134,6 +136,18 @@ def test_training_result_agrees_with_the_packaged_network(rows):
 
 
 # What is shown
+
+
+def test_the_rows_as_json(rows, monkeypatch):
+    monkeypatch.setattr(demo, "run_demo", lambda n_threads, progress: list(rows.values()))
+    done = CliRunner().invoke(cli.app, ["demo", "--json"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    printed = json.loads(done.stdout)["rows"]
+    assert [row["method"] for row in printed] == NAMES
+    for row in printed:
+        assert row["ratio"] == pytest.approx(printed[0]["file_bytes"] / row["file_bytes"])
+        assert row["right_before"] == printed[0]["right_after"]
+        assert set(row) == set(demo.Row.__dataclass_fields__)
 
 
 def test_every_method_is_shown():

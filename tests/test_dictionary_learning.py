@@ -98,11 +98,11 @@ def test_hashed_codes_are_those_of_hashed_omp(rng):
 
 @pytest.mark.parametrize("init", ["k-means++", "rows", "neighbours"])
 def test_learning_by_hash_comes_near_to_learning_by_all(rng, init):
-    X = signals(rng, n=6000, d=16, n_atoms=300)
+    X = signals(rng, n=3000, d=16, n_atoms=150)
     settings = {"n_nonzero_coefs": 3, "init": init, "max_iter": 4}
-    start = learn_dictionary(X, 300, search="hash", **(settings | {"max_iter": 0}))
-    by_hash = learn_dictionary(X, 300, search="hash", **settings)
-    by_all = learn_dictionary(X, 300, **settings)
+    start = learn_dictionary(X, 150, search="hash", **(settings | {"max_iter": 0}))
+    by_hash = learn_dictionary(X, 150, search="hash", **settings)
+    by_all = learn_dictionary(X, 150, **settings)
     assert by_hash.error < 0.7 * start.error
     assert by_hash.error < 1.5 * by_all.error
 
@@ -117,7 +117,8 @@ def test_hash_and_ols_do_not_go_together(rng):
 def test_exchanging_atoms_leaves_less(rng):
     X = signals(rng, n=1500, d=16, n_atoms=60)
     plain, exchanged = (
-        learn_dictionary(X, 40, n_nonzero_coefs=5, exchange=exchange) for exchange in (False, True)
+        learn_dictionary(X, 40, n_nonzero_coefs=5, max_iter=30, exchange=exchange)
+        for exchange in (False, True)
     )
     assert exchanged.error < 0.97 * plain.error
     # The codes are what no exchange improves, and no worse than new ones.
@@ -142,7 +143,7 @@ def test_exchanging_gives_the_same_bits_for_any_number_of_threads(rng, n_threads
 
 def test_a_limit_of_error_holds_after_exchanges(rng):
     X = signals(rng)
-    result = learn_dictionary(X, 30, tol=0.05, exchange=True)
+    result = learn_dictionary(X, 30, tol=0.05, max_iter=10, exchange=True)
     left = X - result.codes.to_dense() @ result.dictionary
     assert np.sum(left**2, axis=1).max() <= 0.05 * (1 + 1e-9)
     assert result.error == pytest.approx(np.sum(left**2) / np.sum(X**2), rel=1e-9)
@@ -206,7 +207,7 @@ def test_learning_lowers_the_error(rng, init):
 
 def test_every_row_is_coded_down_to_tol(rng):
     X = signals(rng)
-    result = learn_dictionary(X, 30, tol=0.05)
+    result = learn_dictionary(X, 30, tol=0.05, max_iter=10)
     left = X - result.codes.to_dense() @ result.dictionary
     assert np.sum(left**2, axis=1).max() <= 0.05 * (1 + 1e-9)
 

@@ -13,29 +13,29 @@ CHUNK = 2**16  # entries that the kernel takes at a time
 
 
 def without_fillers(coded):
-    entries = gap_decode(coded.gaps, coded.n_bits, coded.size)
+    entries = gap_decode(coded.gaps, coded.gap_bits, coded.size)
     return np.delete(entries, coded.fillers)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 400), st.floats(0, 1), st.integers(1, 16))
-def test_like_the_oracle_and_back(seed, size, density, n_bits):
+def test_like_the_oracle_and_back(seed, size, density, gap_bits):
     mask = np.random.default_rng(seed).random(size) < density
     positions = np.flatnonzero(mask)
-    coded = gap_encode(mask, n_bits=n_bits)
-    fields, fillers = coding_oracle.gap_fields(positions, n_bits)
+    coded = gap_encode(mask, gap_bits=gap_bits)
+    fields, fillers = coding_oracle.gap_fields(positions, gap_bits)
     assert coded.gaps.tolist() == fields
     assert coded.fillers.tolist() == fillers
-    assert coded.gaps.dtype == (np.uint8 if n_bits <= 8 else np.uint16)
-    assert (coded.n_bits, coded.size) == (n_bits, size)
+    assert coded.gaps.dtype == (np.uint8 if gap_bits <= 8 else np.uint16)
+    assert (coded.gap_bits, coded.size) == (gap_bits, size)
     assert np.array_equal(without_fillers(coded), positions)
 
 
 @given(st.lists(st.integers(0, 10**7), unique=True, max_size=30), st.integers(4, 16))
-def test_wide_gaps(positions, n_bits):
+def test_wide_gaps(positions, gap_bits):
     positions = np.sort(np.array(positions, np.int64))
-    coded = gap_encode(positions, size=10**7 + 1, n_bits=n_bits)
+    coded = gap_encode(positions, size=10**7 + 1, gap_bits=gap_bits)
     assert np.array_equal(without_fillers(coded), positions)
-    assert np.all(coded.gaps[coded.fillers] == 2**n_bits - 1)
+    assert np.all(coded.gaps[coded.fillers] == 2**gap_bits - 1)
 
 
 @given(
@@ -51,50 +51,50 @@ def test_the_width_takes_least(seed, size, density, value_bits):
         len(coding_oracle.gap_fields(np.flatnonzero(mask), b)[0]) * (b + value_bits)
         for b in range(1, 17)
     ]
-    assert chosen.n_bits == 1 + int(np.argmin(bits))
+    assert chosen.gap_bits == 1 + int(np.argmin(bits))
 
 
 def test_a_field_bridges_exactly_its_power_of_two():
     for gap, fields in ((4, [3]), (5, [3, 0]), (8, [3, 3]), (9, [3, 3, 0])):
-        coded = gap_encode([gap - 1], size=20, n_bits=2)
+        coded = gap_encode([gap - 1], size=20, gap_bits=2)
         assert coded.gaps.tolist() == fields
         assert coded.fillers.tolist() == list(range(len(fields) - 1))
 
 
 @pytest.mark.parametrize("n", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17])
-@pytest.mark.parametrize("n_bits", [None, 1, 3, 8, 9])
-def test_large_and_for_any_number_of_threads(rng, n_threads, n, n_bits):
+@pytest.mark.parametrize("gap_bits", [None, 1, 3, 8, 9])
+def test_large_and_for_any_number_of_threads(rng, n_threads, n, gap_bits):
     positions = np.cumsum(rng.geometric(0.1, n)) - 1
     size = int(positions[-1]) + 1 if n else 5
-    coded = gap_encode(positions, size=size, n_bits=n_bits, n_threads=1)
-    parallel = gap_encode(positions, size=size, n_bits=n_bits, n_threads=n_threads)
-    assert coded.n_bits == parallel.n_bits
+    coded = gap_encode(positions, size=size, gap_bits=gap_bits, n_threads=1)
+    parallel = gap_encode(positions, size=size, gap_bits=gap_bits, n_threads=n_threads)
+    assert coded.gap_bits == parallel.gap_bits
     assert np.array_equal(coded.gaps, parallel.gaps)
     assert np.array_equal(coded.fillers, parallel.fillers)
-    fields, fillers = coding_oracle.gap_fields(positions, coded.n_bits)
+    fields, fillers = coding_oracle.gap_fields(positions, coded.gap_bits)
     assert np.array_equal(coded.gaps, fields)
     assert np.array_equal(coded.fillers, fillers)
     for threads in (1, n_threads):
-        decoded = gap_decode(coded.gaps, coded.n_bits, size, n_threads=threads)
+        decoded = gap_decode(coded.gaps, coded.gap_bits, size, n_threads=threads)
         assert np.array_equal(np.delete(decoded, coded.fillers), positions)
 
 
 def test_the_expected_number_of_fillers():
     """q / (1 − q) fillers an entry, q = (1 − p)^(2^b), where entries are even (Han et al.)."""
-    p, n_bits = 0.1, 4
+    p, gap_bits = 0.1, 4
     mask = np.random.default_rng(3).random(2_000_000) < p
-    coded = gap_encode(mask, n_bits=n_bits)
-    q = (1 - p) ** (2**n_bits)
+    coded = gap_encode(mask, gap_bits=gap_bits)
+    q = (1 - p) ** (2**gap_bits)
     assert coded.fillers.size / mask.sum() == pytest.approx(q / (1 - q), rel=0.02)
 
 
 def test_a_sparse_matrix_with_values_comes_back(rng):
     W = np.where(rng.random((40, 50)) < 0.04, rng.standard_normal((40, 50)), 0)
-    coded = gap_encode(W != 0, n_bits=4)
+    coded = gap_encode(W != 0, gap_bits=4)
     values = np.zeros(coded.gaps.size)
     values[np.delete(np.arange(coded.gaps.size), coded.fillers)] = W[W != 0]
     dense = np.zeros(W.size)
-    dense[gap_decode(coded.gaps, coded.n_bits, coded.size)] = values
+    dense[gap_decode(coded.gaps, coded.gap_bits, coded.size)] = values
     assert np.array_equal(dense.reshape(W.shape), W)
 
 
@@ -108,8 +108,8 @@ def test_strided_masks_positions_and_memory_maps(rng, as_memmap):
     assert isinstance(coded, GapCodes)
     assert np.array_equal(without_fillers(coded), positions[::2])
     assert np.array_equal(
-        gap_decode(as_memmap(coded.gaps), coded.n_bits, 100),
-        gap_decode(coded.gaps, coded.n_bits, 100),
+        gap_decode(as_memmap(coded.gaps), coded.gap_bits, 100),
+        gap_decode(coded.gaps, coded.gap_bits, 100),
     )
 
 
@@ -141,13 +141,17 @@ BAD = [
     (lambda: gap_encode([1, 1], size=3), ValueError, r"got 1 at \[1\] after 1"),
     (lambda: gap_encode([2, 1], size=3), ValueError, r"got 1 at \[1\] after 2"),
     (lambda: gap_encode([1], size=-1), ValueError, "size must be in .* got -1"),
-    (lambda: gap_encode([1], size=3, n_bits=0), ValueError, r"n_bits must be in \[1, 16\], got 0"),
-    (lambda: gap_encode([1], size=3, n_bits=17), ValueError, r"n_bits must be in \[1, 16\]"),
+    (
+        lambda: gap_encode([1], size=3, gap_bits=0),
+        ValueError,
+        r"gap_bits must be in \[1, 16\], got 0",
+    ),
+    (lambda: gap_encode([1], size=3, gap_bits=17), ValueError, r"gap_bits must be in \[1, 16\]"),
     (lambda: gap_encode([1], size=3, value_bits=65), ValueError, r"value_bits must be in \[0, 64"),
     (lambda: gap_decode(np.zeros(1), 1, 1), TypeError, "gaps must have dtype uint8 or uint16"),
     (lambda: gap_decode(np.zeros((1, 1), np.uint8), 1, 1), ValueError, "gaps must have 1 dim"),
     (lambda: gap_decode(np.zeros(4, np.uint8)[::2], 1, 9), ValueError, "gaps must be contiguous"),
-    (lambda: gap_decode(np.zeros(1, np.uint8), 9, 1), ValueError, r"n_bits must be in \[1, 8\]"),
+    (lambda: gap_decode(np.zeros(1, np.uint8), 9, 1), ValueError, r"gap_bits must be in \[1, 8\]"),
     (lambda: gap_decode(np.zeros(1, np.uint8), 1, -1), ValueError, "size must be in .* got -1"),
 ]
 

@@ -103,7 +103,7 @@ def fibonacci(n):
 DISTRIBUTIONS = [
     fibonacci(22),
     fibonacci(17),
-    np.arange(1, 40) ** 3,
+    np.arange(1, 25) ** 3,
     np.array([1000, 1, 1, 1, 1, 1, 1]),
     np.array([1] * 33),
     np.array([1, 10**5]),

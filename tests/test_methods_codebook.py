@@ -11,12 +11,12 @@ from fastfactor.methods import Codebook, CodebookFactors
 class TestCodebook(MethodContract):
     METHODS = (
         Codebook(n_bits=4),
-        Codebook(n_bits=2, scope="row"),
-        Codebook(n_bits=3, scope="row", group_size=12, codebook_dtype="bfloat16"),
+        Codebook(n_bits=2, granularity="row"),
+        Codebook(n_bits=3, granularity="row", group_size=12, codebook_dtype="bfloat16"),
         Codebook(n_bits=3, balanced=True),
         Codebook(n_bits=4, vector_dim=2, group_size=12, codebook_dtype="float16"),
         Codebook(n_bits=3, vector_dim=8, group_size=8),
-        Codebook(n_bits=1, vector_dim=4, scope="row", group_size=16),
+        Codebook(n_bits=1, vector_dim=4, granularity="row", group_size=16),
     )
 
 
@@ -25,6 +25,7 @@ class TestSums(MethodContract):
         Codebook(n_bits=3, vector_dim=4, n_codebooks=2, group_size=8),
         Codebook(n_bits=1, n_codebooks=3),
     )
+    LARGE = (48, 64)  # each step of a search fits all tables again
     EXACT_BITS = False
 
 
@@ -47,23 +48,23 @@ def dense(factors):
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 3, 4, 5, 6, 8])
-@pytest.mark.parametrize("scope", ["global", "row"])
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
 @pytest.mark.parametrize("group_size", [None, 12])
 @pytest.mark.parametrize(("vector_dim", "n_codebooks"), [(1, 1), (2, 1), (4, 1), (2, 2)])
 def test_codes_name_vectors_of_the_tables_they_share(
-    rng, n_bits, scope, group_size, vector_dim, n_codebooks
+    rng, n_bits, granularity, group_size, vector_dim, n_codebooks
 ):
     W = rng.standard_normal((5, 32)).astype(np.float32)
     factors = Codebook(
         n_bits=n_bits,
-        scope=scope,
+        granularity=granularity,
         group_size=group_size,
         vector_dim=vector_dim,
         n_codebooks=n_codebooks,
     ).compress(W)
     np.testing.assert_allclose(factors.to_dense(), dense(factors), atol=1e-6)
     books = (n_codebooks,) if n_codebooks > 1 else ()
-    rows = (5,) if scope == "row" else ()
+    rows = (5,) if granularity == "row" else ()
     groups = (3,) if group_size else ()  # of 12, 12 and 8 columns
     assert factors.codebook.shape == (*books, *rows, *groups, 2**n_bits, vector_dim)
     codes = 5 * n_codebooks * -(-32 // vector_dim * n_bits // 8)
@@ -73,8 +74,8 @@ def test_codes_name_vectors_of_the_tables_they_share(
 @pytest.mark.parametrize("columns", [1, 7, 24])
 def test_scalars_are_the_optimum(rng, columns):
     W = rng.standard_normal((9, columns)).astype(np.float32)
-    for scope, x in (("global", W.reshape(1, -1)), ("row", W)):
-        factors = Codebook(n_bits=2, scope=scope).compress(W)
+    for granularity, x in (("tensor", W.reshape(1, -1)), ("row", W)):
+        factors = Codebook(n_bits=2, granularity=granularity).compress(W)
         assert np.sum((W - factors.to_dense()).astype(np.float64) ** 2) == pytest.approx(
             kmeans1d(x, 4).inertia.sum(), rel=1e-5, abs=1e-10
         )
@@ -161,7 +162,7 @@ def test_more_vectors_than_are_refitted_at_once_still_gain(rng):
     sums = Codebook(n_bits=1, vector_dim=8, n_codebooks=8)
     joint = sums.compress(W).error(W)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastfactor.methods.codebook.method.sums.JOINT_VECTORS", 6)
+        patch.setattr("fastfactor.methods.codebook.sums.JOINT_VECTORS", 6)
         in_turn = sums.compress(W).error(W)
     assert joint < residual(W, 8, 2)
     assert in_turn < residual(W, 8, 2)
@@ -213,9 +214,9 @@ def test_rows_without_importance_are_coded_all_the_same(rng):
     importance = np.ones(W.shape)
     importance[2] = 0
     for method in (
-        Codebook(n_bits=4, scope="row"),
-        Codebook(n_bits=3, vector_dim=2, scope="row"),
-        Codebook(n_bits=3, vector_dim=2, scope="row", n_codebooks=2),
+        Codebook(n_bits=4, granularity="row"),
+        Codebook(n_bits=3, vector_dim=2, granularity="row"),
+        Codebook(n_bits=3, vector_dim=2, granularity="row", n_codebooks=2),
     ):
         left = W[2] - method.compress(W, importance=importance).to_dense()[2]
         assert (left**2).sum() < 0.2 * (W[2] ** 2).sum()
@@ -232,10 +233,10 @@ def inputs_of(rng, columns):
     ("settings", "gain"),
     [
         (Codebook(n_bits=3), 0.4),
-        (Codebook(n_bits=2, scope="row"), 0.4),
-        (Codebook(n_bits=2, scope="row", group_size=12, codebook_dtype="bfloat16"), 0.4),
+        (Codebook(n_bits=2, granularity="row"), 0.4),
+        (Codebook(n_bits=2, granularity="row", group_size=12, codebook_dtype="bfloat16"), 0.4),
         (Codebook(n_bits=4, vector_dim=2, group_size=8), 0.4),
-        (Codebook(n_bits=2, vector_dim=2, scope="row"), 0.4),
+        (Codebook(n_bits=2, vector_dim=2, granularity="row"), 0.4),
         (Codebook(n_bits=3, vector_dim=4, n_codebooks=2), 0.6),
         (Codebook(n_bits=3, balanced=True), 0.99),
     ],
@@ -308,12 +309,16 @@ def test_float64_input_is_multiplied_in_float64(rng):
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (5, 0), (0, 0)])
-@pytest.mark.parametrize("scope", ["global", "row"])
-def test_empty_matrices_stay_empty(shape, scope):
-    factors = Codebook(n_bits=2, vector_dim=2, scope=scope).compress(np.zeros(shape, np.float32))
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+def test_empty_matrices_stay_empty(shape, granularity):
+    factors = Codebook(n_bits=2, vector_dim=2, granularity=granularity).compress(
+        np.zeros(shape, np.float32)
+    )
     assert factors.to_dense().shape == shape
     with pytest.raises(ValueError, match="W must not be empty"):
-        Codebook(ratio=2.0, vector_dim=2, scope=scope).compress(np.zeros(shape, np.float32))
+        Codebook(ratio=2.0, vector_dim=2, granularity=granularity).compress(
+            np.zeros(shape, np.float32)
+        )
 
 
 def test_ratio_is_met_with_the_most_bits_that_fit(rng):
@@ -328,8 +333,8 @@ def test_settings_are_checked():
         Codebook(n_bits=7)
     with pytest.raises(ValueError, match="group_size must be a multiple of vector_dim, 4, got 6"):
         Codebook(n_bits=4, vector_dim=4, group_size=6)
-    with pytest.raises(ValueError, match="scope must be one of"):
-        Codebook(n_bits=4, scope="tensor")
+    with pytest.raises(ValueError, match="granularity must be one of"):
+        Codebook(n_bits=4, granularity="matrix")
     with pytest.raises(ValueError, match="balanced must be False"):
         Codebook(n_bits=4, n_codebooks=2, balanced=True)
     with pytest.raises(TypeError, match="balanced must be True or False"):
@@ -341,7 +346,7 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="n_init must be"):
         Codebook(n_bits=4, n_init=0)
     with pytest.raises(TypeError, match="random_state must be"):
-        Codebook(n_bits=4, random_state="x").compress(np.ones((2, 2), np.float32))
+        Codebook(n_bits=4, random_state="x")
 
 
 def test_what_does_not_go_together_is_said(rng):

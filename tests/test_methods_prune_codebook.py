@@ -13,7 +13,7 @@ class TestPruneCodebook(MethodContract):
         PruneCodebook(sparsity=0.5),
         PruneCodebook(sparsity=0.9, n_bits=5, codebook_dtype="bfloat16"),
         PruneCodebook(sparsity=0.5, n_bits=3, scope="row"),
-        PruneCodebook(sparsity=0.5, n_bits=2, scope=(4, 4), codebook_dtype="float16"),
+        PruneCodebook(sparsity=0.5, n_bits=2, block_shape=(4, 4), codebook_dtype="float16"),
     )
 
 

@@ -14,18 +14,22 @@ class TestPrune(MethodContract):
         Prune(sparsity=0.5),
         Prune(sparsity=0.95),
         Prune(sparsity=0.75, scope="row"),
-        Prune(sparsity=0.6, scope=(4, 5)),
-        Prune(sparsity=0.5, scope=(1, 8), pool="mean"),
+        Prune(sparsity=0.6, block_shape=(4, 5)),
+        Prune(sparsity=0.5, block_shape=(1, 8), pool="mean"),
     )
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.3, 0.9, 0.999, 1])
-@pytest.mark.parametrize("scope", ["global", "row", (3, 4)])
+@pytest.mark.parametrize(
+    "competing",
+    [{}, {"scope": "row"}, {"block_shape": (3, 4)}, {"block_shape": (3, 4), "pool": "mean"}],
+    ids=repr,
+)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_what_is_kept_is_the_weight_itself(rng, sparsity, scope, dtype):
+def test_what_is_kept_is_the_weight_itself(rng, sparsity, competing, dtype):
     W = rng.standard_normal((20, 50)).astype(dtype)
-    factors = Prune(sparsity=sparsity, scope=scope, pool="max").compress(W)
-    mask = prune_mask(W, sparsity, scope=scope)
+    factors = Prune(sparsity=sparsity, **competing).compress(W)
+    mask = prune_mask(W, sparsity, **competing)
     assert factors.values.dtype == dtype
     np.testing.assert_array_equal(factors.to_dense(), np.where(mask, W, np.zeros((), dtype)))
     x = rng.standard_normal((3, 50)).astype(np.float32)
@@ -83,7 +87,7 @@ def test_few_places_at_the_ends(at):
 @pytest.mark.parametrize("block", [(1, 1), (2, 3), (4, 4), (7, 1), (30, 40)])
 def test_blocks_take_a_bit_each_at_most(rng, block):
     W = rng.standard_normal((30, 40)).astype(np.float32)
-    factors = Prune(sparsity=0.5, scope=block).compress(W)
+    factors = Prune(sparsity=0.5, block_shape=block).compress(W)
     n_blocks = -(-30 // block[0]) * -(-40 // block[1])
     assert factors.kept.positions.nbytes <= -(-n_blocks // 8)
     mask = np.zeros(1200, np.bool_)
@@ -100,7 +104,7 @@ def test_blocks_of_most_energy_give_the_least_error(rng):
     energy = np.sort((W.reshape(8, 4, 8, 4) ** 2).sum(axis=(1, 3)).reshape(-1))
     best = energy[:32].sum() / energy.sum()
     errors = {
-        pool: Prune(sparsity=0.5, scope=(4, 4), pool=pool).compress(W).error(W)
+        pool: Prune(sparsity=0.5, block_shape=(4, 4), pool=pool).compress(W).error(W)
         for pool in ("square", "max", "mean")
     }
     assert errors["square"] == pytest.approx(best, rel=1e-5)
@@ -147,41 +151,43 @@ def test_the_least_size_for_an_error_and_the_least_error_for_a_size(rng):
     assert Prune(max_error=0.05).compress(W).values.size == 2000 - dropped
     factors = Prune(ratio=4).compress(W)
     assert factors.nbytes <= W.nbytes / 4 < factors.nbytes + 8
-    blocks = Prune(max_error=0.3, scope=(8, 8)).compress(W)
+    blocks = Prune(max_error=0.3, block_shape=(8, 8)).compress(W)
     assert blocks.error(W) <= 0.3
 
 
-@pytest.mark.parametrize("scope", ["global", "row", (3, 5), (1, 1), (50, 50)])
+@pytest.mark.parametrize(
+    "competing", [{}, {"scope": "row"}, *({"block_shape": b} for b in ((3, 5), (1, 1), (50, 50)))]
+)
 @pytest.mark.parametrize("pool", ["square", "max", "mean"])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_one_fewer_would_lose_too_much(rng, scope, pool, weighed):
+def test_one_fewer_would_lose_too_much(rng, competing, pool, weighed):
     W = (rng.standard_normal((20, 31)) ** 3).astype(np.float16)
     importance = rng.random(W.shape).astype(np.float32) if weighed else None
-    n = {"global": 620, "row": 31}.get(scope)
-    if n is None:
-        n = -(-20 // scope[0]) * -(-31 // scope[1])
+    by_row = "scope" in competing
+    height, width = competing.get("block_shape", (1, 1))
+    n = 31 if by_row else -(-20 // height) * -(-31 // width)
     for max_error in (1e-9, 0.02, 0.3, 0.9, 2.0):
-        asked = Prune(max_error=max_error, scope=scope, pool=pool)
+        asked = Prune(max_error=max_error, **competing, pool=pool)
         found = asked.compress(W, importance=importance)
         assert found.error(W, importance=importance) <= max_error
-        kept = len(found.kept.places()) // 20 if scope == "row" else len(found.kept._blocks())
+        kept = len(found.kept.places()) // 20 if by_row else len(found.kept._blocks())
         assert kept >= 1
         if kept > 1:
-            fewer = Prune(sparsity=1 - (kept - 1) / n, scope=scope, pool=pool)
+            fewer = Prune(sparsity=1 - (kept - 1) / n, **competing, pool=pool)
             factors = fewer.compress(W, importance=importance)
             assert factors.values.size < found.values.size
             assert factors.error(W, importance=importance) > max_error
 
 
-@pytest.mark.parametrize("scope", ["global", "row", (2, 2)])
-def test_ties_and_zeros_keep_their_error(scope):
+@pytest.mark.parametrize("competing", [{}, {"scope": "row"}, {"block_shape": (2, 2)}])
+def test_ties_and_zeros_keep_their_error(competing):
     for W in (np.ones((6, 8), np.float32), np.zeros((6, 8), np.float32)):
-        factors = Prune(max_error=0.25, scope=scope).compress(W)
+        factors = Prune(max_error=0.25, **competing).compress(W)
         assert factors.error(W) <= 0.25
         if W.any():
             assert factors.values.size == 36
     with pytest.raises(ValueError, match="W must not be empty"):
-        Prune(max_error=0.1, scope=scope).compress(np.zeros((0, 4), np.float32))
+        Prune(max_error=0.1, **competing).compress(np.zeros((0, 4), np.float32))
 
 
 @pytest.mark.parametrize("kind", [Prune, PruneCodebook])
@@ -190,7 +196,7 @@ def test_ties_and_zeros_keep_their_error(scope):
     [
         {"sparsity": 0.9},
         {"sparsity": 0.5, "scope": "row"},
-        {"sparsity": 0.7, "scope": (3, 5)},
+        {"sparsity": 0.7, "block_shape": (3, 5)},
         {"sparsity": 1.0},
         {"sparsity": 0.0},
         {"nm_sparsity": (2, 4)},
@@ -222,7 +228,7 @@ def test_wide_matrices_are_multiplied_in_float64(rng):
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (5, 0), (0, 0)])
-@pytest.mark.parametrize("settings", [{}, {"scope": "row"}, {"scope": (2, 2)}], ids=repr)
+@pytest.mark.parametrize("settings", [{}, {"scope": "row"}, {"block_shape": (2, 2)}], ids=repr)
 def test_empty_matrices_stay_empty(shape, settings):
     W = np.zeros(shape, np.float32)
     factors = Prune(sparsity=0.5, **settings).compress(W)
@@ -247,21 +253,29 @@ def test_settings_are_checked():
         ),
         ({"std_multiple": -1}, "std_multiple must be zero or more"),
         (
-            {"std_multiple": 1, "scope": (2, 2)},
-            "scope must be 'global' or 'row' where std_multiple",
+            {"std_multiple": 1, "block_shape": (2, 2)},
+            "block_shape must be None where std_multiple is given",
+        ),
+        (
+            {"nm_sparsity": (2, 4), "block_shape": (2, 2)},
+            "block_shape must be None where nm_sparsity is given",
+        ),
+        (
+            {"sparsity": 0.5, "scope": "row", "block_shape": (2, 2)},
+            "scope must be 'global' where block_shape is given",
         ),
         ({"nm_sparsity": (2, 4), "scope": "row"}, "scope must be 'global' where nm_sparsity"),
         ({"nm_sparsity": (5, 4)}, r"nm_sparsity\[0\] must be in \[1, 4\], got 5"),
         ({"sparsity": 0.5, "scope": "column"}, "scope must be one of"),
-        ({"sparsity": 0.5, "scope": (0, 2)}, r"scope\[0\] must be at least 1"),
+        ({"sparsity": 0.5, "block_shape": (0, 2)}, r"block_shape\[0\] must be at least 1"),
         ({"sparsity": 0.5, "pool": "min"}, "pool must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             Prune(**given)
     with pytest.raises(TypeError, match="nm_sparsity must be a pair of integers"):
         Prune(nm_sparsity=4)
-    with pytest.raises(TypeError, match="scope must be 'global', 'row' or a pair of integers"):
-        Prune(sparsity=0.5, scope=3)
+    with pytest.raises(TypeError, match="block_shape must be a pair of integers, got 3"):
+        Prune(sparsity=0.5, block_shape=3)
     with pytest.raises(ValueError, match="multiple of 4"):
         Prune(nm_sparsity=(2, 4)).compress(np.ones((3, 6), np.float32))
 
@@ -288,17 +302,18 @@ def test_damaged_positions_are_refused_or_other_places(rng, share):
 
 def test_sizes_that_lie_are_refused_before_they_take_memory():
     W = np.ones((8, 8), np.float32)
-    factors = Prune(sparsity=0, scope=(8, 8)).compress(W)
+    factors = Prune(sparsity=0, block_shape=(8, 8)).compress(W)
     vast = (10**6, 10**6)
     config = factors.config() | {"block_rows": 10**6, "block_columns": 10**6}
     with pytest.raises(CorruptDataError, match="values"):
         PruneFactors.from_tensors(factors.tensors(), config, vast, W.dtype)
 
 
-@pytest.mark.parametrize("scope", [(9, 2), (2, 64), (100, 100)])
+@pytest.mark.parametrize("block_shape", [(9, 2), (2, 64), (100, 100)])
 @pytest.mark.parametrize("shape", [(6, 10), (0, 4), (4, 0)])
-def test_blocks_larger_than_the_matrix_can_be_read_again(rng, scope, shape):
+def test_blocks_larger_than_the_matrix_can_be_read_again(rng, block_shape, shape):
     W = rng.standard_normal(shape).astype(np.float32)
-    factors = Prune(sparsity=0.5, scope=scope, pool="max").compress(W)
+    factors = Prune(sparsity=0.5, block_shape=block_shape).compress(W)
     again = PruneFactors.from_tensors(factors.tensors(), factors.config(), shape, W.dtype)
-    np.testing.assert_array_equal(again.to_dense(), np.where(prune_mask(W, 0.5, scope=scope), W, 0))
+    mask = prune_mask(W, 0.5, block_shape=block_shape)
+    np.testing.assert_array_equal(again.to_dense(), np.where(mask, W, 0))

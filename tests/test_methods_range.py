@@ -82,7 +82,7 @@ def test_hashes_of_large_weights_are_those_of_small_ones(rng, dtype):
 def test_codes_for_outputs_of_large_weights(rng, dtype, vector_dim):
     W = matrix(rng, dtype, 0.99 * np.finfo(dtype).max)
     x = rng.standard_normal((10, 1))
-    method = Codebook(n_bits=2, vector_dim=vector_dim, scope="row")
+    method = Codebook(n_bits=2, vector_dim=vector_dim, granularity="row")
     for covariance in (x @ x.T, np.eye(10) + x @ x.T):
         error = method.compress(W, input_covariance=covariance).error(
             W, input_covariance=covariance

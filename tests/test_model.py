@@ -164,7 +164,7 @@ def test_nan_is_refused_by_name(tmp_path):
 
 
 EVERY_METHOD = [
-    {"method": "codebook", "n_bits": 3, "scope": "row"},
+    {"method": "codebook", "n_bits": 3, "granularity": "row"},
     {"method": "codebook", "ratio": 6},
     {"method": "low_rank", "rank": 7},
     {"method": "low_rank", "ratio": 3},
@@ -518,7 +518,7 @@ warm = np.ones((64, 64), np.float16)
 from fastfactor.methods import Codebook
 Codebook(n_bits=4).compress(warm, n_threads=2)
 before = peak()
-recipe = {"default": {"method": "codebook", "n_bits": 4, "scope": "row"}}
+recipe = {"default": {"method": "codebook", "n_bits": 4, "granularity": "row"}}
 compress_file(sys.argv[1], sys.argv[2], recipe, n_threads=2)
 first = peak() - before
 decompress_file(sys.argv[2], sys.argv[3])

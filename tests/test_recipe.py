@@ -169,7 +169,7 @@ def test_fingerprints_tell_recipes_apart():
     one = {"default": DEFAULT, "patterns": {"a": DEFAULT, "b": {"method": "keep"}}}
     others = [
         {**one, "default": {**DEFAULT, "n_bits": 3}},
-        {**one, "default": {**DEFAULT, "scope": "row"}},
+        {**one, "default": {**DEFAULT, "granularity": "row"}},
         {**one, "patterns": dict(reversed(one["patterns"].items()))},
         {**one, "patterns": {**one["patterns"], "b": {"method": "keep", "dtype": "float16"}}},
         {**one, "names": {"a": DEFAULT}},

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
-import doctest
-import importlib
-import inspect
-import pkgutil
 import re
 import sys
 from pathlib import Path
 
 import fastfactor
 import pytest
-from fastfactor import deep_compression, methods, store
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "fastfactor"
@@ -129,97 +123,3 @@ def test_files_stay_readable():
     """Past 400 lines ask what the second idea is; past 600 there is one."""
     for path in [*modules, *sources]:
         assert len(path.read_text().splitlines()) <= 600, path
-
-
-# --- documentation
-
-
-def public():
-    names = set(fastfactor.__all__) - {"__version__", "deep_compression", "methods", "store"}
-    return sorted(names)
-
-
-def sections(docstring):
-    """Titles of the sections of a numpydoc docstring."""
-    return set(re.findall(r"^\s*(\w[\w ]*)\n\s*-{3,}$", docstring, re.MULTILINE))
-
-
-@pytest.mark.parametrize("name", public())
-def test_public_names_are_documented(name):
-    thing = getattr(fastfactor, name)
-    docstring = inspect.getdoc(thing)
-    assert docstring
-    assert re.match(r"^\S.*[.:]", docstring.splitlines()[0]), "one sentence first"
-    found = sections(docstring)
-    if inspect.isclass(thing):
-        fields = set(getattr(thing, "_fields", ()))
-        if dataclasses.is_dataclass(thing):
-            fields = {field.name for field in dataclasses.fields(thing)}
-        assert found & {"Attributes", "Parameters"}
-        for field in fields:
-            assert re.search(rf"^\s*{field}\b.* : ", docstring, re.MULTILINE), field
-        if not issubclass(thing, tuple):  # what a function returns is shown by that function
-            assert ">>>" in docstring
-    else:
-        parameters = inspect.signature(thing).parameters
-        assert "Returns" in found
-        assert "Examples" in found
-        assert ">>>" in docstring
-        for parameter in parameters:
-            pattern = rf"^\s*(\w+, )*{parameter}(, \w+)*( : .*)?$"
-            assert re.search(pattern, docstring, re.MULTILINE), parameter
-        if parameters:
-            assert {"Parameters", "Raises", "Notes"} <= found
-
-
-@pytest.mark.parametrize("name", public())
-def test_options_are_keyword_only_and_threads_are_one_of_them(name):
-    thing = getattr(fastfactor, name)
-    if inspect.isclass(thing) or not inspect.signature(thing).parameters:
-        return
-    for parameter in inspect.signature(thing).parameters.values():
-        with_default = parameter.default is not parameter.empty
-        assert (parameter.kind is parameter.KEYWORD_ONLY) == with_default, parameter
-    assert inspect.signature(thing).parameters["n_threads"].default is None
-
-
-@pytest.mark.parametrize("name", methods.__all__)
-def test_methods_and_factors_are_documented(name):
-    thing = getattr(methods, name)
-    needed = {"Parameters", "Raises", "Notes", "Examples"}
-    if issubclass(thing, methods.Factors):
-        needed = {"Attributes"}
-    assert needed <= sections(thing.__doc__)
-
-
-@pytest.mark.parametrize("module", [store, deep_compression], ids=lambda module: module.__name__)
-def test_functions_of_submodules_are_documented(module):
-    for thing in (getattr(module, name) for name in module.__all__):
-        if inspect.isfunction(thing):
-            assert {"Parameters", "Raises", "Notes", "Examples"} <= sections(thing.__doc__), thing
-
-
-def module_names():
-    found = pkgutil.walk_packages(fastfactor.__path__, "fastfactor.")
-    compiled = re.compile(r"\._core\._")
-    return ["fastfactor"] + [
-        m.name for m in found if not compiled.search(m.name) and not m.name.endswith("__main__")
-    ]
-
-
-@pytest.mark.parametrize("name", module_names())
-def test_examples_in_docstrings(name):
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert failed == 0
-
-
-def test_docstrings_have_examples():
-    """So that the test above has something to run."""
-    finder = doctest.DocTestFinder(exclude_empty=True)
-    found = [
-        test
-        for name in module_names()
-        for test in finder.find(importlib.import_module(name))
-        if test.examples
-    ]
-    assert len(found) >= 5

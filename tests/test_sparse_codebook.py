@@ -53,7 +53,7 @@ def test_stored_form_is_that_of_gap_codes(rng, gap_bits):
     codebook = np.array([0.5, 0, -2], np.float32)
     labels = rng.choice([0, 1, 2], p=[0.05, 0.9, 0.05], size=(40, 31))
     sparse = SparseCodes.from_labels(labels, codebook, gap_bits=gap_bits)
-    gaps, fillers, width, size = fastfactor.gap_encode(labels != 1, n_bits=gap_bits)
+    gaps, fillers, width, size = fastfactor.gap_encode(labels != 1, gap_bits=gap_bits)
     assert (sparse.gap_bits, sparse.shape, size) == (width, labels.shape, labels.size)
     np.testing.assert_array_equal(sparse.gaps, gaps)
     assert (sparse.codes[fillers] == 1).all()

@@ -47,7 +47,7 @@ def main() -> None:
         folder = Path(name)
         subprocess.run([sys.executable, __file__, "--make", folder], check=True)
         small, large = folder / "small.safetensors", folder / "large.safetensors"
-        settings = ["--method", "codebook", "--set", "n_bits=4", "--set", "scope=row"]
+        settings = ["--method", "codebook", "--set", "n_bits=4", "--set", "granularity=row"]
         compressed, report = run("compress", folder / INDEX, small, *settings)
         decompressed, _ = run("decompress", small, large)
         errors = [row["relative_error"] for row in report["rows"]]
@@ -60,7 +60,7 @@ def main() -> None:
                 "shards": N_SHARDS,
                 "bytes": report["file_bytes_before"],
             },
-            "settings": "codebook, n_bits=4, scope=row",
+            "settings": "codebook, n_bits=4, granularity=row",
             "compressed_bytes": report["file_bytes_after"],
             "bits_per_weight": report["bits_per_weight"],
             "relative_error": {"least": min(errors), "largest": max(errors)},

@@ -96,8 +96,8 @@ def cases() -> Iterator[Case]:
             yield ours("wordllama", dtype, **add, group_size=d)
             yield ours("lenet_fc1", dtype, **add)
     for n_bits in (1, 2, 3, 4):
-        yield ours("wordllama", "float16", n_bits=n_bits, scope="row")
-        yield ours("lenet_fc1", "float16", n_bits=n_bits, scope="row")
+        yield ours("wordllama", "float16", n_bits=n_bits, granularity="row")
+        yield ours("lenet_fc1", "float16", n_bits=n_bits, granularity="row")
 
 
 def ours(matrix: str, dtype: str, *, n_bits: int = 8, **settings: Any) -> Case:

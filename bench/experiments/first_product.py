@@ -56,7 +56,7 @@ DEEP_COMPRESSION = "deep_compression"
 METHODS: dict[str, Method | DeepCompression] = {
     "low_rank": LowRank(ratio=8),
     "dictionary": Dictionary(n_nonzero_coefs=4, max_iter=2),
-    "codebook": Codebook(n_bits=4, scope="row"),
+    "codebook": Codebook(n_bits=4, granularity="row"),
     "entropy_coded": EntropyCoded(bits_per_weight=3),
     "prune": Prune(sparsity=0.9),
     "prune_codebook": PruneCodebook(sparsity=0.9, n_bits=4),

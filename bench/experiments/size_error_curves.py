@@ -51,14 +51,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"learned": True, "block_out": 1},
     ],
     "Codebook": [
-        {"scope": "row"},
+        {"granularity": "row"},
         *({"vector_dim": dim} for dim in (2, 4, 8)),
         {"vector_dim": 4, "group_size": 4},
         *({"vector_dim": dim, "n_codebooks": n} for dim, n in ((4, 2), (8, 2), (8, 4))),
     ],
     "Dictionary": [{"n_atoms": 32}, {"n_atoms": 64}, {"block_size": 16}],
     "MixedBlock": [{"block_shape": (1, 16)}],
-    "Prune": [{"scope": "row"}, {"scope": (1, 4)}],
+    "Prune": [{"scope": "row"}, {"block_shape": (1, 4)}],
     "PruneCodebook": [{"n_bits": n_bits} for n_bits in (2, 3, 6)],
     "Simhash": [{"axis": 1}],
 }

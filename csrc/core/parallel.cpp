@@ -9,21 +9,28 @@
 
 #ifdef _OPENMP
 #  include <omp.h>
-#endif
-#if defined(__unix__) || defined(__APPLE__)
-#  include <pthread.h>
+#  if defined(__unix__) || defined(__APPLE__)
+#    include <pthread.h>
+#  endif
+#else
+#  include <cstdlib>
+#  ifdef __linux__
+#    include <sched.h>
+#  endif
 #endif
 
 namespace ff {
 namespace {
 
+#ifdef _OPENMP
 // GNU OpenMP waits for ever in a child process for the team that only its parent had. So a child
 // of fork() runs the loop on threads of its own: dearer to start, never stuck.
 std::atomic<bool> forked{false};
 
-#if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
+#  if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int at_fork =
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+#  endif
 #endif
 
 // Ranges of tasks, each handed out in rising order. A worker takes from the range of its number
@@ -79,6 +86,7 @@ class Loop {
   std::exception_ptr error_;
 };
 
+// Threads that start with the loop and end with it.
 void run_on_own_threads(Loop& loop, int n_threads) {
   std::vector<std::thread> team;
   team.reserve(n_threads - 1);
@@ -92,41 +100,58 @@ void run_on_own_threads(Loop& loop, int n_threads) {
   for (auto& thread : team) thread.join();
 }
 
+#ifdef _OPENMP
+void run_on_team(Loop& loop, int n_threads) {
+  if (forked.load(std::memory_order_relaxed)) return run_on_own_threads(loop, n_threads);
+#  pragma omp parallel num_threads(n_threads)
+  loop.work(omp_get_thread_num());
+}
+#else
+void run_on_team(Loop& loop, int n_threads) {
+  run_on_own_threads(loop, n_threads);
+}
+
+// Processors that this process may use.
+int usable_processors() {
+#  ifdef __linux__
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) == 0) return CPU_COUNT(&usable);
+#  endif
+  return int(std::thread::hardware_concurrency());
+}
+#endif
+
 }  // namespace
 
 void detail::run_tasks(index n_tasks, int n_threads, Order order, Stop& stop, Task call,
                        void* context) {
   n_threads = int(std::clamp<index>(n_threads, 1, std::max<index>(n_tasks, 1)));
   Loop loop(n_tasks, order == Order::ranges ? n_threads : 1, stop, call, context);
-  if (n_threads == 1) {
-    loop.work(0);
-  } else if (forked.load(std::memory_order_relaxed)) {
-    run_on_own_threads(loop, n_threads);
-  } else {
-#ifdef _OPENMP
-#  pragma omp parallel num_threads(n_threads)
-    loop.work(omp_get_thread_num());
-#else
-    loop.work(0);
-#endif
-  }
+  if (n_threads == 1) loop.work(0);
+  else run_on_team(loop, n_threads);
   loop.finish();
 }
 
-int default_threads() {
 #ifdef _OPENMP
+int default_threads() {
   return std::max(1, std::min(omp_get_max_threads(), omp_get_num_procs()));
-#else
-  return 1;
-#endif
 }
 
 const char* threading_runtime() {
-#ifdef _OPENMP
   return "OpenMP";
-#else
-  return "none (built without OpenMP: one thread)";
-#endif
 }
+#else
+int default_threads() {
+  const int processors = std::max(1, usable_processors());
+  // Of a list, which OpenMP takes for nested loops, the first number.
+  const char* setting = std::getenv("OMP_NUM_THREADS");
+  const long wanted = setting ? std::strtol(setting, nullptr, 10) : 0;
+  return wanted > 0 ? int(std::min<long>(wanted, processors)) : processors;
+}
+
+const char* threading_runtime() {
+  return "threads of its own (built without OpenMP)";
+}
+#endif
 
 }  // namespace ff

@@ -85,8 +85,8 @@ void parallel_ranges(index n_tasks, int n_threads, Stop& stop, Body&& body) {
   detail::run(n_tasks, n_threads, detail::Order::ranges, stop, body);
 }
 
-// What n_threads = None means: OMP_NUM_THREADS or the limit that threadpoolctl has set, and never
-// more than the processors that this process may use.
+// What n_threads = None means: OMP_NUM_THREADS or, with OpenMP, the limit that threadpoolctl has
+// set, and never more than the processors that this process may use.
 int default_threads();
 
 // The runtime below the loop, for show_config().

@@ -141,6 +141,12 @@ def boolean(value: Any, name: str) -> bool:
     return value
 
 
+def random_state(value: Any) -> None:
+    """Check that `seed` can draw from a value, and draw nothing."""
+    if not isinstance(value, np.random.Generator | np.random.RandomState):
+        seed(value)
+
+
 def seed(random_state: Any) -> int:
     """A 64-bit seed from ``None`` (fresh), an integer, or NumPy's Generator or RandomState."""
     if random_state is None:

@@ -1,6 +1,5 @@
 #pragma once
 #include <algorithm>
-#include <cstdlib>
 
 #include "core/buffer.hpp"
 #include "kernels/codebook/codebook.hpp"
@@ -134,16 +133,6 @@ float dot_scalars(CodeRow& row, const float* x) {
       Floats part[4] = {};
       float rest = 0;
       const float* xs = x + first;
-      {
-        static const int A = atoi(getenv("PFA") ? getenv("PFA") : "0"),
-                         L = atoi(getenv("PFL") ? getenv("PFL") : "0"),
-                         S = atoi(getenv("PFS") ? getenv("PFS") : "64");
-        const std::uint8_t* p = row.bits(0, first) + A;
-        for (int l = 0; l < L; ++l) {
-          __builtin_prefetch(p + l * S, 0, 2);
-          asm volatile("");
-        }
-      }
       walk_scalars<Table>(
           row, first, std::min(end, first + kBlock),
           [&](index at, int v, Floats values) FASTFACTOR_INLINE {

@@ -73,7 +73,7 @@ def compress(
     """Compress a model, tensor by tensor, as a recipe says.
 
     For example: fastfactor compress model.safetensors small.safetensors --method codebook --set
-    n_bits=4 --set scope=row
+    n_bits=4 --set granularity=row
     """
     from ..models.compress import compress_file
     from ..models.recipe import read_recipe

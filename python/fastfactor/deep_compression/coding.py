@@ -122,7 +122,7 @@ def _entries(
     shared: SharedWeights, codes: Array, width: int, n_threads: int | None
 ) -> tuple[Array, Array]:
     """Codes and gaps of all entries, fillers among them."""
-    coded = gap_encode(shared.mask, n_bits=width, n_threads=n_threads)
+    coded = gap_encode(shared.mask, gap_bits=width, n_threads=n_threads)
     # Fillers stand for zero; the codebook has one first wherever something was pruned.
     entries = np.zeros(coded.gaps.size, np.uint8)
     kept = np.ones(entries.size, np.bool_)

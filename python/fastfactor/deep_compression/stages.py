@@ -186,8 +186,8 @@ def share(
         Of the values. Unless given, W's, float32 where W is float64.
     importance : array of W's shape, optional
         What the squared error of each weight counts.
-    random_state : None, int, numpy Generator or RandomState
-        For ``"random"``.
+    random_state : int, Generator, RandomState or None
+        Seed of ``"random"``.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 

@@ -49,7 +49,7 @@ def kmeans(
     max_iter: int = 100,
     tol: float = 1e-4,
     balanced: bool = False,
-    random_state: Any = None,
+    random_state: Any = 0,
     n_threads: int | None = None,
 ) -> KMeansResult:
     """Lloyd's k-means: exact assignments, means summed in float64.
@@ -78,7 +78,8 @@ def kmeans(
         Every cluster gets ⌊n/k⌋ or ⌈n/k⌉ samples, and each assignment is the cheapest of all such,
         to a relative duality gap of 1e-9. Weights count in the cost, not in the size. Holds
         n_samples · n_clusters float64 costs in memory.
-    random_state : int, numpy Generator or RandomState, optional
+    random_state : int, Generator, RandomState or None
+        Seed of the random starts. None: fresh at each call.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 

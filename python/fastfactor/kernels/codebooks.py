@@ -100,7 +100,7 @@ def codebook_rows(
     group_size: int | None = None,
     n_threads: int | None = None,
 ) -> Array:
-    """Rows of a matrix that is stored as codes into a codebook: an embedding's look-up.
+    r"""Return rows of a matrix that is stored as codes into a codebook: an embedding's look-up.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def codebook_rows(
 
     Returns
     -------
-    float32 array of shape (\\*ids.shape, in_features), or of packed.shape
+    float32 array of shape (\*ids.shape, in_features), or of packed.shape
 
     Raises
     ------

@@ -26,7 +26,7 @@ class GapCodes(NamedTuple):
     fillers : int64 array
         Which of the entries are fillers, rising. A filler stands for a position at which there is
         nothing: where values are stored beside the gaps, it needs the value zero.
-    n_bits : int
+    gap_bits : int
         Bits of a gap. Every filler's has all of them set.
     size : int
         Length of the array that the positions are in.
@@ -34,7 +34,7 @@ class GapCodes(NamedTuple):
 
     gaps: Array
     fillers: Array
-    n_bits: int
+    gap_bits: int
     size: int
 
     def __repr__(self) -> str:
@@ -45,14 +45,14 @@ def gap_encode(
     positions: Any,
     *,
     size: int | None = None,
-    n_bits: int | None = None,
+    gap_bits: int | None = None,
     value_bits: int = 4,
     n_threads: int | None = None,
 ) -> GapCodes:
     """Code the positions of what a sparse array holds as gaps of a few bits, with fillers.
 
-    A gap of ``n_bits`` bridges 2**n_bits positions at most. Fillers, entries for positions at which
-    there is nothing, cut a wider one.
+    A gap of ``gap_bits`` bridges 2**gap_bits positions at most. Fillers, entries for positions at
+    which there is nothing, cut a wider one.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ def gap_encode(
     size : int, optional
         Length of the array that the positions are in: to be given with positions, known from a
         mask.
-    n_bits : int, optional
+    gap_bits : int, optional
         Bits of a gap, 1 to 16. Unless given, the number for which entries and fillers take least:
-        ``(n + fillers) * (n_bits + value_bits)`` bits; of equals the smallest.
+        ``(n + fillers) * (gap_bits + value_bits)`` bits; of equals the smallest.
     value_bits : int
         Bits of the value that is stored beside each gap, 0 to 64.
     n_threads : int, optional
@@ -81,13 +81,13 @@ def gap_encode(
 
     Notes
     -----
-    Linear in the number of entries, at most one in 2**n_bits positions a filler. The form of Han,
+    Linear in the number of entries, at most one in 2**gap_bits positions a filler. The form of Han,
     Mao and Dally, "Deep Compression", 2016. The same result for any number of threads.
 
     Examples
     --------
     >>> import numpy as np, fastfactor
-    >>> coded = fastfactor.gap_encode(np.array([0, 3, 12]), size=20, n_bits=2)
+    >>> coded = fastfactor.gap_encode(np.array([0, 3, 12]), size=20, gap_bits=2)
     >>> coded.gaps, coded.fillers  # 7 is a filler, and 11 another
     (array([0, 2, 3, 3, 0], dtype=uint8), array([2, 3]))
     >>> fastfactor.gap_decode(coded.gaps, 2, 20)
@@ -109,21 +109,21 @@ def gap_encode(
     gaps, fillers, width = kernels.gap_encode(
         np.ascontiguousarray(array, np.int64),
         length,
-        0 if n_bits is None else _checks.integer(n_bits, "n_bits", 1, 16),
+        0 if gap_bits is None else _checks.integer(gap_bits, "gap_bits", 1, 16),
         _checks.integer(value_bits, "value_bits", 0, 64),
         thread_count(n_threads),
     )
     return GapCodes(gaps, fillers, width, length)
 
 
-def gap_decode(gaps: Any, n_bits: int, size: int, *, n_threads: int | None = None) -> Array:
+def gap_decode(gaps: Any, gap_bits: int, size: int, *, n_threads: int | None = None) -> Array:
     """The positions of all entries that :func:`gap_encode` coded, fillers included.
 
     Parameters
     ----------
     gaps : array of shape (n_entries,)
         uint8 or uint16, contiguous.
-    n_bits : int
+    gap_bits : int
         Bits of a gap, as encoded: 1 to 8 for uint8, to 16 for uint16.
     size : int
         Length of the array that the positions are in.
@@ -138,7 +138,7 @@ def gap_decode(gaps: Any, n_bits: int, size: int, *, n_threads: int | None = Non
     Raises
     ------
     CorruptDataError
-        Where a gap needs more than n_bits, or leads out of the array.
+        Where a gap needs more than gap_bits, or leads out of the array.
     TypeError, ValueError
         For a wrong type or shape.
 
@@ -160,7 +160,7 @@ def gap_decode(gaps: Any, n_bits: int, size: int, *, n_threads: int | None = Non
     _checks.flat(array, "gaps")
     return kernels.gap_decode(
         array,
-        _checks.integer(n_bits, "n_bits", 1, 8 * array.itemsize),
+        _checks.integer(gap_bits, "gap_bits", 1, 8 * array.itemsize),
         _checks.integer(size, "size", 0, MAX_SIZE),
         thread_count(n_threads),
     )

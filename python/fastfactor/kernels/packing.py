@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class PackedCodes:
            [0, 0, 7]], dtype=uint8)
     """
 
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy refuses ``x @ packed``
+    __array_ufunc__ = None  # so that NumPy refuses ``x @ packed``
 
     data: Array
     n_bits: int

@@ -12,17 +12,17 @@ from .._checks import Array
 from .._core import kernels
 from .runtime import thread_count
 
-Scope = str | tuple[int, int]
-
-POOLS = ("max", "mean")
+SCOPES = ("global", "row")
+POOLS = ("square", "max", "mean")
 
 
 def magnitude_threshold(
     W: Any,
     sparsity: float,
     *,
-    scope: Scope = "global",
-    pool: str = "max",
+    scope: str = "global",
+    block_shape: tuple[int, int] | None = None,
+    pool: str = "square",
     n_threads: int | None = None,
 ) -> Any:
     """The least magnitude that is kept when a share ``sparsity`` of the weights is dropped.
@@ -35,11 +35,14 @@ def magnitude_threshold(
     sparsity : float
         The share to drop, in [0, 1]. Of n candidates ``round(sparsity * n)`` are dropped, rounded
         as Python does: to nearest, halves to even.
-    scope : {"global", "row"} or (int, int), default "global"
-        Who competes: all entries; the entries of each row; or blocks of so many rows and columns,
-        which are dropped whole. Blocks at the lower and right edge hold what is left there.
-    pool : {"max", "mean"}, default "max"
-        What a block is judged by: its largest or its mean magnitude. Used for blocks only.
+    scope : {"global", "row"}
+        Which entries compete: all of them, or those of each row.
+    block_shape : (int, int), optional
+        Rows and columns of blocks that are kept or dropped whole, and compete in place of entries;
+        for ``scope="global"``. Blocks at the lower and right edge hold what is left there.
+    pool : {"square", "max", "mean"}
+        What a block is judged by: its mean square, which gives the least error, or its largest or
+        its mean magnitude. Used for blocks only.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -47,9 +50,10 @@ def magnitude_threshold(
     -------
     scalar, or array of shape (rows,)
         With n candidates of which k are dropped, the k + 1-th smallest magnitude, exactly: a scalar
-        of W's dtype, one a row for ``"row"``, and for blocks a float64, of their scores. Infinity
-        where nothing is kept. ``abs(W) >= threshold`` keeps all that :func:`prune_mask` keeps, and
-        what else is equal to the threshold.
+        of W's dtype, one a row for ``"row"``, and for blocks a float64: their largest or mean
+        magnitude or, for ``"square"``, the root of their mean square. Infinity where nothing is
+        kept. ``abs(W) >= threshold`` keeps all that :func:`prune_mask` keeps, and what else is
+        equal to the threshold.
 
     Raises
     ------
@@ -63,7 +67,8 @@ def magnitude_threshold(
     count, and what lies in the bracket (some 1 % of 100 million; never is much more than an eighth
     set aside) is selected from; where the sample misleads, histograms of 11 bits of the magnitude
     take up to 3 more readings (float64: 6). The sums behind a mean are float64, in an order of
-    their own. The same bits for any number of threads and any instruction-set level.
+    their own. ``pool="square"`` squares a copy of W. The same bits for any number of threads and
+    any instruction-set level.
 
     The bracket is that of Floyd and Rivest, "Expected time bounds for selection", 1975.
 
@@ -76,11 +81,17 @@ def magnitude_threshold(
     >>> fastfactor.magnitude_threshold(W, 0.75, scope="row")
     array([3., 4.], dtype=float32)
     """
-    W, groups, block, options = _checked(W, sparsity, scope, pool, n_threads)
+    block = checked_block(scope, block_shape, pool)
+    W, groups, options = _checked(W, sparsity, scope, block, n_threads)
     if block is not None:
-        W = kernels.block_scores(W, *block, mean=pool == "mean", **options)
-        groups = (W.size, n_dropped(sparsity, W.size))
-    elif scope == "row" and 0 in W.shape:
+        scores, exponent = _block_scores(W, block, pool, options)
+        if scores.size == 0:
+            return np.inf
+        found = kernels.thresholds(
+            scores, scores.size, n_dropped(sparsity, scores.size), **options
+        )[0]
+        return np.ldexp(np.sqrt(found), exponent) if pool == "square" else found
+    if scope == "row" and 0 in W.shape:
         return np.full(W.shape[0], np.inf).astype(W.dtype)
     if W.size == 0:
         return W.dtype.type(np.inf)
@@ -92,8 +103,9 @@ def prune_mask(
     W: Any,
     sparsity: float,
     *,
-    scope: Scope = "global",
-    pool: str = "max",
+    scope: str = "global",
+    block_shape: tuple[int, int] | None = None,
+    pool: str = "square",
     n_threads: int | None = None,
 ) -> Array:
     """Which weights stay when those of least magnitude are dropped: an exact share of them.
@@ -105,10 +117,8 @@ def prune_mask(
     sparsity : float
         The share to drop, in [0, 1]: ``round(sparsity * n)`` of the n entries, of the n entries of
         each row, or of the n blocks.
-    scope : {"global", "row"} or (int, int), default "global"
-        Who competes: all entries, the entries of each row, or whole blocks of (rows, columns).
-    pool : {"max", "mean"}, default "max"
-        What a block is judged by: its largest or its mean magnitude.
+    scope, block_shape, pool
+        As for :func:`magnitude_threshold`.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -126,8 +136,9 @@ def prune_mask(
     Notes
     -----
     The selection of :func:`magnitude_threshold` and one reading of W to write the mask; one more
-    where some of those equal to the threshold stay and some do not. W is never copied whole. The
-    same bits for any number of threads and any instruction-set level.
+    where some of those equal to the threshold stay and some do not. W is copied for
+    ``pool="square"`` only, which squares it. The same bits for any number of threads and any
+    instruction-set level.
 
     Source: pruning by magnitude is that of Han, Pool, Tran and Dally, "Learning both weights and
     connections for efficient neural networks", 2015.
@@ -139,16 +150,17 @@ def prune_mask(
     >>> np.where(fastfactor.prune_mask(W, 0.5), W, 0)
     array([[ 0., -3.,  0.,  2.],
            [ 4.,  0.,  0.,  1.]], dtype=float32)
-    >>> fastfactor.prune_mask(W, 0.5, scope=(1, 2), pool="mean").astype(int)
+    >>> fastfactor.prune_mask(W, 0.5, block_shape=(1, 2)).astype(int)
     array([[1, 1, 0, 0],
            [1, 1, 0, 0]])
     """
-    W, groups, block, options = _checked(W, sparsity, scope, pool, n_threads)
+    block = checked_block(scope, block_shape, pool)
+    W, groups, options = _checked(W, sparsity, scope, block, n_threads)
     if W.size == 0:
         return np.zeros(W.shape, np.bool_)
     if block is None:
         return kernels.prune_mask(W, *groups, **options)
-    scores = kernels.block_scores(W, *block, mean=pool == "mean", **options)
+    scores, _ = _block_scores(W, block, pool, options)
     dropped = n_dropped(sparsity, scores.size)
     kept = kernels.prune_mask(scores, scores.size, dropped, **options)
     return kernels.expand_blocks(kept, W.shape[0], W.shape[1], *block, **options)
@@ -205,16 +217,47 @@ def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) ->
     return kernels.prune_mask(W, length=m, n_dropped=m - n, n_threads=threads)
 
 
-def _checked(
-    W: Any, sparsity: Any, scope: Any, pool: Any, n_threads: int | None
-) -> tuple[Array, tuple[int, int], tuple[int, int] | None, dict[str, int]]:
-    """W; length of its groups and count to drop of each; the block, if any; the other options."""
-    block = _block(scope)
+def checked_block(scope: Any, block_shape: Any, pool: Any) -> tuple[int, int] | None:
+    """Check who competes, and return the blocks that do, if any."""
+    _checks.choice(scope, "scope", SCOPES)
     _checks.choice(pool, "pool", POOLS)
-    W = _weights(W, None if scope == "global" else 2)
+    if block_shape is None:
+        return None
+    block = integer_pair(block_shape, "block_shape")
+    if scope != "global":
+        raise ValueError(f"scope must be 'global' where block_shape is given, got {scope!r}")
+    return block
+
+
+def integer_pair(value: Any, name: str) -> tuple[int, int]:
+    """Return two integers of at least 1."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of integers, got {value!r}")
+    return _checks.integer(value[0], f"{name}[0]", 1), _checks.integer(value[1], f"{name}[1]", 1)
+
+
+def _checked(
+    W: Any, sparsity: Any, scope: str, block: tuple[int, int] | None, n_threads: int | None
+) -> tuple[Array, tuple[int, int], dict[str, int]]:
+    """Return W; the length of its groups and how many to drop of each; the other options."""
+    W = _weights(W, None if scope == "global" and block is None else 2)
     length = W.shape[1] if scope == "row" else W.size
     groups = (length, n_dropped(sparsity, length))
-    return W, groups, block, {"n_threads": thread_count(n_threads)}
+    return W, groups, {"n_threads": thread_count(n_threads)}
+
+
+def _block_scores(
+    W: Array, block: tuple[int, int], pool: str, options: dict[str, int]
+) -> tuple[Array, int]:
+    """Return what each block is judged by and, for ``"square"``, the power of two W is over."""
+    if pool != "square":
+        return kernels.block_scores(W, *block, mean=pool == "mean", **options), 0
+    _checks.finite(W, "W")
+    wide = W.astype(_checks.result_dtype(W), copy=False)
+    # A power of two near the largest magnitude: squares stay in range, and equal ones equal.
+    exponent = int(np.frexp(max(wide.max(initial=0), -wide.min(initial=0)))[1])
+    squares = np.square(np.ldexp(wide, -exponent))
+    return kernels.block_scores(squares, *block, mean=True, **options), exponent
 
 
 def _weights(value: Any, ndim: int | None) -> Array:
@@ -233,13 +276,3 @@ def n_dropped(sparsity: Any, n: int) -> int:
     if not 0 <= share <= 1:
         raise ValueError(f"sparsity must be in [0, 1], got {sparsity!r}")
     return round(share * n)
-
-
-def _block(scope: Any) -> tuple[int, int] | None:
-    if isinstance(scope, str):
-        if scope in ("global", "row"):
-            return None
-        raise ValueError(f"scope must be 'global', 'row' or a pair of integers, got {scope!r}")
-    if not isinstance(scope, tuple | list) or len(scope) != 2:
-        raise TypeError(f"scope must be 'global', 'row' or a pair of integers, got {scope!r}")
-    return _checks.integer(scope[0], "scope[0]", 1), _checks.integer(scope[1], "scope[1]", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class CSR:
     array([2., 3.])
     """
 
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ A`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ A`` to this class
 
     data: Array
     indices: Array

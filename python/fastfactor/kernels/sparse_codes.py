@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class SparseCodes:
            [ 0. ,  0. , -2. ,  0.5]], dtype=float32)
     """
 
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ W`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ W`` to this class
 
     codes: Array
     gaps: Array
@@ -182,13 +182,13 @@ class SparseCodes:
                     f"mask must have the shape of labels, {array.shape}, got {mask.shape}"
                 )
         coded = gap_encode(
-            mask, n_bits=gap_bits, value_bits=_bits_for(table.size), n_threads=n_threads
+            mask, gap_bits=gap_bits, value_bits=_bits_for(table.size), n_threads=n_threads
         )
         codes = np.full(coded.gaps.size, zeros[0], np.uint8)
         kept = np.ones(codes.size, np.bool_)
         kept[coded.fillers] = False
         codes[kept] = array[mask]
-        return cls(codes, coded.gaps, coded.n_bits, table, array.shape)
+        return cls(codes, coded.gaps, coded.gap_bits, table, array.shape)
 
     def to_csr(self) -> CSR:
         """The matrix in compressed rows, in float32, without what is coded as zero."""

@@ -63,7 +63,7 @@ class Factors(ArrayRecord, ABC):
     kind: ClassVar[str]  # what files call it
     trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
     kinds: ClassVar[dict[str, type[Factors]]] = {}
-    __array_ufunc__: ClassVar[None] = None  # so that NumPy leaves ``x @ factors`` to this class
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ factors`` to this class
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
@@ -306,6 +306,10 @@ class Method(ABC):
     A ratio takes one compression where sizes follow from shape and dtype. Else a ratio and an error
     are bisected, over as many values as the parameter may have.
 
+    Methods that draw random numbers take ``random_state``: an integer, 0 by default, for the same
+    factors at every call; None for fresh ones; or a NumPy Generator or RandomState, of which each
+    call of `compress` draws one seed.
+
     Examples
     --------
     >>> import numpy as np
@@ -337,6 +341,8 @@ class Method(ABC):
         for name in ("ratio", "max_error"):
             if goals[name] is not None and _checks.nonnegative(goals[name], name) == 0:
                 raise ValueError(f"{name} must be positive, got {goals[name]!r}")
+        if hasattr(self, "random_state"):
+            _checks.random_state(self.random_state)
 
     def compress(
         self,
@@ -374,9 +380,17 @@ class Method(ABC):
         metric = metric_for(W.shape, importance, input_covariance)
         self.check_metric(type(metric))
         problem = Problem(W, metric, n_threads)
+        settings = self._seeded()
         if self.ratio is None and self.max_error is None:
-            return self._compress(problem)
-        return self._search(problem)
+            return settings._compress(problem)
+        return settings._search(problem)
+
+    def _seeded(self) -> Method:
+        """Return these settings with one seed, drawn now, for all that a search tries."""
+        if not hasattr(self, "random_state"):
+            return self
+        drawn: dict[str, Any] = {"random_state": _checks.seed(self.random_state)}
+        return replace(self, **drawn)
 
     def planned_size(self, shape: tuple[int, ...], dtype: Any) -> Size | None:
         """What factors of a matrix will take, as far as shape and dtype say.

@@ -283,7 +283,7 @@ def starter() -> str:
         "[default]",
         'method = "codebook"',
         "n_bits = 4",
-        'scope = "row"',
+        'granularity = "row"',
         'codebook_dtype = "float16"',
         "",
         '# [patterns."*embed*"]  # * ? [abc]',

@@ -159,7 +159,7 @@ class Codebook(Method):
         bits, tables apart.
     vector_dim : int
         Neighbours in a row that a code stands for; divides the columns of W.
-    scope : {"global", "row"}
+    granularity : {"tensor", "row"}
         Who shares a table: the whole matrix, or each row by itself.
     group_size : int, optional
         Every so many columns have tables of their own; a multiple of ``vector_dim``, the last group
@@ -175,8 +175,8 @@ class Codebook(Method):
         How often vectors of one codebook, or scalars that are balanced, are clustered, each time
         from another start; the best counts. Of wordllama's embeddings, vectors of 8 in 8 bits, the
         error is 0.3295, 0.3292 and 0.3290 with 1, 2 and 3.
-    random_state : int, numpy Generator or RandomState, optional
-        Scalars that are not balanced need none.
+    random_state : int, Generator, RandomState or None
+        Seed of the starts. Scalars that are not balanced need none.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_bits``; all else stays as it is set.
 
@@ -229,7 +229,7 @@ class Codebook(Method):
 
     n_bits: int | None = None
     vector_dim: int = 1
-    scope: str = "global"
+    granularity: str = "tensor"
     group_size: int | None = None
     n_codebooks: int = 1
     balanced: bool = False
@@ -242,7 +242,7 @@ class Codebook(Method):
         if self.n_bits is not None:
             check_n_bits(self.n_bits)
         _checks.integer(self.vector_dim, "vector_dim", 1)
-        _checks.choice(self.scope, "scope", ("global", "row"))
+        _checks.choice(self.granularity, "granularity", ("tensor", "row"))
         if self.group_size is not None:
             size = _checks.integer(self.group_size, "group_size", 1)
             if size % self.vector_dim:
@@ -325,7 +325,7 @@ class Codebook(Method):
                 f"vector_dim must divide the columns of W, {columns}, got {self.vector_dim}"
             )
         size = self.group_size or 0
-        by_row = self.scope == "row"
+        by_row = self.granularity == "row"
         return Sharing((rows, columns), self.vector_dim, by_row, size if size < columns else 0)
 
     def _table_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -144,7 +144,7 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _codes(self) -> CSR:
-        """(blocks, n_atoms)"""
+        """Return the codes as a CSR of shape (blocks, n_atoms)."""
         n = self.shape[0] * (self.shape[1] // self._block_size)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:

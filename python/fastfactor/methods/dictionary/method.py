@@ -58,7 +58,7 @@ class Dictionary(Method):
         The most passes over the blocks, as there.
     value_dtype, dictionary_dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         What coefficients and atoms are stored in; None: W's.
-    random_state : int
+    random_state : int, Generator, RandomState or None
         Seed of the learning.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``n_nonzero_coefs``; then, without importance and covariance,
@@ -114,7 +114,7 @@ class Dictionary(Method):
     max_iter: int | None = None
     value_dtype: str | None = "float16"
     dictionary_dtype: str | None = None
-    random_state: int = 0
+    random_state: Any = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +135,6 @@ class Dictionary(Method):
         for name in ("value_dtype", "dictionary_dtype"):
             if getattr(self, name) is not None:
                 _checks.choice(getattr(self, name), name, FLOAT_NAMES)
-        _checks.integer(self.random_state, "random_state", 0, 2**64 - 1)
 
     def _compress(self, problem: Problem) -> DictionaryFactors:
         block_size = self._block_size(problem.W)

@@ -20,13 +20,11 @@ Operator = Callable[[Array], Array]
 
 
 def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
-    """Scales of blocks (n, 1), and L (block_size, block_size) with its inverse.
+    """Return a scale for each block (n, 1), and L (block_size, block_size) with its inverse.
 
-    They make plain errors of ``scale · x · L`` those of the metric, as nearly as one L for all
-    blocks can.
-
-    Exact where an importance is a product of one factor for each block and one for each column of
-    a block, and for a covariance where a block is a row.
+    Plain errors of ``scale · x · L`` are those of the metric, as nearly as one L for all blocks
+    allows. Exact where an importance is a product of one factor for each block and one for each
+    column of a block, and for a covariance where a block is a row.
     """
     n = problem.W.size // block_size
     if problem.importance is not None:

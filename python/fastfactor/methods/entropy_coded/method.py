@@ -58,6 +58,14 @@ class EntropyCodedFactors(Factors):
     rotation : uint8 array of shape (in_features, bytes of a row), optional
         Codes of a matrix whose nearest orthogonal one is R, `rotation_bits` each, packed as
         :class:`fastfactor.PackedCodes`.
+    block_rows : int
+        Rows of W in a block.
+    classes : int
+        Classes of weights, each with tables of its own.
+    class_shift : int
+        Classes are 2**class_shift quarters of an octave wide.
+    rotation_bits : int
+        Bits of a code of the rotation, 0 where there is none.
     """
 
     kind: ClassVar[str] = "entropy_coded"

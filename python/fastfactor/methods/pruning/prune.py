@@ -11,15 +11,20 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
-from ...kernels.selection import n_dropped, nm_sparsity_mask, prune_mask
+from ...kernels.selection import (
+    checked_block,
+    integer_pair,
+    n_dropped,
+    nm_sparsity_mask,
+    prune_mask,
+)
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
 from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
 from ..stored import stored_tensor
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 
-MOST_LEVELS = 1 << 16
-POOLS = ("square", "max", "mean")
+MAX_LEVELS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -95,12 +100,14 @@ class Prune(Method):
     nm_sparsity : (int, int), optional
         Instead: of every m neighbours in a row the n of largest magnitude are kept; m divides the
         columns of W.
-    scope : {"global", "row"} or (int, int)
-        Who competes: all weights; those of each row; or blocks of so many rows and columns, which
-        are kept or dropped whole, and then take less to store.
+    scope : {"global", "row"}
+        Which weights compete: all of them, or those of each row.
+    block_shape : (int, int), optional
+        Rows and columns of blocks that are kept or dropped whole, and compete in place of weights.
+        Their places take less to store.
     pool : {"square", "max", "mean"}
-        What a block is judged by: its mean square, which gives the least error, its largest or its
-        mean magnitude.
+        What a block is judged by, as in :func:`fastfactor.prune_mask`: its mean square, which gives
+        the least error, or its largest or its mean magnitude.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``sparsity``: the fewest weights (of each row, blocks) for an
         error; for a ratio the most of them, or to 1/65536 of all.
@@ -148,7 +155,8 @@ class Prune(Method):
     sparsity: float | None = None
     std_multiple: float | None = None
     nm_sparsity: tuple[int, int] | None = None
-    scope: str | tuple[int, int] = "global"
+    scope: str = "global"
+    block_shape: tuple[int, int] | None = None
     pool: str = "square"
 
     def __post_init__(self) -> None:
@@ -157,17 +165,16 @@ class Prune(Method):
             share = _checks.nonnegative(self.sparsity, "sparsity")
             if share > 1:
                 raise ValueError(f"sparsity must be in [0, 1], got {self.sparsity!r}")
-        _checks.choice(self.pool, "pool", POOLS)
-        block = self._block()
+        checked_block(self.scope, self.block_shape, self.pool)
+        for name in ("std_multiple", "nm_sparsity"):
+            if getattr(self, name) is not None and self.block_shape is not None:
+                raise ValueError(
+                    f"block_shape must be None where {name} is given, got {self.block_shape!r}"
+                )
         if self.std_multiple is not None:
             _checks.nonnegative(self.std_multiple, "std_multiple")
-            if block is not None:
-                raise ValueError(
-                    f"scope must be 'global' or 'row' where std_multiple is given, "
-                    f"got {self.scope!r}"
-                )
         if self.nm_sparsity is not None:
-            n, m = _pair(self.nm_sparsity, "nm_sparsity", 1)
+            n, m = integer_pair(self.nm_sparsity, "nm_sparsity")
             _checks.integer(n, "nm_sparsity[0]", 1, m)
             if self.scope != "global":
                 raise ValueError(
@@ -178,7 +185,7 @@ class Prune(Method):
         mask = self._mask(problem)
         return PruneFactors(
             values=problem.W[mask],
-            kept=KeptPlaces.from_mask(mask, self._block() or (1, 1)),
+            kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
             shape=problem.W.shape,
             dtype=problem.W.dtype,
         )
@@ -193,20 +200,20 @@ class Prune(Method):
         if self.nm_sparsity is not None:
             return nm_sparsity_mask(scores, *self.nm_sparsity, n_threads=problem.n_threads)
         assert self.sparsity is not None
-        pool = self.pool
-        if self._block() is not None and pool == "square":
-            scores, pool = _squares(scores), "mean"
-        elif pool == "square":
-            pool = "max"  # single weights are ranked the same by all
         return prune_mask(
-            scores, self.sparsity, scope=self.scope, pool=pool, n_threads=problem.n_threads
+            scores,
+            self.sparsity,
+            scope=self.scope,
+            block_shape=self.block_shape,
+            pool=self.pool,
+            n_threads=problem.n_threads,
         )
 
     def _levels(self, problem: Problem) -> Sequence[float]:
         rows, columns = problem.W.shape
         if self.scope == "row":
             return _Sparsities(columns if rows else 0)
-        height, width = self._block() or (1, 1)
+        height, width = self.block_shape or (1, 1)
         return _Sparsities(-(-rows // height) * -(-columns // width))
 
     def _size(self, problem: Problem) -> Size | None:
@@ -215,7 +222,7 @@ class Prune(Method):
 
     def _most(self, problem: Problem) -> tuple[int, int] | None:
         """The most weights that are kept, and the most bytes that their positions take."""
-        (rows, columns), (height, width) = problem.W.shape, self._block() or (1, 1)
+        (rows, columns), (height, width) = problem.W.shape, self.block_shape or (1, 1)
         n_blocks = -(-rows // height) * -(-columns // width)
         if self.nm_sparsity is not None:
             nm_sparsity_mask(problem.W[:0], *self.nm_sparsity)  # says where m does not fit
@@ -251,7 +258,7 @@ class Prune(Method):
         costs *= costs
         if problem.importance is not None:
             costs *= problem.importance
-        block = self._block()
+        block = self.block_shape
         if block is None:
             costs = costs.reshape(len(costs) if self.scope == "row" else 1, -1)
             costs.sort(axis=1)
@@ -265,12 +272,6 @@ class Prune(Method):
         order = np.argsort(scores, axis=None)
         return np.cumsum(_of_blocks(costs, block, np.add).reshape(-1)[order])
 
-    def _block(self) -> tuple[int, int] | None:
-        if isinstance(self.scope, str):
-            _checks.choice(self.scope, "scope", ("global", "row"))
-            return None
-        return _pair(self.scope, "scope", 1)
-
 
 class _Sparsities(Sequence[float]):
     """From one of n kept to all of them, in steps of one, or as many as are worth the search."""
@@ -279,7 +280,7 @@ class _Sparsities(Sequence[float]):
         self.n = n
 
     def __len__(self) -> int:
-        return min(self.n, MOST_LEVELS)
+        return min(self.n, MAX_LEVELS)
 
     def __getitem__(self, index: Any) -> Any:
         kept = -(-(index + 1) * self.n // len(self))
@@ -306,14 +307,6 @@ def _weighted(W: Array, importance: Array) -> Array:
     return scores
 
 
-def _squares(scores: Array) -> Array:
-    """Over the largest, so that they stay in range."""
-    wide = np.abs(scores.astype(_checks.result_dtype(scores), copy=False))
-    top = wide.max(initial=0)
-    squares: Array = np.square(wide / (top if top > 0 else 1))
-    return squares
-
-
 def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
     """Sums or maxima of blocks, those at the edges of what is left there."""
     for axis in (0, 1):
@@ -328,13 +321,3 @@ def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
     deviation = wide.std(axis=1, keepdims=True) if by_row else wide.std()
     above: Array = np.abs(wide) >= std_multiple * deviation
     return above
-
-
-def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        words = "'global', 'row' or " if name == "scope" else ""
-        raise TypeError(f"{name} must be {words}a pair of integers, got {value!r}")
-    return (
-        _checks.integer(value[0], f"{name}[0]", low),
-        _checks.integer(value[1], f"{name}[1]", low),
-    )

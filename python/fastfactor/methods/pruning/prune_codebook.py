@@ -100,7 +100,7 @@ class PruneCodebookFactors(Factors):
         weights = np.ones(codes.size, np.bool_)
         weights[coded.fillers] = False
         codes[weights] = self._labels(places.size)
-        return SparseCodes(codes, coded.gaps, coded.n_bits, self.codebook, self.shape)
+        return SparseCodes(codes, coded.gaps, coded.gap_bits, self.codebook, self.shape)
 
     def _labels(self, n_kept: int) -> Array:
         labels: Array = PackedCodes(self.codes, self.n_bits, (1, n_kept)).unpack()[0]
@@ -126,7 +126,7 @@ class PruneCodebook(Prune):
 
     Parameters
     ----------
-    sparsity, std_multiple, nm_sparsity, scope, pool
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
         What is kept, as in :class:`Prune`.
     n_bits : int
         Bits of a code: 1, 2, 3, 4, 5, 6 or 8. Of the table's 2**n_bits values one is zero.
@@ -180,7 +180,7 @@ class PruneCodebook(Prune):
         return PruneCodebookFactors(
             codes=packed.data[0],
             codebook=codebook,
-            kept=KeptPlaces.from_mask(mask, self._block() or (1, 1)),
+            kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
             n_bits=self.n_bits,
             shape=problem.W.shape,
             dtype=problem.W.dtype,

@@ -167,8 +167,8 @@ class BlockDiagonal(Method):
     permute : bool
         Whether rows and columns are grouped so that much of the error's weight lies in the blocks;
         else groups are neighbours, as published.
-    random_state : None, int, Generator or RandomState
-        Of the k-means that grouping starts from.
+    random_state : int, Generator, RandomState or None
+        Seed of the k-means that grouping starts from.
 
     Raises
     ------
@@ -212,8 +212,6 @@ class BlockDiagonal(Method):
         if self.n_blocks is not None:
             _checks.integer(self.n_blocks, "n_blocks", 1)
         _checks.boolean(self.permute, "permute")
-        # One seed for all that these settings try.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> BlockDiagonalFactors:
         n_blocks, W = self._count(problem), problem.W

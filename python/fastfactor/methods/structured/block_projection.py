@@ -172,8 +172,8 @@ class BlockProjection(Method):
         Whether B and D are fitted and stored, or drawn from a seed, which costs nothing to store.
     shared : bool
         Whether all blocks of a side have one projection, as published, or each has its own.
-    random_state : None, int, Generator or RandomState
-        Of what is drawn.
+    random_state : int, Generator, RandomState or None
+        Seed of what is drawn, which is stored in place of it.
 
     Raises
     ------
@@ -223,8 +223,6 @@ class BlockProjection(Method):
         _checks.integer(self.block_out, "block_out", 1)
         _checks.boolean(self.learned, "learned")
         _checks.boolean(self.shared, "shared")
-        # One seed for all that these settings try, and one that can be stored.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> Factors:
         blocks, reduced, counts = self._sizes(problem, self.reduction or 1)

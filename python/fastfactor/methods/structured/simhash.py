@@ -215,7 +215,7 @@ class Simhash(Method):
     scale : {"least_squares", "norm"}
         The scale of each column: the one of least error, or the published one, which keeps the
         column's length.
-    random_state : None, int, Generator or RandomState
+    random_state : int, Generator, RandomState or None
         The seed of R, which is stored in place of it.
 
     Raises
@@ -262,8 +262,6 @@ class Simhash(Method):
             _checks.integer(self.n_hashes, "n_hashes", 1)
         _checks.integer(self.axis, "axis", 0, 1)
         _checks.choice(self.scale, "scale", SCALES)
-        # One seed for all that these settings try, and one that can be stored.
-        object.__setattr__(self, "random_state", _checks.seed(self.random_state))
 
     def _compress(self, problem: Problem) -> SimhashFactors:
         if self.scale == "norm" and not isinstance(problem.metric, Frobenius):

@@ -19,6 +19,8 @@ templates_path = ["_templates"]
 
 # Links to headings, `page.md#a-heading`, as GitHub makes them.
 myst_heading_anchors = 3
+# Two hyphens are two hyphens, as in --json.
+smartquotes = False
 
 # Docstrings say the types of parameters; signatures stay short.
 autodoc_typehints = "none"

@@ -419,7 +419,7 @@ def test_bench_as_json(monkeypatch, tmp_path):
     from fastfactor.cli import bench as self_bench
 
     monkeypatch.setattr(self_bench, "N_SAMPLES", 1)
-    monkeypatch.setattr(self_bench, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(self_bench, "MIN_SECONDS", 0.0)
     result = invoke("bench", "--json", "--threads", 2, "--report", tmp_path / "bench.txt")
     assert result.exit_code == 0, result.output
     content = json.loads(result.output)

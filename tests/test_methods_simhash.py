@@ -109,7 +109,7 @@ def test_a_projection_that_is_drawn_at_each_product_is_the_same(rng, axis, monke
     x = rng.standard_normal((3, 40)).astype(np.float32)
     ids = np.array([[7, 8, 9], [299, 0, 7]])
     expected = factors.linear(x), factors.rows(ids), factors.to_dense()
-    monkeypatch.setattr(simhash, "KEPT_BYTES", 0)
+    monkeypatch.setattr(simhash, "MAX_CACHED_BYTES", 0)
     again = Simhash(n_hashes=200, axis=axis).compress(W)
     assert again._kept is None
     for one, other in zip(

@@ -218,14 +218,14 @@ def test_figures_of_one_tensor(tmp_path, rng):
 
 def test_spectra_of_large_matrices_say_that_they_are_samples(run, monkeypatch):
     row = next(row for row in run.rows if row.name == "fc13")
-    whole = figure_data.look_at(run, row, None)
+    whole = figure_data.matrix_of(run, row, None)
     assert whole.spectrum_of == "64 × 53"
     assert whole.values_of == "all rows"
     W = np.load(run.source)["fc13"]
     np.testing.assert_allclose(whole.spectrum, np.linalg.svd(W, compute_uv=False), rtol=1e-5)
     monkeypatch.setattr(figure_data, "MAX_SIDE", 32)
     monkeypatch.setattr(figure_data, "MAX_VALUES", 1000)
-    part = figure_data.look_at(run, row, None)
+    part = figure_data.matrix_of(run, row, None)
     assert part.spectrum_of == "32 × 27 of 64 × 53"
     assert part.values_of == "16 of 64 rows"
     expected = np.linalg.svd(W[::2, ::2].astype(np.float64), compute_uv=False)
@@ -246,7 +246,7 @@ def test_curves_are_what_the_methods_reach(run, monkeypatch):
         assert error == pytest.approx(1 - spectrum[: ranks[bits]].sum() / spectrum.sum(), rel=1e-4)
     assert [ranks[bits] for bits, _ in curve.method] == [2, 4, 8, 16, 25]
     row = next(row for row in run.rows if row.name == "fc4")
-    monkeypatch.setattr(figure_data, "CUT", (16, 32))
+    monkeypatch.setattr(figure_data, "MAX_CURVE_SHAPE", (16, 32))
     curve = figure_data.curve_of(run, row, None)
     assert curve.cut == "16 × 32 of 64 × 44"
     part = np.load(run.source)["fc4"][::4, :32]
@@ -293,7 +293,7 @@ def test_a_cut_that_settings_do_not_fit_has_no_curve_of_theirs(tmp_path, rng, mo
     np.savez(tmp_path / "net.npz", w=rng.standard_normal((64, 63)).astype(np.float32))
     recipe = {"default": {"method": "codebook", "n_bits": 4, "vector_dim": 7}}
     report = compress_file(tmp_path / "net.npz", tmp_path / "out.safetensors", recipe)
-    monkeypatch.setattr(figure_data, "CUT", (32, 32))
+    monkeypatch.setattr(figure_data, "MAX_CURVE_SHAPE", (32, 32))
     curve = figure_data.curve_of(report, report.rows[0], None)
     assert curve.chosen is None
     assert len(curve.method) == 0
@@ -303,11 +303,11 @@ def test_a_cut_that_settings_do_not_fit_has_no_curve_of_theirs(tmp_path, rng, mo
 
 
 def test_without_matplotlib_the_command_is_named(monkeypatch):
-    from fastfactor.figures.draw import need_matplotlib
+    from fastfactor.figures.draw import require_matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'fastfactor\[figures\]'"):
-        need_matplotlib()
+        require_matplotlib()
 
 
 def test_representations_are_a_line():

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import trellis_oracle as oracle
-from fastfactor.kernels.trellis import LARGEST_WEIGHT, N_BUCKETS, Classes, trellis_quantize
+from fastfactor.kernels.trellis import MAX_WEIGHT, N_BUCKETS, Classes, trellis_quantize
 from layouts import LAYOUTS
 
 SHAPES = [(0, 5), (3, 0), (1, 1), (5, 1), (17, 7), (3, 63), (5, 64), (2, 65), (7, 131), (40, 67)]
@@ -88,7 +88,7 @@ def test_zeros_and_weights_of_zero(rng, rate):
     values, weights, *rest = problem(rng, (5, 40))
     check(np.zeros_like(values), 1.0, weights, *rest, rate)
     check(values, 1.0, np.zeros_like(weights), *rest, rate)
-    weights[:, ::2] = LARGEST_WEIGHT
+    weights[:, ::2] = MAX_WEIGHT
     check(values, 1.0, weights, *rest, rate)
 
 

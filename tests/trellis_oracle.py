@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from fastfactor import CorruptDataError
 
-STATES, LARGEST, DIRECT, BUCKETS = 64, 65535, 16, 112
+STATES, MAX_LEVEL, DIRECT, BUCKETS = 64, 65535, 16, 112
 TOTAL_BITS, LOW = 14, 1 << 16
 TILE = 64  # columns after which the least cost is taken from all
 
@@ -72,7 +72,7 @@ def quantize(values, step, weights, twice, bits, centers, rate_weight):
         for q in (0, 1):
             contexts = twice[:, j] + q
             half = (sizes[:, j] + np.float32(q)) * np.float32(0.5)
-            nearest = np.minimum(half, np.float32(LARGEST - 2)).astype(int)
+            nearest = np.minimum(half, np.float32(MAX_LEVEL - 2)).astype(int)
             for parity in (0, 1):
                 below = np.maximum(nearest - 1, 0)
                 below += (below ^ parity) & 1

@@ -35,15 +35,15 @@ def main() -> None:
     try:
         code = app(prog_name="fastfactor", standalone_mode=False)
     except UsageError as error:
-        code = _complain(error.format_message(), 2)
+        code = _print_error(error.format_message(), 2)
     except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
-        code = _complain(str(error) or type(error).__name__, 1)
+        code = _print_error(str(error) or type(error).__name__, 1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     sys.exit(code)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     from ..models.report import printable
 
     print("fastfactor: error:", printable(" ".join(message.split())), file=sys.stderr)

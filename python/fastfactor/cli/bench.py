@@ -24,7 +24,7 @@ from ..kernels.sparse_coding import omp
 from ..models.report import Table
 
 N_SAMPLES = 5
-LEAST_SECONDS = 0.02  # of a sample, so that the clock does not matter
+MIN_SECONDS = 0.02  # of a sample, so that the clock does not matter
 
 Call = Callable[[], object]
 
@@ -90,7 +90,7 @@ def _timed(name: str, workload: str, call: Call, work: float, unit: str) -> Timi
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
-    repeats = max(int(np.ceil(LEAST_SECONDS / max(once, 1e-9))), 1)
+    repeats = max(int(np.ceil(MIN_SECONDS / max(once, 1e-9))), 1)
     samples = []
     for _ in range(N_SAMPLES):
         start = time.perf_counter()

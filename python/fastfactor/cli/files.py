@@ -86,9 +86,9 @@ def compress(
         raise typer.BadParameter("--figures must not be given with --dry-run")
     check_reports(reports)
     if figures is not None:
-        from ..figures.draw import need_matplotlib, save_figures
+        from ..figures.draw import require_matplotlib, save_figures
 
-        need_matplotlib()
+        require_matplotlib()
         figures.mkdir(parents=True, exist_ok=True)
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
     with progress_bar("compressing") as progress:

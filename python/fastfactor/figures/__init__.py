@@ -1,5 +1,5 @@
 """Pictures of what a run did."""
 
-from .draw import need_matplotlib, save_figures
+from .draw import require_matplotlib, save_figures
 
-__all__ = ["need_matplotlib", "save_figures"]
+__all__ = ["require_matplotlib", "save_figures"]

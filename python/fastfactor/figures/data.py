@@ -18,7 +18,10 @@ from ..models.report import Report, TensorRow
 MAX_SIDE = 1024  # the shorter one of a matrix whose singular values are computed without sampling
 ROWS_AT_ONCE = 4096
 MAX_VALUES = 1 << 20  # of a histogram
-CUT = (128, 512)  # of a matrix that is compressed at other sizes: seconds for the slow methods
+MAX_CURVE_SHAPE = (
+    128,
+    512,
+)  # of a matrix that is compressed at other sizes: seconds for the slow methods
 SIZES = (0.25, 0.5, 2, 4)  # times the chosen one
 N_RANKS = 12
 
@@ -71,15 +74,15 @@ class Curve:
     svd: Array
 
 
-def look_at(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
+def matrix_of(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
     """What is drawn of a matrix as the run left it."""
     W = _source(report.source, row.name)
     part, sampled = W, ""
     if min(W.shape) > MAX_SIDE:
-        rows, columns = (_even(n, MAX_SIDE) for n in W.shape)
+        rows, columns = (_evenly_spaced(n, MAX_SIDE) for n in W.shape)
         part = W[rows][:, columns]
         sampled = f"{len(rows):,} × {len(columns):,} of "
-    ids = _even(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
+    ids = _evenly_spaced(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
     with open_store(report.target) as store:
         factors = store[row.name]
         assert isinstance(factors, Factors)
@@ -97,12 +100,12 @@ def look_at(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
 def curve_of(report: Report, row: TensorRow, n_threads: int | None) -> Curve:
     """The error of a matrix's own method at sizes around the chosen one, and of singular values.
 
-    Under the metric of the run. Of a matrix larger than `CUT`, evenly spaced rows and the first
-    columns are compressed anew, at every size and under the chosen settings, so that all points
-    are of one matrix.
+    Under the metric of the run. Of a matrix larger than `MAX_CURVE_SHAPE`, evenly spaced rows and
+    the first columns are compressed anew, at every size and under the chosen settings, so that all
+    points are of one matrix.
     """
     W = _source(report.source, row.name)
-    rows, columns = _even(W.shape[0], CUT[0]), slice(0, CUT[1])
+    rows, columns = _evenly_spaced(W.shape[0], MAX_CURVE_SHAPE[0]), slice(0, MAX_CURVE_SHAPE[1])
     part = np.ascontiguousarray(W[rows, columns])
     weights: dict[str, Any] = {}
     if report.importance is not None and row.metric == "importance":
@@ -172,7 +175,7 @@ def _spectrum(W: Array) -> Array:
     return values
 
 
-def _even(n: int, at_most: int) -> Array:
+def _evenly_spaced(n: int, at_most: int) -> Array:
     """Numbers below n, evenly spaced, no more than so many."""
     step = -(-n // at_most) if n else 1
     return np.arange(0, n, step)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..models.report import Report, TensorRow, printable
-from .data import Curve, Matrix, curve_of, look_at
+from .data import Curve, Matrix, curve_of, matrix_of
 
 MAX_BARS = 60
 MAX_MATRICES = 12
@@ -23,7 +23,7 @@ BITS = "bits a weight, tables and indices included"
 # Told apart by all eyes: M. Okabe and K. Ito, Color Universal Design, 2008. Two more by markers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-PALE = "#8a939c"
+GREY = "#8a939c"
 
 
 def save_figures(
@@ -68,7 +68,7 @@ def save_figures(
     rows and columns, evenly spaced. Curves compress a matrix, or a cut of 128 × 512 of it, at most
     five times by its method: some seconds for the slow ones.
     """
-    need_matplotlib()
+    require_matplotlib()
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     largest = sorted(report.compressed, key=lambda row: -row.bytes_before)[:MAX_MATRICES]
@@ -77,7 +77,7 @@ def save_figures(
     for number, row in enumerate(largest):
         if progress is not None:
             progress(row.name, number, len(largest))
-        matrices.append(look_at(report, row, n_threads))
+        matrices.append(matrix_of(report, row, n_threads))
         if number < n_curves:
             curves.append(curve_of(report, row, n_threads))
     if progress is not None:
@@ -98,7 +98,7 @@ def save_figures(
     return paths
 
 
-def need_matplotlib() -> None:
+def require_matplotlib() -> None:
     """That figures can be drawn.
 
     Raises
@@ -152,7 +152,7 @@ def _errors(report: Report) -> Any:
     bits = [row.bits_per_weight or 0 for row in rows]
     grid = np.geomspace(min([0.5, *bits]), max([8.0, *bits]), 80)
     label = r"Gaussian limit, $4^{-\mathrm{bits}}$"
-    axes.plot(grid, 4.0**-grid, ":", color=PALE, linewidth=1, label=label)
+    axes.plot(grid, 4.0**-grid, ":", color=GREY, linewidth=1, label=label)
     least = min((row.relative_error or 1 for row in rows), default=1e-4)
     axes.set_ylim(max(1e-9, least / 4), 1.5)
     _bits_and_errors(axes)
@@ -172,7 +172,7 @@ def _curves(report: Report, curves: Sequence[Curve]) -> Any:
     for axes, curve in zip(panels, curves, strict=True):
         color, marker = styles[curve.row.method]
         svd, own = (points[points[:, 1] > 0] for points in (curve.svd, curve.method))
-        axes.plot(*svd.T, "--", color=PALE, linewidth=1.2, label="truncated singular values")
+        axes.plot(*svd.T, "--", color=GREY, linewidth=1.2, label="truncated singular values")
         axes.plot(*own.T, color=color, marker=marker, ms=4, lw=1.2, label="its method")
         if curve.chosen is not None and curve.chosen[1] > 0:
             axes.plot(*curve.chosen, "o", ms=10, mfc="none", mec="black", label="as chosen")

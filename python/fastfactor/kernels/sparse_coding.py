@@ -55,7 +55,8 @@ def omp(
     n_nonzero_coefs : int, optional
         The most atoms a row may use. With neither this nor ``tol``: max(1, n_features // 10).
     tol : float, optional
-        The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X².
+        The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X²,
+        as in scikit-learn.
     gram : array of shape (n_atoms, n_atoms), optional
         ``dictionary @ dictionary.T``, where the caller has it.
     criterion : {"correlation", "ols"}
@@ -142,7 +143,8 @@ def hashed_omp(
     n_nonzero_coefs : int, optional
         The most atoms a row may use. With neither this nor ``tol``: max(1, n_features // 10).
     tol : float, optional
-        The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X².
+        The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X²,
+        as in scikit-learn.
     probe_fraction : float, optional
         About what fraction of the atoms a step looks at, in (0, 1]. More are slower and better.
         Default: 8 / √n_atoms, at most 1.

@@ -18,15 +18,15 @@ from .._core import kernels
 from .._records import ArrayRecord, short_repr
 from .runtime import thread_count
 
-LARGEST = (1 << 16) - 1  # magnitude of a level
+MAX_LEVEL = (1 << 16) - 1  # magnitude of a level
 DIRECT = 16  # magnitudes with a bucket of their own; above, eight buckets an octave and plain bits
 N_BUCKETS = DIRECT + 8 * 12
 N_SYMBOLS = 2 * N_BUCKETS - 1  # 0, +1, −1, +2, …: of buckets, signed
 N_CENTERS = 3  # magnitudes 1, 2, and more
 TOTAL_BITS = 14  # of the frequencies of a context
-MOST_CLASSES = 128
-LARGEST_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what follows
-LARGEST_BITS = 1e10
+MAX_CLASSES = 128
+MAX_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what follows
+MAX_COST = 1e10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +54,7 @@ class Classes(ArrayRecord):
                 f"shape {self.columns.shape}"
             )
         _checks.integer(self.shift, "shift", 0, 8)
-        _checks.integer(self.count, "count", 1, MOST_CLASSES)
+        _checks.integer(self.count, "count", 1, MAX_CLASSES)
 
     @property
     def contexts(self) -> int:
@@ -150,20 +150,20 @@ def trellis_quantize(
     if weights.shape != values.shape:
         raise ValueError(f"weights must have shape {values.shape}, got {weights.shape}")
     seen = weights if weights.strides[0] else weights[:1]  # one row for all is looked at once
-    if seen.size and not 0 <= seen.min() <= seen.max() <= LARGEST_WEIGHT:
+    if seen.size and not 0 <= seen.min() <= seen.max() <= MAX_WEIGHT:
         raise ValueError(
-            f"weights must be in [0, {LARGEST_WEIGHT:g}], got {seen.min()} to {seen.max()}"
+            f"weights must be in [0, {MAX_WEIGHT:g}], got {seen.min()} to {seen.max()}"
         )
     _check_columns(classes, values.shape[1])
     step = _checks.nonnegative(step, "step")
     if not 1e-37 <= step <= 1e38:
         raise ValueError(f"step must be in [1e-37, 1e38], got {step!r}")
     rate_weight = _checks.nonnegative(rate_weight, "rate_weight")
-    if rate_weight > LARGEST_WEIGHT:
-        raise ValueError(f"rate_weight must be in [0, {LARGEST_WEIGHT:g}], got {rate_weight!r}")
+    if rate_weight > MAX_WEIGHT:
+        raise ValueError(f"rate_weight must be in [0, {MAX_WEIGHT:g}], got {rate_weight!r}")
     bits = _table(bits, "bits", (2 * classes.count, N_BUCKETS))
-    if np.abs(bits).max() > LARGEST_BITS:
-        raise ValueError(f"bits must be within ±{LARGEST_BITS:g}, got ±{np.abs(bits).max():g}")
+    if np.abs(bits).max() > MAX_COST:
+        raise ValueError(f"bits must be within ±{MAX_COST:g}, got ±{np.abs(bits).max():g}")
     found = kernels.trellis_quantize(
         values,
         step,
@@ -373,9 +373,9 @@ def _row_logs(row_logs: Any, n_rows: int) -> Array:
         raise ValueError(
             f"row_logs must be {n_rows} integers, got {array.dtype} of shape {array.shape}"
         )
-    if array.size and not -LARGEST <= array.min() <= array.max() <= LARGEST:
+    if array.size and not -MAX_LEVEL <= array.min() <= array.max() <= MAX_LEVEL:
         raise ValueError(
-            f"row_logs must be in [-{LARGEST}, {LARGEST}], got {array.min()} to {array.max()}"
+            f"row_logs must be in [-{MAX_LEVEL}, {MAX_LEVEL}], got {array.min()} to {array.max()}"
         )
     return np.ascontiguousarray(array, np.int32)
 

@@ -25,7 +25,7 @@ from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20
 SWEEPS = 30
-LEAST_GAIN = 1e-4  # of the error, for one more sweep
+MIN_GAIN = 1e-4  # of the error, for one more sweep
 RIDGE = 1e-6  # of the mean weight, so that rows without weight have a solution
 
 
@@ -219,7 +219,7 @@ def _weighted(W: Array, importance: Array, B: Array, C: Array) -> tuple[Array, A
         C = _weighted_solve(W.T, importance.T, B, ridge).T
         B = _weighted_solve(W, importance, C.T, ridge)
         error = _weighted_error(W, importance, B, C)
-        if error >= last * (1 - LEAST_GAIN):
+        if error >= last * (1 - MIN_GAIN):
             break
         last = error
     return B, C

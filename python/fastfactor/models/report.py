@@ -15,8 +15,8 @@ from ..files.container import check_place, replacing
 
 FORMATS = (".txt", ".json", ".csv")
 TEXT_WIDTH = 160  # at most, where there is no terminal
-NARROW = 100  # below, some columns are left out
-SPARE = ("dtype", "seconds")
+NARROW_WIDTH = 100  # below, some columns are left out
+OPTIONAL_COLUMNS = ("dtype", "seconds")
 AT_MOST = "≤ "
 
 
@@ -144,7 +144,7 @@ class Table:
         from rich.table import Table as RichTable
 
         width = width or TEXT_WIDTH
-        names = [n for n in self.columns if width >= NARROW or n not in SPARE]
+        names = [n for n in self.columns if width >= NARROW_WIDTH or n not in OPTIONAL_COLUMNS]
         table = RichTable(box=box.SIMPLE_HEAD, title=printable(self.title), title_justify="left")
         for name in names:
             number = all(

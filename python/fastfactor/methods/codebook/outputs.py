@@ -15,11 +15,11 @@ from ..base import narrowed
 from .cells import Sharing
 
 ROUNDS = 8
-LEAST_GAIN = 1e-3  # of the error, for one more round
+MIN_GAIN = 1e-3  # of the error, for one more round
 STEPS = 10  # of conjugate gradients, for tables
 COLUMNS_AT_ONCE = 128
 RIDGE = 1e-6  # of the mean variance of a place, so that inputs that never came have a solution
-LEAST_VARIANCE = 1e-12  # of the largest
+MIN_VARIANCE = 1e-12  # of the largest
 DISTANCES_AT_ONCE = 1 << 22
 
 
@@ -52,7 +52,7 @@ def improve_outputs(
             search.recode()
         search.refit()
         error = search.error()
-        if error >= last * (1 - LEAST_GAIN):
+        if error >= last * (1 - MIN_GAIN):
             break
         last = error
     search.round_tables()
@@ -201,5 +201,5 @@ class _Search:
 def _damped(covariance: Array) -> Array:
     wide: Array = covariance.astype(np.float64)
     wide[np.diag_indices(len(wide))] += RIDGE * max(float(np.trace(wide)) / len(wide), 0)
-    wide[np.diag_indices(len(wide))] += LEAST_VARIANCE
+    wide[np.diag_indices(len(wide))] += MIN_VARIANCE
     return wide

@@ -17,11 +17,11 @@ from .weights import nearest
 # with noise of 0.3 (as here) at 0.288, of 1.0 at 0.299.
 ROUNDS = 25
 NOISE = 0.3
-TRIES = 2  # of local search in a round, times the number of tables
+SEARCH_TRIES = 2  # of local search in a round, times the number of tables
 LAST_TRIES = 8
 NEIGHBOURS = 8
 JOINT_VECTORS = 4096  # that are refitted at once; where there are more, some tables at a time
-PULL = 1e-3  # of one sample, towards where a vector was: those unused stay
+RIDGE = 1e-3  # of one sample, towards where a vector was: those unused stay
 
 
 def find_sums(
@@ -46,7 +46,7 @@ def find_sums(
         # Squares stay in range; a power of two rounds nothing.
         exponent = exponent_of(x)
         problem = _Problem(np.ldexp(x, -exponent), None, exponent, dtype, n_threads)
-        sums = _begin(problem, n_codebooks, n_vectors, seed)
+        sums = _initial(problem, n_codebooks, n_vectors, seed)
         sums = _improve(problem, sums, np.random.default_rng([seed, cell]))
         if weights is not None:
             weighted = _Problem(problem.x, scaled(weights[cell]), exponent, dtype, n_threads)
@@ -103,7 +103,7 @@ class _Sums:
         return total
 
 
-def _begin(problem: _Problem, n_codebooks: int, n_vectors: int, seed: int) -> _Sums:
+def _initial(problem: _Problem, n_codebooks: int, n_vectors: int, seed: int) -> _Sums:
     """A residual or, where pieces of a vector can be told apart, a product quantizer."""
     x = problem.x
     d = x.shape[1]
@@ -144,7 +144,7 @@ def _improve(problem: _Problem, start: _Sums, rng: np.random.Generator) -> _Sums
         shake = NOISE * np.sqrt(1 - done / ROUNDS) * deviation
         noise = rng.standard_normal(sums.tables.shape, np.float32) * np.float32(shake)
         shaken = _descend(problem, _Sums(sums.tables + noise, sums.codes))
-        codes = _search(problem, shaken, TRIES * n_codebooks, rng).codes
+        codes = _search(problem, shaken, SEARCH_TRIES * n_codebooks, rng).codes
         sums = _Sums(sums.tables, codes)
     sums = _descend(problem, _Sums(problem.held(sums.tables), sums.codes))
     sums = _search(problem, sums, LAST_TRIES * n_codebooks, rng)
@@ -180,14 +180,14 @@ def _solve(target: Array, weights: Array | None, before: Array, codes: Array) ->
     flat = before.reshape(-1, d).astype(np.float64)
     if weights is None:
         moments = np.stack([_sums_of(codes, n_vectors, target[:, i]) for i in range(d)], axis=1)
-        normal = _normal(codes, n_vectors, None, PULL)
-        return np.linalg.solve(normal, moments + PULL * flat).reshape(before.shape)
+        normal = _normal(codes, n_vectors, None, RIDGE)
+        return np.linalg.solve(normal, moments + RIDGE * flat).reshape(before.shape)
     result = np.empty(flat.shape)
     for i in range(d):  # every coordinate has weights, and so an A, of its own
         weight = weights[:, i]
-        pull = PULL * max(float(weight.mean()), 1e-300)
-        moments = _sums_of(codes, n_vectors, target[:, i] * weight) + pull * flat[:, i]
-        result[:, i] = np.linalg.solve(_normal(codes, n_vectors, weight, pull), moments)
+        ridge = RIDGE * max(float(weight.mean()), 1e-300)
+        moments = _sums_of(codes, n_vectors, target[:, i] * weight) + ridge * flat[:, i]
+        result[:, i] = np.linalg.solve(_normal(codes, n_vectors, weight, ridge), moments)
     return result.reshape(before.shape)
 
 
@@ -195,7 +195,7 @@ def _sums_of(codes: Array, n_vectors: int, values: Array) -> Array:
     return np.concatenate([np.bincount(code, values, n_vectors) for code in codes])
 
 
-def _normal(codes: Array, n_vectors: int, weight: Array | None, pull: float) -> Array:
+def _normal(codes: Array, n_vectors: int, weight: Array | None, ridge: float) -> Array:
     n_codebooks = len(codes)
     normal = np.empty((n_codebooks, n_vectors, n_codebooks, n_vectors))
     for b in range(n_codebooks):
@@ -205,7 +205,7 @@ def _normal(codes: Array, n_vectors: int, weight: Array | None, pull: float) -> 
             normal[b, :, e] = counts
             normal[e, :, b] = counts.T
     result: Array = normal.reshape(n_codebooks * n_vectors, -1)
-    result[np.diag_indices(len(result))] += pull
+    result[np.diag_indices(len(result))] += ridge
     return result
 
 

@@ -12,8 +12,8 @@ from ...metrics import scaled
 
 SCORES_AT_ONCE = 1 << 22
 MAX_ITER = 100
-LEAST_GAIN = 1e-4  # of the cost, for one more iteration
-FLOOR = 1e-12  # of the mean weight: k-means wants some weight to be there
+MIN_GAIN = 1e-4  # of the cost, for one more iteration
+MIN_WEIGHT = 1e-12  # of the mean weight: k-means wants some weight to be there
 
 
 def find_weighted(
@@ -86,7 +86,7 @@ def cost_of(x: Array, a: Array, table: Array) -> float:
 def _mean_weights(weights: Array) -> Array:
     means = weights.mean(axis=2, dtype=np.float64)
     top = means.max(axis=1, keepdims=True)
-    result: Array = means / np.where(top > 0, top, 1) + FLOOR
+    result: Array = means / np.where(top > 0, top, 1) + MIN_WEIGHT
     return result
 
 
@@ -95,7 +95,7 @@ def _lloyd(x: Array, a: Array, table: Array) -> Array:
     for _ in range(MAX_ITER):
         labels, costs = nearest(x, a, table)
         total = float(costs.sum())
-        if total >= last * (1 - LEAST_GAIN):
+        if total >= last * (1 - MIN_GAIN):
             break
         last = total
         table = weighted_means(x, a, labels, table)

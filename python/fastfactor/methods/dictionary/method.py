@@ -17,7 +17,7 @@ from ...learning.dictionary_learning import INITS, check_exchange, coder, learn_
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import FLOAT_NAMES, Factors, Method, Problem, Size
 from .factors import DictionaryFactors, bits_for, pack
-from .refit import fit, fit_values, whitening
+from .refit import refit, refit_values, whitening
 
 MAX_ATOMS = 256  # by default: an index of a byte
 WEIGHTS_PER_ATOM_ENTRY = 8  # by default at least so many times more weights in W than in atoms
@@ -167,13 +167,13 @@ class Dictionary(Method):
             counts = np.diff(codes.indptr)
             values = codes.data / np.repeat(scale[:, 0], counts)
             codes = CSR(values, codes.indices, codes.indptr, codes.shape)
-            codes, dictionary = fit(problem, codes, dictionary @ inverse)
+            codes, dictionary = refit(problem, codes, dictionary @ inverse)
             lengths = np.sqrt(np.einsum("ij,ij->i", dictionary, dictionary))
             lengths[lengths == 0] = 1
             dictionary = self._rounded(dictionary / lengths[:, None], problem.W, "dictionary_dtype")
             values = codes.data * lengths[codes.indices]
             codes = CSR(values, codes.indices, codes.indptr, codes.shape)
-            codes = fit_values(problem, codes, dictionary.astype(np.float64))
+            codes = refit_values(problem, codes, dictionary.astype(np.float64))
         return self._stored(problem.W, codes, dictionary)
 
     def _levels(self, problem: Problem) -> Sequence[int]:

@@ -13,7 +13,7 @@ from ..base import Problem
 
 ROUNDS = 3
 STEPS = 12
-AT_ONCE = 1 << 16
+NONZEROS_AT_ONCE = 1 << 16
 RIDGE = 1e-6  # of the mean, so that what has no weight can be divided by its root
 
 Operator = Callable[[Array], Array]
@@ -45,15 +45,15 @@ def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
     return np.ones((n, 1)), (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
-def fit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
+def refit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
     """Coefficients of least error on their places, for a dictionary as it stands."""
     weigh, target = _metric(problem, dictionary.shape[1])
     row_of = np.repeat(np.arange(codes.shape[0]), np.diff(codes.indptr))
 
     def against_atoms(left: Array) -> Array:
         result = np.empty(codes.nnz)
-        for first in range(0, codes.nnz, AT_ONCE):
-            at = slice(first, first + AT_ONCE)
+        for first in range(0, codes.nnz, NONZEROS_AT_ONCE):
+            at = slice(first, first + NONZEROS_AT_ONCE)
             result[at] = np.einsum("ij,ij->i", left[row_of[at]], dictionary[codes.indices[at]])
         return result
 
@@ -65,12 +65,12 @@ def fit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
     return _with(codes, _descend(normal, against_atoms(weigh(target)), values))
 
 
-def fit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
+def refit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
     """Coefficients and atoms of least error, in turns."""
     weigh, target = _metric(problem, dictionary.shape[1])
     weighed = weigh(target)
     for _ in range(ROUNDS):
-        codes = fit_values(problem, codes, dictionary)
+        codes = refit_values(problem, codes, dictionary)
         of_atoms = codes.T
 
         def normal(atoms: Array, codes: CSR = codes, of_atoms: CSR = of_atoms) -> Array:

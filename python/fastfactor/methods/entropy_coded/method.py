@@ -13,7 +13,7 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
-from ...kernels.trellis import MOST_CLASSES, N_CENTERS, Classes, TrellisDecoder
+from ...kernels.trellis import MAX_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
 from ..base import (
     Config,
@@ -149,7 +149,7 @@ class EntropyCodedFactors(Factors):
         stored_number(config, "out_features", shape[0], shape[0])
         stored_number(config, "in_features", shape[1], shape[1])
         block_rows = stored_number(config, "block_rows", 1, 1 << 16)
-        classes = stored_number(config, "classes", 1, MOST_CLASSES)
+        classes = stored_number(config, "classes", 1, MAX_CLASSES)
         class_shift = stored_number(config, "class_shift", 0, 8)
         rotation_bits = stored_number(config, "rotation_bits", 0, 8)
         uneven = stored_number(config, "uneven", 0, 1)

@@ -9,7 +9,7 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...kernels.packing import PackedCodes
-from ...kernels.trellis import LARGEST, LARGEST_WEIGHT
+from ...kernels.trellis import MAX_LEVEL, MAX_WEIGHT
 from ...metrics import Covariance, Diagonal, exponent_of
 from ..base import ROWS_AT_ONCE, Problem
 
@@ -86,7 +86,7 @@ class Source:
         widths = 2.0 ** (steps / 4)
         self.values = (W / widths).astype(np.float32)
         each = metric.importance if isinstance(metric, Diagonal) else weights
-        weighed = np.minimum(each * widths**2 / largest, LARGEST_WEIGHT).astype(np.float32)
+        weighed = np.minimum(each * widths**2 / largest, MAX_WEIGHT).astype(np.float32)
         # Near candidates alone are weighed: of a large value that does not count, zero is none.
         self.values *= weighed > 0
         self.weights = np.broadcast_to(weighed, self.values.shape)
@@ -97,7 +97,7 @@ class Source:
             top = max(float(self.values.max()), -float(self.values.min()))
             # Within what float32 holds of a step.
             low, high = -122.0 - self.exponent, 126.0 - self.exponent
-            self.finest = max(float(np.log2(top / (2 * LARGEST - 8))), low)
+            self.finest = max(float(np.log2(top / (2 * MAX_LEVEL - 8))), low)
             self.coarsest = float(np.clip(np.log2(top) + 3, self.finest, max(high, self.finest)))
             # High-rate noise of the trellis is about 0.27 of a squared step.
             first = 0.5 * np.log2(max(self.noise, 1e-300) / 0.27)

@@ -26,8 +26,8 @@ from ..base import (
 from ..stored import stored_number, stored_tensor
 
 SWEEPS = 20
-STARTS = 8
-LABELS = (np.uint8, np.uint16, np.uint32)
+N_STARTS = 8
+LABEL_DTYPES = (np.uint8, np.uint16, np.uint32)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -93,7 +93,7 @@ class BlockDiagonalFactors(Factors):
         n_blocks = stored_number(config, "n_blocks", 1, max(min(shape), 1))
         labels: list[Array | None] = [None, None]
         if stored_number(config, "permuted", 0, 1):
-            names = tuple(np.dtype(dtype).name for dtype in LABELS)
+            names = tuple(np.dtype(dtype).name for dtype in LABEL_DTYPES)
             for axis, name in enumerate(("row_labels", "column_labels")):
                 given = stored_tensor(tensors, name, names, (shape[axis],))
                 inside = given.size and int(given.max()) < n_blocks
@@ -231,7 +231,7 @@ class BlockDiagonal(Method):
         turned = np.ascontiguousarray(energies.T)  # sums of whole rows are the fast ones
         first = np.arange(len(energies)) % n_blocks
         best, most = self._ascend(energies, turned, n_blocks, first)
-        for start in range(STARTS):
+        for start in range(N_STARTS):
             found = kmeans(
                 directions.astype(np.float32),
                 n_blocks,
@@ -242,7 +242,7 @@ class BlockDiagonal(Method):
             labels, kept = self._ascend(energies, turned, n_blocks, found.labels)
             if kept > most:
                 best, most = labels, kept
-        dtype = next(d for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        dtype = next(d for d in LABEL_DTYPES if n_blocks - 1 <= np.iinfo(d).max)
         return best[0].astype(dtype), best[1].astype(dtype)
 
     @staticmethod
@@ -266,7 +266,7 @@ class BlockDiagonal(Method):
     def _size(self, problem: Problem) -> Size:
         n_blocks = self._count(problem)
         sizes = [_sizes(n, n_blocks) for n in problem.W.shape]
-        width = next(np.dtype(d).itemsize for d in LABELS if n_blocks - 1 <= np.iinfo(d).max)
+        width = next(np.dtype(d).itemsize for d in LABEL_DTYPES if n_blocks - 1 <= np.iinfo(d).max)
         labels = sum(problem.W.shape) * width if self.permute and n_blocks > 1 else 0
         return Size(int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels, exact=True)
 

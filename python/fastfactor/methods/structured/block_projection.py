@@ -24,7 +24,7 @@ from ..base import (
 )
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
-from .projection_fit import between, blockwise, learn, swap
+from .projection_fit import fit_core, fit_projections, project_blocks, transpose_blocks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -151,8 +151,8 @@ class RandomProjectionFactors(Factors):
         counts = [1, 1]
         if not self.shared:
             counts = [len(self.C) // self.reduced_out, self.C.shape[1] // self.reduced_in]
-        B = _random(seed, 0, counts[1], self.block_in, self.reduced_in).astype(dtype)
-        D = _random(seed, 1, counts[0], self.block_out, self.reduced_out).astype(dtype)
+        B = _random_projections(seed, 0, counts[1], self.block_in, self.reduced_in).astype(dtype)
+        D = _random_projections(seed, 1, counts[0], self.block_out, self.reduced_out).astype(dtype)
         return B, self.C.astype(dtype, copy=False), D.transpose(0, 2, 1)
 
 
@@ -231,23 +231,25 @@ class BlockProjection(Method):
         if self.learned:
             B, D = (
                 np.ascontiguousarray(side, dtype)
-                for side in learn(W, problem, blocks, reduced, self.shared)
+                for side in fit_projections(W, problem, blocks, reduced, self.shared)
             )
-            C = between(W, problem, B.astype(np.float64), D.astype(np.float64))
+            C = fit_core(W, problem, B.astype(np.float64), D.astype(np.float64))
             return BlockProjectionFactors(
                 B=B,
                 C=np.ascontiguousarray(narrowed(np.ldexp(C, exponent), dtype)),
-                D=np.ascontiguousarray(swap(D)),
+                D=np.ascontiguousarray(transpose_blocks(D)),
                 shape=W.shape,
                 dtype=dtype,
             )
         groups = (1, 1) if self.shared else counts
         D, B = (
-            _random(self.random_state, 1 - side, groups[side], blocks[side], reduced[side])
+            _random_projections(
+                self.random_state, 1 - side, groups[side], blocks[side], reduced[side]
+            )
             for side in (0, 1)
         )
         return RandomProjectionFactors(
-            C=np.ascontiguousarray(narrowed(np.ldexp(between(W, problem, B, D), exponent), dtype)),
+            C=np.ascontiguousarray(narrowed(np.ldexp(fit_core(W, problem, B, D), exponent), dtype)),
             seed=np.array([self.random_state], np.uint64),
             block_out=blocks[0],
             block_in=blocks[1],
@@ -285,8 +287,8 @@ class BlockProjection(Method):
 
 
 def _product(xp: Any, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
-    inner = xp.matmul(blockwise(xp, x, B), xp.transpose(C))
-    return blockwise(xp, inner, D)[:, :out_features]
+    inner = xp.matmul(project_blocks(xp, x, B), xp.transpose(C))
+    return project_blocks(xp, inner, D)[:, :out_features]
 
 
 def _linear(B: Array, C: Array, D: Array, x: Array, out_features: int) -> Array:
@@ -303,11 +305,11 @@ def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> A
     inner = np.empty((place.size, C.shape[1]), C.dtype)
     for one in np.unique(place):
         inner[place == one] = each[place == one] @ parts[one]
-    found: Array = blockwise(np, inner, swap(B))[:, : shape[1]]
+    found: Array = project_blocks(np, inner, transpose_blocks(B))[:, : shape[1]]
     return found.reshape(*ids.shape, shape[1])
 
 
-def _random(seed: int, stream: int, groups: int, block: int, reduced: int) -> Array:
+def _random_projections(seed: int, stream: int, groups: int, block: int, reduced: int) -> Array:
     """Normal numbers of variance 1 / block; the identity where nothing is reduced."""
     if block == reduced:
         return np.broadcast_to(np.eye(block), (groups, block, block))

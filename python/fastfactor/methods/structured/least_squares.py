@@ -11,7 +11,7 @@ from ..._checks import Array
 CONVERGED = 1e-16  # of the gradient's square
 
 
-def descend(
+def conjugate_gradients(
     weigh: Callable[[Array], Array],
     W: Array,
     apply: Callable[[Array], Array],

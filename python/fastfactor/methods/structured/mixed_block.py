@@ -25,7 +25,7 @@ from ..base import (
 )
 from ..low_rank import LowRank, LowRankFactors
 from ..stored import stored_tensor
-from .least_squares import descend
+from .least_squares import conjugate_gradients
 
 SWEEPS = 30
 LEAST_GAIN = 1e-4  # of the error, for one more sweep
@@ -240,11 +240,11 @@ def _refine(W: Array, weigh: Callable[[Array], Array], B: Array, C: Array) -> tu
 
 
 def _left(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
-    return descend(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
+    return conjugate_gradients(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
 
 
 def _right(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
-    return descend(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
+    return conjugate_gradients(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
 
 
 def _divisor(n: int) -> int:

@@ -15,38 +15,38 @@ import numpy as np
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
 from ..base import Problem
-from .least_squares import descend
+from .least_squares import conjugate_gradients
 
 SWEEPS = 30
-LEAST_GAIN = 1e-4  # of the error or energy, for one more sweep
+MIN_GAIN = 1e-4  # of the error or energy, for one more sweep
 SIDE_STEPS = 10  # of conjugate gradients within a sweep
 STEPS = 200
 
 
-def between(W: Array, problem: Problem, B: Array, D: Array) -> Array:
+def fit_core(W: Array, problem: Problem, B: Array, D: Array) -> Array:
     """The best C between given projections: C = D̄⁺ W Σ B̄ (B̄ᵀ Σ B̄)⁺."""
     out, inputs = W.shape
     if problem.input_covariance is not None:
         covariance = problem.input_covariance.astype(np.float64)
-        weighted = blockwise(np, covariance, B)
-        normal = blockwise(np, weighted.T, B)
+        weighted = project_blocks(np, covariance, B)
+        normal = project_blocks(np, weighted.T, B)
         right = np.linalg.lstsq(normal, (W @ weighted).T, rcond=None)[0]
     else:
-        right = blockwise(np, W, _inverse(B, inputs)).T
-    C: Array = blockwise(np, right, _inverse(D, out)).T
+        right = project_blocks(np, W, _inverse(B, inputs)).T
+    C: Array = project_blocks(np, right, _inverse(D, out)).T
     if problem.importance is None:
         return C
-    return descend(
+    return conjugate_gradients(
         _weigher(problem),
         W,
         lambda C: _dense(B, C, D, W.shape),
-        lambda E: blockwise(np, blockwise(np, E, B).T, D).T,
+        lambda E: project_blocks(np, project_blocks(np, E, B).T, D).T,
         C,
         STEPS,
     )
 
 
-def learn(
+def fit_projections(
     W: Array,
     problem: Problem,
     blocks: tuple[int, int],
@@ -60,32 +60,32 @@ def learn(
     """
     last, turned = 0.0, W
     for _ in range(SWEEPS):
-        B, _ = _leading(turned, blocks[1], reduced[1], shared)
-        D, energy = _leading(blockwise(np, W, B).T, blocks[0], reduced[0], shared)
-        if energy <= last * (1 + LEAST_GAIN):
+        B, _ = _leading_directions(turned, blocks[1], reduced[1], shared)
+        D, energy = _leading_directions(project_blocks(np, W, B).T, blocks[0], reduced[0], shared)
+        if energy <= last * (1 + MIN_GAIN):
             break
-        last, turned = energy, blockwise(np, W.T, D).T
+        last, turned = energy, project_blocks(np, W.T, D).T
     short = shared and (W.shape[0] % blocks[0] or W.shape[1] % blocks[1])
     if isinstance(problem.metric, Frobenius) and not short:
         return B, D
     weigh = _weigher(problem)
-    C = between(W, problem, B, D)
+    C = fit_core(W, problem, B, D)
     last = problem.metric.squares(W - _dense(B, C, D, W.shape), 0)
     for _ in range(SWEEPS):
-        left = blockwise(np, C.T, swap(D))[:, : len(W)].T
-        B = _side(weigh, W, left, B)
-        right = blockwise(np, C, swap(B))[:, : W.shape[1]].T
-        D = _side(lambda E: weigh(E.T).T, W.T, right, D)
+        left = project_blocks(np, C.T, transpose_blocks(D))[:, : len(W)].T
+        B = _fit_side(weigh, W, left, B)
+        right = project_blocks(np, C, transpose_blocks(B))[:, : W.shape[1]].T
+        D = _fit_side(lambda E: weigh(E.T).T, W.T, right, D)
         B, D = np.linalg.qr(B)[0], np.linalg.qr(D)[0]
-        C = between(W, problem, B, D)
+        C = fit_core(W, problem, B, D)
         error = problem.metric.squares(W - _dense(B, C, D, W.shape), 0)
-        if error >= last * (1 - LEAST_GAIN):
+        if error >= last * (1 - MIN_GAIN):
             break
         last = error
     return B, D
 
 
-def blockwise(xp: Any, x: Any, M: Any) -> Any:
+def project_blocks(xp: Any, x: Any, M: Any) -> Any:
     """``(batch, n · b) → (batch, n · r)``: blocks of x, the last filled with zeros, each times M.
 
     M is (1 or n, b, r).
@@ -100,12 +100,12 @@ def blockwise(xp: Any, x: Any, M: Any) -> Any:
     return xp.reshape(xp.transpose(parts, (1, 0, 2)), (batch, n * r))
 
 
-def swap(M: Array) -> Array:
+def transpose_blocks(M: Array) -> Array:
     """The transpose of each."""
     return M.transpose(0, 2, 1)
 
 
-def _leading(T: Array, block: int, reduced: int, shared: bool) -> tuple[Array, float]:
+def _leading_directions(T: Array, block: int, reduced: int, shared: bool) -> tuple[Array, float]:
     """The directions in which blocks of T's columns have most energy, and that energy."""
     n = -(-T.shape[1] // block)
     parts = _blocks(T, n, block)
@@ -116,7 +116,7 @@ def _leading(T: Array, block: int, reduced: int, shared: bool) -> tuple[Array, f
     return vectors[:, :, : -reduced - 1 : -1], float(values[:, -reduced:].sum())
 
 
-def _side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) -> Array:
+def _fit_side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) -> Array:
     """A better projection M of the columns in ``W ≈ left · M̄ᵀ``."""
     block, reduced = start.shape[1:]
     n = -(-W.shape[1] // block)
@@ -127,10 +127,10 @@ def _side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) 
         return found.sum(axis=0, keepdims=True) if len(start) == 1 else found
 
     def apply(M: Array) -> Array:
-        product: Array = blockwise(np, left, swap(M))
+        product: Array = project_blocks(np, left, transpose_blocks(M))
         return product[:, : W.shape[1]]
 
-    return descend(weigh, W, apply, adjoint, start, SIDE_STEPS)
+    return conjugate_gradients(weigh, W, apply, adjoint, start, SIDE_STEPS)
 
 
 def _weigher(problem: Problem) -> Callable[[Array], Array]:
@@ -145,8 +145,8 @@ def _weigher(problem: Problem) -> Callable[[Array], Array]:
 
 
 def _dense(B: Array, C: Array, D: Array, shape: tuple[int, int]) -> Array:
-    right = blockwise(np, C, swap(B))[:, : shape[1]]
-    result: Array = blockwise(np, right.T, swap(D))[:, : shape[0]].T
+    right = project_blocks(np, C, transpose_blocks(B))[:, : shape[1]]
+    result: Array = project_blocks(np, right.T, transpose_blocks(D))[:, : shape[0]].T
     return result
 
 
@@ -157,7 +157,7 @@ def _inverse(M: Array, length: int) -> Array:
     if n * block > length:
         M = np.broadcast_to(M, (n, block, reduced)).copy()
         M[-1, length - n * block :] = 0
-    return swap(np.linalg.pinv(M))
+    return transpose_blocks(np.linalg.pinv(M))
 
 
 def _blocks(T: Array, n: int, block: int) -> Array:

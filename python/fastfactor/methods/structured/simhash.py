@@ -27,7 +27,7 @@ from ..base import (
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
 
-KEPT_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
+MAX_CACHED_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
 SIGNS = np.array([[-1], [1]], np.float32)
 ROWS_AT_ONCE = 256
 SCALES = ("least_squares", "norm")
@@ -151,8 +151,8 @@ class SimhashFactors(Factors):
         return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
 
     @cached_property
-    def _kept(self) -> Array | None:
-        few = 4 * self.length * self.n_hashes <= KEPT_BYTES
+    def _cached_projection(self) -> Array | None:
+        few = 4 * self.length * self.n_hashes <= MAX_CACHED_BYTES
         return self._projection() if few else None
 
     def _projection(self) -> Array:
@@ -162,8 +162,13 @@ class SimhashFactors(Factors):
         """R a few columns at a time, all of its rows or those of the given numbers."""
         for first in range(0, self.n_hashes, TILE):
             part = slice(first, min(first + TILE, self.n_hashes))
-            if self._kept is not None:
-                yield part, self._kept[:, part] if ids is None else self._kept[ids, part]
+            if self._cached_projection is not None:
+                yield (
+                    part,
+                    self._cached_projection[:, part]
+                    if ids is None
+                    else self._cached_projection[ids, part],
+                )
                 continue
             width, number = part.stop - first, first // TILE
             seed = int(self.seed[0])

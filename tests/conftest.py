@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
+# Threads that wait must sleep: where they spin, two processes take the processors from each other,
+# and tests that are done in 46 s take 75. Those of NumPy's products always spin, and the matrices
+# here are too small for them. Both are read when the libraries are loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-
-# Threads that wait must sleep. Where they spin, two processes take the processors from each other,
-# and tests that are done in 46 s take 75. OpenMP reads this when the first kernel runs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # No deadline: a shared machine stalls for longer than any example takes. In CI the same examples
 # every time, so that a red run is about the change.
@@ -18,6 +20,8 @@ settings.register_profile(
     "default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
+# For builds that are many times slower: pytest --hypothesis-profile=few
+settings.register_profile("few", settings.get_profile("ci"), max_examples=8)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # So that a failing assertion in these shows its values too.

@@ -340,6 +340,16 @@ class MethodContract:
         with pytest.raises(ValueError, match="ratio must be at most"):
             self.asked(method, ratio=1e9).compress(self.matrix())
 
+    @pytest.mark.parametrize("goal", [{"ratio": 2.0}, {"max_error": 0.1}])
+    def test_an_empty_matrix_has_no_ratio_and_no_error(self, method, goal):
+        asked = self.asked(method, **goal)
+        for refused in (
+            lambda: asked.compress(np.zeros((0, self.SHAPE[1]), np.float32)),
+            lambda: asked.planned_size((0, self.SHAPE[1]), np.float32),
+        ):
+            with pytest.raises(ValueError, match="W must not be empty"):
+                refused()
+
     @pytest.mark.parametrize(("shape", "dtype"), [((24, 32), np.float32), ((48, 64), np.float16)])
     def test_sizes_are_known_before(self, method, shape, dtype):
         W = self.matrix(dtype, shape)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 from fastfactor import _core
 
@@ -14,9 +13,9 @@ LIMIT = 120  # seconds; what runs here takes a few
 
 
 def built_levels():
-    """The instruction-set levels that this build holds and this processor runs."""
-    folder = Path(_core.__file__).parent
-    return [level for level in _core.supported_levels() if any(folder.glob(f"_{level}.*"))]
+    """The instruction-set levels that this build holds and this processor runs, best first."""
+    built = _core.built_levels()
+    return [level for level in _core.supported_levels() if level in built]
 
 
 def run_python(code, *arguments, environment=None, limit=LIMIT):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fastfactor import CSR, exchange_atoms, hashed_omp, learn_dictionary, omp, spmm
 from fastfactor.learning.code_exchange import improved
-from fastfactor.learning.code_products import Codes, Matrix, products_of_codes
-from fastfactor.learning.dictionary_learning import ATOMS_AT_ONCE, _repeated
+from fastfactor.learning.code_products import DenseGram, SparseGram, gram_of_codes
+from fastfactor.learning.dictionary_update import ATOMS_AT_ONCE, repeated
 
 
 def signals(rng, n=600, d=12, n_atoms=10, k=2, noise=0.01):
@@ -23,13 +23,13 @@ def test_sums_over_codes_are_those_of_dense_codes(rng):
     dense = rng.standard_normal((70_000, 9)) * (rng.random((70_000, 9)) < 0.3)
     codes = CSR.from_dense(dense)
     expected = dense.T @ dense
-    np.testing.assert_allclose(products_of_codes(codes), expected, rtol=1e-10, atol=1e-9)
+    np.testing.assert_allclose(gram_of_codes(codes), expected, rtol=1e-10, atol=1e-9)
     np.testing.assert_array_equal(codes.T.to_dense(), dense.T)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.8])
 def test_codes_multiply_as_their_matrix_does(rng, memory):
-    products, matrix = Codes(9), Matrix(9)
+    products, matrix = SparseGram(9), DenseGram(9)
     expected = np.zeros((9, 9))
     for _ in range(4):
         dense = rng.standard_normal((50, 9)) * (rng.random((50, 9)) < 0.3)
@@ -49,7 +49,7 @@ def test_codes_multiply_as_their_matrix_does(rng, memory):
 
 
 def test_codes_are_dropped_once_they_have_faded(rng):
-    products = Codes(4)
+    products = SparseGram(4)
     codes = CSR.from_dense(rng.standard_normal((3, 4)))
     for _ in range(100):
         products.add(codes, codes.T, 0.8)
@@ -64,7 +64,7 @@ def test_atoms_that_repeat_one_before_them_are_found(rng):
     unit[5] = 2 * unit[4] + 1e-3 * unit[6]
     unit[-1] = unit[ATOMS_AT_ONCE + 1]
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    found = np.flatnonzero(_repeated(unit, 2))
+    found = np.flatnonzero(repeated(unit, 2))
     np.testing.assert_array_equal(found, [5, ATOMS_AT_ONCE, n - 1])
 
 
@@ -72,7 +72,7 @@ def test_more_atoms_than_a_matrix_of_products_is_held_for(rng, monkeypatch):
     X = signals(rng, n=2000)
     settings = {"n_nonzero_coefs": 2, "batch_size": 300, "max_iter": 4}
     expected = learn_dictionary(X, 10, **settings)
-    monkeypatch.setattr("fastfactor.learning.dictionary_learning.MOST_DENSE", 9)
+    monkeypatch.setattr("fastfactor.learning.dictionary_update.MOST_DENSE", 9)
     result = learn_dictionary(X, 10, **settings)
     assert (result.dictionary != expected.dictionary).any()
     np.testing.assert_allclose(result.error, expected.error, rtol=0.1)

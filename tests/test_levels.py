@@ -1,4 +1,4 @@
-"""Every instruction-set level that this processor runs, each in a process of its own.
+"""Every instruction-set level that was built and runs here, each in a process of its own.
 
 Across levels supports and labels are equal on data without near ties; floats differ by the order
 and fusing of roundings, which a well-conditioned problem turns into a few hundred ulps at most.
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastfactor import _core
-from processes import output_of, run_python
+from processes import built_levels, output_of, run_python
 
-LEVELS = _core.supported_levels()
+LEVELS = built_levels()
+SUPPORTED = _core.supported_levels()
 VARIABLE = "FASTFACTOR_LEVEL"
 WITH_TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
@@ -75,10 +76,11 @@ def results(tmp_path_factory):
     return found
 
 
-def test_the_levels_are_known_and_best_first():
-    assert LEVELS
-    assert len(set(LEVELS)) == len(LEVELS)
-    assert sorted(LEVELS, reverse=True) == LEVELS
+@pytest.mark.parametrize("levels", [SUPPORTED, _core.built_levels(), LEVELS])
+def test_the_levels_are_known_and_best_first(levels):
+    assert levels
+    assert len(set(levels)) == len(levels)
+    assert sorted(levels, reverse=True) == levels
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -181,7 +183,7 @@ def test_the_configuration_names_the_level(level):
     lines = output_of(code, environment={VARIABLE: level}).splitlines()
     shown = dict(line.split(maxsplit=1) for line in lines if not line.startswith("levels "))
     assert shown["level"] == level
-    assert any(line == f"levels supported  {', '.join(LEVELS)}" for line in lines)
+    assert any(line == f"levels supported  {', '.join(SUPPORTED)}" for line in lines)
 
 
 def test_without_the_variable_the_best_level_is_taken():
@@ -195,7 +197,7 @@ def test_an_unknown_level_is_a_clear_import_error(level):
     assert done.returncode == 1  # an exception, not a signal
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: FASTFACTOR_LEVEL must be a level that this processor runs")
-    assert last.endswith(f"one of {', '.join(LEVELS)}, got {level!r}")
+    assert last.endswith(f"one of {', '.join(SUPPORTED)}, got {level!r}")
 
 
 def test_a_level_that_the_processor_lacks_is_a_clear_import_error():
@@ -224,13 +226,17 @@ def test_a_level_that_was_not_built_is_a_clear_import_error():
         sys.modules[detect.__name__] = detect
         import fastfactor
     """
+    built = ", ".join(_core.built_levels())
     named = run_python(code, environment={VARIABLE: "v7"})
     assert named.returncode == 1
     assert named.stderr.splitlines()[-1] == (
-        "ImportError: fastfactor was built without the level 'v7'"
+        f"ImportError: fastfactor was built for {built}, not for v7: build all levels: "
+        "pip install . -C cmake.define.FASTFACTOR_LEVELS=all"
     )
-    none = run_python(code, environment={VARIABLE: ""})
-    assert none.returncode == 1
-    assert none.stderr.splitlines()[-1] == (
-        "ImportError: fastfactor has no kernels for this processor (it runs v7, v6)"
+    moved = run_python(code, environment={VARIABLE: ""})  # to a processor without those levels
+    assert moved.returncode == 1
+    assert moved.stderr.splitlines()[-1] == (
+        f"ImportError: fastfactor was built for {built}, but this processor runs v7, v6: "
+        "install it again on this machine, or build all levels: "
+        "pip install . -C cmake.define.FASTFACTOR_LEVELS=all"
     )

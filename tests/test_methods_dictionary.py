@@ -65,7 +65,7 @@ def test_blocks_along_few_directions_are_found_again(rng):
 
 def test_an_error_for_blocks_sends_values_where_the_energy_is(rng):
     W = (rng.standard_normal((64, 64)) * np.geomspace(0.02, 2, 64)[:, None]).astype(np.float32)
-    factors = Dictionary(block_error=0.2, n_atoms=32, block_size=16).compress(W)
+    factors = Dictionary(block_error=0.2, n_atoms=32, block_size=16, max_iter=20).compress(W)
     left = (W - factors.to_dense().astype(np.float64)).reshape(-1, 16)
     mean = np.mean(np.sum(W.astype(np.float64).reshape(-1, 16) ** 2, axis=1))
     assert np.sum(left**2, axis=1).max() <= 0.2 * mean * 1.01
@@ -125,7 +125,7 @@ def test_a_covariance_of_few_directions_leaves_the_others_free(rng, block_size):
 
 def test_values_are_least_squares_for_the_atoms_as_stored(rng):
     W = rng.standard_normal((40, 32)).astype(np.float16)
-    settings = Dictionary(n_nonzero_coefs=3, n_atoms=16, block_size=16, exchange=False)
+    settings = Dictionary(n_nonzero_coefs=3, n_atoms=16, block_size=16, max_iter=20, exchange=False)
     factors = settings.compress(W)
     signals = W.reshape(-1, 16)
     codes = omp(signals, factors.dictionary, n_nonzero_coefs=3, criterion="ols")

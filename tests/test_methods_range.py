@@ -14,7 +14,7 @@ from fastfactor.methods import (
     Prune,
     Simhash,
 )
-from fastfactor.methods.base import narrowed
+from fastfactor.methods.factors import narrowed
 
 METHODS = (
     BlockDiagonal(n_blocks=2),

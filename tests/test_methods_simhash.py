@@ -111,7 +111,7 @@ def test_a_projection_that_is_drawn_at_each_product_is_the_same(rng, axis, monke
     expected = factors.linear(x), factors.rows(ids), factors.to_dense()
     monkeypatch.setattr(simhash, "MAX_CACHED_BYTES", 0)
     again = Simhash(n_hashes=200, axis=axis).compress(W)
-    assert again._kept is None
+    assert again._cached_projection is None
     for one, other in zip(
         expected, (again.linear(x), again.rows(ids), again.to_dense()), strict=True
     ):

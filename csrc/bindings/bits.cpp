@@ -16,7 +16,7 @@ IntType int_type_of(const py::array& a) {
     if (size == 4) return is_signed ? IntType::i32 : IntType::u32;
     if (size == 8) return is_signed ? IntType::i64 : IntType::u64;
   }
-  throw py::type_error("unsupported dtype " + py::str(a.dtype()).cast<std::string>());
+  throw py::type_error("unsupported dtype " + name_of(a.dtype()));
 }
 
 py::array pack_codes(const py::array& codes, int n_bits, int n_threads) {

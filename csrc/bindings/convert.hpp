@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,11 @@ namespace ff::bindings {
 
 namespace py = pybind11;
 
+// Through a handle: pybind11 2 finds py::str(py::dtype) ambiguous.
+inline std::string name_of(const py::dtype& d) {
+  return py::str(py::handle(d));
+}
+
 inline DType dtype_of(const py::array& a) {
   const py::dtype d = a.dtype();
   if (d.kind() == 'f' && d.itemsize() == 2) return DType::f16;
@@ -22,7 +28,7 @@ inline DType dtype_of(const py::array& a) {
   if (d.kind() == 'f' && d.itemsize() == 8) return DType::f64;
   if (d.itemsize() == 2 && py::str(d.attr("name")).cast<std::string>() == "bfloat16")
     return DType::bf16;
-  throw py::type_error("unsupported dtype " + py::str(d).cast<std::string>());
+  throw py::type_error("unsupported dtype " + name_of(d));
 }
 
 // (rows, cols) → a view; (groups, rows, cols) → a stack of them.

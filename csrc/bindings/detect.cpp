@@ -1,72 +1,31 @@
-// Compiled for the plainest processor of the family: says which of the levels this one can run.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Tells Python which levels this processor runs. Written for Python's own C interface: pybind11's
+// headers would take twenty times as long to compile as this one function.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
-#include <initializer_list>
-#include <string>
-#include <vector>
-
-#if defined(__x86_64__)
-#  include <cpuid.h>
-#endif
+#include "core/levels.hpp"
 
 namespace {
 
-#if defined(__x86_64__)
-// The features of the x86-64 psABI levels, and the register state that the system must save for
-// them (XCR0: SSE and AVX; opmask and the ZMM halves).
-struct Processor {
-  unsigned ecx1 = 0, ebx7 = 0, ecx7 = 0, ecx_extended = 0;
-  unsigned long long saved = 0;
-
-  Processor() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid(1, &a, &b, &c, &d)) ecx1 = c;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx7 = b, ecx7 = c;
-    if (__get_cpuid(0x80000001u, &a, &b, &c, &d)) ecx_extended = c;
-    if (ecx1 & (1u << 27)) {  // OSXSAVE: xgetbv may be asked
-      unsigned low = 0, high = 0;
-      __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-      saved = (static_cast<unsigned long long>(high) << 32) | low;
-    }
+PyObject* supported_levels(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const char* level : ff::supported_levels()) {
+    PyObject* name = names ? PyUnicode_FromString(level) : nullptr;
+    if (!name || PyList_Append(names, name) != 0) Py_CLEAR(names);
+    Py_XDECREF(name);
   }
-
-  static bool all(unsigned word, std::initializer_list<int> bits) {
-    for (const int bit : bits)
-      if (!(word >> bit & 1u)) return false;
-    return true;
-  }
-
-  // SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT; LAHF
-  bool v2() const { return all(ecx1, {0, 9, 13, 19, 20, 23}) && all(ecx_extended, {0}); }
-  // FMA, MOVBE, AVX, F16C; BMI1, AVX2, BMI2; LZCNT
-  bool v3() const {
-    return v2() && all(ecx1, {12, 22, 28, 29}) && all(ebx7, {3, 5, 8}) && all(ecx_extended, {5}) &&
-           (saved & 0x6) == 0x6;
-  }
-  // AVX-512 F, DQ, CD, BW, VL
-  bool v4() const { return v3() && all(ebx7, {16, 17, 28, 30, 31}) && (saved & 0xe6) == 0xe6; }
-  // AVX-512 VBMI, VNNI
-  bool v4_vnni() const { return v4() && all(ecx7, {1, 11}); }
-};
-#endif
-
-std::vector<std::string> supported_levels() {
-  std::vector<std::string> levels;
-#if defined(__x86_64__)
-  const Processor processor;
-  if (processor.v4_vnni()) levels.emplace_back("v4_vnni");
-  if (processor.v4()) levels.emplace_back("v4");
-  if (processor.v3()) levels.emplace_back("v3");
-  if (processor.v2()) levels.emplace_back("v2");
-#else
-  levels.emplace_back("baseline");
-#endif
-  return levels;
+  return names;
 }
+
+PyMethodDef functions[] = {
+    {"supported_levels", supported_levels, METH_NOARGS, "supported_levels() -> list[str]"},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_detect", nullptr, 0, functions, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-PYBIND11_MODULE(_detect, m) {
-  m.def("supported_levels", &supported_levels);
+PyMODINIT_FUNC PyInit__detect() {
+  return PyModule_Create(&definition);
 }

@@ -1,5 +1,3 @@
-#include <Eigen/Core>
-
 #include "bindings/convert.hpp"
 #include "core/corrupt.hpp"
 
@@ -35,8 +33,7 @@ py::dict build_info() {
 #else
   info["compiler"] = "unknown";
 #endif
-  info["eigen"] = std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) +
-                  "." + std::to_string(EIGEN_MINOR_VERSION);
+  info["eigen"] = FASTFACTOR_EIGEN;
   return info;
 }
 

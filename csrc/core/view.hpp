@@ -1,9 +1,6 @@
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
 #include "core/types.hpp"
 
@@ -64,49 +61,13 @@ Stored read(const char* p) {
   return value;
 }
 
-template <class T, class Stored, class Widen>
-void widen_row(const char* p, index n, index stride, T* out, Widen widen) {
-  if (stride == index(sizeof(Stored))) {
-    for (index j = 0; j < n; ++j) out[j] = T(widen(read<Stored>(p + j * index(sizeof(Stored)))));
-  } else {
-    for (index j = 0; j < n; ++j) out[j] = T(widen(read<Stored>(p + j * stride)));
-  }
-}
-
 }  // namespace detail
 
 // out[0 … cols) = row i, widened (or, from float64 to float, rounded) to T.
 template <class T>
-void load_row(const MatrixView& x, index i, T* out) {
-  const char* p = x.row(i);
-  const auto same = [](auto value) { return value; };
-  switch (x.dtype) {
-    case DType::f16:
-      return detail::widen_row<T, std::uint16_t>(p, x.cols, x.col_stride, out, detail::widen_f16);
-    case DType::bf16:
-      return detail::widen_row<T, std::uint16_t>(p, x.cols, x.col_stride, out, detail::widen_bf16);
-    case DType::f32:
-      return detail::widen_row<T, float>(p, x.cols, x.col_stride, out, same);
-    case DType::f64:
-      return detail::widen_row<T, double>(p, x.cols, x.col_stride, out, same);
-  }
-}
+void load_row(const MatrixView& x, index i, T* out);
 
 // For a search that met a value it cannot order: says which, and throws ValueError's C++ form.
-[[noreturn]] inline void throw_not_finite(const MatrixView& x, index row, const char* name) {
-  for (index j = 0; j < x.cols; ++j) {
-    MatrixView cell = x;
-    cell.data += j * x.col_stride;
-    cell.cols = 1;
-    double value = 0;
-    load_row(cell, row, &value);
-    if (!std::isfinite(value))
-      throw std::invalid_argument(std::string(name) + " must be finite, got " +
-                                  std::to_string(value) + " at [" + std::to_string(row) + ", " +
-                                  std::to_string(j) + "]");
-  }
-  throw std::invalid_argument(std::string(name) + " must have a finite squared norm in row " +
-                              std::to_string(row) + ", got values too large for float64");
-}
+[[noreturn]] void throw_not_finite(const MatrixView& x, index row, const char* name);
 
 }  // namespace ff

@@ -9,6 +9,7 @@
 #include "kernels/balance/balance.hpp"
 
 #include <cmath>
+#include <stdexcept>
 #include <string>
 
 #if defined(__unix__) || defined(__APPLE__)

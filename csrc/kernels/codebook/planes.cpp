@@ -10,17 +10,17 @@ namespace ff {
 namespace {
 
 using tables::Floats;
-constexpr int kLanes = tables::kLanes;
-constexpr index kRows = 64;     // a byte of a vector each
-constexpr index kColumns = 16;  // of codes, transposed at a time
-constexpr index kTaskRows = 8 * kRows;
+using tables::kLanes;
+constexpr index kByteRows = 64;  // a byte of a vector each
+constexpr index kColumns = 16;   // of codes, transposed at a time
+constexpr index kPlaneRows = 8 * kByteRows;
 constexpr index kPart = 64;       // products that are added in float before they go to a sum,
 constexpr index kParts = 16;      // and how many of those before they go to double
 constexpr index kTileInputs = 8;  // inputs that share a transposition
 constexpr index kTableBytes = index(1) << 20;
 constexpr index kAheadOfTables = 8;  // pairs of lines of codes fetched for each table that is made
 
-// Transposes kRows × kColumns bytes: to[column · pitch + row].
+// Transposes kByteRows × kColumns bytes: to[column · pitch + row].
 void transpose(const std::uint8_t* from, index from_pitch, std::uint8_t* to, index pitch) {
   __m512i a[16], b[16];
 #  pragma GCC unroll 16
@@ -44,33 +44,33 @@ void transpose(const std::uint8_t* from, index from_pitch, std::uint8_t* to, ind
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * pitch, a[i]);
 }
 
-// Codes of one book, column by column: [column][row], kTaskRows of them.
+// Codes of one book, column by column: [column][row], kPlaneRows of them.
 class Columns {
  public:
   Columns(const PackedView& packed, const CodebookView& codebook, index span)
-      : row_(packed, codebook), staged_(kRows * span), columns_(kTaskRows * span) {}
+      : row_(packed, codebook), staged_(kByteRows * span), columns_(kPlaneRows * span) {}
 
-  // Rows from `first_row` on, columns [first, first + n); what pads rows to kRows is zero.
+  // Rows from `first_row` on, columns [first, first + n); what pads rows to kByteRows is zero.
   void load(index first_row, index n_rows, index book, index first, index n) {
     const PackedShape& shape = row_.packed().shape;
     const index width = round_up(n, kColumns);
-    for (index r = 0; r < n_rows; r += kRows) {
+    for (index r = 0; r < n_rows; r += kByteRows) {
       const std::uint8_t* from = row_.packed().row(first_row + r, book) + first / 8 * shape.n_bits;
       index pitch = shape.row_bytes();
-      if (shape.n_bits < 8 || n_rows - r < kRows || n < width) {
-        std::fill_n(staged_.data(), kRows * width, std::uint8_t(0));
-        for (index i = 0; i < std::min(kRows, n_rows - r); ++i) {
+      if (shape.n_bits < 8 || n_rows - r < kByteRows || n < width) {
+        std::fill_n(staged_.data(), kByteRows * width, std::uint8_t(0));
+        for (index i = 0; i < std::min(kByteRows, n_rows - r); ++i) {
           row_.go_to(first_row + r + i);
           std::copy_n(row_.codes(book, first, n), n, staged_.data() + i * width);
         }
         from = staged_.data(), pitch = width;
       }
       for (index j = 0; j < n; j += kColumns)
-        transpose(from + j, pitch, columns_.data() + j * kTaskRows + r, kTaskRows);
+        transpose(from + j, pitch, columns_.data() + j * kPlaneRows + r, kPlaneRows);
     }
   }
 
-  const std::uint8_t* column(index j) const { return columns_.data() + j * kTaskRows; }
+  const std::uint8_t* column(index j) const { return columns_.data() + j * kPlaneRows; }
 
  private:
   CodeRow row_;
@@ -83,9 +83,9 @@ class Ahead {
  public:
   Ahead(const PackedView& packed, index first_row, index book, index first, index n)
       : pitch_(packed.shape.row_bytes()), bytes_(packed.shape.n_bits * n / 8) {
-    if (first_row + kTaskRows > packed.shape.rows) return;
+    if (first_row + kPlaneRows > packed.shape.rows) return;
     from_ = packed.row(first_row, book) + first / 8 * packed.shape.n_bits;
-    left_ = kTaskRows;
+    left_ = kPlaneRows;
   }
 
   // So many times a line of two rows.
@@ -107,30 +107,30 @@ class Ahead {
 template <class Table>
 void add_products(const Table& products, const std::uint8_t* codes, index n_rows, float* sums) {
   const Table table = products;  // in registers
-  for (index r = 0; r < n_rows; r += kRows)
+  for (index r = 0; r < n_rows; r += kByteRows)
     table.values(_mm512_loadu_si512(codes + r), [&](int v, Floats values) FASTFACTOR_INLINE {
       float* to = sums + r + v * kLanes;
       simd::store(to, simd::load(to) + values);
     });
 }
 
-struct Scratch {
+struct PlaneScratch {
   Columns codes;
   Buffer<float> part, sum;
 };
 
 // totals[r] += the products of columns [first, first + n) of a span, whose tables are given.
 template <class Table>
-void add_span(const Table* products, Scratch& my, index n, index n_rows, Ahead& ahead,
+void add_span(const Table* products, PlaneScratch& my, index n, index n_rows, Ahead& ahead,
               double* totals) {
-  const index padded = round_up(n_rows, kRows);
+  const index padded = round_up(n_rows, kByteRows);
   for (index begin = 0; begin < n; begin += kPart * kParts) {
     std::fill_n(my.sum.data(), padded, 0.0f);
     const index end = std::min(n, begin + kPart * kParts);
     for (index first = begin; first < end; first += kPart) {
       std::fill_n(my.part.data(), padded, 0.0f);
       for (index j = first; j < std::min(end, first + kPart); ++j) {
-        ahead.fetch(kTaskRows / 128);
+        ahead.fetch(kPlaneRows / 128);
         add_products(products[j], my.codes.column(j), padded, my.part.data());
       }
       for (index r = 0; r < padded; r += kLanes)
@@ -138,7 +138,7 @@ void add_span(const Table* products, Scratch& my, index n, index n_rows, Ahead& 
                     simd::load(my.sum.data() + r) + simd::load(my.part.data() + r));
     }
     for (index at = 0; at < padded; ++at) {
-      const index r = at / kRows * kRows + Table::column(at % kRows);
+      const index r = at / kByteRows * kByteRows + Table::column(at % kByteRows);
       if (r < n_rows) totals[r] += double(my.sum[at]);
     }
   }
@@ -155,16 +155,16 @@ void multiply(const Inputs& inputs, const PackedView& packed, const CodebookView
   // Spans alike, so that none is left with little to do.
   const index span = round_up(ceil_div(cols, ceil_div(cols, most)), kColumns);
   Buffer<Table> tables(tile * span);
-  PerWorker<Scratch> scratch(n_threads);
+  PerWorker<PlaneScratch> scratch(n_threads);
   std::vector<double> totals(inputs.batch * rows, 0.0);
   // Tables for columns [first, first + n) and inputs from `input` on, then all rows.
   const auto add = [&](index input, index n_inputs, index book, index first, index n) {
-    const index pieces = ceil_div(n, kColumns), row_tasks = ceil_div(rows, kTaskRows);
+    const index pieces = ceil_div(n, kColumns), row_tasks = ceil_div(rows, kPlaneRows);
     PerWorker<Ahead> own_codes(n_threads);
     parallel_for(n_inputs * pieces, n_threads, stop, [&](index task, int worker) {
       const index b = task / pieces, begin = task % pieces * kColumns;
       Ahead& ahead = own_codes.of(worker, [&] {
-        const index first_row = first_of_range(row_tasks, n_threads, worker) * kTaskRows;
+        const index first_row = first_of_range(row_tasks, n_threads, worker) * kPlaneRows;
         return Ahead(packed, first_row, book, first, n);
       });
       alignas(64) float products[kEntries];
@@ -175,13 +175,13 @@ void multiply(const Inputs& inputs, const PackedView& packed, const CodebookView
       }
     });
     parallel_ranges(row_tasks, n_threads, stop, [&](index task, int worker) {
-      const index first_row = task * kTaskRows, n_rows = std::min(kTaskRows, rows - first_row);
-      Scratch& my = scratch.of(worker, [&] {
-        return Scratch{Columns(packed, codebook, span), Buffer<float>(kTaskRows),
-                       Buffer<float>(kTaskRows)};
+      const index first_row = task * kPlaneRows, n_rows = std::min(kPlaneRows, rows - first_row);
+      PlaneScratch& my = scratch.of(worker, [&] {
+        return PlaneScratch{Columns(packed, codebook, span), Buffer<float>(kPlaneRows),
+                            Buffer<float>(kPlaneRows)};
       });
       my.codes.load(first_row, n_rows, book, first, n);
-      Ahead ahead(packed, first_row + kTaskRows, book, first, n);
+      Ahead ahead(packed, first_row + kPlaneRows, book, first, n);
       for (index b = 0; b < n_inputs; ++b)
         add_span(&tables[b * span], my, n, n_rows, ahead,
                  totals.data() + (input + b) * rows + first_row);

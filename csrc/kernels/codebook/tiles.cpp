@@ -56,11 +56,12 @@ template <class Rows>
 void multiply_span(index n_rows, const Inputs& inputs, index first, index blocks, Sums& sums,
                    const Rows& rows) {
   for (index b = 0; b < inputs.batch; b += kInputs)
-    for (index r = 0; r < n_rows; r += kRows) {
+    for (index r = 0; r < n_rows;) {
       auto source = rows(r);
-      tiles::product<decltype(source)>(std::min<index>(kRows, n_rows - r),
-                                       std::min<index>(kInputs, inputs.batch - b))(
+      const index n = n_rows - r < kRows ? 1 : kRows;
+      tiles::product<decltype(source)>(n, std::min<index>(kInputs, inputs.batch - b))(
           source, inputs.at(b, first), blocks, sums.at(r, b));
+      r += n;
     }
 }
 

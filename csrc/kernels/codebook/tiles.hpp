@@ -100,13 +100,14 @@ Product<Source> product(int n_inputs, std::integer_sequence<int, B...>) {
 }
 }  // namespace detail
 
-// multiply() for so many rows and inputs, at most kRows and kInputs.
+// multiply() for kRows rows, or for one, and so many inputs, at most kInputs. Rows that are left
+// over come one by one: they are two at most, and a product of its own for two would be a third of
+// what there is to compile here.
 template <class Source>
 Product<Source> product(index n_rows, index n_inputs) {
   const auto sizes = std::make_integer_sequence<int, kInputs>();
-  if (n_rows == 1) return detail::product<Source, 1>(int(n_inputs), sizes);
-  if (n_rows == 2) return detail::product<Source, 2>(int(n_inputs), sizes);
-  return detail::product<Source, 3>(int(n_inputs), sizes);
+  if (n_rows == kRows) return detail::product<Source, kRows>(int(n_inputs), sizes);
+  return detail::product<Source, 1>(int(n_inputs), sizes);
 }
 
 }  // namespace ff::tiles

@@ -1,6 +1,7 @@
 #include "kernels/csr/csr.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace ff {
 namespace {

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 
 #include "kernels/huffman/format.hpp"
 #include "kernels/huffman/streams.hpp"
@@ -379,43 +380,33 @@ index HuffmanDecoder::n_symbols() const {
 
 void HuffmanDecoder::decode(void* symbols, int n_threads, Stop& stop) const {
   const Format& f = header_->format;
-  const auto into = [&](auto* out) {
-    using Symbol = std::remove_pointer_t<decltype(out)>;
+  std::unique_ptr<const DecodeTable> table;
+  if (f.kind == Kind::coded)
+    table = std::make_unique<DecodeTable>(header_->code, f.group, f.symbol_bits, f.symbol_bytes());
+  std::vector<index> begin = {0};
+  for (const auto& block : f.blocks) begin.push_back(begin.back() + block.size);
+  with_types({symbols, f.wide, f.n_symbols}, f.group, [&](const auto* first, auto group) {
+    using Symbol = std::remove_const_t<std::remove_pointer_t<decltype(first)>>;
+    auto* out = static_cast<Symbol*>(symbols);
     if (f.kind == Kind::constant) std::fill_n(out, f.n_symbols, Symbol(f.constant));
-    if (f.blocks.empty() && f.rest.empty()) return;
-    std::unique_ptr<const DecodeTable> table;
-    if (f.kind == Kind::coded)
-      table =
-          std::make_unique<DecodeTable>(header_->code, f.group, f.symbol_bits, f.symbol_bytes());
-    std::vector<index> begin = {0};
-    for (const auto& block : f.blocks) begin.push_back(begin.back() + block.size);
-    const SymbolsView view{out, f.wide, f.n_symbols};
-    with_types(view, f.group, [&](const auto*, auto group) {
-      parallel_for(index(f.blocks.size()), n_threads, stop, [&](index i, int) {
-        const std::uint8_t* block = header_->blocks + begin[i];
-        const std::uint8_t* content = block + kChecksumBytes;
-        const index bytes = f.blocks[i].size - kChecksumBytes;
-        const auto sum = std::uint32_t(ByteReader(block, kChecksumBytes).fixed(kChecksumBytes, ""));
-        if (!checksum_fits(content, bytes, block_seed(header_->checksum, i), sum))
-          throw CorruptData(
-              "data must hold blocks that their checksums fit, got another as block " +
-              std::to_string(i));
-        const index n = f.block_end(i) - f.block_begin(i);
-        Symbol* to = out + f.block_begin(i);
-        if (f.blocks[i].raw) {
-          read_raw(content, n, to);
-        } else {
-          read_streams<decltype(group)::value>(content, bytes, *table, to, n);
-        }
-      });
+    parallel_for(index(f.blocks.size()), n_threads, stop, [&](index i, int) {
+      const std::uint8_t* block = header_->blocks + begin[i];
+      const std::uint8_t* content = block + kChecksumBytes;
+      const index bytes = f.blocks[i].size - kChecksumBytes;
+      const auto sum = std::uint32_t(ByteReader(block, kChecksumBytes).fixed(kChecksumBytes, ""));
+      if (!checksum_fits(content, bytes, block_seed(header_->checksum, i), sum))
+        throw CorruptData("data must hold blocks that their checksums fit, got another as block " +
+                          std::to_string(i));
+      const index n = f.block_end(i) - f.block_begin(i);
+      Symbol* to = out + f.block_begin(i);
+      if (f.blocks[i].raw) {
+        read_raw(content, n, to);
+      } else {
+        read_streams<decltype(group)::value>(content, bytes, *table, to, n);
+      }
     });
     std::copy(f.rest.begin(), f.rest.end(), out + f.in_groups());
-  };
-  if (f.wide) {
-    into(static_cast<std::uint16_t*>(symbols));
-  } else {
-    into(static_cast<std::uint8_t*>(symbols));
-  }
+  });
 }
 
 }  // namespace ff

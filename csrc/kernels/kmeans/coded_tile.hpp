@@ -1,4 +1,6 @@
 #pragma once
+#include <cmath>
+
 #include "core/prefetch.hpp"
 #include "kernels/kmeans/nearest.hpp"
 

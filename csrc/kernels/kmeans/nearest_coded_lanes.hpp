@@ -1,4 +1,6 @@
 #pragma once
+#include <cmath>
+
 #include "kernels/kmeans/nearest_lanes.hpp"
 
 #if defined(__AVX512VNNI__)

@@ -1,5 +1,6 @@
 #include "kernels/kmeans/seeding.hpp"
 
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <unordered_set>

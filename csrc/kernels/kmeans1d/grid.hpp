@@ -1,4 +1,6 @@
 #pragma once
+#include <cmath>
+
 #include "core/simd.hpp"
 #include "kernels/kmeans1d/kmeans1d.hpp"
 
@@ -12,23 +14,99 @@
 // [i, j) and r [i', j') costs no more. r' > r mirrors it.
 namespace ff {
 
-template <CentroidGrid kGrid, class T>
+namespace detail {
+// x + m − m rounds to a multiple of the step whose 2^52-fold is in m.
+inline constexpr double kRound = 0x1.8p52;
+
+template <class V>
+V clamped(V x, double limit) {
+  const V most = (x - x) + limit;
+  x = x < most ? x : most;
+  return x > -most ? x : -most;
+}
+
+inline double in_float(double x) {
+  return double(float(x));
+}
+inline simd::Vec<double> in_float(simd::Vec<double> x) {
+  typedef float Narrow __attribute__((vector_size(simd::kBytes / 2)));
+  return __builtin_convertvector(__builtin_convertvector(x, Narrow), simd::Vec<double>);
+}
+}  // namespace detail
+
+// Three kinds of places. Each has rounded(x), the permitted place nearest to x in the caller's
+// coordinates; V is double or a vector of them.
+struct AnyPlace {
+  static constexpr bool kEverywhere = true;
+
+  template <class V>
+  V rounded(V x) const {
+    return x;
+  }
+};
+
+// A float of n_bits significant bits, its least normal exponent and its largest number.
+class FloatPlaces {
+ public:
+  static constexpr bool kEverywhere = false;
+
+  FloatPlaces(int n_bits, int least, double largest)
+      : split_(double((std::int64_t(1) << (53 - n_bits)) + 1)),
+        magic_(std::ldexp(detail::kRound, least - n_bits + 1)),
+        normal_(std::ldexp(1.0, least)),
+        largest_(largest) {}
+
+  template <class V>
+  V rounded(V x) const {
+    x = detail::clamped(x, largest_);
+    const V high = x * split_, normal = high - (high - x);
+    const V subnormal = (x + magic_) - magic_;
+    const V size = x < 0 ? -x : x;
+    return size < normal_ ? subnormal : normal;
+  }
+
+ private:
+  double split_, magic_, normal_, largest_;
+};
+
+// Multiples of a step, −127 to 127 of them, as float64 or (narrow) as float32 has them.
+class Int8Places {
+ public:
+  static constexpr bool kEverywhere = false;
+
+  // largest: the number whose 127th part is the step.
+  Int8Places(double largest, bool narrow)
+      : step_(narrow ? double(float(largest) / 127) : largest / 127), narrow_(narrow) {}
+
+  template <class V>
+  V rounded(V x) const {
+    if (step_ == 0) return x - x;
+    const V place = detail::clamped(x / step_ + detail::kRound - detail::kRound, 127.0) * step_;
+    return narrow_ ? detail::in_float(place) : place;
+  }
+
+ private:
+  double step_;
+  bool narrow_;
+};
+
+// The same on values in units of `unit`, what the caller's coordinates are multiples of.
+template <class Places>
 class Grid {
  public:
-  // unit: what the caller's coordinates are multiples of. largest: max |x|, not in units of it.
-  Grid(double unit, double largest) : unit_(unit), per_unit_(1 / unit), step_(T(largest) / 127) {}
+  Grid(double unit, const Places& places) : places_(places), unit_(unit), per_unit_(1 / unit) {}
 
-  // The permitted place nearest to x; V is double or a vector of them.
+  // The permitted place nearest to x.
   template <class V>
   V nearest(V x) const {
-    if constexpr (kGrid == CentroidGrid::any) return x;
-    else return rounded(x * unit_) * per_unit_;
+    if constexpr (Places::kEverywhere) return x;
+    else return places_.rounded(x * unit_) * per_unit_;
   }
 
   // Σ over an interval of w(x−c)² − Q, about the anchor.
   template <class V>
   V least(V sum, V weight, double anchor) const {
-    if constexpr (kGrid == CentroidGrid::any) {
+    if constexpr (Places::kEverywhere) {
       return -(sum * sum) / weight;
     } else {
       const V place = nearest(sum / weight + anchor) - anchor;
@@ -36,57 +114,12 @@ class Grid {
     }
   }
 
-  // The centroid itself, exact in T where there is a grid.
-  T value(double x) const {
-    if constexpr (kGrid == CentroidGrid::any) return T(x * unit_);
-    else return T(rounded(x * unit_));
-  }
+  // The centroid itself, in the caller's coordinates: exact where not every place is permitted.
+  double value(double x) const { return places_.rounded(x * unit_); }
 
  private:
-  // x + m − m rounds to a multiple of the step whose 2^52-fold is in m.
-  static constexpr double kRound = 0x1.8p52;
-
-  template <class V>
-  V rounded(V x) const {
-    if constexpr (kGrid == CentroidGrid::f16) return to_bits<11, -14>(clamped(x, 65504.0));
-    if constexpr (kGrid == CentroidGrid::bf16) return to_bits<8, -126>(clamped(x, 0x1.fep127));
-    if constexpr (kGrid == CentroidGrid::int8) {
-      if (step_ == 0) return x - x;
-      return in_t(clamped(x / double(step_) + kRound - kRound, 127.0) * double(step_));
-    }
-    return x;
-  }
-
-  // A float of kBits significant bits whose least normal exponent is kLeast.
-  template <int kBits, int kLeast, class V>
-  static V to_bits(V x) {
-    constexpr double kSplit = double((std::int64_t(1) << (53 - kBits)) + 1);
-    const double magic = std::ldexp(kRound, kLeast - kBits + 1);
-    const V high = x * kSplit, normal = high - (high - x);
-    const V subnormal = (x + magic) - magic;
-    const V size = x < 0 ? -x : x;
-    return size < std::ldexp(1.0, kLeast) ? subnormal : normal;
-  }
-
-  template <class V>
-  static V clamped(V x, double limit) {
-    const V most = (x - x) + limit;
-    x = x < most ? x : most;
-    return x > -most ? x : -most;
-  }
-
-  static double in_t(double x) { return double(T(x)); }
-  static simd::Vec<double> in_t(simd::Vec<double> x) {
-    if constexpr (sizeof(T) == 4) {
-      typedef float Narrow __attribute__((vector_size(simd::kBytes / 2)));
-      return __builtin_convertvector(__builtin_convertvector(x, Narrow), simd::Vec<double>);
-    } else {
-      return x;
-    }
-  }
-
+  Places places_;
   double unit_, per_unit_;
-  T step_;
 };
 
 // The best permitted place for the values [first, last), one at least.

@@ -1,6 +1,7 @@
 // k-means of scalars: values are sorted once, and a cluster is an interval of them.
 #include "kernels/kmeans1d/kmeans1d.hpp"
 
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -54,7 +55,7 @@ Buffer<double> load_weights(const MatrixView& weights, index group, bool one_vec
                               std::to_string(total));
 }
 
-template <class T, class Grid>
+template <class Grid>
 class Group {
  public:
   Group(const Points& points, const double* fixed, const double* given,
@@ -70,17 +71,14 @@ class Group {
     std::sort(fixed_.begin(), fixed_.end());
   }
 
-  // Centroids, rising; those to spare repeat the last. Returns how many times it went over them.
-  std::int64_t run(const double* fixed, T* centroids) {
-    std::int64_t n_iter = 0;
+  // The centroids that are free to move, at most n_clusters − n_fixed. Counts in n_iter how often
+  // it went over the values.
+  std::vector<double> run(std::int64_t& n_iter) {
+    n_iter = 0;
     std::vector<double> places;
     if (n_free_ > 0) places = options_.exact ? exact(n_iter) : lloyds(n_iter);
-    T* end = centroids;
-    for (const double place : places) *end++ = grid_.value(place);
-    for (index f = 0; f < options_.n_fixed; ++f) *end++ = T(fixed[f]);
-    std::sort(centroids, end);
-    std::fill(end, centroids + options_.n_clusters, end[-1]);
-    return n_iter;
+    for (double& place : places) place = grid_.value(place);
+    return places;
   }
 
  private:
@@ -198,11 +196,9 @@ class Solver {
     if (!std::isfinite(points.low) || !std::isfinite(points.high))
       refuse_values(x_, group, options_.one_vector);
     T* centroids = result_.centroids.data() + group * k;
-    with_grid(points, [&](const auto& grid) {
-      Group<T, std::decay_t<decltype(grid)>> problem(points, fixed, given, options_, grid,
-                                                     n_threads, stop_);
-      result_.n_iter[group] = problem.run(fixed, centroids);
-    });
+    const std::vector<double> moved =
+        find_centroids(points, fixed, given, n_threads, result_.n_iter[group]);
+    fill_centroids(moved, fixed, centroids);
     const Labeller<T> labeller(centroids, k);
     result_.inertia[group] = inertia_of(points, labeller, centroids);
     std::int32_t* labels = result_.labels.data() + group * x.cols;
@@ -228,19 +224,35 @@ class Solver {
     return counted_points<double>(x, weights, reach, n_threads, stop_);
   }
 
-  template <class Use>
-  void with_grid(const Points& points, Use use) const {
-    const double largest = std::max(std::abs(points.low), std::abs(points.high));
+  // The centroids of a group that are free to move. The search runs in float64 whatever T is, so it
+  // is compiled once for each kind of places.
+  std::vector<double> find_centroids(const Points& points, const double* fixed, const double* given,
+                                     int n_threads, std::int64_t& n_iter) {
+    const auto on = [&](const auto& places) {
+      const Grid<std::decay_t<decltype(places)>> grid(points.unit, places);
+      return Group(points, fixed, given, options_, grid, n_threads, stop_).run(n_iter);
+    };
     switch (options_.grid) {
-      case CentroidGrid::any:
-        return use(Grid<CentroidGrid::any, T>(points.unit, largest));
       case CentroidGrid::f16:
-        return use(Grid<CentroidGrid::f16, T>(points.unit, largest));
+        return on(FloatPlaces(11, -14, 65504.0));
       case CentroidGrid::bf16:
-        return use(Grid<CentroidGrid::bf16, T>(points.unit, largest));
+        return on(FloatPlaces(8, -126, 0x1.fep127));
       case CentroidGrid::int8:
-        return use(Grid<CentroidGrid::int8, T>(points.unit, largest));
+        return on(
+            Int8Places(std::max(std::abs(points.low), std::abs(points.high)), sizeof(T) == 4));
+      case CentroidGrid::any:
+        break;
     }
+    return on(AnyPlace());
+  }
+
+  // All centroids, rising; those to spare repeat the last.
+  void fill_centroids(const std::vector<double>& moved, const double* fixed, T* centroids) const {
+    T* end = centroids;
+    for (const double place : moved) *end++ = T(place);
+    for (index f = 0; f < options_.n_fixed; ++f) *end++ = T(fixed[f]);
+    std::sort(centroids, end);
+    std::fill(end, centroids + options_.n_clusters, end[-1]);
   }
 
   const MatrixView& x_;

@@ -1,5 +1,6 @@
 #pragma once
-#include <Eigen/Dense>
+#include <Eigen/Core>
+#include <cmath>
 
 #include "kernels/omp/argmax.hpp"
 #include "kernels/omp/atoms.hpp"

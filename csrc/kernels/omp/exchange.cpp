@@ -11,9 +11,9 @@ namespace ff {
 namespace {
 
 template <class T>
-class Worker {
+class ExchangeWorker {
  public:
-  Worker(const MatrixView& x, const Atoms<T>& atoms, const AtomRows<T>& by_row, index block)
+  ExchangeWorker(const MatrixView& x, const Atoms<T>& atoms, const AtomRows<T>& by_row, index block)
       : atoms_(atoms), answers_(x, atoms, block), row_(atoms, by_row), x_(by_row.ld, T(0)) {}
 
   void improve(const CsrView& codes, index max_exchanges, index first, index n, T* data,
@@ -72,10 +72,10 @@ void exchange_atoms(const MatrixView& x, const MatrixView& dictionary, const Mat
   const Atoms<T> atoms(dictionary, gram, whole_gram, n_threads, stop);
   const AtomRows<T> by_row(atoms, n_threads, stop);
   const index block = rows_per_block(atoms);
-  std::vector<std::unique_ptr<Worker<T>>> workers(n_threads);
+  std::vector<std::unique_ptr<ExchangeWorker<T>>> workers(n_threads);
   parallel_for(ceil_div(x.rows, block), n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
-    if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, by_row, block);
+    if (!mine) mine = std::make_unique<ExchangeWorker<T>>(x, atoms, by_row, block);
     const index first = b * block;
     mine->improve(codes, max_exchanges, first, std::min(block, x.rows - first), data, indices);
   });

@@ -8,6 +8,7 @@
 // bucket are read once a block, and products run in full tiles at the speed of a dense product.
 #include "kernels/omp/hashed_omp.hpp"
 
+#include <cmath>
 #include <memory>
 #include <numeric>
 
@@ -40,10 +41,10 @@ struct BestAtom {
 };
 
 template <class T>
-class Worker {
+class HashedWorker {
  public:
-  Worker(const MatrixView& x, const Atoms<T>& atoms, const ListedRows<T>& rows,
-         const HashTables<T>* tables, const HashedOmpOptions& options, index block)
+  HashedWorker(const MatrixView& x, const Atoms<T>& atoms, const ListedRows<T>& rows,
+               const HashTables<T>* tables, const HashedOmpOptions& options, index block)
       : x_(x),
         atoms_(atoms),
         ld_(rows.ld),
@@ -280,16 +281,17 @@ SparseRows<T> hashed_omp(const MatrixView& x, const MatrixView& dictionary,
                   kTasks = 8;
   // One row of many atoms widens what all rows of its block hold.
   const index fit =
-      std::min(kBytes / Worker<T>::bytes_per_row(rows.ld, tables.get(), options.max_nonzeros),
+      std::min(kBytes / HashedWorker<T>::bytes_per_row(rows.ld, tables.get(), options.max_nonzeros),
                kWidened / Supports<T>::most_bytes_per_row(options.max_nonzeros));
   const index block =
       round_up(std::clamp(std::min(fit, ceil_div(x.rows, kTasks)), index(1), kMostRows), kTileRows);
-  std::vector<std::unique_ptr<Worker<T>>> workers(options.n_threads);
+  std::vector<std::unique_ptr<HashedWorker<T>>> workers(options.n_threads);
   const bool full = options.tol < 0 && 2 * options.max_nonzeros <= x.cols;
   Codes<T> codes(x.rows, block, options.max_nonzeros, full);
   parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
-    if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, rows, tables.get(), options, block);
+    if (!mine)
+      mine = std::make_unique<HashedWorker<T>>(x, atoms, rows, tables.get(), options, block);
     const index first = b * block;
     mine->code(first, std::min(block, x.rows - first), codes.counts() + first, codes.block(b),
                stop);

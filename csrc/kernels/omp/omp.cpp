@@ -22,9 +22,9 @@ bool by_flight(const OmpOptions& options) {
 
 // One worker: blocks of rows through product and pursuit.
 template <class T>
-class Worker {
+class OmpWorker {
  public:
-  Worker(const MatrixView& x, const Atoms<T>& atoms, const OmpOptions& options, index block)
+  OmpWorker(const MatrixView& x, const Atoms<T>& atoms, const OmpOptions& options, index block)
       : atoms_(atoms), options_(options), answers_(x, atoms, block) {
     if (by_flight<T>(options)) {
       flight_ = std::make_unique<Flight<T>>(atoms, options.max_nonzeros);
@@ -101,14 +101,14 @@ SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const Matri
   const Atoms<T> atoms(dictionary, gram, whole_gram, options.n_threads, stop);
 
   const index block = rows_per_block(atoms);
-  std::vector<std::unique_ptr<Worker<T>>> workers(options.n_threads);
+  std::vector<std::unique_ptr<OmpWorker<T>>> workers(options.n_threads);
   // Without a tolerance nearly every row ends with as many atoms as it may have. Room for all of
   // them is taken at once where it is no more than X itself takes.
   const bool full = options.tol < 0 && 2 * options.max_nonzeros <= x.cols;
   Codes<T> codes(x.rows, block, options.max_nonzeros, full);
   parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
-    if (!mine) mine = std::make_unique<Worker<T>>(x, atoms, options, block);
+    if (!mine) mine = std::make_unique<OmpWorker<T>>(x, atoms, options, block);
     const index first = b * block;
     mine->code(first, std::min(block, x.rows - first), codes.counts() + first, codes.block(b));
   });

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <limits>
 #include <stdexcept>
+#include <string>
 
 #include "kernels/select/flat.hpp"
 #include "kernels/select/magnitudes.hpp"

@@ -308,31 +308,17 @@ class Product {
   }
 
   void multiply_piece(const Panel<T>& panel, index piece) {
-    switch (panel.width) {
-      case 1:
-        return multiply_piece<1, 1>(panel, piece);
-      case kLeast:
-        return multiply_piece<kLeast, 1>(panel, piece);
-      case 2 * kLeast:
-        return multiply_piece<std::min(kFull, 2 * kLeast)>(panel, piece);
-      case 4 * kLeast:
-        return multiply_piece<std::min(kFull, 4 * kLeast)>(panel, piece);
-      default:
-        return multiply_piece<kFull>(panel, piece);
-    }
+    if (panel.width == 1) return multiply_piece<1, 1>(panel, piece);
+    multiply_wide_piece<kLeast>(panel, piece);
   }
 
-  // A panel of N lanes or of a multiple.
-  template <int N>
-  void multiply_piece(const Panel<T>& panel, index piece) {
-    switch (panel.width / N) {
-      case 1:
-        return multiply_piece<N, 1>(panel, piece);
-      case 2:
-        return multiply_piece<N, 2>(panel, piece);
-      default:
-        return multiply_piece<N, 4>(panel, piece);
-    }
+  // A panel of Width columns or of twice, four times … as many.
+  template <int Width>
+  void multiply_wide_piece(const Panel<T>& panel, index piece) {
+    if constexpr (Width < 4 * kFull)
+      if (panel.width > Width) return multiply_wide_piece<2 * Width>(panel, piece);
+    constexpr int N = std::min(kFull, Width);
+    multiply_piece<N, Width / N>(panel, piece);
   }
 
   template <int N, int NV>

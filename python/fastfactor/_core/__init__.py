@@ -1,8 +1,9 @@
 """The compiled kernels, in the build that suits this processor.
 
 One module a level: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and ``_v4_vnni`` (with VNNI's
-8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline`` elsewhere. The environment
-variable ``FASTFACTOR_LEVEL`` overrides the choice.
+8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline`` elsewhere. A source install
+builds the best level of its processor, a release all of them. The environment variable
+``FASTFACTOR_LEVEL`` overrides the choice.
 """
 
 from __future__ import annotations
@@ -10,20 +11,28 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import pkgutil
 from types import ModuleType
 
 from . import _detect
 
 ENVIRONMENT_VARIABLE = "FASTFACTOR_LEVEL"
+BUILD_ALL = "build all levels: pip install . -C cmake.define.FASTFACTOR_LEVELS=all"
 
 
 def supported_levels() -> list[str]:
-    """Levels that this processor runs, best first."""
+    """Return the levels that this processor runs, best first."""
     return _detect.supported_levels()
 
 
+def built_levels() -> list[str]:
+    """Return the levels that this installation holds, best first."""
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "_detect"]
+    return sorted((name.removeprefix("_") for name in names), reverse=True)
+
+
 def load(level: str | None) -> ModuleType:
-    """The kernels of one level; of the best that is built and runs here where none is named."""
+    """Return the kernels of one level; where none is named, of the best that is built and runs."""
     supported = supported_levels()
     if level:
         if level not in supported:
@@ -36,7 +45,8 @@ def load(level: str | None) -> ModuleType:
         if importlib.util.find_spec(f"{__name__}._{candidate}"):
             return _module(candidate)
     raise ImportError(
-        f"fastfactor has no kernels for this processor (it runs {', '.join(supported) or 'none'})"
+        f"fastfactor was built for {_listed(built_levels())}, but this processor runs "
+        f"{_listed(supported)}: install it again on this machine, or {BUILD_ALL}"
     )
 
 
@@ -44,7 +54,13 @@ def _module(level: str) -> ModuleType:
     try:
         return importlib.import_module(f"{__name__}._{level}")
     except ModuleNotFoundError as error:
-        raise ImportError(f"fastfactor was built without the level {level!r}") from error
+        raise ImportError(
+            f"fastfactor was built for {_listed(built_levels())}, not for {level}: {BUILD_ALL}"
+        ) from error
+
+
+def _listed(levels: list[str]) -> str:
+    return ", ".join(levels) or "no level"
 
 
 kernels = load(os.environ.get(ENVIRONMENT_VARIABLE))

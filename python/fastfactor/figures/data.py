@@ -11,7 +11,7 @@ from .._checks import Array
 from ..files.checkpoint import open_checkpoint
 from ..files.store import open_store
 from ..methods import LowRank
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from ..models.recipe import method_names
 from ..models.report import Report, TensorRow
 

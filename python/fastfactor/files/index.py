@@ -13,7 +13,7 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.base import FLOAT_NAMES, Factors
+from ..methods.factors import FLOAT_NAMES, Factors
 from .container import CHECKSUM, CODES, INDEX, Place, dtype_of, sizes
 
 FORMAT_VERSION = 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from .container import cooked, opened, read_header
 from .index import PLAIN, Entry, Path, Value, matrix_shape, plain_entry, read_index
 

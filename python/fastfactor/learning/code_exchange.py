@@ -11,7 +11,7 @@ from .code_products import ROWS_AT_ONCE
 
 
 def improved(X: Array, atoms: Array, codes: CSR, earlier: CSR | None, n_threads: int | None) -> CSR:
-    """The codes improved or, row by row, earlier codes improved, whichever leave less of X.
+    """Return, row by row, the better of the codes and of earlier codes, both after exchanges.
 
     What pursuit finds anew in each pass undoes what exchanges gained in the one before, and what
     exchanges alone find goes on from there only: both together leave 0.5 to 3 % less than either on
@@ -26,7 +26,7 @@ def improved(X: Array, atoms: Array, codes: CSR, earlier: CSR | None, n_threads:
 
 
 def _squares_left(X: Array, codes: CSR, atoms: Array, n_threads: int | None) -> Array:
-    """‖x − c D‖² of every row."""
+    """Return ‖x − c D‖² of every row."""
     coded = spmm(codes, atoms, n_threads=n_threads)
     squares = np.empty(len(X))
     for first in range(0, len(X), ROWS_AT_ONCE):
@@ -37,7 +37,7 @@ def _squares_left(X: Array, codes: CSR, atoms: Array, n_threads: int | None) -> 
 
 
 def _rows_of_either(one: CSR, other: CSR, from_other: Array) -> CSR:
-    """Rows of one, or of the other where that is said."""
+    """Return rows of the one, or of the other where ``from_other`` says so."""
     counts = np.where(from_other, np.diff(other.indptr), np.diff(one.indptr))
     starts = np.where(from_other, other.indptr[:-1] + one.nnz, one.indptr[:-1])
     indptr = np.concatenate([[0], np.cumsum(counts)])

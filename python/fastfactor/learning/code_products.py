@@ -16,30 +16,30 @@ FORGOTTEN = 1e-4  # the weight at which codes that fade are dropped
 ROWS_AT_ONCE = 1 << 16
 
 
-class Matrix:
-    """CᵀC of codes, earlier ones fading, as n_atoms² numbers."""
+class DenseGram:
+    """The Gram matrix CᵀC of codes, earlier ones fading, as n_atoms² numbers."""
 
     def __init__(self, n_atoms: int) -> None:
         self.matrix = np.zeros((n_atoms, n_atoms))
 
-    def add(self, codes: CSR, of_atoms: CSR, memory: float) -> None:
-        """Take more codes in, of which ``of_atoms`` is the transpose."""
-        self.matrix = memory * self.matrix + products_of_codes(codes)
+    def add(self, codes: CSR, of_atoms: CSR, forgetting: float) -> None:
+        """Add codes, whose transpose is ``of_atoms``, to ``forgetting`` times what was there."""
+        self.matrix = forgetting * self.matrix + gram_of_codes(codes)
 
     def diagonal(self) -> Array:
         return self.matrix.diagonal()
 
     def operator(self, ridge: float, n_threads: int) -> Callable[[Array], Array]:
-        """The product of CᵀC + ridge · I with what is given."""
+        """Return a function that multiplies by CᵀC + ridge · I."""
         matrix = full(self.matrix + ridge * np.eye(len(self.matrix)))
         return lambda atoms: spmm(matrix, atoms, n_threads=n_threads)
 
     def rescale(self, factors: Array) -> None:
-        """Codes of each atom times a factor."""
+        """Multiply the codes of each atom by a factor."""
         self.matrix *= factors[:, None] * factors
 
     def forget(self, atoms: Array) -> None:
-        """Codes of some atoms become zero."""
+        """Set the codes of some atoms to zero."""
         self.matrix[atoms], self.matrix[:, atoms] = 0, 0
 
 
@@ -52,15 +52,18 @@ class _Batch:
     weight: float
 
 
-class Codes:
-    """The same as :class:`Matrix` by the codes themselves: memory and time grow with those only."""
+class SparseGram:
+    """The same as :class:`DenseGram`, kept as the codes themselves.
+
+    Memory and time grow with the codes, not with n_atoms²: for large dictionaries.
+    """
 
     def __init__(self, n_atoms: int) -> None:
         self.n_atoms = n_atoms
         self.batches: list[_Batch] = []
 
-    def add(self, codes: CSR, of_atoms: CSR, memory: float) -> None:
-        faded = (replace(batch, weight=memory * batch.weight) for batch in self.batches)
+    def add(self, codes: CSR, of_atoms: CSR, forgetting: float) -> None:
+        faded = (replace(batch, weight=forgetting * batch.weight) for batch in self.batches)
         self.batches = [batch for batch in faded if batch.weight > FORGOTTEN]
         squares = np.bincount(codes.indices, codes.data.astype(np.float64) ** 2, self.n_atoms)
         self.batches.append(_Batch(codes, of_atoms, squares, np.ones(self.n_atoms), 1.0))
@@ -92,8 +95,8 @@ class Codes:
             batch.scale[atoms] = 0
 
 
-def products_of_codes(codes: CSR) -> Array:
-    """CᵀC in float64, from the pairs of coefficients that stand in one row."""
+def gram_of_codes(codes: CSR) -> Array:
+    """Return CᵀC in float64, from the pairs of coefficients that stand in one row."""
     n_atoms = codes.shape[1]
     total = np.zeros(n_atoms * n_atoms)
     indptr = codes.indptr
@@ -114,7 +117,7 @@ def products_of_codes(codes: CSR) -> Array:
 
 
 def full(matrix: Array) -> CSR:
-    """A dense matrix as CSR, for the products of it that keep to our threads."""
+    """Return a dense matrix as CSR, so that `spmm` multiplies by it on this package's threads."""
     rows, columns = matrix.shape
     indices = np.tile(np.arange(columns, dtype=np.int32), rows)
     indptr = np.arange(rows + 1, dtype=np.int64) * columns

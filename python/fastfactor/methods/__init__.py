@@ -4,11 +4,12 @@ Every method takes a size, an error or its own parameter, and every `Factors` mu
 rows, says what it takes and gives its arrays, in the same way.
 """
 
-from .base import Factors, Method
+from .base import Method
 from .codebook.method import Codebook, CodebookFactors
 from .dictionary.factors import DictionaryFactors
 from .dictionary.method import Dictionary
 from .entropy_coded.method import EntropyCoded, EntropyCodedFactors
+from .factors import Factors
 from .low_rank import LowRank, LowRankFactors
 from .pruning.prune import Prune, PruneFactors
 from .pruning.prune_codebook import PruneCodebook, PruneCodebookFactors

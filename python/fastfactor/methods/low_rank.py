@@ -12,15 +12,9 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from .base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from .base import Method
+from .factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from .search import Problem, Size
 from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20
@@ -133,19 +127,19 @@ class LowRank(Method):
         return Size(rank * sum(problem.W.shape) * problem.W.itemsize, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
-        levels = self._some_levels(problem)
         if self.ratio is not None:
-            return self._largest(levels, problem)
+            return self._largest_planned(problem)._compress(problem)
+        ranks, goal = self._checked_levels(problem), self._goal(problem)
         if problem.importance is not None:
-            return super()._search(problem)
+            return self._bisect(ranks, problem)
         spectrum = _Spectrum(problem)
-        left = spectrum.energy - np.cumsum(spectrum.values)
-        enough = left <= self._wanted_error() * spectrum.energy
-        rank = int(np.argmax(enough)) + 1 if enough.any() else len(levels)
+        lost = spectrum.energy - np.cumsum(spectrum.values)
+        enough = lost <= goal.limit * spectrum.energy
+        rank = int(np.argmax(enough)) + 1 if enough.any() else len(ranks)
         factors = _factors(spectrum, problem, rank)
         # Rounding to W's dtype is not in the singular values.
-        if factors._error(problem.W, problem.metric) > self._wanted_error():
-            return super()._search(problem)
+        if not goal.allows(goal.measure(factors)):
+            return self._bisect(ranks, problem)
         return factors
 
 

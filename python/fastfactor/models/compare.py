@@ -15,7 +15,7 @@ from ..files.checkpoint import Checkpoint, is_compressed, open_checkpoint
 from ..files.index import Path, Value
 from ..files.store import Store, open_store
 from ..kernels.runtime import thread_count
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from .report import Table
 
 VALUES_AT_ONCE = 1 << 18

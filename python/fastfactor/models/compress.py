@@ -18,7 +18,7 @@ from ..files.index import Entry, Path
 from ..files.store import Store, open_store
 from ..files.writer import Writer, left_behind
 from ..kernels.runtime import thread_count
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from .plan import Job, fingerprint
 from .recipe import KEEP, read_recipe
 from .report import Report, TensorRow

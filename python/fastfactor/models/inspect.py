@@ -11,7 +11,7 @@ from ..errors import CorruptDataError
 from ..files.checkpoint import is_coded_network
 from ..files.index import Path
 from ..files.store import Store
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from .compare import open_tensors
 from .report import Table
 

@@ -17,7 +17,7 @@ from .._checks import Array
 from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
-from ..methods.base import Factors
+from ..methods.factors import Factors
 from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
 from .recipe import KEEP, Recipe, Rule, located, nearest

@@ -33,7 +33,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .. import _checks, methods
-from ..methods.base import FLOAT_NAMES, Method
+from ..methods.base import Method
+from ..methods.factors import FLOAT_NAMES
 
 MIN_SIDE = 32
 COMMENT_WIDTH = 100

@@ -16,19 +16,13 @@ from ...errors import CorruptDataError
 from ...kernels.codebooks import codebook_matmul, codebook_rows
 from ...kernels.packing import MAX_CODEBOOKS, WIDTHS, PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import (
-    ROWS_AT_ONCE,
-    Config,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    Tensors,
-    check_ids,
-)
+from ..base import Method
+from ..factors import ROWS_AT_ONCE, Config, Factors, Tensors, check_ids
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
-from .cells import Coding, Sharing, find_codes
+from .cells import CodebookSettings, find_codes
 from .outputs import OutputProblem, improve_outputs
+from .sharing import Coded, Sharing
 
 TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -262,7 +256,7 @@ class Codebook(Method):
 
     def _compress(self, problem: Problem) -> CodebookFactors:
         assert self.n_bits is not None
-        coding = Coding(
+        settings = CodebookSettings(
             sharing=self._sharing(problem.W.shape),
             n_bits=self.n_bits,
             n_codebooks=self.n_codebooks,
@@ -272,41 +266,23 @@ class Codebook(Method):
             seed=_checks.seed(self.random_state),
             n_threads=problem.n_threads,
         )
-        check_range(problem.W, coding.dtype)
-        codebook, codes = find_codes(problem.W, problem.importance, coding)
+        check_range(problem.W, settings.dtype)
+        found = find_codes(problem.W, problem.importance, settings)
         if problem.input_covariance is not None and problem.W.size:
-            covariance = problem.input_covariance
-            codebook, codes = self._for_outputs(problem, covariance, coding, (codebook, codes))
+            found = _improved_for_outputs(problem.W, problem.input_covariance, settings, found)
         packed = PackedCodes.pack(
-            codes if self.n_codebooks > 1 else codes[0],
+            found.codes if self.n_codebooks > 1 else found.codes[0],
             self.n_bits,
             vector_dim=self.vector_dim,
             n_threads=problem.n_threads,
         )
         return CodebookFactors(
             packed=packed,
-            codebook=codebook,
-            group_size=coding.sharing.group_size,
+            codebook=found.tables,
+            group_size=settings.sharing.group_size,
             shape=problem.W.shape,
             dtype=problem.W.dtype,
         )
-
-    def _for_outputs(
-        self, problem: Problem, covariance: Array, coding: Coding, plain: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        starts = [plain]
-        variances = np.diagonal(covariance)
-        if self.n_codebooks == 1 and variances.max() > 0:
-            importance = np.broadcast_to(np.maximum(variances, 0), problem.W.shape)
-            starts.append(find_codes(problem.W, importance, coding))
-        outputs = OutputProblem(
-            problem.W,
-            covariance,
-            coding.sharing,
-            coding.dtype,
-            self.balanced,
-        )
-        return improve_outputs(outputs, starts)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         return WIDTHS if problem.W.size else ()
@@ -330,6 +306,21 @@ class Codebook(Method):
 
     def _table_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return table_dtype(self.codebook_dtype, dtype)
+
+
+def _improved_for_outputs(
+    W: Array, covariance: Array, settings: CodebookSettings, plain: Coded
+) -> Coded:
+    """Improve codes and tables for the outputs, from the plain ones or those for the variances."""
+    starts = [plain]
+    variances = np.diagonal(covariance)
+    if settings.n_codebooks == 1 and variances.max() > 0:
+        importance = np.broadcast_to(np.maximum(variances, 0), W.shape)
+        starts.append(find_codes(W, importance, settings))
+    outputs = OutputProblem(
+        W, covariance, settings.sharing, settings.dtype, codes_stay=settings.balanced
+    )
+    return improve_outputs(outputs, starts)
 
 
 def check_n_bits(value: Any) -> int:

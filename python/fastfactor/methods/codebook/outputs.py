@@ -11,8 +11,8 @@ import numpy as np
 from ..._checks import Array
 from ...kernels.clustering import assign
 from ...metrics import exponent_of
-from ..base import narrowed
-from .cells import Sharing
+from ..factors import narrowed
+from .sharing import Coded, Sharing
 
 ROUNDS = 8
 MIN_GAIN = 1e-3  # of the error, for one more round
@@ -34,10 +34,8 @@ class OutputProblem:
     codes_stay: bool
 
 
-def improve_outputs(
-    problem: OutputProblem, starts: list[tuple[Array, Array]]
-) -> tuple[Array, Array]:
-    """Tables in their stored shape and codes (B, rows, vectors), no worse than any given.
+def improve_outputs(problem: OutputProblem, starts: list[Coded]) -> Coded:
+    """Return tables in their stored shape and codes (B, rows, vectors), no worse than any given.
 
     Codes by coordinate descent: given all others, the best vector for a place is the one nearest,
     in the metric of its own columns, to what makes up for the others' errors. Tables, which are
@@ -59,7 +57,7 @@ def improve_outputs(
     if not problem.codes_stay:
         search.recode()
     best = min((search, given), key=_Search.error)
-    return best.held().reshape(starts[0][0].shape), best.codes
+    return Coded(best.held().reshape(starts[0].tables.shape), best.codes)
 
 
 class _Search:

@@ -21,21 +21,21 @@ def find_weighted(
     weights: Array,
     n_vectors: int,
     dtype: np.dtype[Any],
-    **settings: Any,
+    **options: Any,
 ) -> tuple[Array, Array]:
-    """Tables (1, cells, K, d) and codes (1, cells, n) for the least Σ a (x − c)², a as x.
+    """Return tables (cells, K, d) and codes (cells, n) for the least Σ a (x − c)², a as x.
 
     Begins at plain k-means or at k-means with each vector's mean weight, whichever costs less:
     so it ends no worse than the plain one, whose codes alone would have to fit better already.
-    Settings are k-means'.
+    Options are k-means'.
     """
     starts = [
-        kmeans(samples, n_vectors, **settings).centroids,
-        kmeans(samples, n_vectors, sample_weight=_mean_weights(weights), **settings).centroids,
+        kmeans(samples, n_vectors, **options).centroids,
+        kmeans(samples, n_vectors, sample_weight=_mean_weights(weights), **options).centroids,
     ]
     n_cells, n = samples.shape[:2]
-    tables = np.empty((1, n_cells, n_vectors, samples.shape[2]), dtype)
-    codes = np.empty((1, n_cells, n), np.int32)
+    tables = np.empty((n_cells, n_vectors, samples.shape[2]), dtype)
+    codes = np.empty((n_cells, n), np.int32)
     for cell in range(n_cells):
         x, a = samples[cell].astype(np.float64), scaled(weights[cell])
         begun = [(cost_of(x, a, start[cell]), i) for i, start in enumerate(starts)]
@@ -43,8 +43,8 @@ def find_weighted(
         # As they will be held: k-means' own stays if rounding undid what was gained.
         candidates = [table.astype(dtype), starts[0][cell].astype(dtype)]
         costs = [cost_of(x, a, candidate) for candidate in candidates]
-        tables[0, cell] = candidates[int(costs[1] < costs[0])]
-        codes[0, cell] = nearest(x, a, tables[0, cell])[0]
+        tables[cell] = candidates[int(costs[1] < costs[0])]
+        codes[cell] = nearest(x, a, tables[cell])[0]
     return tables, codes
 
 

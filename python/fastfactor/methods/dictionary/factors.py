@@ -13,7 +13,7 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.sparse import CSR, spmm
-from ..base import FLOAT_NAMES, Config, Factors, Tensors, check_ids
+from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..stored import stored_number, stored_tensor
 
 # Inputs at once: what atoms answer to them stays in cache.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -13,9 +12,12 @@ from ... import _checks
 from ..._checks import Array
 from ...kernels.sparse import CSR
 from ...learning.code_exchange import improved
-from ...learning.dictionary_learning import INITS, check_exchange, coder, learn_dictionary
+from ...learning.dictionary_learning import check_exchange, coder, learn_dictionary
+from ...learning.initial_atoms import INITS
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import FLOAT_NAMES, Factors, Method, Problem, Size
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors
+from ..search import Problem, Size, n_fitting
 from .factors import DictionaryFactors, bits_for, pack
 from .refit import refit, refit_values, whitening
 
@@ -208,7 +210,8 @@ class Dictionary(Method):
         return n_atoms * block_size * atom + n * count * value + indices
 
     def _search(self, problem: Problem) -> Factors:
-        best: Factors | None = self._largest_even(problem) if self.ratio is not None else None
+        goal = self._goal(problem)
+        best: Factors | None = self._largest_even(problem) if goal.is_size else None
         if best is None:
             best = super()._search(problem)
         assert isinstance(best, DictionaryFactors)
@@ -225,29 +228,27 @@ class Dictionary(Method):
             codes = self._coded(signals, best.dictionary, limits, None, problem.n_threads)
             other = settings._stored(problem.W, codes, best.dictionary)
             lost = other.error(problem.W, n_threads=problem.n_threads)
-            if self.ratio is not None:
-                fits = self._fits(other.nbytes, problem)
+            if goal.is_size:
+                fits = goal.allows(other.nbytes)
                 better = lost < error
-                low, high = (low, middle) if fits else (middle, high)
             else:
-                fits = lost <= self._wanted_error()
+                fits = goal.allows(lost)
                 better = other.nbytes < best.nbytes
-                low, high = (middle, high) if fits else (low, middle)
+            # The larger the error of a block, the smaller are the factors.
+            low, high = (low, middle) if fits == goal.is_size else (middle, high)
             if fits and better:
                 best, error = other, lost
         return best
 
     def _largest_even(self, problem: Problem) -> DictionaryFactors | None:
         """The best where every block has as many values, as nearly always: sizes are known then."""
-        levels = self._some_levels(problem)
-
-        def too_large(level: Any) -> bool:
-            return not self._fits(self._at(level)._even_nbytes(problem.W), problem)
-
-        fitting = bisect_right(levels, False, key=too_large)
+        levels = self._checked_levels(problem)
+        fitting = n_fitting(
+            levels, lambda level: self._at(level)._even_nbytes(problem.W), self._goal(problem)
+        )
         if fitting == 0:
             return None
-        factors: DictionaryFactors = self._at(levels[fitting - 1])._compress(problem)
+        factors = self._at(levels[fitting - 1])._compress(problem)
         return factors if factors.count_bits == 0 else None
 
     def _exchanges(self) -> bool:

@@ -9,10 +9,12 @@ import numpy as np
 from ..._checks import Array
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal
-from ..base import Problem
+from ..least_squares import conjugate_gradients
+from ..search import Problem
 
 ROUNDS = 3
-STEPS = 12
+STEPS = 12  # of conjugate gradients
+CONVERGED = 1e-12  # of the square of the right side
 NONZEROS_AT_ONCE = 1 << 16
 RIDGE = 1e-6  # of the mean, so that what has no weight can be divided by its root
 
@@ -99,26 +101,10 @@ def _metric(problem: Problem, block_size: int) -> tuple[Operator, Array]:
     return lambda blocks: (blocks.reshape(shape) @ covariance).reshape(-1, block_size), target
 
 
-def _descend(normal: Operator, wanted: Array, found: Array) -> Array:
-    """normal(found) = wanted, some steps of conjugate gradients; none of them raises the error."""
-    found = found.copy()
-    rest = wanted - normal(found)
-    direction = rest.copy()
-    now = float(np.sum(rest * rest))
-    enough = 1e-12 * float(np.sum(wanted * wanted))
-    for _ in range(STEPS):
-        if now <= enough:
-            break
-        image = normal(direction)
-        curve = float(np.sum(direction * image))
-        if curve <= 0:
-            break
-        found += now / curve * direction
-        rest -= now / curve * image
-        new = float(np.sum(rest * rest))
-        direction = rest + new / now * direction
-        now = new
-    return found
+def _descend(normal: Operator, wanted: Array, start: Array) -> Array:
+    """Return a better x in ``normal(x) = wanted``; no step raises the error."""
+    enough = CONVERGED * float(np.sum(wanted * wanted))
+    return conjugate_gradients(normal, wanted - normal(start), start, steps=STEPS, enough=enough)
 
 
 def _with(codes: CSR, values: Array) -> CSR:

@@ -136,7 +136,8 @@ class Encoding:
         source = self.source
         n_blocks = -(-source.full_rows // source.block_rows)
         fixed: float = 4 + self.tables.nbytes + self.centers.nbytes
-        for part in (self.columns, source.column_steps, source.rotation):
+        rotation = source.rotation.packed if source.rotation else None
+        for part in (self.columns, source.column_steps, rotation):
             fixed += 0 if part is None else part.nbytes
         return float(fixed + n_blocks * LANE_BYTES)
 
@@ -167,11 +168,11 @@ class Encoding:
             "centers": self.centers,
             "columns": self.columns,
             "column_steps": source.column_steps,
-            "rotation": source.rotation,
+            "rotation": source.rotation.packed if source.rotation else None,
             "block_rows": source.block_rows,
             "classes": self.classes.count,
             "class_shift": self.classes.shift,
-            "rotation_bits": source.rotation_bits,
+            "rotation_bits": source.rotation.n_bits if source.rotation else 0,
         }
 
 

@@ -15,19 +15,13 @@ from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MAX_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
-from ..base import (
-    Config,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method
+from ..factors import Config, Factors, check_ids, narrowed
+from ..search import Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
+from .rotation import nearest_rotation
 from .search import search
-from .source import nearest_rotation
 from .tables import Tables
 
 WEIGHTS_AT_ONCE = 1 << 20
@@ -316,8 +310,9 @@ class EntropyCoded(Method):
 
     def _compress(self, problem: Problem) -> Factors:
         assert self.bits_per_weight is not None
-        factors, fits = self._within(problem, self.bits_per_weight * problem.W.size / 8)
-        if not fits:
+        nbytes = self.bits_per_weight * problem.W.size / 8
+        factors, reached = self._meet(Goal(problem, nbytes, is_size=True))
+        if not reached:
             least = factors.bits_per_weight
             raise ValueError(
                 f"bits_per_weight must be at least {least:.4g} for this matrix, "
@@ -329,40 +324,25 @@ class EntropyCoded(Method):
         return Size(int((self.bits_per_weight or 0) * problem.W.size / 8), exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
-        return range(1, 17)
+        return range(1, 17) if problem.W.size else range(0)
 
     def _search(self, problem: Problem) -> Factors:
-        if problem.W.size == 0:
-            raise ValueError(
-                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
-            )
-        if self.ratio is not None:
-            nbytes = problem.W.nbytes * (1 + 1e-12) / self.ratio
-            factors, reached = self._within(problem, nbytes)
-        else:
-
-            def judge(encoding: Encoding) -> tuple[Factors, float]:
-                # Rounding to W's dtype, and what the metric couples, are not in the search.
-                made = _factors(encoding, problem)
-                metric, n_threads = problem.metric, problem.n_threads
-                return made, made._error(problem.W, metric, n_threads)
-
-            factors, reached = search(
-                problem, self.block_rows, judge, max_error=self._wanted_error()
-            )
+        self._checked_levels(problem)  # refuses an empty matrix
+        goal = self._goal(problem)
+        factors, reached = self._meet(goal)
         if not reached:
-            raise ValueError(self._out_of_reach(factors, problem))
+            raise self._unreachable(goal.measure(factors), problem)
         return factors
 
-    def _within(self, problem: Problem, nbytes: float) -> tuple[Factors, bool]:
-        """The best factors of at most this size, or the smallest, and whether they fit."""
+    def _meet(self, goal: Goal) -> tuple[Factors, bool]:
+        """Return the best factors within a size or an error, or the nearest, and whether they fit.
 
-        def judge(encoding: Encoding) -> tuple[Factors, float]:
-            made = _factors(encoding, problem)
-            return made, made.nbytes
+        Rounding to W's dtype, and what the metric couples, are not in the encodings' own errors:
+        the factors are measured.
+        """
+        W = goal.problem.W
 
-        return search(problem, self.block_rows, judge, nbytes=nbytes)
+        def factors_of(encoding: Encoding) -> EntropyCodedFactors:
+            return EntropyCodedFactors(**encoding.tensors(), shape=W.shape, dtype=W.dtype)
 
-
-def _factors(encoding: Encoding, problem: Problem) -> EntropyCodedFactors:
-    return EntropyCodedFactors(**encoding.tensors(), shape=problem.W.shape, dtype=problem.W.dtype)
+        return search(goal, self.block_rows, factors_of)

@@ -2,156 +2,140 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import _checks
 from ..._checks import Array
-from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MAX_LEVEL, MAX_WEIGHT
-from ...metrics import Covariance, Diagonal, exponent_of
-from ..base import ROWS_AT_ONCE, Problem
+from ...metrics import Covariance, Diagonal, Metric, exponent_of
+from ..factors import ROWS_AT_ONCE
+from ..search import Goal
+from .rotation import LARGEST_ROTATION, Budget, Rotation, along, best_rotation
 
 MOST_LOGS = 64  # classes cover this many quarters of an octave
-LARGEST_ROTATION = 1024
-# By bits of an entry, the range in standard deviations that loses least of a normal one.
-RANGES = {2: 1.6, 3: 2.3, 4: 2.8, 5: 3.3, 6: 3.8, 8: 4.6}
-SAMPLE = 1 << 19
+SAMPLE = 1 << 19  # weights of a sample
 
 
+class StepRange(NamedTuple):
+    """log₂ of the grid's step: the bounds of a search, and where to begin."""
+
+    finest: float
+    coarsest: float
+    first: float
+
+
+@dataclass(eq=False, kw_only=True)
 class Source:
     """W in the coordinates that are coded, and what its errors weigh there.
 
-    Parameters
+    Attributes
     ----------
-    problem : Problem
+    values : float32 array of shape (rows, columns)
+        W · 2**-exponent, rotated, each column over its width.
+    weights : float32 array of shape (rows, columns)
+        What a squared error of each value counts.
+    energy : float
+        Σ weights · values².
+    exponent : int
+    rotation : Rotation or None
+    column_steps : uint8 array of shape (columns,) or None
+        4 log₂ of each column's width; None where all are 1.
+    steps : StepRange
     block_rows : int
-    nbytes, max_error : float, optional
-        The goal, for which the rotation is chosen.
-    plain : bool
-        Without a rotation, on one grid: what takes least where there is little room.
+    full_rows, full_size : int
+        Rows and weights of W, also where ``values`` are a sample of its rows.
+    n_threads : int or None
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        block_rows: int,
-        nbytes: float | None = None,
-        max_error: float | None = None,
-        *,
-        plain: bool = False,
-    ) -> None:
+    values: Array
+    weights: Array
+    energy: float
+    exponent: int
+    rotation: Rotation | None
+    column_steps: Array | None
+    steps: StepRange
+    block_rows: int
+    full_rows: int
+    full_size: int
+    n_threads: int | None
+
+    @classmethod
+    def of(cls, goal: Goal, block_rows: int, *, plain: bool = False) -> Source:
+        """Return the coordinates in which a goal is met best, as far as theory predicts.
+
+        ``plain`` leaves W as it is, on one grid: what takes least where there is little room.
+        """
+        problem = goal.problem
         if problem.W.dtype == np.float64:
             _checks.finite(problem.W, "W", np.float32)
-        self.n_threads = problem.n_threads
         # Within ±1, so that nothing leaves float32 on the way.
-        self.exponent = max(exponent_of(problem.W), -100)
-        W = np.ldexp(problem.W.astype(np.float64), -self.exponent)
-        n_rows, n_columns = W.shape
-        self.block_rows = max(min(block_rows, n_rows), 1)
-        self.full_rows, self.full_size = n_rows, max(W.size, 1)
-        self.rotation: Array | None = None
-        self.rotation_bits = 0
-        metric = problem.metric
-        squares = np.einsum("ij,ij->j", W, W) / max(n_rows, 1)
-        weights = np.ones(n_columns)
-        weighing: Array | None = None
-        if isinstance(metric, Covariance):
-            weighing = metric.input_covariance.astype(np.float64)
-            weights = np.maximum(weighing.diagonal(), 0)
-        elif isinstance(metric, Diagonal):
-            weights = metric.importance.mean(axis=0, dtype=np.float64)
-        bits = None if nbytes is None else 8 * nbytes / self.full_size
-        power = float(squares @ weights)
-        if weighing is not None:
-            power = float(np.einsum("ij,ij->", W @ weighing, W)) / max(n_rows, 1)
-        self.noise = (max_error or 0.0) * max(power, 0.0) / max(n_columns, 1)
-        least = self._cost(squares * weights, bits, 0)
-        basis = None
-        if not (plain or isinstance(metric, Diagonal)) and 2 <= n_columns <= LARGEST_ROTATION:
-            basis, least = self._rotate(W.T @ W / max(n_rows, 1), weighing, bits, least)
-        if bits is not None:
-            self.noise = least
-        if basis is not None:
-            W = W @ basis
-            if weighing is not None:
-                weights = _along(basis, weighing)
+        exponent = max(exponent_of(problem.W), -100)
+        W = np.ldexp(problem.W.astype(np.float64), -exponent)
+        full_rows, full_size = len(W), max(W.size, 1)
+
+        columns = _Columns.of(W, problem.metric)
+        budget = _budget(goal, columns, full_size)
+        cost, rotation = budget.cost(columns.variances * columns.weights), None
+        if columns.may_rotate and not plain:
+            gram = W.T @ W / max(full_rows, 1)
+            rotation, cost = best_rotation(gram, columns.covariance, budget, cost)
+        noise = budget.noise if budget.bits is None else cost
+        weights = columns.weights
+        if rotation is not None:
+            W = W @ rotation.basis
+            if columns.covariance is not None:
+                weights = along(rotation.basis, columns.covariance)
+
         largest = float(weights.max(initial=0)) or 1.0
-        steps = np.rint(-2 * np.log2(np.maximum(weights / largest, 1e-18)))
-        # No wider than that the coarsest step of the widest grid is still a float32.
-        widest = 4 * (123 - self.exponent - 0.5 * np.log2(max(n_columns, 1)))
-        steps = np.clip(steps, 0, np.clip(np.floor(widest), 0, 239)) * (not plain)
-        self.column_steps: Array | None = steps.astype(np.uint8) if steps.any() else None
-        widths = 2.0 ** (steps / 4)
-        self.values = (W / widths).astype(np.float32)
-        each = metric.importance if isinstance(metric, Diagonal) else weights
+        column_steps = _column_steps(weights / largest, exponent)
+        if plain:
+            column_steps[:] = 0
+        widths = 2.0 ** (column_steps / 4)
+        values = (W / widths).astype(np.float32)
+        # An importance may differ from weight to weight.
+        each = weights if columns.importance is None else columns.importance
         weighed = np.minimum(each * widths**2 / largest, MAX_WEIGHT).astype(np.float32)
         # Near candidates alone are weighed: of a large value that does not count, zero is none.
-        self.values *= weighed > 0
-        self.weights = np.broadcast_to(weighed, self.values.shape)
-        self.noise /= largest
-        self.energy = self._energy()
-        self.finest = self.coarsest = self.first_step = min(0.0, 100.0 - self.exponent)
-        if self.energy > 0:
-            top = max(float(self.values.max()), -float(self.values.min()))
-            # Within what float32 holds of a step.
-            low, high = -122.0 - self.exponent, 126.0 - self.exponent
-            self.finest = max(float(np.log2(top / (2 * MAX_LEVEL - 8))), low)
-            self.coarsest = float(np.clip(np.log2(top) + 3, self.finest, max(high, self.finest)))
-            # High-rate noise of the trellis is about 0.27 of a squared step.
-            first = 0.5 * np.log2(max(self.noise, 1e-300) / 0.27)
-            self.first_step = float(np.clip(first, self.finest, self.coarsest))
-
-    def _cost(self, products: Array, bits: float | None, n_bits: int) -> float:
-        """The error at this rate, or the rate at `noise`, with a rotation of so many bits."""
-        own = n_bits * len(products) ** 2 / self.full_size
-        if bits is None:
-            return _rate(products, self.noise) + own
-        return _noise_at(products, bits - own)
-
-    def _rotate(
-        self, gram: Array, weighing: Array | None, bits: float | None, least: float
-    ) -> tuple[Array | None, float]:
-        """The rotation of least cost, its own bits counted, and that cost; none if none is less.
-
-        To the eigenvectors of `weighing`, or of `gram` where every direction weighs alike.
-        """
-        best = None
-        if least > 0:
-            n = len(gram)
-            exact = np.linalg.eigh(gram if weighing is None else weighing)[1]
-            for n_bits, range_of_normal in RANGES.items():
-                if self._cost(_products(exact, gram, weighing), bits, n_bits) >= least:
-                    break
-                top = (1 << n_bits) - 1
-                scaled = exact * np.sqrt(n) / range_of_normal
-                codes = np.clip(np.rint((scaled + 1) * top / 2), 0, top).astype(np.uint8)
-                basis = nearest_rotation(codes, n_bits)
-                found = self._cost(_products(basis, gram, weighing), bits, n_bits)
-                if found < least:
-                    best, least = basis, found
-                    packed = PackedCodes.pack(codes, n_bits)
-                    self.rotation, self.rotation_bits = packed.data, n_bits
-        return best, least
-
-    def _energy(self) -> float:
-        """Σ weights · values², some rows at a time."""
-        return sum(
-            float(np.einsum("ij,ij,ij->", self.weights[rows], values, values))
-            for rows in _slices(len(self.values))
-            for values in [self.values[rows].astype(np.float64)]
+        values *= weighed > 0
+        weighed = np.broadcast_to(weighed, values.shape)
+        energy = _energy(values, weighed)
+        return cls(
+            values=values,
+            weights=weighed,
+            energy=energy,
+            exponent=exponent,
+            rotation=rotation,
+            column_steps=column_steps.astype(np.uint8) if column_steps.any() else None,
+            steps=_step_range(values, energy, noise / largest, exponent),
+            block_rows=max(min(block_rows, full_rows), 1),
+            full_rows=full_rows,
+            full_size=full_size,
+            n_threads=problem.n_threads,
         )
+
+    def sample(self) -> Source:
+        """Return some rows, evenly spread, in the same coordinates; all where W is small."""
+        n_rows = SAMPLE // max(self.values.shape[1], 1)
+        if len(self.values) <= 4 * n_rows or n_rows < self.block_rows:
+            return self
+        ids = np.linspace(0, len(self.values) - 1, n_rows).astype(np.int64)
+        values, weights = self.values[ids], self.weights[ids]
+        return replace(self, values=values, weights=weights, energy=_energy(values, weights))
 
     @cached_property
     def column_scales(self) -> Array:
+        """The root mean square of each column."""
         squares = np.einsum("ij,ij->j", self.values, self.values, dtype=np.float64)
         scales: Array = np.sqrt(squares / max(len(self.values), 1))
         return scales
 
     @property
     def scale(self) -> float:
-        """Of all values."""
+        """The root mean square of all values."""
         return float(np.sqrt(np.mean(self.column_scales**2))) if self.values.size else 0.0
 
     @cached_property
@@ -163,59 +147,75 @@ class Source:
         centred: Array = np.clip(np.rint(logs - np.median(logs)), -MOST_LOGS, MOST_LOGS)
         return centred.astype(np.int64)
 
-    def sample(self) -> Source:
-        """Some rows, evenly spread, in the same coordinates; all where W is small."""
-        n_rows = SAMPLE // max(self.values.shape[1], 1)
-        if len(self.values) <= 4 * n_rows or n_rows < self.block_rows:
-            return self
-        ids = np.linspace(0, len(self.values) - 1, n_rows).astype(np.int64)
-        part = object.__new__(Source)
-        part.__dict__.update(self.__dict__)
-        part.__dict__.pop("column_scales", None)
-        part.__dict__.pop("row_logs", None)
-        part.values, part.weights = self.values[ids], self.weights[ids]
-        part.energy = part._energy()
-        return part
+
+class _Columns(NamedTuple):
+    """What is known of W's columns before they are rotated."""
+
+    variances: Array  # mean squares
+    weights: Array  # what a squared error counts in each
+    power: float  # ‖W‖² under the metric, over the number of rows
+    covariance: Array | None
+    importance: Array | None
+
+    @classmethod
+    def of(cls, W: Array, metric: Metric) -> _Columns:
+        n_rows, n_columns = max(len(W), 1), W.shape[1]
+        variances = np.einsum("ij,ij->j", W, W) / n_rows
+        if isinstance(metric, Covariance):
+            covariance = metric.input_covariance.astype(np.float64)
+            power = float(np.einsum("ij,ij->", W @ covariance, W)) / n_rows
+            weights = np.maximum(covariance.diagonal(), 0)
+            return cls(variances, weights, power, covariance, None)
+        weights, importance = np.ones(n_columns), None
+        if isinstance(metric, Diagonal):
+            importance = metric.importance
+            weights = importance.mean(axis=0, dtype=np.float64)
+        return cls(variances, weights, float(variances @ weights), None, importance)
+
+    @property
+    def may_rotate(self) -> bool:
+        """Whether the weights of errors can be said in rotated coordinates, too."""
+        return self.importance is None and 2 <= len(self.weights) <= LARGEST_ROTATION
 
 
-def _slices(n_rows: int) -> list[slice]:
-    return [slice(first, first + ROWS_AT_ONCE) for first in range(0, n_rows, ROWS_AT_ONCE)]
+def _budget(goal: Goal, columns: _Columns, full_size: int) -> Budget:
+    if goal.is_size:
+        return Budget(full_size, 8 * goal.limit / full_size, 0.0)
+    noise = goal.limit * max(columns.power, 0.0) / max(len(columns.weights), 1)
+    return Budget(full_size, None, noise)
 
 
-def nearest_rotation(codes: Array, n_bits: int) -> Array:
-    """The orthogonal matrix nearest to centred codes, in float64."""
-    left, _, right = np.linalg.svd(codes.astype(np.float64) - ((1 << n_bits) - 1) / 2)
-    result: Array = left @ right
-    return result
+def _column_steps(weights: Array, exponent: int) -> Array:
+    """Return 4 log₂ of each column's width, whole numbers: what counts less has a wider grid.
+
+    ``weights`` are over the largest.
+    """
+    steps = np.rint(-2 * np.log2(np.maximum(weights, 1e-18)))
+    # No wider than that the coarsest step of the widest grid is still a float32.
+    widest = 4 * (123 - exponent - 0.5 * np.log2(max(len(weights), 1)))
+    clipped: Array = np.clip(steps, 0, np.clip(np.floor(widest), 0, 239))
+    return clipped
 
 
-def _along(basis: Array, matrix: Array) -> Array:
-    """bᵀ · matrix · b of each column of a basis, at least 0."""
-    found: Array = np.maximum(np.einsum("ij,ij->j", basis, matrix @ basis), 0)
-    return found
+def _step_range(values: Array, energy: float, noise: float, exponent: int) -> StepRange:
+    if energy <= 0:
+        step = min(0.0, 100.0 - exponent)
+        return StepRange(step, step, step)
+    top = max(float(values.max()), -float(values.min()))
+    # Within what float32 holds of a step.
+    low, high = -122.0 - exponent, 126.0 - exponent
+    finest = max(float(np.log2(top / (2 * MAX_LEVEL - 8))), low)
+    coarsest = float(np.clip(np.log2(top) + 3, finest, max(high, finest)))
+    # High-rate noise of the trellis is about 0.27 of a squared step.
+    first = 0.5 * np.log2(max(noise, 1e-300) / 0.27)
+    return StepRange(finest, coarsest, float(np.clip(first, finest, coarsest)))
 
 
-def _products(basis: Array, gram: Array, weighing: Array | None) -> Array:
-    """Of each column of a basis, the square of what is coded times what it weighs."""
-    squares = _along(basis, gram)
-    return squares if weighing is None else squares * _along(basis, weighing)
-
-
-def _rate(variances: Array, noise: float) -> float:
-    """Bits a weight of Gaussian columns at this squared error: reverse water-filling."""
-    share = np.maximum(variances / max(noise, 1e-300), 1)
-    return float(0.5 * np.log2(share).mean()) if variances.size else 0.0
-
-
-def _noise_at(variances: Array, bits: float) -> float:
-    """The squared error a weight at which `_rate` is this; infinite where bits are negative."""
-    largest = float(variances.max(initial=0))
-    if bits < 0 or largest == 0:
-        return np.inf if bits < 0 else 0.0
-    low, high = -120.0, 0.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        above = _rate(variances, largest * 2.0**middle) > bits
-        low, high = (middle, high) if above else (low, middle)
-    noise = largest * 2.0**high
-    return float(np.minimum(variances, noise).mean())
+def _energy(values: Array, weights: Array) -> float:
+    """Return Σ weights · values², some rows at a time."""
+    total = 0.0
+    for first in range(0, len(values), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        wide = values[rows].astype(np.float64)
+        total += float(np.einsum("ij,ij,ij->", weights[rows], wide, wide))
+    return total

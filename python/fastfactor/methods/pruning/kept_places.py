@@ -14,7 +14,7 @@ from ..._records import ArrayRecord
 from ...errors import CorruptDataError
 from ...kernels.packing import PackedCodes
 from ...kernels.sparse import CSR
-from ..base import Config, Tensors
+from ..factors import Config, Tensors
 from ..stored import stored_number, stored_tensor
 
 # Of a gap. Packed codes have 8 bits at most: of wider ones the low bytes come first, in one piece.

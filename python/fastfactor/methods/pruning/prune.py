@@ -20,7 +20,9 @@ from ...kernels.selection import (
 )
 from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
+from ..base import Method
+from ..factors import Config, Factors, Tensors, check_ids
+from ..search import Problem, Size
 from ..stored import stored_tensor
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 
@@ -239,15 +241,14 @@ class Prune(Method):
     def _search(self, problem: Problem) -> Factors:
         if self.max_error is None:
             return super()._search(problem)
-        self._some_levels(problem)
-        lost = self._lost(problem)
+        self._checked_levels(problem)  # refuses an empty matrix
+        goal, lost = self._goal(problem), self._lost(problem)
         n, step = len(lost), 1
-        may_go = np.searchsorted(lost, self._wanted_error() * lost[-1], side="right")
+        may_go = np.searchsorted(lost, goal.limit * lost[-1], side="right")
         kept = max(n - int(may_go), 1)
         while True:
-            factors: Factors = self._at(1 - kept / n)._compress(problem)
-            error = factors._error(problem.W, problem.metric, problem.n_threads)
-            if error <= self._wanted_error() or kept == n:
+            factors = self._at(1 - kept / n)._compress(problem)
+            if kept == n or goal.allows(goal.measure(factors)):
                 return factors
             # Sums are rounded, and near ties ranked, in another order here.
             kept, step = min(kept + step, n), 2 * step

@@ -17,8 +17,10 @@ from ...kernels.packing import WIDTHS, PackedCodes
 from ...kernels.scalar_clustering import kmeans1d
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
-from ..base import Config, Factors, Method, Problem, Size, Tensors, check_ids
+from ..base import Method
 from ..codebook.method import TABLE_DTYPES, check_n_bits, check_range, table_dtype
+from ..factors import Config, Factors, Tensors, check_ids
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .kept_places import KeptPlaces, csr_rows, kept_csr
 from .prune import Prune, dense_order

@@ -14,15 +14,9 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 
 SWEEPS = 20

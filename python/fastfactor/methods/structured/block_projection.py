@@ -13,15 +13,9 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
 from .projection_fit import fit_core, fit_projections, project_blocks, transpose_blocks

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,18 +14,12 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..least_squares import solve_least_squares
 from ..low_rank import LowRank, LowRankFactors
+from ..search import Problem, Size
 from ..stored import stored_tensor
-from .least_squares import conjugate_gradients
 
 SWEEPS = 30
 LEAST_GAIN = 1e-4  # of the error, for one more sweep
@@ -159,94 +153,124 @@ class MixedBlock(Method):
                 _checks.integer(size, "block_shape", 1)
 
     def _compress(self, problem: Problem) -> MixedBlockFactors:
-        (rows, columns), (down, across) = self._layout(problem)
-
-        def as_rows(array: Array) -> Array:
-            blocks = array.reshape(down, rows, across, columns).transpose(0, 2, 1, 3)
-            return blocks.reshape(down * across, rows * columns)
-
-        # Sizes and errors are those of the matrix of blocks: LowRank's search is this method's.
-        factors = LowRank(rank=self.rank, ratio=self.ratio, max_error=self.max_error).compress(
-            as_rows(problem.W),
-            importance=None if problem.importance is None else as_rows(problem.importance),
-            n_threads=problem.n_threads,
-        )
-        assert isinstance(factors, LowRankFactors)
-        B, C, dtype = factors.B, factors.C, problem.W.dtype
-        if problem.input_covariance is not None:
-
-            def from_rows(array: Array) -> Array:
-                blocks = array.reshape(down, across, rows, columns).transpose(0, 2, 1, 3)
-                return blocks.reshape(problem.W.shape)
-
-            covariance = problem.input_covariance.astype(np.float64)
-            B, C = _refine(
-                as_rows(problem.W).astype(np.float64),
-                lambda E: as_rows(from_rows(E) @ covariance),
-                B.astype(np.float64),
-                C.astype(np.float64),
-            )
-        return MixedBlockFactors(
-            mixture=narrowed(B.reshape(down, across, len(C)), dtype),
-            blocks=narrowed(C.reshape(len(C), rows, columns), dtype),
-            shape=problem.W.shape,
-            dtype=dtype,
-        )
+        return self._factors(problem, LowRank(rank=self.rank))
 
     def _search(self, problem: Problem) -> Factors:
-        """Under a covariance each rank is refined before its error counts; else LowRank knows."""
         if problem.input_covariance is None:
-            return self._compress(problem)
+            # Sizes and errors are those of the matrix of blocks: LowRank's search serves.
+            return self._factors(problem, LowRank(ratio=self.ratio, max_error=self.max_error))
         if self.ratio is not None:
-            return self._largest(self._some_levels(problem), problem)
+            return self._largest_planned(problem)._compress(problem)
         return super()._search(problem)
 
     def _size(self, problem: Problem) -> Size:
-        (rows, columns), (down, across) = self._layout(problem)
-        rank = min(self.rank or 1, rows * columns, down * across)
-        # Less where the matrix has less rank.
-        return Size(rank * (rows * columns + down * across) * problem.W.itemsize, exact=False)
+        n_blocks, block_size = self._layout(problem).matrix_shape
+        rank = min(self.rank or 1, n_blocks, block_size)
+        # Less where the matrix of blocks has less rank.
+        return Size(rank * (n_blocks + block_size) * problem.W.itemsize, exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
-        (rows, columns), (down, across) = self._layout(problem)
-        return range(1, min(rows * columns, down * across) + 1)
+        return range(1, min(self._layout(problem).matrix_shape) + 1)
 
-    def _layout(self, problem: Problem) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The shape of a block, and how many there are."""
+    def _factors(self, problem: Problem, low_rank: LowRank) -> MixedBlockFactors:
+        """Return the factors that LowRank finds for the matrix that has a block in each row.
+
+        That matrix is B C: row (i, j) of B is ``mixture[i, j]`` and row k of C is ``blocks[k]``.
+        """
+        layout = self._layout(problem)
+        W, importance = problem.W, problem.importance
+        plain = low_rank.compress(
+            layout.as_rows(W),
+            importance=None if importance is None else layout.as_rows(importance),
+            n_threads=problem.n_threads,
+        )
+        assert isinstance(plain, LowRankFactors)
+        B, C = plain.B, plain.C
+        if problem.input_covariance is not None:
+            B, C = _refine(W, problem.input_covariance, layout, B, C)
+        rank = len(C)
+        return MixedBlockFactors(
+            mixture=narrowed(B.reshape(layout.down, layout.across, rank), W.dtype),
+            blocks=narrowed(C.reshape(rank, layout.height, layout.width), W.dtype),
+            shape=W.shape,
+            dtype=W.dtype,
+        )
+
+    def _layout(self, problem: Problem) -> _Layout:
         out, inputs = problem.W.shape
-        # The divisor below the root on one side, above it on the other: as many blocks as entries.
-        rows, columns = _divisor(out), inputs // _divisor(inputs)
         if self.block_shape is not None:
-            rows, columns = self.block_shape
-        if out % rows or inputs % max(columns, 1):
+            height, width = self.block_shape
+        else:
+            # The divisor below the root on one side and above it on the other: as many blocks as
+            # entries in a block.
+            height, width = _divisor(out), inputs // _divisor(inputs)
+        if out % height or inputs % max(width, 1):
             raise ValueError(
                 f"block_shape must divide the shape of W, {out, inputs}, got {self.block_shape}"
             )
-        return (rows, columns), (out // rows, inputs // max(columns, 1))
+        return _Layout(out // height, inputs // max(width, 1), height, width)
 
 
-def _refine(W: Array, weigh: Callable[[Array], Array], B: Array, C: Array) -> tuple[Array, Array]:
-    """W ≈ B C for a metric that joins the rows of W: B and C in turn, from these on."""
+class _Layout(NamedTuple):
+    """A matrix as ``down`` by ``across`` blocks of ``height`` by ``width``."""
+
+    down: int
+    across: int
+    height: int
+    width: int
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Of the matrix that has a block in each row."""
+        return self.down * self.across, self.height * self.width
+
+    def as_rows(self, matrix: Array) -> Array:
+        """Return the matrix that has a block in each row."""
+        blocks = matrix.reshape(self.down, self.height, self.across, self.width)
+        return blocks.transpose(0, 2, 1, 3).reshape(self.matrix_shape)
+
+    def from_rows(self, rows: Array) -> Array:
+        """Return the matrix whose blocks are these rows."""
+        blocks = rows.reshape(self.down, self.across, self.height, self.width)
+        return blocks.transpose(0, 2, 1, 3).reshape(
+            self.down * self.height, self.across * self.width
+        )
+
+
+def _refine(
+    W: Array, input_covariance: Array, layout: _Layout, B: Array, C: Array
+) -> tuple[Array, Array]:
+    """Improve B C ≈ (W with a block in each row) for the outputs, B and C in turn.
+
+    The error is trace(E Σ Eᵀ) of the whole matrix, which joins the blocks of a row.
+    """
+    covariance = input_covariance.astype(np.float64)
+    rows, B, C = layout.as_rows(W).astype(np.float64), B.astype(np.float64), C.astype(np.float64)
+
+    def weigh(E: Array) -> Array:
+        """Return E Σ, both with a block in each row: half the gradient of the error."""
+        return layout.as_rows(layout.from_rows(E) @ covariance)
+
     last = np.inf
     for _ in range(SWEEPS):
-        C = _right(weigh, W, B, C)
-        B = _left(weigh, W, B, C)
-        left = W - B @ C
-        error = float(np.sum(left * weigh(left)))
+        C = _refit_right(weigh, rows, B, C)
+        B = _refit_left(weigh, rows, B, C)
+        E = rows - B @ C
+        error = float(np.sum(E * weigh(E)))
         if error >= last * (1 - LEAST_GAIN):
             break
         last = error
     return B, C
 
 
-def _left(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
-    return conjugate_gradients(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
+def _refit_left(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
+    return solve_least_squares(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
 
 
-def _right(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
-    return conjugate_gradients(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
+def _refit_right(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
+    return solve_least_squares(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
 
 
 def _divisor(n: int) -> int:
-    """The largest divisor of n that is at most its root."""
+    """Return the largest divisor of n that is at most its root."""
     return next((d for d in range(isqrt(n), 1, -1) if n % d == 0), 1)

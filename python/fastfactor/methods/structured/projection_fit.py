@@ -14,8 +14,8 @@ import numpy as np
 
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
-from ..base import Problem
-from .least_squares import conjugate_gradients
+from ..least_squares import solve_least_squares
+from ..search import Problem
 
 SWEEPS = 30
 MIN_GAIN = 1e-4  # of the error or energy, for one more sweep
@@ -36,7 +36,7 @@ def fit_core(W: Array, problem: Problem, B: Array, D: Array) -> Array:
     C: Array = project_blocks(np, right, _inverse(D, out)).T
     if problem.importance is None:
         return C
-    return conjugate_gradients(
+    return solve_least_squares(
         _weigher(problem),
         W,
         lambda C: _dense(B, C, D, W.shape),
@@ -130,7 +130,7 @@ def _fit_side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Arr
         product: Array = project_blocks(np, left, transpose_blocks(M))
         return product[:, : W.shape[1]]
 
-    return conjugate_gradients(weigh, W, apply, adjoint, start, SIDE_STEPS)
+    return solve_least_squares(weigh, W, apply, adjoint, start, SIDE_STEPS)
 
 
 def _weigher(problem: Problem) -> Callable[[Array], Array]:

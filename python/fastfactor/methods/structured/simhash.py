@@ -15,15 +15,9 @@ from ...errors import CorruptDataError
 from ...kernels.codebooks import codebook_matmul
 from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
-from ..base import (
-    FLOAT_NAMES,
-    Factors,
-    Method,
-    Problem,
-    Size,
-    check_ids,
-    narrowed,
-)
+from ..base import Method
+from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
 
@@ -326,17 +320,19 @@ class Simhash(Method):
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         most = 8 * problem.W.itemsize * problem.W.shape[self.axis] if problem.W.size else 0
-        if self.max_error is None:
-            return range(1, most + 1)
+        return range(1, most + 1)
+
+    def _search(self, problem: Problem) -> Factors:
+        if self.ratio is not None:
+            return super()._search(problem)
+        levels, goal = self._checked_levels(problem), self._goal(problem)
         # More bits take longer to find: double them until they are enough, then search below.
-        last = 1
-        while last < most:
-            factors = self._at(last)._compress(problem)
-            error = factors._error(problem.W, problem.metric, problem.n_threads)
-            if error <= self.max_error:
+        n_hashes = 1
+        while n_hashes < len(levels):
+            if goal.allows(goal.measure(self._at(n_hashes)._compress(problem))):
                 break
-            last = min(2 * last, most)
-        return range(last // 2 + 1, last + 1)
+            n_hashes = min(2 * n_hashes, len(levels))
+        return self._bisect(levels[n_hashes // 2 : n_hashes], problem)
 
     def _size(self, problem: Problem) -> Size:
         (out, inputs), n_hashes = problem.W.shape, self.n_hashes or 1

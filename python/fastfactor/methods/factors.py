@@ -1,0 +1,298 @@
+"""What every method gives back: a matrix in compressed form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from .._records import ArrayRecord
+from ..metrics import Metric, metric_for, relative_error
+
+Tensors = dict[str, Array]
+Config = dict[str, Any]  # what JSON can hold
+
+ROWS_AT_ONCE = 256
+FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Factors(ArrayRecord, ABC):
+    """A matrix W (out_features, in_features) in compressed form, W ≈ B ∘ C.
+
+    A subclass is a frozen dataclass. Its fields that are arrays are its tensors, what is stored;
+    its other fields are its configuration, numbers and words. Where a field is neither, it
+    overrides `tensors` and `config`. `from_tensors` checks what it is given: a file may hold
+    anything.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Of W.
+    dtype : dtype
+        Of W, and of what `to_dense` and `rows` give.
+
+    Notes
+    -----
+    ``factors @ x`` is ``W @ x`` and ``x @ factors`` is ``x @ W``. ``np.asarray(factors)`` is
+    `to_dense`. ``==`` and ``hash`` go by identity; compare ``to_dense()``. Copies and pickles hold
+    what is stored and no more; to keep factors, write them to a :mod:`fastfactor.store`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import LowRank
+    >>> W = np.outer([1, 2, 3], [1, 0, -1, 2]).astype(np.float32)
+    >>> factors = LowRank(rank=1).compress(W)
+    >>> x = np.ones(4, np.float32)
+    >>> np.allclose(factors.linear(x), W @ x), np.allclose(factors.rows([2]), W[[2]])
+    (True, True)
+    >>> factors.linear(np.ones((5, 2, 4), np.float32)).shape
+    (5, 2, 3)
+    >>> factors
+    LowRankFactors(shape=(3, 4), dtype=float32, bits_per_weight=18.67, nbytes=28)
+    """
+
+    kind: ClassVar[str]  # what files call it
+    trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
+    kinds: ClassVar[dict[str, type[Factors]]] = {}
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ factors`` to this class
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    def __init_subclass__(cls) -> None:
+        Factors.kinds[cls.kind] = cls
+
+    # --- what a subclass must say
+
+    @abstractmethod
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        """``W[ids]`` for an array of integers: an embedding's look-up."""
+
+    @abstractmethod
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        """What `linear` returns, for x of shape (batch, in_features), already checked."""
+
+    @abstractmethod
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        """The same product of (batch, in) in an array library's own operations.
+
+        ``xp`` has matmul, take(array, ids, axis), reshape, transpose and what NumPy calls by these
+        names; ``tensors`` are those of `trainable`, as arrays of that library.
+        """
+
+    # --- what follows
+
+    def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
+        """Return ``x @ W.T`` without rebuilding W, as a linear layer does.
+
+        Parameters
+        ----------
+        x : array of shape (..., in_features)
+            float16, bfloat16, float32 or float64, any strides.
+        out : array of shape (..., out_features), optional
+            Where to write the result: of its dtype, any strides, writeable.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of shape (..., out_features)
+            ``out`` where it was given. float64 where x or a factor is, else float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape.
+        """
+        x = _checks.inputs(x, self.shape[1])
+        result = self._linear(x.reshape(prod(x.shape[:-1]), self.shape[1]), n_threads)
+        return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
+
+    def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
+        """W, rebuilt."""
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        else:
+            _checks.writeable(out, "out", self.shape, self.dtype)
+        result: Array = out
+        for first, rows in self._row_blocks(n_threads):
+            result[first : first + len(rows)] = rows
+        return result
+
+    def matmul(self, x: Any, *, n_threads: int | None = None) -> Array:
+        """``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
+        x = _checks.columns(x, self.shape[1])
+        return self.linear(x.T, n_threads=n_threads).T
+
+    def __matmul__(self, x: Any) -> Array:
+        return self.matmul(x)
+
+    def __rmatmul__(self, x: Any) -> Array:
+        """Return ``x @ W``, as gradients of inputs need it: (..., out) → (..., in).
+
+        W is rebuilt a few rows at a time. float64 where x or W is, else float32.
+        """
+        x = _checks.inputs(x, self.shape[0])
+        dtype = _checks.result_dtype(x, np.empty(0, self.dtype))
+        batch = x.reshape(prod(x.shape[:-1]), self.shape[0]).astype(dtype, copy=False)
+        result = np.zeros((len(batch), self.shape[1]), dtype)
+        for first, rows in self._row_blocks(None):
+            result += batch[:, first : first + len(rows)] @ rows.astype(dtype, copy=False)
+        return result.reshape(*x.shape[:-1], self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Return `to_dense`, for ``np.asarray``."""
+        if copy is False:
+            raise ValueError("copy must not be False for factors, whose array is made anew")
+        return self.to_dense().astype(dtype or self.dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, "
+            f"bits_per_weight={self.bits_per_weight:.4g}, nbytes={self.nbytes})"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """What a file holds of it: codes, tables and indices with their padding."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 · nbytes over the number of weights; 0 where there are none."""
+        size = self.shape[0] * self.shape[1]
+        return 8 * self.nbytes / size if size else 0.0
+
+    def error(
+        self,
+        W: Any,
+        *,
+        importance: Any = None,
+        input_covariance: Any = None,
+        n_threads: int | None = None,
+    ) -> float:
+        """Return ‖W − Ŵ‖² / ‖W‖², in float64.
+
+        Parameters
+        ----------
+        W : array of shape (out_features, in_features)
+            The matrix that the factors stand for.
+        importance, input_covariance : array, optional
+            As in :meth:`Method.compress`: what errors count. With neither, the sum of squares.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        float
+            0 where both are zero, infinity where W alone is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong type or shape, and for what `compress` refuses of the two.
+        """
+        W = check_matrix(W, self.shape)
+        return self._error(W, metric_for(W.shape, importance, input_covariance), n_threads)
+
+    def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
+        """Return the error under a metric that is at hand."""
+
+        def rows_of(first: int, last: int) -> Array:
+            return self.rows(np.arange(first, last), n_threads=n_threads).astype(np.float64)
+
+        return relative_error(W, rows_of, metric)
+
+    def verify(self, *, n_threads: int | None = None) -> None:
+        """Decode what `from_tensors` left encoded, a part at a time, and keep nothing of it.
+
+        Raises
+        ------
+        CorruptDataError
+            Where a product would refuse it.
+        """
+        return  # from_tensors of most kinds has seen all
+
+    def tensors(self) -> Tensors:
+        """What is stored, by name."""
+        return {name: value for name, value in self._own() if isinstance(value, np.ndarray)}
+
+    def config(self) -> Config:
+        """What is stored beside the tensors, shape and dtype: values that JSON can hold."""
+        return {name: value for name, value in self._own() if not isinstance(value, np.ndarray)}
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> Factors:
+        """The inverse of `tensors` and `config`. Tensors more than it has are refused by the store.
+
+        Raises
+        ------
+        CorruptDataError
+            Where they contradict each other or are not what this kind has.
+        """
+
+    def _row_blocks(self, n_threads: int | None) -> Iterator[tuple[int, Array]]:
+        """All rows of W in order, a few at a time, each time with the number of the first."""
+        for first in range(0, self.shape[0], ROWS_AT_ONCE):
+            last = min(first + ROWS_AT_ONCE, self.shape[0])
+            yield first, self.rows(np.arange(first, last), n_threads=n_threads)
+
+    def _own(self) -> list[tuple[str, Any]]:
+        names = [f.name for f in fields(self) if f.name not in ("shape", "dtype")]
+        return [(name, getattr(self, name)) for name in names]
+
+
+def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:
+    """A matrix of floats, of a given shape where one is given."""
+    array = _checks.float_array(W, "W", ndim=(2,))
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"W must have shape {shape}, got {array.shape}")
+    return array
+
+
+def check_ids(ids: Any, n: int) -> Array:
+    """Row numbers as int64, any shape, each in [0, n)."""
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got {array.dtype}")
+    outside = (array < 0) | (array >= n)
+    if outside.any():
+        raise IndexError(f"ids must be in [0, {n}), got {array[outside].flat[0]}")
+    return array.astype(np.int64)
+
+
+def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
+    """In a dtype that may hold less: what is beyond its range becomes its largest value."""
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype, copy=False)
+    if dtype.itemsize < array.itemsize and not np.isfinite(result).all():
+        most = np.nextafter(dtype.type(np.inf), dtype.type(0))
+        result = np.clip(result, -most, most).astype(dtype, copy=False)
+    return result
+
+
+def into(out: Any, result: Array) -> Array:
+    """The result, copied to `out` where one was given."""
+    if out is None:
+        return result
+    _checks.writeable(out, "out", result.shape, result.dtype)
+    given: Array = out
+    given[...] = result
+    return given

@@ -169,12 +169,13 @@ def seed(random_state: Any) -> int:
 
 def finite(array: Array, name: str, dtype: type[np.floating[Any]] | None = None) -> None:
     """Refuse NaN and what is infinite, or would be in ``dtype``, naming the first."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # bfloat16's test for NaN warns of it
         ok = np.isfinite(array if dtype is None else array.astype(dtype))
-    if not ok.all():
+        if ok.all():
+            return
         at = tuple(int(i) for i in np.argwhere(~ok)[0])
         where = f" in {np.dtype(dtype)}" if np.isfinite(array[at]) else ""
-        raise ValueError(f"{name} must be finite{where}, got {array[at]} at {list(at)}")
+    raise ValueError(f"{name} must be finite{where}, got {array[at]} at {list(at)}")
 
 
 def sparse_shape(shape: Any, name: str) -> tuple[int, int]:

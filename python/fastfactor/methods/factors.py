@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, ClassVar
@@ -255,6 +255,11 @@ class Factors(ArrayRecord, ABC):
     def _own(self) -> list[tuple[str, Any]]:
         names = [f.name for f in fields(self) if f.name not in ("shape", "dtype")]
         return [(name, getattr(self, name)) for name in names]
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (shape[0], all else): how a tensor of any shape is compressed."""
+    return shape[0], prod(shape[1:])
 
 
 def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:

@@ -184,7 +184,7 @@ class Prune(Method):
                 )
 
     def _compress(self, problem: Problem) -> Factors:
-        mask = self._mask(problem)
+        mask = self.mask_of(problem)
         return PruneFactors(
             values=problem.W[mask],
             kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
@@ -192,8 +192,8 @@ class Prune(Method):
             dtype=problem.W.dtype,
         )
 
-    def _mask(self, problem: Problem) -> Array:
-        """bool of W's shape: what is kept."""
+    def mask_of(self, problem: Problem) -> Array:
+        """Return which weights are kept, bool of W's shape; no ratio or max_error may be set."""
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)

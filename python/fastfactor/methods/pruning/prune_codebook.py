@@ -176,7 +176,7 @@ class PruneCodebook(Prune):
     def _compress(self, problem: Problem) -> Factors:
         dtype = table_dtype(self.codebook_dtype, problem.W.dtype)
         check_range(problem.W, dtype)
-        mask = self._mask(problem)
+        mask = self.mask_of(problem)
         codebook, labels = self._share(problem, mask, dtype)
         packed = PackedCodes.pack(labels[None], self.n_bits, n_threads=problem.n_threads)
         return PruneCodebookFactors(

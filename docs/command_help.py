@@ -1,4 +1,4 @@
-"""Write the commands and their options into command_line.md: command_help.py [--check]
+"""Write the commands and their options into command_line.md: command_help.py [--check].
 
 What it writes is what `--help` says, and stands between
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail if the page is out of date")
     arguments = parser.parse_args()
     text = PAGE.read_text(encoding="utf-8")
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands: dict[str, Any] = typer.main.get_command(app).commands
     sections = "\n".join(section(name, command) for name, command in commands.items())
     filled = PLACE.sub(lambda place: f"{place[1]}\n{sections}\n{place[2]}", text)
     if arguments.check and filled != text:

@@ -13,6 +13,8 @@ from ._output import as_batch, output
 from .packing import PackedCodes
 from .runtime import thread_count
 
+MAX_CODE_BITS = 8  # that products take
+
 
 def codebook_matmul(
     x: Any,
@@ -30,7 +32,7 @@ def codebook_matmul(
     x : array of shape (..., in_features)
         float16, bfloat16, float32 or float64, any strides.
     packed : PackedCodes
-        Of shape (out_features, in_features).
+        Of shape (out_features, in_features), with codes of up to 8 bits.
     codebook : array of shape ([n_codebooks,] [out_features,] [n_groups,] 2**n_bits, vector_dim)
         float16, bfloat16 or float32. One table (K, vector_dim) for the whole matrix; one for each
         row; with ``group_size`` one for each group of columns, or for each row and group, rows
@@ -162,6 +164,11 @@ def _codebook(packed: Any, codebook: Any, group_size: int | None) -> tuple[Packe
     """The codebook as (books, rows, groups, K, vector_dim), with rows or groups 1 if shared."""
     if not isinstance(packed, PackedCodes):
         raise TypeError(f"packed must be a PackedCodes, got {type(packed).__name__}")
+    if packed.n_bits > MAX_CODE_BITS:
+        raise ValueError(
+            f"packed must have codes of up to {MAX_CODE_BITS} bits for products, got "
+            f"{packed.n_bits}"
+        )
     n_books, (rows, columns) = packed.n_codebooks, packed.shape
     extra = int(n_books > 1)
     ranks = tuple(range(2 + extra, 5 + extra))

@@ -25,9 +25,10 @@ class GapCodes(NamedTuple):
         uint8 up to 8 bits, else uint16. Ready for :func:`huffman_encode`.
     fillers : int64 array
         Which of the entries are fillers, rising. A filler stands for a position at which there is
-        nothing: where values are stored beside the gaps, it needs the value zero.
+        nothing: where values are stored beside the gaps, it needs the value zero. With ``escape``,
+        which of them are escapes, which stand for no position.
     gap_bits : int
-        Bits of a gap. Every filler's has all of them set.
+        Bits of a gap. Every filler's, and every escape's, has all of them set.
     size : int
         Length of the array that the positions are in.
     """
@@ -47,12 +48,15 @@ def gap_encode(
     size: int | None = None,
     gap_bits: int | None = None,
     value_bits: int = 4,
+    escape: bool = False,
     n_threads: int | None = None,
 ) -> GapCodes:
     """Code the positions of what a sparse array holds as gaps of a few bits, with fillers.
 
     A gap of ``gap_bits`` bridges 2**gap_bits positions at most. Fillers, entries for positions at
-    which there is nothing, cut a wider one.
+    which there is nothing, cut a wider one. Where no values are stored beside the gaps, ``escape``
+    takes fewer entries: one whose bits are all set then stands for no position, but passes over
+    2**gap_bits - 1 of them, and the gap goes on in the next entry.
 
     Parameters
     ----------
@@ -66,6 +70,8 @@ def gap_encode(
         ``(n + fillers) * (gap_bits + value_bits)`` bits; of equals the smallest.
     value_bits : int
         Bits of the value that is stored beside each gap, 0 to 64.
+    escape : bool
+        Whether the largest gap is an escape.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -92,6 +98,9 @@ def gap_encode(
     (array([0, 2, 3, 3, 0], dtype=uint8), array([2, 3]))
     >>> fastfactor.gap_decode(coded.gaps, 2, 20)
     array([ 0,  3,  7, 11, 12])
+    >>> coded = fastfactor.gap_encode(np.array([0, 3, 12]), size=20, gap_bits=2, escape=True)
+    >>> coded.gaps, fastfactor.gap_decode(coded.gaps, 2, 20, escape=True)
+    (array([0, 2, 3, 3, 2], dtype=uint8), array([ 0,  3, 12]))
     """
     array = positions if isinstance(positions, np.ndarray) else np.asarray(positions)
     if array.dtype == np.bool_:
@@ -111,13 +120,16 @@ def gap_encode(
         length,
         0 if gap_bits is None else _checks.integer(gap_bits, "gap_bits", 1, 16),
         _checks.integer(value_bits, "value_bits", 0, 64),
+        _checks.boolean(escape, "escape"),
         thread_count(n_threads),
     )
     return GapCodes(gaps, fillers, width, length)
 
 
-def gap_decode(gaps: Any, gap_bits: int, size: int, *, n_threads: int | None = None) -> Array:
-    """The positions of all entries that :func:`gap_encode` coded, fillers included.
+def gap_decode(
+    gaps: Any, gap_bits: int, size: int, *, escape: bool = False, n_threads: int | None = None
+) -> Array:
+    """Return the positions of all entries that :func:`gap_encode` coded, fillers included.
 
     Parameters
     ----------
@@ -127,13 +139,15 @@ def gap_decode(gaps: Any, gap_bits: int, size: int, *, n_threads: int | None = N
         Bits of a gap, as encoded: 1 to 8 for uint8, to 16 for uint16.
     size : int
         Length of the array that the positions are in.
+    escape : bool
+        As encoded; escapes have no position.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     int64 array of shape (n_entries,)
-        Rising, in [0, size).
+        Rising, in [0, size). Without those entries that are escapes.
 
     Raises
     ------
@@ -162,5 +176,6 @@ def gap_decode(gaps: Any, gap_bits: int, size: int, *, n_threads: int | None = N
         array,
         _checks.integer(gap_bits, "gap_bits", 1, 8 * array.itemsize),
         _checks.integer(size, "size", 0, MAX_SIZE),
+        _checks.boolean(escape, "escape"),
         thread_count(n_threads),
     )

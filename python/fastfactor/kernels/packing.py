@@ -1,4 +1,4 @@
-"""Codes of a few bits each, packed: what codebooks are indexed with."""
+"""Integers of a few bits each, packed into bytes: codes into codebooks, counts, indices, masks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from .._records import refuse_array
 from ..errors import CorruptDataError
 from .runtime import thread_count
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+WIDTHS = (1, 2, 3, 4, 5, 6, 8)  # which the stored layers of Deep Compression are packed in
+MAX_BITS = 16  # of a code
+MAX_FLAT_BITS = 32  # of an integer in a flat array
 MAX_CODEBOOKS = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PackedCodes:
-    """Codes of 1, 2, 3, 4, 5, 6 or 8 bits that stand for a dense matrix, packed into bytes.
+    """Codes of 1 to 16 bits that stand for a dense matrix, packed into bytes.
 
     A code indexes a codebook of 2**n_bits vectors of length ``vector_dim``, and stands for that
     many neighbours in a row of the matrix, which so has ``shape[1] / vector_dim`` codes. With
@@ -37,7 +39,7 @@ class PackedCodes:
         A row has ``n_codebooks * ceil(shape[1] / vector_dim * n_bits / 8)`` bytes; any array or
         bytes object of the right total is taken. Kept as a read-only copy of that shape.
     n_bits : int
-        Bits a code: 1, 2, 3, 4, 5, 6 or 8.
+        Bits a code, 1 to 16; products (:func:`codebook_matmul`) take up to 8.
     shape : (int, int)
         Of the dense matrix, (out_features, in_features).
     vector_dim : int
@@ -81,7 +83,7 @@ class PackedCodes:
     n_codebooks: int = 1
 
     def __post_init__(self) -> None:
-        n_bits = _check_width(self.n_bits)
+        n_bits = _checks.integer(self.n_bits, "n_bits", 1, MAX_BITS)
         shape = _checks.sparse_shape(self.shape, "shape")
         vector_dim = _check_vector_dim(self.vector_dim, shape[1])
         n_codebooks = _checks.integer(self.n_codebooks, "n_codebooks", 1, MAX_CODEBOOKS)
@@ -130,7 +132,7 @@ class PackedCodes:
         codes : array of shape (rows, n) or (n_codebooks, rows, n)
             Integers of any width or booleans in [0, 2**n_bits), any strides.
         n_bits : int
-            Bits a code: 1, 2, 3, 4, 5, 6 or 8.
+            Bits a code, 1 to 16.
         vector_dim : int
             Entries of the matrix that one code stands for; the matrix is (rows, n · vector_dim).
         n_threads : int, optional
@@ -155,12 +157,8 @@ class PackedCodes:
         >>> fastfactor.PackedCodes.pack(np.arange(4).reshape(1, 4), 2).data
         array([[228]], dtype=uint8)
         """
-        n_bits = _check_width(n_bits)
-        array = codes if isinstance(codes, np.ndarray) else np.asarray(codes)
-        if array.dtype.kind not in "iub" or not array.dtype.isnative:
-            raise TypeError(
-                f"codes must be integers or booleans in native byte order, got {array.dtype}"
-            )
+        n_bits = _checks.integer(n_bits, "n_bits", 1, MAX_BITS)
+        array = _integers(codes, "codes")
         if array.ndim not in (2, 3):
             raise ValueError(f"codes must have 2 or 3 dimensions, got shape {array.shape}")
         array = array.reshape(1, *array.shape) if array.ndim == 2 else array
@@ -177,7 +175,7 @@ class PackedCodes:
         return packed
 
     def unpack(self, *, n_threads: int | None = None) -> Array:
-        """The codes, one a byte.
+        """Return the codes, one an element.
 
         Parameters
         ----------
@@ -186,7 +184,8 @@ class PackedCodes:
 
         Returns
         -------
-        uint8 array of shape (rows, n), or (n_codebooks, rows, n) where there are several
+        array of shape (rows, n), or (n_codebooks, rows, n) where there are several
+            uint8, of codes above 8 bits uint16.
         """
         codes = kernels.unpack_codes(
             self.data,
@@ -223,11 +222,106 @@ class PackedCodes:
         )
 
 
-def _check_width(n_bits: Any) -> int:
-    width = _checks.integer(n_bits, "n_bits", 1, 8)
-    if width not in WIDTHS:
-        raise ValueError(f"n_bits must be one of {', '.join(map(str, WIDTHS))}, got {width}")
-    return width
+def pack_bits(values: Any, n_bits: int, *, n_threads: int | None = None) -> Array:
+    """Pack integers of up to 32 bits each into bytes, least significant bit first.
+
+    The layout is that of one row of :class:`PackedCodes`. All that is stored in a fixed number of
+    bits goes through here: codes, counts, indices, gaps and masks.
+
+    Parameters
+    ----------
+    values : array of shape (n,)
+        Integers of any width or booleans in [0, 2**n_bits).
+    n_bits : int
+        0 to 32; with 0 every value must be zero and takes no space.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    uint8 array of shape (packed_nbytes(n, n_bits),)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.kernels.packing import pack_bits, unpack_bits
+    >>> packed = pack_bits(np.array([1, 2, 511]), 9)
+    >>> packed.nbytes, unpack_bits(packed, 9, 3)
+    (4, array([  1,   2, 511], dtype=uint16))
+    """
+    n_bits = _checks.integer(n_bits, "n_bits", 0, MAX_FLAT_BITS)
+    array = _integers(values, "values")
+    if array.ndim != 1:
+        raise ValueError(f"values must have 1 dimension, got shape {array.shape}")
+    if n_bits == 0:
+        if array.any():
+            raise ValueError("values must be zero where n_bits is 0, got others")
+        return np.zeros(0, np.uint8)
+    packed: Array = kernels.pack_codes(array[None, None], n_bits, thread_count(n_threads))[0]
+    return packed
+
+
+def unpack_bits(data: Any, n_bits: int, n: int, *, n_threads: int | None = None) -> Array:
+    """Return the integers that :func:`pack_bits` packed.
+
+    Parameters
+    ----------
+    data : bytes, or uint8 array of shape (packed_nbytes(n, n_bits),)
+    n_bits : int
+        0 to 32, as packed.
+    n : int
+        How many integers.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    array of shape (n,)
+        uint8 up to 8 bits, uint16 up to 16, else uint32.
+
+    Raises
+    ------
+    CorruptDataError
+        Where ``data`` has another size or bits after the last integer are not zero.
+    """
+    n_bits = _checks.integer(n_bits, "n_bits", 0, MAX_FLAT_BITS)
+    array = np.ascontiguousarray(_checks.as_bytes(data, "data"))
+    expected = packed_nbytes(n, n_bits)
+    if array.size != expected:
+        raise CorruptDataError(
+            f"{n} numbers of {n_bits} bits must have {expected} bytes, got {array.size}"
+        )
+    if n_bits == 0:
+        return np.zeros(n, np.uint8)
+    used = n * n_bits % 8
+    if used and array.flat[-1] >> used:
+        raise CorruptDataError(
+            f"packed numbers must have zeros after the last one, got 0b{array.flat[-1]:08b} with "
+            f"{used} bits in use as the last byte"
+        )
+    numbers: Array = kernels.unpack_codes(
+        array, n_bits, books=1, rows=1, cols=n, n_threads=thread_count(n_threads)
+    )[0, 0]
+    return numbers
+
+
+def packed_nbytes(n: int, n_bits: int) -> int:
+    """Return how many bytes ``n`` integers of ``n_bits`` bits take, packed."""
+    return -(-n * n_bits // 8)
+
+
+def bits_for(n: int) -> int:
+    """Return the bits of the largest of ``n`` different numbers: 0, 1, …, n − 1."""
+    return max(n - 1, 0).bit_length()
+
+
+def _integers(array: Any, name: str) -> Array:
+    result: Array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    if result.dtype.kind not in "iub" or not result.dtype.isnative:
+        raise TypeError(
+            f"{name} must be integers or booleans in native byte order, got {result.dtype}"
+        )
+    return result
 
 
 def _check_vector_dim(vector_dim: Any, columns: int) -> int:

@@ -14,6 +14,7 @@ from .. import _checks
 from .._checks import Array
 from .._records import ArrayRecord
 from ..metrics import Metric, metric_for, relative_error
+from .forward import ArrayNamespace
 
 Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
@@ -81,11 +82,11 @@ class Factors(ArrayRecord, ABC):
         """What `linear` returns, for x of shape (batch, in_features), already checked."""
 
     @abstractmethod
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        """The same product of (batch, in) in an array library's own operations.
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        """Return the product of (batch, in) by an array library's own functions, for its gradients.
 
-        ``xp`` has matmul, take(array, ids, axis), reshape, transpose and what NumPy calls by these
-        names; ``tensors`` are those of `trainable`, as arrays of that library.
+        ``tensors`` are those of `trainable`. They and x are arrays of that library, of one floating
+        dtype and on one device, and so is what comes back.
         """
 
     # --- what follows

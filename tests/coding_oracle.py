@@ -82,3 +82,18 @@ def gap_fields(positions, n_bits):
         fields.append(position - last - 1)
         last = position
     return fields, fillers
+
+
+def gap_fields_with_escapes(positions, n_bits):
+    """Fields and which of them are escapes, one position at a time."""
+    fields, escapes, last = [], [], -1
+    largest = 2**n_bits - 1
+    for position in positions:
+        zeros = position - last - 1
+        while zeros >= largest:
+            escapes.append(len(fields))
+            fields.append(largest)
+            zeros -= largest
+        fields.append(zeros)
+        last = position
+    return fields, escapes

@@ -17,6 +17,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+import strict_namespace
 from fastfactor import CorruptDataError, _checks
 from fastfactor.methods import Factors
 from fastfactor.metrics import Covariance, Diagonal
@@ -108,16 +109,18 @@ class MethodContract:
         wide = factors.linear(x.astype(np.float64))
         np.testing.assert_allclose(wide, expected, rtol=0, atol=2 * scale)
 
-    def test_forward_is_the_same_product_in_another_library(self, method):
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
+    def test_forward_is_the_same_product_in_another_library(self, method, dtype, tolerance):
         factors = method.compress(self.matrix())
         tensors = factors.tensors()
         assert set(factors.trainable) <= set(tensors)
-        trained = {name: tensors[name].astype(np.float32) for name in factors.trainable}
-        x = np.random.default_rng(3).standard_normal((4, self.SHAPE[1])).astype(np.float32)
-        expected = factors.linear(x)
-        result = factors.forward(np, trained, x)
-        scale = float(np.abs(expected).max(initial=1e-30))
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * scale)
+        for batch in (0, 1, 4):
+            x = np.random.default_rng(3).standard_normal((batch, self.SHAPE[1])).astype(dtype)
+            expected = factors.linear(x)
+            result = strict_namespace.forward(factors, tensors, x, dtype)
+            assert result.shape == expected.shape
+            scale = float(np.abs(expected).max(initial=1e-30))
+            np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * scale)
 
     def test_bad_input_is_named(self, method):
         factors = method.compress(self.matrix())

@@ -4,7 +4,8 @@ What is there stays, so that files of old versions are read for ever.
     PYTHONPATH=python python tests/make_data.py
 
 The matrices and methods are those of the contract tests. Beside factors ``NUMBER`` a file has the
-matrix that they gave when they were written, ``NUMBER dense``.
+matrix that they gave when they were written, ``NUMBER dense``. A form that is no longer written,
+coded_network, is there too.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ import ml_dtypes
 import numpy as np
 from contract import MethodContract
 from fastfactor import store
-from fastfactor.deep_compression import CodedNetwork, DeepCompression, compress_network
-from fastfactor.methods import Dictionary, EntropyCoded
+from fastfactor.files.compact import COMPACT_VERSION
+from fastfactor.methods import DeepCompression, Dictionary, EntropyCoded, LowRank, PruneCodebook
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
+COMPACT_METHODS = (
+    DeepCompression(sparsity=0.9),
+    PruneCodebook(sparsity=0.9),
+    EntropyCoded(bits_per_weight=2),
+    LowRank(rank=2),
+)
 
 
 def main() -> None:
@@ -38,9 +45,11 @@ def main() -> None:
     path = DATA / f"plain.{store.FORMAT_VERSION}.safetensors"
     if not path.exists():
         store.save(path, plain(), metadata={"made by": "tests/make_data.py"})
-    path = DATA / f"deep_compression.{store.FORMAT_VERSION}.safetensors"
+    path = DATA / f"compact.{COMPACT_VERSION}.safetensors"
     if not path.exists():
-        network().save(path)
+        W = MethodContract().matrix()
+        factors = [method.compress(W) for method in COMPACT_METHODS]
+        write(path, factors, compact=True, metadata={"made by": "tests/make_data.py"})
 
 
 def contracts():
@@ -72,14 +81,14 @@ def rarer_forms():
     yield "dictionary_counts", [counted.compress(turned[:64])]
 
 
-def write(path, factors):
+def write(path, factors, **options):
     entries, shapes = {}, {}
     for number, each in enumerate(factors):
         dense = each.to_dense()
         entries |= {f"{number}": each, f"{number} dense": dense}
         if number == 0:  # as if it had been a convolution
             shapes[f"{number}"] = (dense.shape[0], 2, dense.shape[1] // 2)
-    store.save(path, entries, shapes=shapes)
+    store.save(path, entries, shapes=shapes, **options)
 
 
 def plain():
@@ -92,21 +101,6 @@ def plain():
     arrays["float8_e4m3fn"] = values.astype(ml_dtypes.float8_e4m3fn)
     arrays["float8_e5m2"] = values.astype(ml_dtypes.float8_e5m2)
     return arrays | {"scalar": np.array(3.0), "empty": np.zeros((0, 4), np.float32)}
-
-
-def network():
-    """Layers, and beside each of them the weight that it stands for."""
-    W = np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32)
-    coded = compress_network(
-        {"full": W, "half": W.astype(np.float16), "filters": W.reshape(30, 2, 4, 5)},
-        {
-            "full": DeepCompression(sparsity=0.9, n_bits=6, gap_bits=5),
-            "half": DeepCompression(std_multiple=1.0, n_bits=4, init="exact"),
-            "filters": DeepCompression(n_bits=2, codebook_dtype="bfloat16"),
-        },
-    )
-    dense = {f"{name} dense": layer.to_dense() for name, layer in coded.layers.items()}
-    return CodedNetwork(coded.layers, dense | {"scale": np.array(2.0)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small models with every kind of tensor: alone, in shards, and by Deep Compression."""
+"""Small models with every kind of tensor, alone and in shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 
 import ml_dtypes
 import numpy as np
-from fastfactor.deep_compression import DeepCompression, compress_network
 from safetensors.numpy import save_file
 
 RECIPE = {"default": {"method": "codebook", "n_bits": 4}}
@@ -29,20 +28,6 @@ def network(rng):
         "flag": np.array(True),
         "empty": np.zeros((0, 64), np.float32),
     }
-
-
-def coded_network(rng):
-    W = rng.standard_normal((6, 8)).astype(np.float32)
-    return compress_network(
-        {"a": W, "b": W.reshape(6, 2, 4).astype(np.float16)},
-        {"a": DeepCompression(sparsity=0.6, n_bits=3), "b": DeepCompression(n_bits=1)},
-        plain={
-            "bias": rng.standard_normal(3),
-            "half": np.ones((1, 2), ml_dtypes.bfloat16),
-            "flag": np.array(True),
-            "none": np.zeros((0, 3), np.int32),
-        },
-    )
 
 
 def saved(folder, rng):

@@ -8,10 +8,11 @@ import coding_oracle
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, PackedCodes
+from fastfactor.kernels.packing import bits_for, pack_bits, packed_nbytes, unpack_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+WIDTHS = range(1, 17)
 INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
 
 # The documented bit order, written out by hand: codes, n_bits, bytes.
@@ -22,12 +23,20 @@ VECTORS = [
     ([0xA, 0x3, 0xF], 4, [0x3A, 0x0F]),
     ([0b10001, 0b00110, 0b11111], 5, [0b11010001, 0b01111100]),
     ([0b100001, 0b000111, 0b111000], 6, [0b11100001, 0b10000001, 0b00000011]),
+    ([0b1000001, 0b0000111, 0b1111000], 7, [0b11000001, 0b00000011, 0b00011110]),
     ([7, 200, 255], 8, [7, 200, 255]),
+    ([0b100000001, 0b000001111], 9, [0b00000001, 0b00011111, 0b00000000]),
+    ([0xABC, 0x123], 12, [0xBC, 0x3A, 0x12]),
+    ([0x1234, 0xFFFF], 16, [0x34, 0x12, 0xFF, 0xFF]),
 ]
 
 
-def random_codes(rng, shape, n_bits, dtype=np.uint8):
-    return rng.integers(0, 2**n_bits, shape).astype(dtype)
+def dtype_of(n_bits):
+    return np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32
+
+
+def random_codes(rng, shape, n_bits, dtype=None):
+    return rng.integers(0, 2**n_bits, shape).astype(dtype or dtype_of(n_bits))
 
 
 @pytest.mark.parametrize("case", range(len(VECTORS)))
@@ -62,7 +71,7 @@ def test_like_the_oracle_and_back(seed, n_bits, books, rows, n, dtype):
     packed = PackedCodes.pack(codes, n_bits)
     assert np.array_equal(packed.data, coding_oracle.pack(codes, n_bits))
     unpacked = packed.unpack()
-    assert unpacked.dtype == np.uint8
+    assert unpacked.dtype == dtype_of(n_bits)
     assert np.array_equal(unpacked, codes if books > 1 else codes[0])
     again = PackedCodes(packed.data, n_bits, packed.shape, 1, books)
     assert np.array_equal(again.data, packed.data)
@@ -96,6 +105,54 @@ def test_any_integers_and_strides(rng, dtype):
     assert np.array_equal(PackedCodes.pack(wide[::2, ::-3], 4).data, expected)
     turned = np.asfortranarray(wide)[::2, ::-3]
     assert np.array_equal(PackedCodes.pack(turned, 4).data, expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 32), st.integers(0, 70), st.integers(1, 3))
+def test_flat_arrays_of_every_width(seed, n_bits, n, step):
+    values = np.random.default_rng(seed).integers(0, 2**n_bits, n * step)[::step]
+    packed = pack_bits(values, n_bits)
+    assert packed.nbytes == packed_nbytes(n, n_bits)
+    if n_bits:
+        assert np.array_equal(packed, coding_oracle.pack(values[None, None], n_bits)[0])
+    unpacked = unpack_bits(packed.tobytes(), n_bits, n)
+    assert unpacked.dtype == dtype_of(n_bits)
+    assert np.array_equal(unpacked, values)
+    with pytest.raises(CorruptDataError, match=f"data must have .* {n} integers of {n_bits} bits"):
+        unpack_bits(np.append(packed, np.uint8(0)), n_bits, n)
+
+
+@pytest.mark.parametrize("n_bits", [7, 11, 17, 32])
+def test_large_flat_arrays_for_any_number_of_threads(rng, n_threads, n_bits):
+    for n in (65535, 65536, 200_003):
+        values = rng.integers(0, 2**n_bits, n)
+        packed = pack_bits(values, n_bits, n_threads=1)
+        assert np.array_equal(pack_bits(values, n_bits, n_threads=n_threads), packed)
+        assert np.array_equal(unpack_bits(packed, n_bits, n, n_threads=n_threads), values)
+        bits = np.unpackbits(packed, bitorder="little")[: n * n_bits].reshape(n, n_bits)
+        assert np.array_equal(bits @ (1 << np.arange(n_bits)), values)
+
+
+def test_what_does_not_fit_a_flat_array_is_named():
+    with pytest.raises(CorruptDataError, match="after the last integer, got 0b00010000 with 4"):
+        unpack_bits(bytes([0, 16]), 12, 1)
+    for n_bits in (9, 31):
+        with pytest.raises(
+            ValueError, match=rf"codes must be in \[0, {2**n_bits}\), got {2**n_bits}"
+        ):
+            pack_bits(np.array([1, 2**n_bits]), n_bits)
+    with pytest.raises(ValueError, match="values must be zero for n_bits = 0, got 1"):
+        pack_bits([0, 1], 0)
+    with pytest.raises(ValueError, match=r"values must have 1 dimension, got shape \(1, 1\)"):
+        pack_bits([[1]], 3)
+    with pytest.raises(TypeError, match=r"values must be integers .* got float64"):
+        pack_bits([1.5], 3)
+    for call in (pack_bits, lambda data, n_bits: unpack_bits(data, n_bits, 1)):
+        with pytest.raises(ValueError, match=r"n_bits must be in \[0, 32\], got 33"):
+            call(np.zeros(1, np.uint8), 33)
+
+
+def test_bits_for_so_many_numbers():
+    assert [bits_for(n) for n in (0, 1, 2, 3, 4, 5, 256, 257)] == [0, 0, 1, 2, 2, 3, 8, 9]
 
 
 def test_booleans_and_lists_and_memory_maps(rng, as_memmap):
@@ -164,9 +221,9 @@ BAD = [
     ({"data": np.zeros((4, 1), np.uint8)}, ValueError, r"data must have shape .* got \(4, 1\)"),
     ({"data": np.zeros(4, np.int8)}, TypeError, "data must have dtype uint8, got int8"),
     ({"data": [1, 2, 3, 4]}, TypeError, "data must be bytes or a uint8 array, got list"),
-    ({"n_bits": 7}, ValueError, "n_bits must be one of 1, 2, 3, 4, 5, 6, 8, got 7"),
-    ({"n_bits": 0}, ValueError, r"n_bits must be in \[1, 8\], got 0"),
-    ({"n_bits": 4.0}, TypeError, r"n_bits must be an integer in \[1, 8\], got 4.0"),
+    ({"n_bits": 17}, ValueError, r"n_bits must be in \[1, 16\], got 17"),
+    ({"n_bits": 0}, ValueError, r"n_bits must be in \[1, 16\], got 0"),
+    ({"n_bits": 4.0}, TypeError, r"n_bits must be an integer in \[1, 16\], got 4.0"),
     ({"shape": (2,)}, ValueError, r"shape must be a pair of integers, got \(2,\)"),
     ({"shape": (2, -4)}, ValueError, r"shape\[1\] must be in .* got -4"),
     ({"shape": (2**62, 2**62)}, ValueError, "data must have shape .* got"),
@@ -194,8 +251,8 @@ def test_bad_codes_are_named():
         PackedCodes.pack([1, 2], 4)
     with pytest.raises(ValueError, match=r"codes.shape\[0\] must be in \[1, 256\], got 0"):
         PackedCodes.pack(np.ones((0, 2, 2), int), 4)
-    with pytest.raises(ValueError, match="n_bits must be one of 1, 2, 3, 4, 5, 6, 8, got 7"):
-        PackedCodes.pack([[1, 2]], 7)
+    with pytest.raises(ValueError, match=r"n_bits must be in \[1, 16\], got 17"):
+        PackedCodes.pack([[1, 2]], 17)
     with pytest.raises(ValueError, match=r"n_threads must be in \[1, 1024\], got 0"):
         PackedCodes.pack([[1, 2]], 4, n_threads=0)
 

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
+import math
 from importlib import resources
 
 import ml_dtypes
 import numpy as np
 import pytest
-from fastfactor import SparseCodes, deep_compression, kmeans1d, store
+from fastfactor import kmeans1d, store
 from fastfactor.deep_compression import (
-    CodedLayer,
-    CodedNetwork,
     DeepCompression,
+    DeepCompressionFactors,
     SharedWeights,
     compress_network,
     decode,
@@ -17,8 +17,6 @@ from fastfactor.deep_compression import (
     prune,
     share,
 )
-from fastfactor.deep_compression.stored_bytes import Reader, leb128
-from models import coded_network
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -28,13 +26,14 @@ def weight(rng):
     return rng.standard_normal((40, 60)).astype(np.float32)
 
 
-def same_layer(layer, expected):
-    assert layer.shape == expected.shape
-    ours, theirs = layer.sparse, expected.sparse
-    assert (ours.gap_bits, ours.shape) == (theirs.gap_bits, theirs.shape)
-    for name in ("codes", "gaps", "codebook"):
-        assert getattr(ours, name).dtype == getattr(theirs, name).dtype
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+def same_shared(shared, expected):
+    """As matrices; labels matter where something is kept."""
+    shape = expected.labels.shape[0], int(np.prod(expected.labels.shape[1:]))
+    mask = expected.mask.reshape(shape)
+    assert shared.codebook.dtype == expected.codebook.dtype
+    np.testing.assert_array_equal(shared.codebook, expected.codebook)
+    np.testing.assert_array_equal(shared.mask, mask)
+    np.testing.assert_array_equal(shared.labels[mask], expected.labels.reshape(shape)[mask])
 
 
 # --- prune
@@ -131,7 +130,7 @@ def test_nothing_pruned_needs_no_zero(W):
     assert len(shared.codebook) == 8
     assert (shared.codebook != 0).all()
     assert shared.mask.all()
-    same_layer(decode(encode(shared)), deep_compression.coding.coded_layer(shared, None, None))
+    same_shared(decode(encode(shared)), shared)
 
 
 def test_unless_a_mask_is_given_zeros_are_pruned(W):
@@ -150,7 +149,7 @@ def test_the_codebook_has_the_dtype_asked_for(W, dtype, codebook_dtype):
     assert shared.to_dense().dtype == shared.codebook.dtype
     error = np.square(W - shared.to_dense().astype(np.float64)).sum() / np.square(W).sum()
     assert error < 0.02
-    same_layer(decode(encode(shared)), deep_compression.coding.coded_layer(shared, None, None))
+    same_shared(decode(encode(shared)), shared)
 
 
 def test_importance_weighs_the_centroids(W, rng):
@@ -212,29 +211,31 @@ def test_shared_weights_are_checked():
 @pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 5), (17, 31), (4, 3, 2, 5), (0, 4)])
 @pytest.mark.parametrize("sparsity", [0, 0.5, 0.97, 1])
 @pytest.mark.parametrize("gap_bits", [None, 1, 3, 7, 12, 16])
-def test_bytes_come_back_as_they_were(rng, shape, sparsity, gap_bits):
+def test_what_was_coded_comes_back(rng, shape, sparsity, gap_bits):
     W = rng.standard_normal(shape).astype(np.float32)
     shared = share(W, prune(W, sparsity=sparsity), n_bits=5)
-    data = encode(shared, gap_bits=gap_bits)
-    layer = decode(data)
-    assert layer.shape == shape
-    np.testing.assert_array_equal(layer.to_dense(), shared.to_dense())
+    factors = encode(shared, gap_bits=gap_bits)
+    matrix = shape[0], math.prod(shape[1:])
+    assert factors.shape == matrix
+    np.testing.assert_array_equal(factors.to_dense(), shared.to_dense().reshape(matrix))
+    same_shared(decode(factors), shared)
     if gap_bits is not None:
-        assert layer.sparse.gap_bits == gap_bits
-    assert layer.to_bytes() == data
-    assert layer.nbytes == len(data)
-    same_layer(decode(np.frombuffer(data, np.uint8)), layer)
+        assert factors.gap_bits == gap_bits
+    again = DeepCompressionFactors.from_tensors(
+        factors.tensors(), factors.config(), factors.shape, factors.dtype
+    )
+    same_shared(decode(again), shared)
 
 
 def test_products_are_straight_from_the_codes(W, rng):
-    layer = decode(encode(share(W, prune(W, sparsity=0.8), n_bits=4)))
+    factors = encode(share(W, prune(W, sparsity=0.8), n_bits=4))
     for x in (rng.standard_normal(60), rng.standard_normal((9, 60)).astype(np.float32)):
         np.testing.assert_allclose(
-            layer.linear(x), x @ layer.to_dense().T.astype(np.float64), rtol=1e-4, atol=1e-4
+            factors.linear(x), x @ factors.to_dense().T.astype(np.float64), rtol=1e-4, atol=1e-4
         )
-    filters = decode(encode(share(W.reshape(40, 3, 4, 5), n_bits=4)))
+    filters = encode(share(W.reshape(40, 3, 4, 5), n_bits=4))
     patches = rng.standard_normal((2, 60)).astype(np.float32)
-    expected = patches @ filters.to_dense().reshape(40, 60).T
+    expected = patches @ filters.to_dense().T
     np.testing.assert_allclose(filters.linear(patches), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -242,8 +243,8 @@ def test_products_are_straight_from_the_codes(W, rng):
 def test_the_width_of_gaps_is_nearly_the_best(rng, sparsity):
     W = (rng.standard_normal((200, 300)) * np.geomspace(0.1, 3, 300)).astype(np.float32)
     shared = share(W, prune(W, sparsity=sparsity), n_bits=6)
-    sizes = [len(encode(shared, gap_bits=bits)) for bits in range(1, 17)]
-    assert len(encode(shared)) <= 1.01 * min(sizes)
+    sizes = [encode(shared, gap_bits=bits).nbytes for bits in range(1, 17)]
+    assert encode(shared).nbytes <= 1.01 * min(sizes)
 
 
 def test_huffman_serves_only_where_it_takes_less(rng):
@@ -252,17 +253,18 @@ def test_huffman_serves_only_where_it_takes_less(rng):
         np.arange(1, 17).astype(np.float32),
         np.ones((64, 64), bool),
     )
-    sizes = decode(encode(even)).sizes
+    sizes = encode(even).sizes
     assert sizes.codes_nbytes == 64 * 64 // 2
     assert sizes.gaps_nbytes < 40
     skewed = SharedWeights((even.labels == 0).astype(np.uint8), even.codebook[:16], even.mask)
-    assert decode(encode(skewed)).sizes.codes_nbytes < 64 * 64 // 16
+    assert encode(skewed).sizes.codes_nbytes < 64 * 64 // 16
 
 
 def test_same_bytes_for_any_number_of_threads(W, n_threads):
-    settings = DeepCompression(sparsity=0.8, n_bits=5)
-    expected = settings.compress(W, n_threads=1).to_bytes()
-    assert settings.compress(W, n_threads=n_threads).to_bytes() == expected
+    shared = share(W, prune(W, sparsity=0.8), n_bits=5)
+    expected = encode(shared, n_threads=1).tensors()
+    for name, tensor in encode(shared, n_threads=n_threads).tensors().items():
+        np.testing.assert_array_equal(tensor, expected[name])
 
 
 def test_bad_coding_is_named(W):
@@ -272,6 +274,21 @@ def test_bad_coding_is_named(W):
             encode(shared, gap_bits=bits)
     with pytest.raises(TypeError, match="shared must be SharedWeights, got ndarray"):
         encode(W)
+    with pytest.raises(TypeError, match="factors must be DeepCompressionFactors, got bytes"):
+        decode(b"")
+    wide = SharedWeights(shared.labels, shared.codebook.astype(np.float64), shared.mask)
+    with pytest.raises(ValueError, match=r"dtype of the codebook must be one of .*'float64'"):
+        encode(wide)
+    with pytest.raises(ValueError, match=r"dtype must be one of .*'int8'"):
+        encode(shared, dtype=np.int8)
+
+
+def test_factors_are_of_the_dtype_asked_for(W):
+    shared = share(W, n_bits=3, codebook_dtype="float16")
+    assert encode(shared).dtype == np.float16
+    factors = encode(shared, dtype=np.float32)
+    assert (factors.dtype, factors.codebook.dtype) == (np.float32, np.float16)
+    np.testing.assert_array_equal(factors.to_dense(), shared.to_dense().astype(np.float32))
 
 
 # --- sizes
@@ -279,8 +296,8 @@ def test_bad_coding_is_named(W):
 
 def test_sizes_are_counted(W):
     shared = share(W, prune(W, sparsity=0.9), n_bits=5)
-    data = encode(shared, gap_bits=2)
-    sizes = decode(data).sizes
+    factors = encode(shared, gap_bits=2)
+    sizes = factors.sizes
     positions = np.flatnonzero(shared.mask)
     gaps = np.diff(positions, prepend=-1) - 1
     fillers = int((gaps // 4).sum())
@@ -292,14 +309,10 @@ def test_sizes_are_counted(W):
     table = 4 * len(shared.codebook)
     assert sizes.codebook_nbytes == table
     assert sizes.shared_nbytes == -(-sizes.n_entries * 7 // 8) + table
-    assert sizes.nbytes == len(data)
-    header = (
-        2 + 1 + 1 + 1 + 1 + 2 + 2 + 2
-    )  # flags, width, 2 sizes, 40, 60, values, entries, streams
-    assert sizes.codes_nbytes + sizes.gaps_nbytes + table + header == len(data)
+    assert sizes.nbytes == sizes.codes_nbytes + sizes.gaps_nbytes + table == factors.nbytes
     assert sizes.coded_code_bits == 8 * sizes.codes_nbytes / sizes.n_entries
     assert sizes.coded_gap_bits <= 2
-    assert sizes.as_row()["share"] == len(data) / 9600
+    assert sizes.as_row()["share"] == factors.nbytes / 9600
 
 
 def lenet():
@@ -321,127 +334,55 @@ def lenet_coded(**options):
     return compress_network(weights, settings, plain=biases)
 
 
+def saved(path, entries):
+    store.save(path, entries, compact=True)
+    return path.stat().st_size
+
+
 def test_lenet_is_as_small_as_published(tmp_path):
     """27 KB with what the paper keeps, at its bits; the whole file is counted here."""
     path = tmp_path / "lenet.safetensors"
-    network = lenet_coded(gap_bits=5)
-    network.save(path)
-    assert path.stat().st_size < 27_000
+    published = saved(path, lenet_coded(gap_bits=5))
+    assert published < 27_000
     best = lenet_coded()
-    assert best.nbytes < 0.95 * network.nbytes
-    kept = {name: sizes.n_kept for name, sizes in best.sizes.items()}
+    assert saved(path, best) < 0.95 * published
+    kept = {n: e.sizes.n_kept for n, e in best.items() if n.endswith("weight")}
     assert kept == {"fc1.weight": 18816, "fc2.weight": 2700, "fc3.weight": 260}
 
 
 def test_little_stands_beside_the_bytes(tmp_path):
     path = tmp_path / "lenet.safetensors"
-    network = lenet_coded()
-    network.save(path)
+    entries = lenet_coded()
+    nbytes = sum(entry.nbytes for entry in entries.values())
+    assert saved(path, entries) - nbytes <= 200
     with store.open_store(path) as opened:
-        assert opened.payload_nbytes == network.nbytes
-        assert opened.file_nbytes - opened.payload_nbytes <= 300
-        again = CodedNetwork.from_bytes(opened["network"])
-    assert again.to_bytes() == network.to_bytes()
-
-
-def test_rows_add_up(tmp_path):
-    network = lenet_coded()
-    rows = network.rows()
-    assert [row["name"] for row in rows] == [
-        *("fc1.weight", "fc2.weight", "fc3.weight"),
-        *("plain tensors", "names and header", "total"),
-    ]
-    total = rows[-1]
-    assert total["bytes"] == network.nbytes == len(network.to_bytes())
-    assert sum(row["bytes"] for row in rows[:-1]) == network.nbytes
-    assert total["bytes_dense"] == 4 * (784 * 300 + 300 * 100 + 100 * 10 + 410)
-    assert rows[3]["bytes"] == 4 * 410
-    assert network.sizes["fc2.weight"].nbytes == rows[1]["bytes"]
+        assert opened.payload_nbytes == nbytes
+        for name, entry in entries.items():
+            dense = entry if isinstance(entry, np.ndarray) else entry.to_dense()
+            np.testing.assert_array_equal(opened.to_dense(name), dense)
 
 
 # --- networks
 
 
-@pytest.fixture
-def network(rng):
-    return coded_network(rng)
-
-
-def same_network(network, expected):
-    assert list(network.layers) == list(expected.layers)
-    for name, layer in expected.layers.items():
-        same_layer(network.layers[name], layer)
-    assert list(network.plain) == list(expected.plain)
-    for name, array in expected.plain.items():
-        assert (network.plain[name].dtype, network.plain[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(network.plain[name], array)
-
-
-def test_a_network_comes_back_as_it_was(network, tmp_path):
-    same_network(CodedNetwork.from_bytes(network.to_bytes()), network)
-    same_network(CodedNetwork.from_bytes(bytearray(b"\0" + network.to_bytes())[1:]), network)
-    path = tmp_path / "network.safetensors"
-    network.save(path, metadata={"note": "text"})
-    same_network(CodedNetwork.load(path), network)
-    with store.open_store(path) as opened:
-        assert opened.metadata == {"note": "text"}
-    assert repr(network) == f"CodedNetwork(2 layers, 4 plain tensors, {network.nbytes} bytes)"
-
-
 def test_settings_and_layers_must_match(W):
+    settings = DeepCompression(sparsity=0.5)
     with pytest.raises(ValueError, match=r"settings must be given for each of weights.*'b', 'c'"):
-        compress_network({"a": W, "b": W}, {"a": DeepCompression(), "c": DeepCompression()})
-    both = compress_network({"a": W, "b": W}, DeepCompression(n_bits=1))
-    same_layer(both.layers["a"], both.layers["b"])
+        compress_network({"a": W, "b": W}, {"a": settings, "c": settings})
+    with pytest.raises(ValueError, match="names must differ, got 'a' in weights and in plain"):
+        compress_network({"a": W}, settings, plain={"a": W})
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sparsity": 0.5, "std_multiple": 0.5}, "one of sparsity and std_multiple"),
-        ({"sparsity": 1.5}, r"sparsity must be in \[0, 1\]"),
-        ({"sparsity": -0.5}, "sparsity must be zero or more"),
-        ({"std_multiple": -0.5}, "std_multiple must be"),
-        ({"n_bits": 9}, "n_bits must be"),
-        ({"gap_bits": 0}, "gap_bits must be"),
-        ({"init": "x"}, "init must be"),
-        ({"codebook_dtype": "float64"}, "codebook_dtype must be"),
-    ],
-)
-def test_bad_settings_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        DeepCompression(**options)
-
-
-def test_bad_networks_are_named(network):
-    layer = network.layers["a"]
-    with pytest.raises(ValueError, match="names must differ, got 'a' as layer and as plain"):
-        CodedNetwork({"a": layer}, {"a": np.ones(2)})
-    with pytest.raises(TypeError, match="layer 'a' must be a CodedLayer, got ndarray"):
-        CodedNetwork({"a": np.ones(2)})
-    with pytest.raises(TypeError, match="'b' must be a NumPy array, got list"):
-        CodedNetwork({}, {"b": [1.0]})
-    with pytest.raises(TypeError, match="dtype that safetensors knows"):
-        CodedNetwork({}, {"b": np.array(["x"])})
-    for name in (3, "x" * 65_536, "\ud800"):
-        with pytest.raises(ValueError, match="a name must be"):
-            CodedNetwork({name: layer})
-
-
-# --- sizes and layers, by themselves
-
-
-@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**20, 2**59 - 1])
-def test_sizes_come_back(number):
-    reader = Reader(leb128(number))
-    assert reader.size() == number
-    reader.end()
-
-
-def test_layers_may_be_made_of_any_sparse_codes(rng):
-    labels = rng.integers(0, 3, (5, 300))
-    sparse = SparseCodes.from_labels(labels, np.array([0.5, 0, -2], np.float16), gap_bits=9)
-    layer = CodedLayer(sparse, (5, 20, 15))
-    again = decode(layer.to_bytes())
-    same_layer(again, layer)
-    np.testing.assert_array_equal(again.to_dense().reshape(5, 300), sparse.to_dense())
+def test_layers_of_a_network_are_compressed_each_by_its_settings(W, tmp_path):
+    coarse, fine = DeepCompression(sparsity=0.9, n_bits=2), DeepCompression(sparsity=0.2, n_bits=8)
+    bias = np.arange(3.0)
+    weights = {"a": W, "filters": W.reshape(40, 3, 4, 5)}
+    entries = compress_network(weights, {"a": coarse, "filters": fine}, plain={"bias": bias})
+    assert list(entries) == ["a", "filters", "bias"]
+    np.testing.assert_array_equal(entries["a"].to_dense(), coarse.compress(W).to_dense())
+    np.testing.assert_array_equal(entries["filters"].to_dense(), fine.compress(W).to_dense())
+    path = tmp_path / "net.safetensors"
+    store.save(path, entries, shapes={"filters": (40, 3, 4, 5)}, compact=True)
+    with store.open_store(path) as opened:
+        assert opened.to_dense("filters").shape == (40, 3, 4, 5)
+        np.testing.assert_array_equal(opened["bias"], bias)

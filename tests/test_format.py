@@ -12,7 +12,8 @@ from fastfactor.methods import Factors
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "format.md").read_text(encoding="utf-8")
-FILES = sorted((TESTS / "data").glob("*.safetensors"))
+# All but what is no longer written, which the page only names.
+FILES = [p for p in sorted((TESTS / "data").glob("*.safetensors")) if p.stem != "coded_network.1"]
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,13 @@ def test_the_page_decodes_a_codebook(reader):
 
 
 def test_the_page_notices_damage(reader, tmp_path):
-    content = (TESTS / "data" / "low_rank.1.safetensors").read_bytes()
-    for at in (20, len(content) // 2, len(content) - 1):
-        changed = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-        (tmp_path / "changed").write_bytes(changed)
-        with pytest.raises((AssertionError, KeyError, ValueError)):
-            reader["read"](tmp_path / "changed")
+    for name in ("low_rank", "compact"):
+        content = (TESTS / "data" / f"{name}.1.safetensors").read_bytes()
+        for at in (20, len(content) // 2, len(content) - 1):
+            changed = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+            (tmp_path / "changed").write_bytes(changed)
+            with pytest.raises((AssertionError, KeyError, ValueError)):
+                reader["read"](tmp_path / "changed")
 
 
 def test_the_table_names_every_kind_and_tensor():

@@ -54,6 +54,67 @@ def test_the_width_takes_least(seed, size, density, value_bits):
     assert chosen.gap_bits == 1 + int(np.argmin(bits))
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(0, 400), st.floats(0, 1), st.integers(1, 16))
+def test_escapes_like_the_oracle_and_back(seed, size, density, gap_bits):
+    positions = np.flatnonzero(np.random.default_rng(seed).random(size) < density**4)
+    coded = gap_encode(positions, size=size, gap_bits=gap_bits, escape=True)
+    fields, escapes = coding_oracle.gap_fields_with_escapes(positions, gap_bits)
+    assert coded.gaps.tolist() == fields
+    assert coded.fillers.tolist() == escapes
+    assert np.array_equal(gap_decode(coded.gaps, gap_bits, size, escape=True), positions)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2000), st.floats(0, 1), st.integers(0, 64))
+def test_the_width_takes_least_with_escapes(seed, size, density, value_bits):
+    mask = np.random.default_rng(seed).random(size) < density**3
+    chosen = gap_encode(mask, value_bits=value_bits, escape=True)
+    positions = np.flatnonzero(mask)
+    bits = [
+        len(coding_oracle.gap_fields_with_escapes(positions, b)[0]) * (b + value_bits)
+        for b in range(1, 17)
+    ]
+    assert chosen.gap_bits == 1 + int(np.argmin(bits))
+
+
+@pytest.mark.parametrize("n", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17])
+@pytest.mark.parametrize("gap_bits", [None, 1, 3, 9])
+def test_many_escapes_for_any_number_of_threads(rng, n_threads, n, gap_bits):
+    positions = np.cumsum(rng.geometric(0.1, n)) - 1
+    size = int(positions[-1]) + 1 if n else 5
+    coded = gap_encode(positions, size=size, gap_bits=gap_bits, escape=True, n_threads=1)
+    parallel = gap_encode(positions, size=size, gap_bits=gap_bits, escape=True, n_threads=n_threads)
+    assert coded.gap_bits == parallel.gap_bits
+    assert np.array_equal(coded.gaps, parallel.gaps)
+    assert np.array_equal(coded.fillers, parallel.fillers)
+    fields, escapes = coding_oracle.gap_fields_with_escapes(positions, coded.gap_bits)
+    assert np.array_equal(coded.gaps, fields)
+    assert np.array_equal(coded.fillers, escapes)
+    for threads in (1, n_threads):
+        decoded = gap_decode(coded.gaps, coded.gap_bits, size, escape=True, n_threads=threads)
+        assert np.array_equal(decoded, positions)
+
+
+def test_an_escape_passes_over_one_less_than_its_power_of_two():
+    for gap, fields in ((3, [2]), (4, [3, 0]), (6, [3, 2]), (7, [3, 3, 0])):
+        coded = gap_encode([gap - 1], size=20, gap_bits=2, escape=True)
+        assert coded.gaps.tolist() == fields
+        assert coded.fillers.tolist() == list(range(len(fields) - 1))
+
+
+def test_escapes_that_leave_the_array_are_corrupt():
+    gaps = np.array([3, 3, 1], np.uint8)
+    assert gap_decode(gaps, 2, 8, escape=True).tolist() == [7]
+    for size in (0, 6, 7):
+        with pytest.raises(CorruptDataError, match=rf"positions in \[0, {size}\), got 7"):
+            gap_decode(gaps, 2, size, escape=True)
+    many = np.full(3 * CHUNK, 3, np.uint8)
+    assert gap_decode(many, 2, 9 * CHUNK, escape=True).size == 0
+    with pytest.raises(CorruptDataError, match="gaps must lead to positions"):
+        gap_decode(many, 2, 9 * CHUNK - 1, escape=True)
+    with pytest.raises(CorruptDataError, match=re.escape("gaps must be in [0, 4), got more")):
+        gap_decode(np.array([4], np.uint8), 2, 99, escape=True)
+
+
 def test_a_field_bridges_exactly_its_power_of_two():
     for gap, fields in ((4, [3]), (5, [3, 0]), (8, [3, 3]), (9, [3, 3, 0])):
         coded = gap_encode([gap - 1], size=20, gap_bits=2)
@@ -132,6 +193,8 @@ def test_gaps_that_are_too_wide_are_corrupt(dtype):
 
 
 BAD = [
+    (lambda: gap_encode([1], size=3, escape=1), TypeError, "escape must be True or False, got 1"),
+    (lambda: gap_decode(np.zeros(1, np.uint8), 1, 1, escape=None), TypeError, "escape must be"),
     (lambda: gap_encode([1.5], size=3), TypeError, "positions must be booleans or integers, .*64"),
     (lambda: gap_encode([[1]], size=3), ValueError, "positions must have 1 dimension, got shape"),
     (lambda: gap_encode([1]), TypeError, "size must be given with positions, got None"),

@@ -66,15 +66,14 @@ sys.modules["ml_dtypes"] = None
 import numpy as np
 from fastfactor import CorruptDataError, kmeans1d, store
 from fastfactor.cli import app as cli
-from fastfactor.deep_compression import CodedNetwork, DeepCompression
-from fastfactor.methods import Codebook
+from fastfactor.methods import Codebook, DeepCompression
 os.chdir(sys.argv[1])
 W = np.diag(np.arange(1, 65)).astype(np.float32)
 for call in (
     lambda: store.open_store("half"),
     lambda: kmeans1d(W, 3, centroid_dtype="bfloat16"),
     lambda: Codebook(n_bits=2, codebook_dtype="bfloat16").compress(W),
-    lambda: DeepCompression(n_bits=4, codebook_dtype="bfloat16").compress(W),
+    lambda: DeepCompression(sparsity=0.5, codebook_dtype="bfloat16").compress(W),
 ):
     try:
         call()
@@ -89,8 +88,7 @@ except CorruptDataError as error:
 else:
     raise AssertionError("it must be refused")
 Codebook(n_bits=2, codebook_dtype="float16").compress(W)
-network = CodedNetwork({"fc": DeepCompression(n_bits=4).compress(W)})
-assert CodedNetwork.from_bytes(network.to_bytes()).sizes["fc"].n_kept == 64
+assert DeepCompression(sparsity=0).compress(W).sizes.n_kept == 64
 sys.argv = ["fastfactor", "inspect", "half"]
 cli.main()
 """

@@ -6,7 +6,8 @@ import pytest
 from contract import MethodContract
 from fastfactor import CorruptDataError, nm_sparsity_mask, prune_mask
 from fastfactor.methods import Prune, PruneCodebook, PruneFactors
-from fastfactor.methods.pruning.kept_places import GAP_BITS, KeptPlaces
+from fastfactor.methods.forward import NUMPY
+from fastfactor.methods.pruning.kept_places import MAX_GAP_BITS, KeptPlaces
 
 
 class TestPrune(MethodContract):
@@ -36,7 +37,7 @@ def test_what_is_kept_is_the_weight_itself(rng, sparsity, competing, dtype):
     expected = x @ factors.to_dense().astype(np.float32).T
     np.testing.assert_allclose(factors.linear(x), expected, atol=1e-4)
     np.testing.assert_allclose(
-        factors.forward(np, factors.tensors(), x).astype(np.float32), expected, atol=1e-4
+        factors.forward(NUMPY, factors.tensors(), x).astype(np.float32), expected, atol=1e-4
     )
 
 
@@ -50,7 +51,7 @@ def test_what_is_stored_is_near_the_entropy_of_the_mask(rng):
         assert stored <= 1.4 * entropy + 8
 
 
-@pytest.mark.parametrize("gap_bits", [0, *GAP_BITS])
+@pytest.mark.parametrize("gap_bits", range(MAX_GAP_BITS + 1))
 def test_places_come_back_from_every_code(rng, gap_bits):
     spacing = 3 if gap_bits == 0 else 2**gap_bits  # for which so many bits are about the best
     size = 40 * spacing + 7
@@ -70,9 +71,20 @@ def test_every_width_of_gap_is_the_best_for_some(rng):
         mask = np.zeros((1, 60 * spacing), np.bool_)
         mask[0, ::spacing] = True
         chosen.add(KeptPlaces.from_mask(mask).gap_bits)
-    assert chosen >= set(GAP_BITS) - {2}
+    assert chosen == {0, *range(3, MAX_GAP_BITS + 1)}
     mask = rng.random((30, 100)) < 0.28
     assert KeptPlaces.from_mask(mask).gap_bits in (0, 2)
+
+
+def test_the_bytes_of_gaps_are_those_that_were_written_before_other_widths_were():
+    gaps = {"gap_bits": 4, "n_entries": 3, "block_rows": 1, "block_columns": 1}
+    of_a_byte = {"positions": np.array([0x2F, 0x04], np.uint8)}  # 15 zeros and 2 more, 4 to the end
+    kept = KeptPlaces.from_tensors(of_a_byte, gaps, (2, 11))
+    assert kept.places().tolist() == [17]
+    wider = {"positions": np.array([0x23, 0xFF, 0x00, 0xF1, 0x04], np.uint8)}  # low bytes first
+    config = {**gaps, "gap_bits": 12}
+    kept = KeptPlaces.from_tensors(wider, config, (1, 0x123 + 1 + 4095 + 0x400))
+    assert kept.places().tolist() == [0x123]
 
 
 @pytest.mark.parametrize("at", [[], [0], [99_999], [0, 99_999], [65_535], [65_536]])

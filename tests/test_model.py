@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, compare_files, compress_file, decompress_file, store
-from fastfactor.deep_compression import CodedNetwork, DeepCompression
 from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.models.inspect import inspect_file
@@ -486,23 +485,6 @@ def test_inspecting_both_kinds(model, tmp_path):
     inspect_file(tmp_path / "s.safetensors")
     with pytest.raises(CorruptDataError, match="checksum"):
         inspect_file(tmp_path / "s.safetensors", verify=True)
-
-
-def test_a_deep_compression_network_is_looked_at_and_rebuilt(tmp_path, rng):
-    W = rng.standard_normal((60, 50)).astype(np.float32)
-    layer = DeepCompression(sparsity=0.9, n_bits=4).compress(W)
-    network = CodedNetwork({"fc": layer}, {"bias": np.arange(60.0)})
-    network.save(tmp_path / "net.safetensors")
-    table = inspect_file(tmp_path / "net.safetensors")
-    assert table.records[0]["name"] == "fc"
-    assert table.records[-1]["bytes"] == table.totals["bytes"] == network.nbytes
-    assert "Deep Compression, 1 layers" in table.to_text()
-    assert json.loads(table.to_json())["rows"][0]["weights"] == W.size
-    report = decompress_file(tmp_path / "net.safetensors", tmp_path / "dense.safetensors")
-    rebuilt = load_file(tmp_path / "dense.safetensors")
-    assert same(rebuilt["fc"], layer.to_dense())
-    assert same(rebuilt["bias"], np.arange(60.0))
-    assert [row.bytes_before for row in report.rows] == [layer.nbytes, 480]
 
 
 # --- memory

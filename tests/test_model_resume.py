@@ -12,7 +12,9 @@ import time
 import numpy as np
 import pytest
 from fastfactor import compress_file, decompress_file
-from fastfactor.deep_compression import CodedNetwork, DeepCompression
+from fastfactor.methods import DeepCompression
+from legacy_networks import network_bytes
+from legacy_networks import save as save_legacy
 from models import RECIPE, saved
 from safetensors.numpy import save_file
 
@@ -66,16 +68,17 @@ def test_a_kill_leaves_the_old_file_and_can_be_resumed(model, tmp_path, after):
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 11, -1])
-@pytest.mark.parametrize("kind", ["store", "network"])
-def test_decompressing_goes_on_after_a_kill(model, tmp_path, rng, after, kind):
+@pytest.mark.parametrize("form", ["ordinary", "compact", "network"])
+def test_decompressing_goes_on_after_a_kill(model, tmp_path, rng, after, form):
     path, _ = model
     small = tmp_path / "small.safetensors"
-    if kind == "store":
-        compress_file(path, small, RECIPE)
+    if form != "network":
+        compress_file(path, small, RECIPE, compact=form == "compact")
     else:
         layers = [DeepCompression(sparsity=0.9, n_bits=4).compress(rng.random((9, 20)))] * 10
         plain = {name: np.ones(i) for i, name in enumerate(("bias", "norm"))}
-        CodedNetwork({f"fc{i}": layer for i, layer in enumerate(layers)}, plain).save(small)
+        entries = {f"fc{i}": layer for i, layer in enumerate(layers)} | plain
+        save_legacy(small, network_bytes(entries, {}))
     target, straight = tmp_path / "out.safetensors", tmp_path / "straight.safetensors"
     target.write_bytes(b"the old file")
     expected = decompress_file(small, straight)

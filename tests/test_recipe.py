@@ -113,7 +113,7 @@ def test_a_file_says_the_same_as_a_dict(tmp_path):
         ({"default": {**DEFAULT, "nbits": 4}}, ["n_bits", "'nbits'", "mean 'n_bits'?"]),
         ({"default": {"method": "keep", "dtyp": 4}}, ["'dtyp'", "mean 'dtype'?"]),
         ({"default": {"method": "keep", "dtype": "int8"}}, ["dtype in [default]", "'int8'"]),
-        ({"default": {"method": "codebook", "n_bits": 7}}, ["[default]: n_bits", "got 7"]),
+        ({"default": {"method": "codebook", "n_bits": 9}}, ["[default]: n_bits", "got 9"]),
         ({"default": {"method": "codebook"}}, ["[default]: one of n_bits"]),
         ({"patterns": {"*.w": {"method": "lowrank"}}}, ['[patterns."*.w"]', "'low_rank'?"]),
         ({"default": DEFAULT, "min_side": 0}, ["min_side", "got 0"]),

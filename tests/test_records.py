@@ -9,6 +9,7 @@ import fastfactor
 import numpy as np
 import pytest
 from fastfactor import CSR, DictionaryResult, GapCodes, KMeansResult
+from fastfactor.deep_compression import SharedWeights
 from fastfactor.kernels.balancing import BalancedAssignment
 from fastfactor.kernels.trellis import Classes, TrellisLevels
 from fastfactor.methods.pruning.kept_places import KeptPlaces
@@ -27,6 +28,7 @@ RECORDS = [
     Covariance(LARGE),
     Classes(np.zeros(900, np.int8), 1, 3),
     KeptPlaces.from_mask(LARGE == 0),
+    SharedWeights(np.zeros((30, 40), np.uint8), LARGE[0], LARGE == 0),
 ]
 
 

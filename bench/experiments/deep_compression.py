@@ -21,12 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastfactor import store
 from fastfactor.deep_compression import (
-    CodedNetwork,
     DeepCompression,
     SharedWeights,
     compress_network,
-    decode,
     encode,
     prune,
     share,
@@ -81,7 +80,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # layers are small; and the same bits on every machine of a kind
     data = {part: read_mnist(args.folder, part) for part in ("train", "t10k")}
-    source = resources.files("fastfactor") / "data/lenet-300-100.safetensors"
+    source = resources.files("fastfactor.demo") / "data/lenet-300-100.safetensors"
     tensors = load(source.read_bytes())
 
     pruned: dict[tuple[float, ...], dict[str, np.ndarray]] = {}
@@ -116,7 +115,7 @@ def run(plan, tensors, pruned, data, args):
     }
     untrained = compress_network({name: tensors[f"{name}.weight"] for name in LAYERS}, settings)
     at_once = dict(tensors) | {
-        f"{name}.weight": layer.to_dense() for name, layer in untrained.layers.items()
+        f"{name}.weight": layer.to_dense() for name, layer in untrained.items()
     }
     shared = {
         name: share(
@@ -126,21 +125,23 @@ def run(plan, tensors, pruned, data, args):
     }
     first = with_shared(pruned, shared)
     tuned, biases = tune_shared(shared, pruned, data, args)
-    layers = {name: decode(encode(each, gap_bits=plan.gap_bits)) for name, each in tuned.items()}
+    layers = {
+        f"{name}.weight": encode(each, gap_bits=plan.gap_bits) for name, each in tuned.items()
+    }
     plain = {f"{name}.bias": biases[f"{name}.bias"].astype(plan.plain_dtype) for name in LAYERS}
-    network = CodedNetwork(layers, plain)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lenet.safetensors"
-        network.save(path)
-        file_bytes = path.stat().st_size
+        store.save(path, {**layers, **plain}, compact=True)
         start = time.perf_counter()
-        network = CodedNetwork.load(path)
+        with store.open_store(path) as opened:
+            network = dict(opened)
+            file_bytes, payload_bytes = opened.file_nbytes, opened.payload_nbytes
         load_seconds = time.perf_counter() - start
     dense_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return {
         "plan": plan.name,
         "file_bytes": file_bytes,
-        "payload_bytes": network.nbytes,
+        "payload_bytes": payload_bytes,
         "ratio": round(dense_bytes / file_bytes, 2),
         "errors": {
             "before": error_of(tensors, data),
@@ -150,14 +151,30 @@ def run(plan, tensors, pruned, data, args):
             "shared and trained, from the file": error_from_codes(network, data),
         },
         "load_milliseconds": round(1000 * load_seconds, 2),
-        "rows": [
-            {
-                key: round(value, 4) if isinstance(value, float) else value
-                for key, value in r.items()
-            }
-            for r in network.rows()
-        ],
+        "rows": [rounded(row) for row in table_rows(network, file_bytes)],
     }
+
+
+def table_rows(network, file_bytes):
+    """A table as in the paper: a row for each layer, one for what is plain, the total."""
+    coded = {name: each for name, each in network.items() if not isinstance(each, np.ndarray)}
+    rows = [{"name": name, **each.sizes.as_row()} for name, each in coded.items()]
+    plain = sum(each.nbytes for name, each in network.items() if name not in coded)
+    rows.append({"name": "plain tensors", "bytes_dense": plain, "bytes": plain})
+    rest = file_bytes - sum(row["bytes"] for row in rows)
+    rows.append({"name": "names and header", "bytes_dense": 0, "bytes": rest})
+    weights = sum(each.sizes.n_weights for each in coded.values())
+    dense = sum(row["bytes_dense"] for row in rows)
+    total = {
+        "name": "total",
+        "weights": weights,
+        "kept": sum(each.sizes.n_kept for each in coded.values()) / weights,
+        "bytes_dense": dense,
+        "bytes_shared": sum(row.get("bytes_shared", row["bytes"]) for row in rows),
+        "bytes": file_bytes,
+        "share": file_bytes / dense,
+    }
+    return [*rows, total]
 
 
 def prune_in_steps(tensors, kept, data, args):
@@ -268,7 +285,7 @@ def error_from_codes(network, data):
     images, labels = data["t10k"]
     x = images.reshape(len(images), -1).astype(np.float32) / 255
     for name in LAYERS:
-        x = network.layers[name].linear(x) + network.plain[f"{name}.bias"].astype(np.float32)
+        x = network[f"{name}.weight"].linear(x) + network[f"{name}.bias"].astype(np.float32)
         if name != LAYERS[-1]:
             x = np.maximum(x, 0)
     return share_wrong(x, labels)

@@ -17,12 +17,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastfactor.deep_compression import DeepCompression
 from fastfactor.demo import run as demo
 from fastfactor.methods import (
     BlockDiagonal,
     BlockProjection,
     Codebook,
+    DeepCompression,
     Dictionary,
     EntropyCoded,
     LowRank,

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 from fastfactor import store
-from fastfactor.deep_compression import CodedLayer, CodedNetwork, DeepCompression
 from fastfactor.methods import (
     BlockDiagonal,
     BlockProjection,
     Codebook,
+    DeepCompression,
     Dictionary,
     EntropyCoded,
     Factors,
@@ -52,8 +52,7 @@ from machine import describe  # noqa: E402
 
 TINY, LARGE = 128, 4096  # rows, and columns
 NAME = "weight"
-DEEP_COMPRESSION = "deep_compression"
-METHODS: dict[str, Method | DeepCompression] = {
+METHODS: dict[str, Method] = {
     "low_rank": LowRank(ratio=8),
     "dictionary": Dictionary(n_nonzero_coefs=4, max_iter=2),
     "codebook": Codebook(n_bits=4, granularity="row"),
@@ -65,7 +64,7 @@ METHODS: dict[str, Method | DeepCompression] = {
     "block_projection": BlockProjection(reduction=4, learned=True),
     "block_diagonal": BlockDiagonal(n_blocks=8),
     "mixed_block": MixedBlock(ratio=8),
-    DEEP_COMPRESSION: DeepCompression(sparsity=0.9, n_bits=5),
+    "deep_compression": DeepCompression(sparsity=0.9, n_bits=5),
 }
 
 
@@ -73,10 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/first_product.json")
     parser.add_argument("--use", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("kind", nargs="?", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.use:
-        print(json.dumps(used(args.use, args.kind)))
+        print(json.dumps(used(args.use)))
         return
     rows = []
     for kind in METHODS:
@@ -94,7 +92,7 @@ def measured(kind: str) -> dict[str, Any]:
         make(folder, "tiny", kind, TINY)
         seconds = make(folder, "large", kind, LARGE)
         nbytes = (folder / "large.safetensors").stat().st_size
-        command = [sys.executable, __file__, "--use", str(folder), kind]
+        command = [sys.executable, __file__, "--use", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
         done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
     found = json.loads(done.stdout)
@@ -120,11 +118,8 @@ def make(folder: Path, name: str, kind: str, size: int) -> float:
     factors = METHODS[kind].compress(W, n_threads=THREADS)
     seconds = time.perf_counter() - start
     path = folder / f"{name}.safetensors"
-    if isinstance(factors, CodedLayer):
-        CodedNetwork({NAME: factors}).save(path)
-    else:
-        assert factors.kind == kind, factors
-        store.save(path, {NAME: factors})
+    assert factors.kind == kind, factors
+    store.save(path, {NAME: factors})
     x = rng.standard_normal(size, dtype=np.float32)
     np.savez(folder / f"{name}.npz", x=x, y=factors.to_dense() @ x)
     return round(seconds, 2)
@@ -133,15 +128,15 @@ def make(folder: Path, name: str, kind: str, size: int) -> float:
 # --- in a process of its own
 
 
-def used(folder: Path, kind: str) -> dict[str, Any]:
-    tiny = opened(folder / "tiny.safetensors", kind)
+def used(folder: Path) -> dict[str, Any]:
+    tiny = opened(folder / "tiny.safetensors")
     with np.load(folder / "tiny.npz") as saved:
         check(tiny.linear(saved["x"]), saved["y"])
     with np.load(folder / "large.npz") as saved:
         x, y = saved["x"], saved["y"]
     before = memory("VmRSS")
     times = [time.perf_counter()]
-    factors = opened(folder / "large.safetensors", kind)
+    factors = opened(folder / "large.safetensors")
     times.append(time.perf_counter())
     first = factors.linear(x)
     times.append(time.perf_counter())
@@ -164,9 +159,7 @@ def used(folder: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def opened(path: Path, kind: str) -> Factors | CodedLayer:
-    if kind == DEEP_COMPRESSION:
-        return CodedNetwork.load(path).layers[NAME]
+def opened(path: Path) -> Factors:
     with store.open_store(path) as file:
         factors = file[NAME]
     assert isinstance(factors, Factors)

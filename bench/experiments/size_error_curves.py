@@ -56,6 +56,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"vector_dim": 4, "group_size": 4},
         *({"vector_dim": dim, "n_codebooks": n} for dim, n in ((4, 2), (8, 2), (8, 4))),
     ],
+    "DeepCompression": [{"n_bits": n_bits} for n_bits in (2, 3, 6)],
     "Dictionary": [{"n_atoms": 32}, {"n_atoms": 64}, {"block_size": 16}],
     "MixedBlock": [{"block_shape": (1, 16)}],
     "Prune": [{"scope": "row"}, {"block_shape": (1, 4)}],

@@ -5,6 +5,8 @@
 namespace ff::bindings {
 namespace {
 
+using PackedBytes = py::array_t<std::uint8_t, py::array::c_style>;
+
 IntType int_type_of(const py::array& a) {
   const char kind = a.dtype().kind();
   const auto size = a.itemsize();
@@ -19,9 +21,13 @@ IntType int_type_of(const py::array& a) {
   throw py::type_error("unsupported dtype " + name_of(a.dtype()));
 }
 
+void check_width(int n_bits) {
+  if (n_bits < 1 || n_bits > kMaxCodeBits) throw py::value_error("n_bits must be in [1, 32]");
+}
+
 py::array pack_codes(const py::array& codes, int n_bits, int n_threads) {
   if (codes.ndim() != 3) throw py::value_error("expected three dimensions");
-  if (n_bits < 1 || n_bits > 8) throw py::value_error("n_bits must be in [1, 8]");
+  check_width(n_bits);
   CodesView view;
   view.data = static_cast<const char*>(codes.data());
   view.type = int_type_of(codes);
@@ -35,20 +41,27 @@ py::array pack_codes(const py::array& codes, int n_bits, int n_threads) {
   return packed;
 }
 
-py::array unpack_codes(const py::array_t<std::uint8_t, py::array::c_style>& packed, int n_bits,
-                       index books, index rows, index cols, int n_threads) {
-  constexpr index most = index(1) << 48;
-  if (n_bits < 1 || n_bits > 8) throw py::value_error("n_bits must be in [1, 8]");
-  const PackedShape shape{n_bits, books, rows, cols};
-  if (books < 1 || books > 256 || rows < 0 || rows > most || cols < 0 || cols > most ||
-      !shape.takes(packed.size()))
-    throw py::value_error("shape of packed does not fit");
-  py::array_t<std::uint8_t> codes({books, rows, cols});
-  std::uint8_t* to = codes.mutable_data();
+template <class Code>
+py::array unpacked(const PackedBytes& packed, const PackedShape& shape, int n_threads) {
+  py::array_t<Code> codes({shape.books, shape.rows, shape.cols});
+  Code* to = codes.mutable_data();
   without_gil([&](Stop& stop) {
     ff::unpack_codes(packed.data(), packed.size(), shape, to, n_threads, stop);
   });
   return codes;
+}
+
+py::array unpack_codes(const PackedBytes& packed, int n_bits, index books, index rows, index cols,
+                       int n_threads) {
+  constexpr index most = index(1) << 48;
+  check_width(n_bits);
+  const PackedShape shape{n_bits, books, rows, cols};
+  if (books < 1 || books > 256 || rows < 0 || rows > most || cols < 0 || cols > most ||
+      !shape.takes(packed.size()))
+    throw py::value_error("packed has the wrong size for books, rows and cols");
+  if (n_bits <= 8) return unpacked<std::uint8_t>(packed, shape, n_threads);
+  if (n_bits <= 16) return unpacked<std::uint16_t>(packed, shape, n_threads);
+  return unpacked<std::uint32_t>(packed, shape, n_threads);
 }
 
 }  // namespace

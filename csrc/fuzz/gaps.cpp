@@ -1,5 +1,5 @@
-// Width, size of the array, gaps: positions that rise and fit, and encode to the same gaps again,
-// or CorruptData.
+// Width and whether the largest gap is an escape, size of the array, gaps: positions that rise and
+// fit, and encode to the same gaps again, or CorruptData.
 #include "kernels/gaps/gaps.hpp"
 
 #include <cstring>
@@ -7,20 +7,28 @@
 namespace {
 
 template <class Field>
-void try_gaps(const std::uint8_t* data, std::size_t size, int n_bits, std::int64_t array_size) {
-  const ff::index n = ff::index(size / sizeof(Field));
-  std::vector<Field> gaps(n), again(n);
-  if (n) std::memcpy(gaps.data(), data, n * sizeof(Field));
-  std::vector<std::int64_t> positions(n);
+void try_gaps(const std::uint8_t* data, std::size_t size, int n_bits, bool escape,
+              std::int64_t array_size) {
+  std::vector<Field> gaps(size / sizeof(Field));
+  if (!gaps.empty()) std::memcpy(gaps.data(), data, gaps.size() * sizeof(Field));
+  ff::Buffer<std::int64_t> positions;
   ff::Stop stop;
   try {
-    ff::read_gaps(gaps.data(), n, n_bits, array_size, positions.data(), 1, stop);
+    positions =
+        ff::read_gaps(gaps.data(), ff::index(gaps.size()), n_bits, escape, array_size, 1, stop);
   } catch (const ff::CorruptData&) {
     return;
   }
+  // Escapes after the last position lead nowhere.
+  const auto largest = Field((1 << n_bits) - 1);
+  while (escape && !gaps.empty() && gaps.back() == largest) gaps.pop_back();
+  const ff::index n = positions.size();
   ff::check_positions(positions.data(), n, array_size, 1, stop);
-  if (ff::count_fillers(positions.data(), n, 1, stop)[n_bits] != 0) __builtin_trap();
-  ff::write_gaps(positions.data(), n, n_bits, again.data(), nullptr, 1, stop);
+  const auto n_fillers = ff::count_fillers(positions.data(), n, escape, 1, stop)[n_bits];
+  if (n + n_fillers != ff::index(gaps.size())) __builtin_trap();
+  std::vector<Field> again(gaps.size());
+  std::vector<std::int64_t> fillers(n_fillers);
+  ff::write_gaps(positions.data(), n, n_bits, escape, again.data(), fillers.data(), 1, stop);
   if (gaps != again) __builtin_trap();
 }
 
@@ -29,9 +37,10 @@ void try_gaps(const std::uint8_t* data, std::size_t size, int n_bits, std::int64
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 5) return 0;
   const int n_bits = 1 + data[0] % ff::kMaxGapBits;
+  const bool escape = data[0] & 128;
   std::uint32_t array_size;
   std::memcpy(&array_size, data + 1, 4);
-  if (n_bits <= 8) try_gaps<std::uint8_t>(data + 5, size - 5, n_bits, array_size);
-  try_gaps<std::uint16_t>(data + 5, size - 5, n_bits, array_size);
+  if (n_bits <= 8) try_gaps<std::uint8_t>(data + 5, size - 5, n_bits, escape, array_size);
+  try_gaps<std::uint16_t>(data + 5, size - 5, n_bits, escape, array_size);
   return 0;
 }

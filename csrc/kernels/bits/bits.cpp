@@ -1,6 +1,7 @@
-// Eight codes are one step both ways: eight bytes and n_bits bytes, one load, one pext or pdep, one
-// store. One thread of Zen 5, 16M codes of 2 to 6 bits into fresh memory: 8 G codes/s packed, 12
-// unpacked; by shifts, on levels without BMI2, 2 and 3.
+// Up to 8 bits, eight codes are one step both ways: eight bytes and n_bits bytes, one load, one
+// pext or pdep, one store. One thread of Zen 5, 16M codes of 2 to 6 bits into fresh memory: 8 G
+// codes/s packed, 12 unpacked; by shifts, on levels without BMI2, 2 and 3. Wider codes, which are
+// stored but never multiplied, go one by one through a buffer of bits.
 #include "kernels/bits/bits.hpp"
 
 #include <algorithm>
@@ -89,6 +90,36 @@ void pack_row(const std::uint8_t* codes, index n, int n_bits, std::uint8_t* pack
   }
 }
 
+void pack_row(const std::uint32_t* codes, index n, int n_bits, std::uint8_t* packed) {
+  std::uint64_t bits = 0;
+  int held = 0;  // below 32 between codes
+  for (index i = 0; i < n; ++i) {
+    bits |= std::uint64_t(codes[i]) << held;
+    held += n_bits;
+    if (held < 32) continue;
+    store_bytes(packed, bits, 4);
+    packed += 4, bits >>= 32, held -= 32;
+  }
+  store_bytes(packed, bits, ceil_div(held, 8));
+}
+
+template <class Code>
+void unpack_row(const std::uint8_t* packed, index n, int n_bits, Code* codes) {
+  const std::uint64_t mask = (std::uint64_t(1) << n_bits) - 1;
+  std::uint64_t bits = 0;
+  int held = 0;
+  index left = bytes_of(n, n_bits);
+  for (index i = 0; i < n; ++i) {
+    if (held < n_bits) {
+      const index count = std::min<index>(left, 4);
+      bits |= (count == 4 ? load_bytes(packed, 4) : load_bytes(packed, count)) << held;
+      packed += count, left -= count, held += 32;
+    }
+    codes[i] = Code(bits & mask);
+    bits >>= n_bits, held -= n_bits;
+  }
+}
+
 // Pieces of rows, or several short rows, of about kTaskCodes codes: body(row, first, last).
 template <class Body>
 void for_pieces(index rows, index cols, int n_threads, Stop& stop, Body body) {
@@ -109,15 +140,15 @@ std::uint64_t code_at(const char* p) {
   return std::uint64_t(value);  // what is negative becomes too large
 }
 
-// Codes as bytes; whether all of them are below the limit.
-template <class T>
-bool narrow(const char* p, index stride, index n, std::uint64_t limit, std::uint8_t* out) {
+// Codes in the width that packing takes; whether all of them are below the limit.
+template <class T, class Code>
+bool narrow(const char* p, index stride, index n, std::uint64_t limit, Code* out) {
   std::uint64_t all = 0;
   const auto loop = [&](index step) {
     for (index j = 0; j < n; ++j) {
       const std::uint64_t code = code_at<T>(p + j * step);
       all |= code;
-      out[j] = std::uint8_t(code);
+      out[j] = Code(code);
     }
   };
   if (stride == index(sizeof(T))) {
@@ -128,8 +159,9 @@ bool narrow(const char* p, index stride, index n, std::uint64_t limit, std::uint
   return all < limit;  // the limit is a power of two
 }
 
-template <class T>
-void pack(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads, Stop& stop) {
+template <class T, class Code>
+void pack_from(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads,
+               Stop& stop) {
   const PackedShape shape{n_bits, codes.books, codes.rows, codes.cols};
   const index segment = shape.segment_bytes(), row_bytes = shape.row_bytes();
   const std::uint64_t limit = std::uint64_t(1) << n_bits;
@@ -139,11 +171,11 @@ void pack(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_thread
   std::atomic<bool> fits{true};
   const index rows = codes.books * codes.rows;
   for_pieces(rows, codes.cols, n_threads, stop, [&](index r, index first, index last) {
-    std::uint8_t block[kBlockCodes];
+    Code block[kBlockCodes];
     std::uint8_t* to = packed + r % codes.rows * row_bytes + r / codes.rows * segment;
     for (index j = first; j < last; j += kBlockCodes) {
       const index n = std::min(kBlockCodes, last - j);
-      if (!narrow<T>(row_of(r) + j * codes.col_stride, codes.col_stride, n, limit, block))
+      if (!narrow<T, Code>(row_of(r) + j * codes.col_stride, codes.col_stride, n, limit, block))
         fits.store(false, std::memory_order_relaxed);
       pack_row(block, n, n_bits, to + j / 8 * n_bits);
     }
@@ -160,6 +192,12 @@ void pack(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_thread
                                   (codes.books > 1 ? std::to_string(r / codes.rows) + ", " : "") +
                                   std::to_string(r % codes.rows) + ", " + std::to_string(j) + "]");
     }
+}
+
+template <class T>
+void pack(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads, Stop& stop) {
+  if (n_bits <= 8) return pack_from<T, std::uint8_t>(codes, n_bits, packed, n_threads, stop);
+  pack_from<T, std::uint32_t>(codes, n_bits, packed, n_threads, stop);
 }
 
 }  // namespace
@@ -202,8 +240,9 @@ void pack_codes(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_
   }
 }
 
-bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape,
-                  std::uint8_t* codes, int n_threads, Stop& stop) {
+template <class Code>
+bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape, Code* codes,
+                  int n_threads, Stop& stop) {
   const index segment = shape.segment_bytes(), row_bytes = shape.row_bytes();
   if (!shape.takes(size)) return false;
   const auto piece = [&](index r, index first, index last) {
@@ -214,5 +253,12 @@ bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& sha
   for_pieces(shape.books * shape.rows, shape.cols, n_threads, stop, piece);
   return true;
 }
+
+#define FF_UNPACK(Code) \
+  template bool unpack_codes(const std::uint8_t*, index, const PackedShape&, Code*, int, Stop&)
+FF_UNPACK(std::uint8_t);
+FF_UNPACK(std::uint16_t);
+FF_UNPACK(std::uint32_t);
+#undef FF_UNPACK
 
 }  // namespace ff

@@ -6,6 +6,8 @@
 
 namespace ff {
 
+inline constexpr int kMaxCodeBits = 32;
+
 enum class IntType { i8, i16, i32, i64, u8, u16, u32, u64 };
 
 // Codes that somebody else owns: any integer type, any strides (in bytes), never written to.
@@ -21,7 +23,7 @@ struct CodesView {
 // being bit k mod 8 (the least significant is 0) of byte ⌊k / 8⌋. Bits after the last code are
 // zero.
 struct PackedShape {
-  int n_bits = 8;  // 1 … 8
+  int n_bits = 8;  // 1 … kMaxCodeBits
   index books = 1, rows = 0, cols = 0;
 
   index segment_bytes() const { return cols / 8 * n_bits + ceil_div(cols % 8 * n_bits, 8); }
@@ -37,10 +39,11 @@ struct PackedShape {
 void pack_codes(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads,
                 Stop& stop);
 
-// codes (books, rows, cols), one byte each. `packed` has `size` bytes; false, and nothing written,
-// where that is not what the shape takes.
-bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape,
-                  std::uint8_t* codes, int n_threads, Stop& stop);
+// codes (books, rows, cols), of the narrowest of 1, 2 and 4 bytes that holds n_bits. `packed` has
+// `size` bytes; false, and nothing written, where that is not what the shape takes.
+template <class Code>
+bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape, Code* codes,
+                  int n_threads, Stop& stop);
 
 // The first n codes of a row that begins at `packed`, one a byte; nothing is read past the last.
 void unpack_row(const std::uint8_t* packed, index n, int n_bits, std::uint8_t* codes);

@@ -198,7 +198,7 @@ void multiply(const Inputs& inputs, const PackedView& packed, const CodebookView
 
 void multiply_sums(const Inputs& inputs, const PackedView& packed, const CodebookView& codebook,
                    float* out, int n_threads, Stop& stop) {
-  if (packed.shape.n_bits == 8)
+  if (packed.shape.n_bits > 6)
     return multiply<tables::BytePlanes<8, 4>>(inputs, packed, codebook, out, n_threads, stop);
   multiply<tables::BytePlanes<6, 4>>(inputs, packed, codebook, out, n_threads, stop);
 }

@@ -176,13 +176,14 @@ struct Permuted {
 // A table for each byte of the values: 64 look-ups a permute, then the bytes are brought together.
 // Values that were widened from 16 bits have low bytes of zero, which need none: Bytes is how many
 // of the upper ones count (bfloat16 2, float16 3). Codes of 8 bits are bytes. Of fewer, eight codes
-// are brought to eight bytes and shifted each; look-ups take six bits, so the table repeats.
+// are brought to eight bytes and shifted each; look-ups take six bits, so tables of fewer repeat.
+// Codes of 7 and 8 bits have tables of two and four registers.
 template <int Bits, int Bytes>
 struct BytePlanes {
-  static_assert(Bits <= 6 || Bits == 8);
+  static_assert(Bits <= 8);
   static constexpr bool kPacked = true;
   static constexpr index kBlock = 64;
-  static constexpr int kRegisters = Bits == 8 ? 4 : 1;
+  static constexpr int kRegisters = Bits == 8 ? 4 : Bits == 7 ? 2 : 1;
 
   explicit BytePlanes(const float* values) {
     float repeated[64];
@@ -218,7 +219,9 @@ struct BytePlanes {
     const auto plane = [&](int p) __attribute__((always_inline)) -> __m512i {
       p -= 4 - Bytes;
       if (p < 0) return zero;
-      if constexpr (Bits < 8) return _mm512_permutexvar_epi8(index, table[p][0]);
+      if constexpr (Bits < 7) return _mm512_permutexvar_epi8(index, table[p][0]);
+      else if constexpr (Bits == 7)
+        return _mm512_permutex2var_epi8(table[p][0], index, table[p][1]);
       else
         return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(table[p][0], index, table[p][1]),
                                     upper,

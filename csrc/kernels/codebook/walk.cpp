@@ -80,6 +80,8 @@ Lookup scalar_lookup(int n_bits, [[maybe_unused]] DType dtype) {
       return byte_planes<5>(dtype);
     case 6:
       return byte_planes<6>(dtype);
+    case 7:
+      return byte_planes<7>(dtype);
     default:
       return byte_planes<8>(dtype);
 #  elif defined(__AVX512F__)

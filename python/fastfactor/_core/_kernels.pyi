@@ -1,4 +1,4 @@
-# What every compiled module offers, whatever its level; no module bears this name at run time.
+# The interface of every compiled module, whatever its level; at run time no module has this name.
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def check_csr(
 def pack_codes(codes: _Array, n_bits: int, n_threads: int) -> _Bytes: ...
 def unpack_codes(
     packed: _Bytes, n_bits: int, books: int, rows: int, cols: int, n_threads: int
-) -> _Bytes: ...
+) -> _Array: ...
 def codebook_matmul(
     x: _Array,
     data: _Bytes,
@@ -102,9 +102,16 @@ def exchange_atoms(
     n_threads: int,
 ) -> tuple[_Array, npt.NDArray[np.int32]]: ...
 def gap_encode(
-    positions: npt.NDArray[np.int64], size: int, n_bits: int, value_bits: int, n_threads: int
+    positions: npt.NDArray[np.int64],
+    size: int,
+    n_bits: int,
+    value_bits: int,
+    escape: bool,
+    n_threads: int,
 ) -> tuple[_Array, npt.NDArray[np.int64], int]: ...
-def gap_decode(gaps: _Array, n_bits: int, size: int, n_threads: int) -> npt.NDArray[np.int64]: ...
+def gap_decode(
+    gaps: _Array, n_bits: int, size: int, escape: bool, n_threads: int
+) -> npt.NDArray[np.int64]: ...
 def hashed_omp(
     x: _Array,
     dictionary: _Array,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..models.report import Table
+    from ..models.report import Report, Table
 
+HEADER_SHARE = 0.1  # of a file; a larger one is worth a hint
 JSON_HELP = "Print JSON."
 REPORT_HELP = "Write the report here too, as FILE ends: .txt, .json or .csv. May be repeated."
 THREADS_HELP = "Threads (default: all cores this process may use)."
@@ -62,6 +63,9 @@ def compress(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     resume: Resume = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Keep the file of a small model small.")
+    ] = False,
     threads: Threads = None,
     reports: Reports = None,
     figures: Annotated[
@@ -100,6 +104,7 @@ def compress(
             input_covariance=input_covariance,
             dry_run=dry_run,
             resume=resume,
+            compact=compact,
             progress=progress,
             n_threads=threads,
         )
@@ -107,6 +112,8 @@ def compress(
         with progress_bar("drawing") as progress:
             save_figures(report, figures, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
+    if not compact and not as_json:
+        _hint_at_compact(report)
 
 
 def decompress(
@@ -240,6 +247,16 @@ def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
             bars.update(bar, completed=done, total=total, tensor=printable(name))
 
         yield show
+
+
+def _hint_at_compact(report: Report) -> None:
+    """Say that much of a file is its header, where it is."""
+    nbytes = report.file_bytes_after
+    if nbytes is None:
+        return
+    header = nbytes - sum(row.bytes_after or 0 for row in report.rows)
+    if header > HEADER_SHARE * nbytes:
+        typer.echo(f"The header takes {header:,} of {nbytes:,} bytes; --compact makes it smaller.")
 
 
 def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..deep_compression import DeepCompression
 from ..methods import (
     BlockDiagonal,
     BlockProjection,
     Codebook,
+    DeepCompression,
     Dictionary,
     EntropyCoded,
     LowRank,
+    Method,
     MixedBlock,
     Prune,
     PruneCodebook,
     Simhash,
 )
-from .network import Settings
 
 DENSE = "dense float32"
 
@@ -32,10 +32,13 @@ class Form:
         What B and C of ``W ≈ B ∘ C`` are for the first layer, in 57 characters at most.
     layers : tuple
         Settings of each layer; None leaves it dense.
+    compact : bool
+        Whether its file is written in the compact form.
     """
 
     lesson: str
-    layers: tuple[Settings | None, Settings | None, Settings | None]
+    layers: tuple[Method | None, Method | None, Method | None]
+    compact: bool = False
 
 
 # Why these settings: bench/experiments/demo_settings.py. Without retraining all forms keep 97 % of
@@ -88,8 +91,9 @@ FORMS = {
         (
             DeepCompression(sparsity=0.85, n_bits=4),
             DeepCompression(sparsity=0.85, n_bits=4),
-            DeepCompression(n_bits=4),
+            DeepCompression(sparsity=0, n_bits=4),
         ),
+        compact=True,
     ),
     "simhash": Form(
         "B is random, from a seed; C is signs of W's projections",

@@ -6,36 +6,16 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Protocol
 
 import numpy as np
 
 from .._checks import Array
-from ..deep_compression import CodedLayer, CodedNetwork
-from ..files.checkpoint import is_coded_network
-from ..files.index import Path
+from ..files.index import Path, Value
 from ..files.store import open_store
 from ..files.writer import save
-from ..methods import Factors
+from ..methods import Factors, Method
 
 LAYERS = ("fc1", "fc2", "fc3")
-
-
-class Layer(Protocol):
-    """A weight matrix (out_features, in_features) in some form: factors, coded, or dense."""
-
-    @property
-    def nbytes(self) -> int: ...
-    def linear(self, x: Array, *, n_threads: int | None = None) -> Array:
-        """x @ W.T: (batch, in_features) → (batch, out_features)."""
-
-    def to_dense(self) -> Array: ...
-
-
-class Settings(Protocol):
-    """What makes a layer: a method, or Deep Compression."""
-
-    def compress(self, W: Array, *, n_threads: int | None = None) -> Layer: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +36,9 @@ class DenseLayer:
         return self.weight
 
 
+Layer = Factors | DenseLayer  # a weight matrix (out_features, in_features) in some form
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """Three layers with biases, ReLU between them."""
@@ -70,9 +53,7 @@ class Network:
             np.maximum(x, 0, out=x)
         return self.layers[-1].linear(x, n_threads=n_threads) + self.biases[-1]
 
-    def compress(
-        self, settings: Sequence[Settings | None], n_threads: int | None = None
-    ) -> Network:
+    def compress(self, settings: Sequence[Method | None], n_threads: int | None = None) -> Network:
         """The network with each layer compressed; where settings are None, as it is."""
         layers = (
             layer if chosen is None else chosen.compress(layer.to_dense(), n_threads=n_threads)
@@ -80,38 +61,25 @@ class Network:
         )
         return Network(tuple(layers), self.biases)
 
-    def save(self, path: Path) -> None:
-        """Write a file: a store, or if layers are coded, a Deep Compression network."""
-        weights = {
-            f"{name}.weight": layer.weight if isinstance(layer, DenseLayer) else layer
-            for name, layer in zip(LAYERS, self.layers, strict=True)
-        }
-        biases = {f"{name}.bias": b for name, b in zip(LAYERS, self.biases, strict=True)}
-        coded = {name: W for name, W in weights.items() if isinstance(W, CodedLayer)}
-        plain = {name: W for name, W in weights.items() if isinstance(W, np.ndarray)}
-        factors = {name: W for name, W in weights.items() if isinstance(W, Factors)}
-        if coded:
-            CodedNetwork(coded, {**plain, **biases}).save(path)
-        else:
-            save(path, {**plain, **factors, **biases})
+    def save(self, path: Path, *, compact: bool = False) -> None:
+        """Write a stored file."""
+        entries: dict[str, Value] = {}
+        for name, layer, bias in zip(LAYERS, self.layers, self.biases, strict=True):
+            entries[f"{name}.weight"] = layer.weight if isinstance(layer, DenseLayer) else layer
+            entries[f"{name}.bias"] = bias
+        save(path, entries, compact=compact)
 
     @classmethod
     def load(cls, path: Path) -> Network:
         """Read a file that `save` wrote, or one of plain tensors by these names, lazily."""
-        entries: dict[str, Array | Factors | CodedLayer]
-        if is_coded_network(path):
-            coded = CodedNetwork.load(path)
-            entries = {**coded.layers, **coded.plain}
-        else:
-            with open_store(path) as store:
-                entries = dict(store)
         layers: list[Layer] = []
         biases: list[Array] = []
-        for name in LAYERS:
-            weight, bias = entries[f"{name}.weight"], entries[f"{name}.bias"]
-            layers.append(DenseLayer(weight) if isinstance(weight, np.ndarray) else weight)
-            assert isinstance(bias, np.ndarray)
-            biases.append(bias)
+        with open_store(path) as store:
+            for name in LAYERS:
+                weight, bias = store[f"{name}.weight"], store[f"{name}.bias"]
+                layers.append(DenseLayer(weight) if isinstance(weight, np.ndarray) else weight)
+                assert isinstance(bias, np.ndarray)
+                biases.append(bias)
         return cls(tuple(layers), tuple(biases))
 
 

@@ -96,7 +96,7 @@ def run_demo(
                 held[name] = dense.compress(FORMS[name].layers, n_threads)
                 seconds[name] = time.perf_counter() - start
             path = Path(folder) / f"{number}.safetensors"
-            held[name].save(path)
+            held[name].save(path, compact=name in FORMS and FORMS[name].compact)
             with open_store(path) as store:
                 sizes[name] = store.file_nbytes, store.payload_nbytes
             networks[name] = Network.load(path)

@@ -17,9 +17,9 @@ import numpy as np
 
 from .. import _checks
 from .._checks import Array
-from ..deep_compression.network import ENTRY, MAGIC
 from ..errors import CorruptDataError
-from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, read_header, sizes
+from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, sizes
+from .forms import read_header
 from .index import read_index
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -132,8 +132,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return Checkpoint(str(path), [_Npz(str(found))])
     if found.suffix == ".json":
         return _sharded(str(path), found)
-    if is_coded_network(found):
-        raise _compressed(str(path))
     return Checkpoint(str(path), [_Safetensors(str(found))])
 
 
@@ -146,17 +144,6 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
         return False
     entries, _ = read_index(header.index, header.places)
     return any(entry.kind != "plain" for entry in entries.values())
-
-
-def is_coded_network(path: str | os.PathLike[str]) -> bool:
-    """Whether this is what `deep_compression.CodedNetwork.save` wrote."""
-    if os.path.isdir(path) or Path(path).suffix in (".npz", ".json"):
-        return False
-    places = _header(os.fspath(path)).places
-    if list(places) != [ENTRY] or places[ENTRY].code != "U8":
-        return False
-    found = _Safetensors(os.fspath(path)).read(ENTRY)
-    return found.ravel()[: len(MAGIC)].tobytes() == MAGIC
 
 
 class _File(Protocol):

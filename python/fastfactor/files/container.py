@@ -1,4 +1,4 @@
-"""The bytes of a stored file: a safetensors header with checksums in it, and files made whole.
+"""The bytes of a stored file: a safetensors header with checksums, and files made whole.
 
     8 bytes   length of the header, little-endian
     header    JSON: name → dtype, shape, place of each tensor; `__metadata__` → text by name
@@ -38,6 +38,7 @@ from ..errors import CorruptDataError
 
 MAX_HEADER = 100_000_000  # as much as the safetensors library reads
 MAX_DIMENSIONS = 32  # of an array in any NumPy that is supported
+MAX_SIZE = 2**59  # of a tensor, of which NumPy can still say how many bytes it is
 INDEX, CHECKSUM = "fastfactor", "fastfactor.crc32"
 PLACEHOLDER = "00000000"
 STORED_CHECKSUM = re.compile(rb'"fastfactor\.crc32":"([0-9a-f]{8})"')
@@ -150,8 +151,10 @@ def header_bytes(
     return whole[: found.start(1)] + b"%08x" % zlib.crc32(whole) + whole[found.end(1) :]
 
 
-def read_header(buffer: memoryview) -> Header:
+def read_plain_header(buffer: memoryview) -> Header:
     """The header of a whole file, checked against its checksum, its data and itself.
+
+    Files of other forms are ordinary files to this: `forms.read_header` knows all forms.
 
     Raises
     ------
@@ -181,7 +184,7 @@ def read_header(buffer: memoryview) -> Header:
             raise CorruptDataError(f"the index must be a JSON object, got {type(index).__name__}")
     metadata = {name: text for name, text in texts.items() if name not in (INDEX, CHECKSUM)}
     places = {name: _place(name, value) for name, value in content.items()}
-    _check_places(places, len(buffer) - len(whole))
+    check_places(places, len(buffer) - len(whole))
     return Header(len(whole), places, metadata, index)
 
 
@@ -230,26 +233,45 @@ def _check_sum(whole: bytes) -> None:
 def _place(name: str, value: Any) -> Place:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CorruptDataError(f"tensor {name!r} must have a dtype, a shape and data_offsets")
-    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    offsets = value["data_offsets"]
+    if not sizes(offsets) or len(offsets) != 2:
+        raise CorruptDataError(
+            f"tensor {name!r} must have a begin and an end, got {offsets!r:.200}"
+        )
+    place = place_at(offsets[0], name, value["dtype"], value["shape"])
+    if place.end != offsets[1]:
+        raise CorruptDataError(
+            f"tensor {name!r} must have the bytes of {place.code} and shape "
+            f"{list(place.shape)!r:.200}, got {offsets[1] - offsets[0]}"
+        )
+    return place
+
+
+def place_at(begin: int, name: str, code: Any, shape: Any) -> Place:
+    """Return the place of a tensor that begins here, after a check of its dtype and shape.
+
+    Raises
+    ------
+    CorruptDataError
+    """
     if not isinstance(code, str) or code not in DTYPES:
         raise CorruptDataError(
-            f"tensor {name!r} must have one of the dtypes {', '.join(DTYPES)}, got {code!r}"
+            f"tensor {name!r} must have one of the dtypes {', '.join(DTYPES)}, got {code!r:.200}"
         )
-    if not sizes(shape) or len(shape) > MAX_DIMENSIONS or not sizes(offsets) or len(offsets) != 2:
+    # Where one size is zero the others count for nothing, but NumPy multiplies them.
+    if (
+        not sizes(shape)
+        or len(shape) > MAX_DIMENSIONS
+        or math.prod(max(n, 1) for n in shape) >= MAX_SIZE
+    ):
         raise CorruptDataError(
-            f"tensor {name!r} must have sizes as its shape and a begin and an end, "
-            f"got {shape!r:.200} and {offsets!r:.200}"
+            f"tensor {name!r} must have at most {MAX_DIMENSIONS} sizes as its shape and less than "
+            f"2**59 places, got {shape!r:.200}"
         )
     # The code says how wide it is: damage is damage also where the dtype's package is missing.
     bits = re.search(r"\d+", code)
     nbytes = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
-    # Where one size is zero the others count for nothing, but NumPy multiplies them.
-    if offsets[1] - offsets[0] != nbytes or math.prod(max(n, 1) for n in shape) >= 2**59:
-        raise CorruptDataError(
-            f"tensor {name!r} must have the bytes of {code} and shape {shape!r:.200}, "
-            f"got {offsets[1] - offsets[0]}"
-        )
-    return Place(code, tuple(shape), *offsets)
+    return Place(code, tuple(shape), begin, begin + nbytes)
 
 
 def sizes(value: Any) -> bool:
@@ -257,7 +279,7 @@ def sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def _check_places(places: Mapping[str, Place], nbytes: int) -> None:
+def check_places(places: Mapping[str, Place], nbytes: int) -> None:
     at = 0
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
         if place.begin != at:

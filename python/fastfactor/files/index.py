@@ -13,12 +13,11 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.factors import FLOAT_NAMES, Factors
-from .container import CHECKSUM, CODES, INDEX, Place, dtype_of, sizes
+from ..methods.factors import FLOAT_NAMES, Factors, matrix_shape
+from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, Place, dtype_of, sizes
 
 FORMAT_VERSION = 1
 PLAIN = "plain"  # the kind of what is not factors
-MAX_WEIGHTS = 2**59  # of which NumPy can still say how many bytes they are
 
 Path = str | os.PathLike[str]
 Value = Factors | Array
@@ -99,11 +98,6 @@ def index_of(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) -> di
             entry["crc32"] = {part: sums[f"{name}.{part}"] for part in parts}
         entries[name] = entry
     return {"version": FORMAT_VERSION, "entries": entries}
-
-
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """(shape[0], all else): how a tensor of any shape is compressed."""
-    return shape[0], math.prod(shape[1:])
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
@@ -207,7 +201,7 @@ def _factors_entry(
         raise CorruptDataError(
             f"entry {name!r} must have dtype {' or '.join(FLOAT_NAMES)}, got {dtype!r:.200}"
         )
-    if not sizes(shape) or not shape or math.prod(max(n, 1) for n in shape) >= MAX_WEIGHTS:
+    if not sizes(shape) or not shape or math.prod(max(n, 1) for n in shape) >= MAX_SIZE:
         raise CorruptDataError(f"entry {name!r} must have a shape, got {shape!r:.200}")
     nbytes = sum(places[long].end - places[long].begin for long in parts.values())
     return Entry(name, kind, tuple(shape), dtype_of(CODES[dtype]), nbytes, parts, config)

@@ -3,7 +3,8 @@
 An entry is a plain tensor, under its own name, or the factors of a matrix, whose tensors are named
 ``entry.tensor``. The file's metadata say which is which (`container` has the bytes), so that any
 safetensors reader sees all tensors. Every tensor has a CRC-32, and so has the header: a byte that
-was changed anywhere is noticed.
+was changed anywhere is noticed. Other forms (`compact`, `legacy_network`) are read as if they were
+such files.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.factors import Factors
-from .container import cooked, opened, read_header
-from .index import PLAIN, Entry, Path, Value, matrix_shape, plain_entry, read_index
+from ..methods.factors import Factors, matrix_shape
+from .container import cooked, opened
+from .forms import read_header
+from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
 
 
 def open_store(path: Path) -> Store:
@@ -47,8 +49,9 @@ def open_store(path: Path) -> Store:
 
     Notes
     -----
-    Reads the header. A file that is cut while it is open ends the process when what is no longer
-    there is touched, as with every memory map; one that is replaced by renaming does no harm.
+    Reads the header; of a compact file all of it, for its one checksum. A file that is cut while it
+    is open ends the process when what is no longer there is touched, as with every memory map; one
+    that is replaced by renaming does no harm.
 
     Examples
     --------
@@ -70,9 +73,10 @@ class Store(Mapping[str, Value]):
     """A stored file, open: entries by name, read when they are asked for.
 
     Arrays are read-only and lie in the file's memory map, also those inside of factors, where their
-    addresses allow (in files written here they do). They stay valid when the store is closed. The
-    checksum of a tensor is verified when it is first read. Entries are not kept: each time that one
-    is asked for, its factors are made anew. A store cannot be copied or pickled; its entries can.
+    addresses allow (in files written here they do, unless these are compact). They stay valid when
+    the store is closed. The checksum of a tensor is verified when it is first read. Entries are not
+    kept: each time that one is asked for, its factors are made anew. A store cannot be copied or
+    pickled; its entries can.
 
     Attributes
     ----------

@@ -6,13 +6,15 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from .container import Place, code_of, header_bytes, raw, replacing, widest_first
+from .compact import Summed, compact_file, compact_head
+from .container import Place, code_of, header_bytes, place_at, raw, replacing, widest_first
 from .index import FORMAT_VERSION, Path, Value, check_metadata, described_entry, index_of
 
 COPY_BYTES = 4 << 20
@@ -24,6 +26,7 @@ def save(
     *,
     metadata: Mapping[str, str] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    compact: bool = False,
 ) -> None:
     """Write factors and plain tensors to one file, beside it first and then renamed.
 
@@ -37,6 +40,10 @@ def save(
         What else to write in the file, as safetensors has it.
     shapes : mapping of names to shapes, optional
         Of tensors that were compressed as a matrix of (shape[0], all else), convolutions say.
+    compact : bool
+        Keep small files small: names, shapes and all else beside the tensors are deflated, and one
+        checksum is for all. Other readers of safetensors see one tensor of bytes then, and reading
+        one entry reads the whole file.
 
     Raises
     ------
@@ -47,7 +54,8 @@ def save(
 
     Notes
     -----
-    Takes a pass over the data for checksums. The same bytes for the same entries.
+    Takes a pass over the data for checksums. The same bytes for the same entries; in compact files
+    what is deflated may differ between versions of zlib.
 
     Examples
     --------
@@ -75,19 +83,14 @@ def save(
                 raise ValueError(f"names of tensors must differ, got {name!r} twice")
             code = code_of(array, f"tensor {name!r}")
             pieces[name] = raw(array, code), code, array.shape
-    places: dict[str, Place] = {}
-    at = 0
-    for name in widest_first((name, piece[1]) for name, piece in pieces.items()):
-        data, code, shape = pieces[name]
-        places[name] = Place(code, shape, at, at + data.size)
-        at += data.size
+    types = {name: (code, shape) for name, (_, code, shape) in pieces.items()}
+    places = _placed(types, compact)
     listed = [entry for entry, _ in described]
     sums = {name: zlib.crc32(data.data) for name, (data, _, _) in pieces.items()}
-    header = header_bytes(places, texts, index_of(listed, sums))
-    with replacing(path) as file:
-        file.write(header)
+    index = index_of(listed, sums)
+    with replacing(path) as file, _after_header(file, places, texts, index, compact) as rest:
         for name in places:
-            file.write(pieces[name][0].data)
+            rest.write(pieces[name][0].data)
 
 
 def left_behind(path: Path) -> str | None:
@@ -125,6 +128,8 @@ class Writer:
     job : str
         Says what is being done: settings, and what the input is. Only what was left behind by a
         writer with the same job is taken up.
+    compact : bool
+        As for :func:`save`.
 
     Raises
     ------
@@ -160,10 +165,12 @@ class Writer:
         metadata: Mapping[str, str] | None = None,
         resume: bool = False,
         job: str = "",
+        compact: bool = False,
     ) -> None:
         self.path = os.path.realpath(path)
         self.metadata = check_metadata(metadata)
         self._keep = bool(resume)
+        self._compact = bool(compact)
         self._described: dict[str, dict[str, Any]] = {}
         self._pieces: dict[str, _Piece] = {}
         self._end = 0
@@ -237,20 +244,18 @@ class Writer:
         """
         if self._data.closed:
             return
-        places: dict[str, Place] = {}
-        at = 0
-        for name in widest_first((name, piece.code) for name, piece in self._pieces.items()):
-            piece = self._pieces[name]
-            places[name] = Place(piece.code, tuple(piece.shape), at, at + piece.nbytes)
-            at += piece.nbytes
+        types = {name: (piece.code, piece.shape) for name, piece in self._pieces.items()}
+        places = _placed(types, self._compact)
+        texts = check_metadata(self.metadata)
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
         index = index_of(self._described.values(), sums)
-        header = header_bytes(places, check_metadata(self.metadata), index)
         # A name of its own, so that what a kill leaves is written over by the next run.
-        with replacing(self.path, "whole") as file:
-            file.write(header)
+        with (
+            replacing(self.path, "whole") as file,
+            _after_header(file, places, texts, index, self._compact) as rest,
+        ):
             for name in places:
-                self._copy(self._pieces[name], file)
+                self._copy(self._pieces[name], rest)
         self._end_files(keep=False)
 
     def __reduce__(self) -> NoReturn:
@@ -300,7 +305,7 @@ class Writer:
     def _read_sum(self, piece: _Piece) -> int:
         return self._copy(piece, None)
 
-    def _copy(self, piece: _Piece, file: IO[bytes] | None) -> int:
+    def _copy(self, piece: _Piece, file: IO[bytes] | Summed | None) -> int:
         """The checksum of a piece in the side file, which is copied to ``file``."""
         self._data.seek(piece.begin)
         found, left = 0, piece.nbytes
@@ -336,6 +341,38 @@ class _Piece:
     begin: int
     nbytes: int
     crc32: int
+
+
+def _placed(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, Place]:
+    """Where tensors lie, given their dtypes and shapes, in the order in which they are written."""
+    codes = ((name, code) for name, (code, _) in types.items())
+    places: dict[str, Place] = {}
+    at = 0
+    for name in types if compact else widest_first(codes):
+        code, shape = types[name]
+        places[name] = place_at(at, name, code, list(shape))
+        at = places[name].end
+    return places
+
+
+@contextmanager
+def _after_header(
+    file: IO[bytes],
+    places: Mapping[str, Place],
+    metadata: Mapping[str, str],
+    index: Mapping[str, Any],
+    compact: bool,
+) -> Iterator[IO[bytes] | Summed]:
+    """Write what stands before the tensors; give what they are to be written to."""
+    if not compact:
+        file.write(header_bytes(places, metadata, index))
+        yield file
+        return
+    head = compact_head(places, metadata, index)
+    with compact_file(
+        file, head, sum(place.end - place.begin for place in places.values())
+    ) as rest:
+        yield rest
 
 
 def _opened(path: str, *, keep: bool) -> IO[bytes]:

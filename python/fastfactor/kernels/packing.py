@@ -1,4 +1,4 @@
-"""Codes of a few bits each, packed: what codebooks are indexed with."""
+"""Integers of a few bits each, packed into bytes: codes into codebooks, counts, indices, masks."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ from .._records import refuse_array
 from ..errors import CorruptDataError
 from .runtime import thread_count
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+WIDTHS = (1, 2, 3, 4, 5, 6, 8)  # bits in which stored layers of Deep Compression are packed
+MAX_BITS = 16  # of a code
+MAX_FLAT_BITS = 32  # of an integer in a flat array
 MAX_CODEBOOKS = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PackedCodes:
-    """Codes of 1, 2, 3, 4, 5, 6 or 8 bits that stand for a dense matrix, packed into bytes.
+    """Codes of 1 to 16 bits that stand for a dense matrix, packed into bytes.
 
-    A code indexes a codebook of 2**n_bits vectors of length ``vector_dim``, and stands for that
-    many neighbours in a row of the matrix, which so has ``shape[1] / vector_dim`` codes. With
-    several codebooks (additive coding) every place has one code for each of them.
+    A code is an index into a codebook of 2**n_bits vectors of length ``vector_dim``. It stands for
+    that many adjacent entries in a row of the matrix, so a row has ``shape[1] / vector_dim`` codes.
+    With several codebooks (additive coding) every place has one code for each of them.
 
     Row ``i`` of ``data`` holds row ``i`` of the matrix: the codes for codebook 0, then those for
-    codebook 1, and so on, each codebook's beginning on a byte. From there, code ``j`` fills the
-    bits ``[j * n_bits, (j + 1) * n_bits)``, least significant bit first, where bit ``k`` is bit
-    ``k % 8`` (0 is the least significant) of byte ``k // 8``. Bits after the last code are zero.
+    codebook 1, and so on. The codes for each codebook begin with a new byte. From there, code ``j``
+    fills the bits ``[j * n_bits, (j + 1) * n_bits)``, least significant bit first, where bit ``k``
+    is bit ``k % 8`` (0 is the least significant) of byte ``k // 8``. Bits after the last code are
+    zero.
 
     Parameters
     ----------
-    data : bytes, or uint8 array of shape (shape[0], bytes a row)
-        A row has ``n_codebooks * ceil(shape[1] / vector_dim * n_bits / 8)`` bytes; any array or
-        bytes object of the right total is taken. Kept as a read-only copy of that shape.
+    data : bytes, or uint8 array of shape (shape[0], bytes per row)
+        A row has ``n_codebooks * ceil(shape[1] / vector_dim * n_bits / 8)`` bytes. Bytes and
+        1-D arrays of the right total size are accepted. Kept as a read-only copy of that shape.
     n_bits : int
-        Bits a code: 1, 2, 3, 4, 5, 6 or 8.
+        Bits of a code, 1 to 16; products (:func:`codebook_matmul`) accept up to 8.
     shape : (int, int)
-        Of the dense matrix, (out_features, in_features).
+        Shape of the dense matrix, (out_features, in_features).
     vector_dim : int
         Entries of the matrix that one code stands for; divides ``shape[1]``.
     n_codebooks : int
-        How many codes each place has, up to 256.
+        Number of codes for each place, up to 256.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument has a wrong type, or ``data`` a wrong size.
+        If an argument has a wrong type, or ``data`` a wrong size.
     CorruptDataError
-        Where bits after the last code of a row are not zero.
+        If bits after the last code of a row are not zero.
 
     Notes
     -----
-    Making one costs a copy. Without their codebook codes have no product: ``@`` is refused, and so
-    is ``np.asarray``, as both codes and bytes could be meant. ``==`` and ``hash`` go by identity.
-    Copies and pickles are checked and read-only, too. Every code is a valid index of a codebook of
-    2**n_bits entries, so there is nothing else that stored bytes could get wrong.
+    Construction costs a copy. ``@`` is refused, because codes have no product without a codebook,
+    and so is ``np.asarray``, which could mean the codes or the bytes. ``==`` and ``hash`` go by
+    identity. Copies and pickles are checked and read-only, too. Every code is a valid index into a
+    codebook of 2**n_bits entries, so stored bytes need no other checks.
 
     Examples
     --------
@@ -81,7 +84,7 @@ class PackedCodes:
     n_codebooks: int = 1
 
     def __post_init__(self) -> None:
-        n_bits = _check_width(self.n_bits)
+        n_bits = _checks.integer(self.n_bits, "n_bits", 1, MAX_BITS)
         shape = _checks.sparse_shape(self.shape, "shape")
         vector_dim = _check_vector_dim(self.vector_dim, shape[1])
         n_codebooks = _checks.integer(self.n_codebooks, "n_codebooks", 1, MAX_CODEBOOKS)
@@ -130,7 +133,7 @@ class PackedCodes:
         codes : array of shape (rows, n) or (n_codebooks, rows, n)
             Integers of any width or booleans in [0, 2**n_bits), any strides.
         n_bits : int
-            Bits a code: 1, 2, 3, 4, 5, 6 or 8.
+            Bits of a code, 1 to 16.
         vector_dim : int
             Entries of the matrix that one code stands for; the matrix is (rows, n · vector_dim).
         n_threads : int, optional
@@ -143,7 +146,7 @@ class PackedCodes:
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, and where a code does not fit.
+            For a wrong type or shape, and for a code that n_bits cannot hold.
 
         Notes
         -----
@@ -155,12 +158,8 @@ class PackedCodes:
         >>> fastfactor.PackedCodes.pack(np.arange(4).reshape(1, 4), 2).data
         array([[228]], dtype=uint8)
         """
-        n_bits = _check_width(n_bits)
-        array = codes if isinstance(codes, np.ndarray) else np.asarray(codes)
-        if array.dtype.kind not in "iub" or not array.dtype.isnative:
-            raise TypeError(
-                f"codes must be integers or booleans in native byte order, got {array.dtype}"
-            )
+        n_bits = _checks.integer(n_bits, "n_bits", 1, MAX_BITS)
+        array = _integers(codes, "codes")
         if array.ndim not in (2, 3):
             raise ValueError(f"codes must have 2 or 3 dimensions, got shape {array.shape}")
         array = array.reshape(1, *array.shape) if array.ndim == 2 else array
@@ -177,7 +176,7 @@ class PackedCodes:
         return packed
 
     def unpack(self, *, n_threads: int | None = None) -> Array:
-        """The codes, one a byte.
+        """Return the codes, one per element.
 
         Parameters
         ----------
@@ -186,7 +185,8 @@ class PackedCodes:
 
         Returns
         -------
-        uint8 array of shape (rows, n), or (n_codebooks, rows, n) where there are several
+        array of shape (rows, n), or (n_codebooks, rows, n) where there are several
+            uint8, or uint16 for codes of more than 8 bits.
         """
         codes = kernels.unpack_codes(
             self.data,
@@ -223,11 +223,106 @@ class PackedCodes:
         )
 
 
-def _check_width(n_bits: Any) -> int:
-    width = _checks.integer(n_bits, "n_bits", 1, 8)
-    if width not in WIDTHS:
-        raise ValueError(f"n_bits must be one of {', '.join(map(str, WIDTHS))}, got {width}")
-    return width
+def pack_bits(values: Any, n_bits: int, *, n_threads: int | None = None) -> Array:
+    """Pack integers of up to 32 bits each into bytes, least significant bit first.
+
+    The layout is that of one row of :class:`PackedCodes`. Everything that is stored in a fixed
+    number of bits is packed like this: codes, counts, indices, gaps and masks.
+
+    Parameters
+    ----------
+    values : array of shape (n,)
+        Integers of any width or booleans in [0, 2**n_bits).
+    n_bits : int
+        0 to 32; with 0 every value must be zero and takes no space.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    uint8 array of shape (packed_nbytes(n, n_bits),)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.kernels.packing import pack_bits, unpack_bits
+    >>> packed = pack_bits(np.array([1, 2, 511]), 9)
+    >>> packed.nbytes, unpack_bits(packed, 9, 3)
+    (4, array([  1,   2, 511], dtype=uint16))
+    """
+    n_bits = _checks.integer(n_bits, "n_bits", 0, MAX_FLAT_BITS)
+    array = _integers(values, "values")
+    if array.ndim != 1:
+        raise ValueError(f"values must have 1 dimension, got shape {array.shape}")
+    if n_bits == 0:
+        if array.any():
+            raise ValueError(f"values must be zero for n_bits = 0, got {array[array != 0][0]}")
+        return np.zeros(0, np.uint8)
+    packed: Array = kernels.pack_codes(array[None, None], n_bits, thread_count(n_threads))[0]
+    return packed
+
+
+def unpack_bits(data: Any, n_bits: int, n: int, *, n_threads: int | None = None) -> Array:
+    """Return the integers that :func:`pack_bits` packed.
+
+    Parameters
+    ----------
+    data : bytes, or uint8 array of shape (packed_nbytes(n, n_bits),)
+    n_bits : int
+        0 to 32, as packed.
+    n : int
+        Number of integers.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    array of shape (n,)
+        uint8 up to 8 bits, uint16 up to 16, else uint32.
+
+    Raises
+    ------
+    CorruptDataError
+        If ``data`` has a wrong size, or bits after the last integer are not zero.
+    """
+    n_bits = _checks.integer(n_bits, "n_bits", 0, MAX_FLAT_BITS)
+    array = np.ascontiguousarray(_checks.as_bytes(data, "data"))
+    expected = packed_nbytes(n, n_bits)
+    if array.size != expected:
+        raise CorruptDataError(
+            f"data must have {expected} bytes for {n} integers of {n_bits} bits, got {array.size}"
+        )
+    if n_bits == 0:
+        return np.zeros(n, np.uint8)
+    used = n * n_bits % 8
+    if used and array.flat[-1] >> used:
+        raise CorruptDataError(
+            f"data must have zeros after the last integer, got 0b{array.flat[-1]:08b} with "
+            f"{used} bits in use as the last byte"
+        )
+    numbers: Array = kernels.unpack_codes(
+        array, n_bits, books=1, rows=1, cols=n, n_threads=thread_count(n_threads)
+    )[0, 0]
+    return numbers
+
+
+def packed_nbytes(n: int, n_bits: int) -> int:
+    """Return how many bytes ``n`` integers of ``n_bits`` bits take, packed."""
+    return -(-n * n_bits // 8)
+
+
+def bits_for(n: int) -> int:
+    """Return how many bits each of the numbers 0, 1, …, n − 1 needs."""
+    return max(n - 1, 0).bit_length()
+
+
+def _integers(array: Any, name: str) -> Array:
+    result: Array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    if result.dtype.kind not in "iub" or not result.dtype.isnative:
+        raise TypeError(
+            f"{name} must be integers or booleans in native byte order, got {result.dtype}"
+        )
+    return result
 
 
 def _check_vector_dim(vector_dim: Any, columns: int) -> int:

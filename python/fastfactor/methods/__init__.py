@@ -6,6 +6,8 @@ rows, says what it takes and gives its arrays, in the same way.
 
 from .base import Method
 from .codebook.method import Codebook, CodebookFactors
+from .deep_compression.factors import DeepCompressionFactors
+from .deep_compression.method import DeepCompression
 from .dictionary.factors import DictionaryFactors
 from .dictionary.method import Dictionary
 from .entropy_coded.method import EntropyCoded, EntropyCodedFactors
@@ -29,6 +31,8 @@ __all__ = [
     "BlockProjectionFactors",
     "Codebook",
     "CodebookFactors",
+    "DeepCompression",
+    "DeepCompressionFactors",
     "Dictionary",
     "DictionaryFactors",
     "EntropyCoded",

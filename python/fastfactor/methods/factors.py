@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from .. import _checks
 from .._checks import Array
 from .._records import ArrayRecord
 from ..metrics import Metric, metric_for, relative_error
+from .forward import ArrayNamespace
 
 Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
@@ -81,11 +82,11 @@ class Factors(ArrayRecord, ABC):
         """What `linear` returns, for x of shape (batch, in_features), already checked."""
 
     @abstractmethod
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        """The same product of (batch, in) in an array library's own operations.
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        """Return the product of (batch, in) by an array library's own functions, for its gradients.
 
-        ``xp`` has matmul, take(array, ids, axis), reshape, transpose and what NumPy calls by these
-        names; ``tensors`` are those of `trainable`, as arrays of that library.
+        ``tensors`` are those of `trainable`. They and x are arrays of that library, of one floating
+        dtype and on one device, and so is what comes back.
         """
 
     # --- what follows
@@ -255,6 +256,11 @@ class Factors(ArrayRecord, ABC):
     def _own(self) -> list[tuple[str, Any]]:
         names = [f.name for f in fields(self) if f.name not in ("shape", "dtype")]
         return [(name, getattr(self, name)) for name in names]
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (shape[0], all else): how a tensor of any shape is compressed."""
+    return shape[0], prod(shape[1:])
 
 
 def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:

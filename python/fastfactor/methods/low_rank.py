@@ -14,6 +14,7 @@ from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from .base import Method
 from .factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from .forward import ArrayNamespace, transpose
 from .search import Problem, Size
 from .stored import stored_tensor
 
@@ -49,9 +50,9 @@ class LowRankFactors(Factors):
         result: Array = (x @ C.T) @ B.T
         return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        inner = xp.matmul(x, xp.transpose(tensors["C"]))
-        return xp.matmul(inner, xp.transpose(tensors["B"]))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        inner = xp.matmul(x, transpose(xp, tensors["C"]))
+        return xp.matmul(inner, transpose(xp, tensors["B"]))
 
     @classmethod
     def from_tensors(

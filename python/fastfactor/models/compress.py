@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from .._checks import Array
-from ..deep_compression import CodedLayer, CodedNetwork
-from ..files.checkpoint import Stored, is_coded_network, open_checkpoint
+from ..files.checkpoint import Stored, open_checkpoint
 from ..files.container import check_place
 from ..files.index import Entry, Path
 from ..files.store import Store, open_store
@@ -37,6 +33,7 @@ def compress_file(
     input_covariance: Path | None = None,
     dry_run: bool = False,
     resume: bool = False,
+    compact: bool = False,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> Report:
@@ -66,6 +63,8 @@ def compress_file(
     resume : bool
         Go on where an earlier run to this target ended, be it killed, and leave what is done if
         this one ends early.
+    compact : bool
+        Keep the file of a small model small, as :func:`fastfactor.store.save` does.
     progress : callable, optional
         Called as ``progress(name, done, total)`` before each tensor and once at the end, with an
         empty name; in bytes of the source.
@@ -125,7 +124,7 @@ def compress_file(
     _check_target(target, tuple(file for model in read if model for file in model.files))
     rows = [job.planned(name) for name in job.plan]
     if not dry_run:
-        rows = _compress(job, target, resume, progress)
+        rows = _compress(job, target, resume=resume, compact=compact, progress=progress)
     return Report(
         task="compress",
         source=os.fspath(source),
@@ -153,8 +152,7 @@ def decompress_file(
     Parameters
     ----------
     source : path
-        What :func:`compress_file`, :func:`fastfactor.store.save` or a Deep Compression network's
-        ``save`` wrote.
+        What :func:`compress_file` or :func:`fastfactor.store.save` wrote.
     target : path
         A safetensors file of plain tensors; one that is there is replaced when the new one is
         whole.
@@ -202,25 +200,27 @@ def decompress_file(
     start = time.perf_counter()
     thread_count(n_threads)
     _check_target(target, (os.fspath(source),))
-    parts = _network_parts(source) if is_coded_network(source) else _store_parts(source)
-    rows = {}
+    with open_store(source) as store:
+        entries = {name: store.info(name) for name in store}
+        metadata = store.metadata
+    rows = {name: _rebuilt_row(entry) for name, entry in entries.items()}
     job = fingerprint("decompress", [[os.fspath(source)]])
-    with _writer(target, parts.metadata, resume, job) as writer:
+    with _writer(target, metadata, resume, job) as writer:
         taken_up = set(writer)
-        sizes = [row.bytes_after or 0 for row in parts.rows.values()]
-        names = _with_progress(list(parts.rows), sizes, progress)
-        left = (name for name in names if name not in taken_up)
+        sizes = [row.bytes_after or 0 for row in rows.values()]
+        names = _with_progress(list(rows), sizes, progress)
+        left = (entries[name] for name in names if name not in taken_up)
         before = time.perf_counter()
-        for name, dense in parts.dense(left, n_threads):
-            writer.add(name, dense)
-            del dense  # before the next one is made
+        for entry, store in _entries(source, left):
+            writer.add(entry.name, store.to_dense(entry.name, n_threads=n_threads))
             now = time.perf_counter()
-            rows[name], before = replace(parts.rows[name], seconds=now - before), now
+            rows[entry.name] = replace(rows[entry.name], seconds=now - before)
+            before = now
     return Report(
         task="decompress",
         source=os.fspath(source),
         target=os.fspath(target),
-        rows=tuple(rows.get(name, row) for name, row in parts.rows.items()),
+        rows=tuple(rows.values()),
         file_bytes_before=os.path.getsize(source),
         file_bytes_after=os.path.getsize(target),
         seconds=time.perf_counter() - start,
@@ -228,10 +228,13 @@ def decompress_file(
     )
 
 
-def _compress(job: Job, target: Path, resume: bool, progress: Progress | None) -> list[TensorRow]:
+def _compress(
+    job: Job, target: Path, *, resume: bool, compact: bool, progress: Progress | None
+) -> list[TensorRow]:
     rows = {}
     tensors = job.checkpoint.tensors
-    with _writer(target, job.checkpoint.metadata, resume, job.fingerprint()) as writer:
+    metadata, job_text = job.checkpoint.metadata, job.fingerprint()
+    with _writer(target, metadata, resume, job_text, compact=compact) as writer:
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
@@ -248,71 +251,28 @@ def _compress(job: Job, target: Path, resume: bool, progress: Progress | None) -
     return [rows[name] for name in tensors]
 
 
-def _writer(target: Path, metadata: dict[str, str], resume: bool, job: str) -> Writer:
+def _writer(
+    target: Path, metadata: dict[str, str], resume: bool, job: str, *, compact: bool = False
+) -> Writer:
     if resume and left_behind(target) not in (None, job):
         raise ValueError(
             f"resume must go on with the source and settings that {os.fspath(target)}.journal "
             "began with, got others; without resume it begins anew"
         )
-    return Writer(target, metadata=metadata, resume=resume, job=job)
+    return Writer(target, metadata=metadata, resume=resume, job=job, compact=compact)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What is in a compressed file: a row for each tensor, and how some of them are rebuilt."""
-
-    rows: dict[str, TensorRow]
-    metadata: dict[str, str]
-    dense: Callable[[Iterable[str], int | None], Iterator[tuple[str, Array]]]
-
-
-def _store_parts(source: Path) -> _Parts:
-    with open_store(source) as store:
-        entries = {name: store.info(name) for name in store}
-        metadata = store.metadata
-
-    def dense(names: Iterable[str], n_threads: int | None) -> Iterator[tuple[str, Array]]:
-        for entry, store in _entries(source, (entries[name] for name in names)):
-            yield entry.name, store.to_dense(entry.name, n_threads=n_threads)
-
-    rows = {
-        name: _rebuilt_row(name, entry.kind, Stored(entry.shape, entry.dtype), entry.nbytes)
-        for name, entry in entries.items()
-    }
-    return _Parts(rows, metadata, dense)
-
-
-def _network_parts(source: Path) -> _Parts:
-    """The layers and plain tensors of Deep Compression; these networks are small."""
-    network = CodedNetwork.load(source)
-    values: dict[str, CodedLayer | Array] = {**network.layers, **network.plain}
-
-    def dense(names: Iterable[str], n_threads: int | None) -> Iterator[tuple[str, Array]]:
-        for name in names:
-            value = values[name]
-            yield name, value.to_dense() if isinstance(value, CodedLayer) else value
-
-    rows = {}
-    for name, value in values.items():
-        if isinstance(value, CodedLayer):
-            kind, dtype = "deep_compression", np.dtype(np.float32)
-        else:
-            kind, dtype = "plain", value.dtype
-        rows[name] = _rebuilt_row(name, kind, Stored(value.shape, dtype), value.nbytes)
-    return _Parts(rows, {}, dense)
-
-
-def _rebuilt_row(name: str, kind: str, stored: Stored, nbytes: int) -> TensorRow:
-    plain = kind == "plain"
+def _rebuilt_row(entry: Entry) -> TensorRow:
+    plain = entry.kind == "plain"
     return TensorRow(
-        name=name,
-        shape=stored.shape,
-        dtype=stored.dtype.name,
-        method=KEEP if plain else kind,
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.dtype.name,
+        method=KEEP if plain else entry.kind,
         settings={},
         reason="plain" if plain else "",
-        bytes_before=nbytes,
-        bytes_after=stored.nbytes,
+        bytes_before=entry.nbytes,
+        bytes_after=Stored(entry.shape, entry.dtype).nbytes,
         relative_error=None,
         seconds=None,
     )

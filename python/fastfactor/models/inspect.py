@@ -6,9 +6,7 @@ import math
 import os
 from typing import Any
 
-from ..deep_compression import CodedNetwork
 from ..errors import CorruptDataError
-from ..files.checkpoint import is_coded_network
 from ..files.index import Path
 from ..files.store import Store
 from ..methods.factors import Factors
@@ -18,8 +16,6 @@ from .report import Table
 
 def inspect_file(path: Path, *, verify: bool = False) -> Table:
     """A row for each tensor: its kind, shape, dtype, size and how it is stored.
-
-    For a Deep Compression network, a row for each layer with the columns of the paper's tables.
 
     Parameters
     ----------
@@ -42,8 +38,6 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     OSError
         Where it cannot be read.
     """
-    if is_coded_network(path):
-        return _network_table(path)
     model = open_tensors(path)
     if isinstance(model, Store):
         with model as store:
@@ -100,34 +94,6 @@ def _verify(store: Store) -> None:
             except CorruptDataError as error:
                 raise CorruptDataError(f"entry {name!r}: {error}") from error
         store.release()
-
-
-def _network_table(path: Path) -> Table:
-    network = CodedNetwork.load(path)
-    rows = network.rows()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    records = [{name: row.get(name) for name in names} for row in rows]
-    headings = {
-        "name": "layer",
-        "weights": "weights",
-        "kept": "kept",
-        "code_bits": "bits",
-        "code_bits_coded": "coded",
-        "gap_bits": "gap bits",
-        "gap_bits_coded": "coded",
-        "bytes_dense": "dense",
-        "bytes": "bytes",
-    }
-    file_nbytes = os.path.getsize(path)
-    totals = {
-        "path": os.fspath(path),
-        "n_layers": len(network.layers),
-        "bytes": network.nbytes,
-        "file_bytes": file_nbytes,
-        "verified": True,
-    }
-    summary = f"Deep Compression, {len(network.layers)} layers in {file_nbytes:,} bytes; verified"
-    return Table(os.fspath(path), records, headings, totals, summary)
 
 
 def _entry_record(store: Store, name: str) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
-from ...kernels.codebooks import codebook_matmul, codebook_rows
-from ...kernels.packing import MAX_CODEBOOKS, WIDTHS, PackedCodes
+from ...kernels.codebooks import MAX_CODE_BITS, codebook_matmul, codebook_rows
+from ...kernels.packing import MAX_CODEBOOKS, PackedCodes, packed_nbytes
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import ROWS_AT_ONCE, Config, Factors, Tensors, check_ids
+from ..forward import ArrayNamespace, constant, transpose
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .cells import CodebookSettings, find_codes
@@ -69,13 +70,13 @@ class CodebookFactors(Factors):
             result[:, first:last] = x @ self._rows(np.arange(first, last), n_threads).T
         return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         vectors = xp.reshape(tensors["codebook"], (-1, self.packed.vector_dim))
         W = None
         for places in self._places:
-            part = xp.reshape(xp.take(vectors, places, axis=0), self.shape)
+            part = xp.take(vectors, constant(xp, places, x), axis=0)
             W = part if W is None else W + part
-        return xp.matmul(x, xp.transpose(W))
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"codes": self.packed.data, "codebook": self.codebook}
@@ -96,19 +97,17 @@ class CodebookFactors(Factors):
         shape: tuple[int, int],
         dtype: np.dtype[Any],
     ) -> CodebookFactors:
-        n_bits = stored_number(config, "n_bits", 1, 8)
+        n_bits = stored_number(config, "n_bits", 1, MAX_CODE_BITS)
         # Where there are no columns any length fits them, and the tables say whether it is theirs.
         vector_dim = stored_number(config, "vector_dim", 1, shape[1] or 2**31 - 1)
         n_codebooks = stored_number(config, "n_codebooks", 1, MAX_CODEBOOKS)
         group_size = stored_number(config, "group_size", 0, max(shape[1] - 1, 0))
-        if n_bits not in WIDTHS:
-            raise CorruptDataError(f"'n_bits' must be one of {_listed(WIDTHS)}, got {n_bits}")
         if shape[1] % vector_dim or group_size % vector_dim:
             raise CorruptDataError(
                 f"'vector_dim' must divide the columns and 'group_size', {shape[1]} and "
                 f"{group_size}, got {vector_dim}"
             )
-        segment = -(-(shape[1] // vector_dim) * n_bits // 8)
+        segment = packed_nbytes(shape[1] // vector_dim, n_bits)
         codes = stored_tensor(tensors, "codes", ("uint8",), (shape[0], n_codebooks * segment))
         sharing = Sharing(shape, vector_dim, False, group_size)
         rank = 2 + (n_codebooks > 1) + (group_size > 0)
@@ -149,8 +148,8 @@ class Codebook(Method):
     Parameters
     ----------
     n_bits : int, optional
-        Bits of a code: 1, 2, 3, 4, 5, 6 or 8. A weight takes ``n_bits · n_codebooks / vector_dim``
-        bits, tables apart.
+        Bits of a code, 1 to 8. A weight takes ``n_bits · n_codebooks / vector_dim`` bits, tables
+        apart.
     vector_dim : int
         Neighbours in a row that a code stands for; divides the columns of W.
     granularity : {"tensor", "row"}
@@ -234,7 +233,7 @@ class Codebook(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_bits is not None:
-            check_n_bits(self.n_bits)
+            _checks.integer(self.n_bits, "n_bits", 1, MAX_CODE_BITS)
         _checks.integer(self.vector_dim, "vector_dim", 1)
         _checks.choice(self.granularity, "granularity", ("tensor", "row"))
         if self.group_size is not None:
@@ -285,12 +284,12 @@ class Codebook(Method):
         )
 
     def _levels(self, problem: Problem) -> Sequence[int]:
-        return WIDTHS if problem.W.size else ()
+        return range(1, MAX_CODE_BITS + 1) if problem.W.size else ()
 
     def _size(self, problem: Problem) -> Size:
         W, n_bits = problem.W, self.n_bits or 1
         tables = prod(self._sharing(W.shape).table_shape(self.n_codebooks, 2**n_bits))
-        segment = -(-(W.shape[1] // self.vector_dim) * n_bits // 8)
+        segment = packed_nbytes(W.shape[1] // self.vector_dim, n_bits)
         codes = W.shape[0] * self.n_codebooks * segment
         return Size(codes + tables * self._table_dtype(W.dtype).itemsize, exact=True)
 
@@ -323,14 +322,6 @@ def _improved_for_outputs(
     return improve_outputs(outputs, starts)
 
 
-def check_n_bits(value: Any) -> int:
-    """Bits of a code that codes can be packed in."""
-    n_bits = _checks.integer(value, "n_bits", 1, 8)
-    if n_bits not in WIDTHS:
-        raise ValueError(f"n_bits must be one of {_listed(WIDTHS)}, got {n_bits}")
-    return n_bits
-
-
 def table_dtype(name: str | None, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What a table is held in: the dtype named, else W's, float32 for float64."""
     if name is None:
@@ -346,7 +337,3 @@ def check_range(W: Array, dtype: np.dtype[Any]) -> None:
     largest = max(float(W.max(initial=0)), -float(W.min(initial=0)))
     if largest > limit:
         raise ValueError(f"W must be within ±{limit:.6g} for tables of {dtype}, got ±{largest:.6g}")
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

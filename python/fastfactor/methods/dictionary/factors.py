@@ -12,8 +12,10 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
+from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR, spmm
 from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_number, stored_tensor
 
 # Inputs at once: what atoms answer to them stays in cache.
@@ -72,15 +74,16 @@ class DictionaryFactors(Factors):
             result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
         return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        values, dictionary = tensors["values"], tensors["dictionary"]
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         if len(self.values) == 0:
-            return xp.matmul(x[:, :0], xp.reshape(values, (0, self.shape[0])))
-        W = 0.0
-        for there, which, atom in self._slots:
-            value = xp.where(there, xp.take(values, which, axis=0), 0.0)
-            W = W + xp.reshape(value, (-1, 1)) * xp.take(dictionary, atom, axis=0)
-        return xp.matmul(x, xp.transpose(xp.reshape(W, self.shape)))
+            return xp.matmul(x[:, :0], xp.reshape(tensors["values"], (0, self.shape[0])))
+        values, W = with_zero(xp, tensors["values"]), None
+        for slot in self._slots:
+            which, atom = (constant(xp, ids, x) for ids in slot)
+            value = xp.reshape(xp.take(values, which, axis=0), (-1, 1))
+            part = value * xp.take(tensors["dictionary"], atom, axis=0)
+            W = part if W is None else W + part
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         found = super().tensors()
@@ -107,17 +110,18 @@ class DictionaryFactors(Factors):
         count = stored_number(config, "count", 0, block_size if count_bits == 0 else 0)
         dictionary = stored_tensor(tensors, "dictionary", FLOAT_NAMES, (None, block_size))
         if count_bits:
-            counts = stored_tensor(tensors, "counts", ("uint8",), (-(-n * count_bits // 8),))
-            each = unpack(counts, count_bits, n)
+            counts_nbytes = packed_nbytes(n, count_bits)
+            counts = stored_tensor(tensors, "counts", ("uint8",), (counts_nbytes,))
+            each = unpack_bits(counts, count_bits, n)
             if (each > block_size).any():
                 raise CorruptDataError(f"'counts' must be at most {block_size}, got {each.max()}")
-            total = int(each.sum())
+            total = int(each.sum(dtype=np.int64))
         else:
             counts, total = np.zeros(0, np.uint8), n * count
         values = stored_tensor(tensors, "values", FLOAT_NAMES, (total,))
         bits = bits_for(len(dictionary))
-        indices = stored_tensor(tensors, "indices", ("uint8",), (-(-total * bits // 8),))
-        atoms = unpack(indices, bits, total)
+        indices = stored_tensor(tensors, "indices", ("uint8",), (packed_nbytes(total, bits),))
+        atoms = unpack_bits(indices, bits, total)
         if total and int(atoms.max()) >= len(dictionary):
             raise CorruptDataError(
                 f"'indices' must be less than {len(dictionary)}, got {atoms.max()}"
@@ -148,9 +152,9 @@ class DictionaryFactors(Factors):
         n = self.shape[0] * (self.shape[1] // self._block_size)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:
-            np.cumsum(unpack(self.counts, self.count_bits, n), out=indptr[1:])
+            np.cumsum(unpack_bits(self.counts, self.count_bits, n), out=indptr[1:])
         n_atoms = len(self.dictionary)
-        atoms = unpack(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
+        atoms = unpack_bits(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
         values = self.values.astype(_checks.result_dtype(self.values))
         return CSR(values, atoms, indptr, (n, n_atoms))
 
@@ -166,34 +170,16 @@ class DictionaryFactors(Factors):
         return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
 
     @cached_property
-    def _slots(self) -> list[tuple[Array, Array, Array]]:
-        """For the first, second, … value of every block: whether it is there, and its atom."""
+    def _slots(self) -> list[tuple[Array, Array]]:
+        """The number of the first, second, … value of every block, and its atom.
+
+        Where a block has no such value, the number is that after the last and the atom any.
+        """
         codes = self._codes
         counts = np.diff(codes.indptr)
         slots = []
         for slot in range(int(counts.max(initial=0))):
-            there = counts > slot
-            which = np.where(there, codes.indptr[:-1] + slot, 0)
-            slots.append((there, which, codes.indices[which].astype(np.int64)))
+            which = codes.indptr[:-1] + slot
+            atom = codes.indices[np.minimum(which, len(codes.indices) - 1)].astype(np.int64)
+            slots.append((np.where(counts > slot, which, len(codes.indices)), atom))
         return slots
-
-
-def bits_for(n: int) -> int:
-    """That tell n things apart."""
-    return max(n - 1, 0).bit_length()
-
-
-def pack(numbers: Array, bits: int) -> Array:
-    """uint8, ``bits`` for each number, least significant first."""
-    places = np.arange(bits, dtype=np.int64)
-    each = (numbers.astype(np.int64)[:, None] >> places & 1).astype(np.uint8)
-    return np.packbits(each.reshape(-1), bitorder="little")
-
-
-def unpack(packed: Array, bits: int, n: int) -> Array:
-    """The inverse of `pack`, int64."""
-    each = np.unpackbits(packed, bitorder="little")[: n * bits].reshape(n, bits)
-    numbers = np.zeros(n, np.int64)
-    for place in range(bits):
-        numbers |= each[:, place].astype(np.int64) << place
-    return numbers

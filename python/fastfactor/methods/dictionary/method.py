@@ -10,6 +10,7 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
+from ...kernels.packing import bits_for, pack_bits, packed_nbytes
 from ...kernels.sparse import CSR
 from ...learning.code_exchange import improved
 from ...learning.dictionary_learning import check_exchange, coder, learn_dictionary
@@ -18,7 +19,7 @@ from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors
 from ..search import Problem, Size, n_fitting
-from .factors import DictionaryFactors, bits_for, pack
+from .factors import DictionaryFactors
 from .refit import refit, refit_values, whitening
 
 MAX_ATOMS = 256  # by default: an index of a byte
@@ -189,7 +190,7 @@ class Dictionary(Method):
             return None
         n = problem.W.size // self._block_size(problem.W)
         # Where a block needs fewer, all say how many they have.
-        counts = -(-n * self._max_values(problem.W).bit_length() // 8)
+        counts = packed_nbytes(n, self._max_values(problem.W).bit_length())
         return Size(self._even_nbytes(problem.W) + counts, exact=False)
 
     def _max_values(self, W: Array) -> int:
@@ -206,7 +207,7 @@ class Dictionary(Method):
             W.itemsize if name is None else _checks.dtype_named(name).itemsize
             for name in (self.value_dtype, self.dictionary_dtype)
         )
-        indices = -(-n * count * bits_for(n_atoms) // 8)
+        indices = packed_nbytes(n * count, bits_for(n_atoms))
         return n_atoms * block_size * atom + n * count * value + indices
 
     def _search(self, problem: Problem) -> Factors:
@@ -329,8 +330,8 @@ class Dictionary(Method):
         return DictionaryFactors(
             dictionary=dictionary,
             values=self._rounded(codes.data, W, "value_dtype"),
-            indices=pack(codes.indices, bits_for(n_atoms)),
-            counts=pack(counts, count_bits),
+            indices=pack_bits(codes.indices, bits_for(n_atoms)),
+            counts=pack_bits(counts, count_bits) if count_bits else np.zeros(0, np.uint8),
             count_bits=count_bits,
             count=int(counts[0]) if even else 0,
             shape=(W.shape[0], W.shape[1]),

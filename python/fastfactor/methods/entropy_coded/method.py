@@ -17,6 +17,7 @@ from ...kernels.trellis import MAX_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
 from ..base import Method
 from ..factors import Config, Factors, check_ids, narrowed
+from ..forward import ArrayNamespace, constant, transpose
 from ..search import Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
@@ -93,11 +94,11 @@ class EntropyCodedFactors(Factors):
             result[:, first : first + len(values)] = inner @ values.T
         return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         W = np.empty(self.shape, np.float32)
         for first, values in self._spans(None):
             W[first : first + len(values)] = _times(values, self._basis.T)
-        return xp.matmul(x, xp.transpose(xp.multiply(tensors["step"], W)))
+        return xp.matmul(x, transpose(xp, tensors["step"] * constant(xp, W, x)))
 
     def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         spans = self._spans(n_threads)

@@ -12,13 +12,13 @@ from ... import _checks
 from ..._checks import Array
 from ..._records import ArrayRecord
 from ...errors import CorruptDataError
-from ...kernels.packing import PackedCodes
+from ...kernels.gaps import gap_decode, gap_encode
+from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR
 from ..factors import Config, Tensors
 from ..stored import stored_number, stored_tensor
 
-# Of a gap. Packed codes have 8 bits at most: of wider ones the low bytes come first, in one piece.
-GAP_BITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
+MAX_GAP_BITS = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +33,9 @@ class KeptPlaces(ArrayRecord):
         A bit for each block, least significant first, zeros after the last. Or, where that is less,
         how many blocks lie between each that is kept and the one before (the beginning of the
         first), and between the last and the end. Such a gap is an entry of ``gap_bits`` bits; all
-        of them set mean that so many are passed, and the gap goes on in the next entry.
+        of them set mean that so many are passed, and the gap goes on in the next entry
+        (:func:`fastfactor.gap_encode` with ``escape``). Entries are packed from the lowest bit of a
+        byte up; of entries wider than a byte the low bytes come first, then what is left of each.
     gap_bits : int
         0 where there is a bit for each block.
     n_entries : int
@@ -57,21 +59,21 @@ class KeptPlaces(ArrayRecord):
         # A block that is larger than the matrix is the matrix.
         block = min(block[0], max(shape[0], 1)), min(block[1], max(shape[1], 1))
         of_blocks = np.ascontiguousarray(mask[:: block[0], :: block[1]])
-        gaps = np.diff(np.flatnonzero(of_blocks), prepend=-1, append=of_blocks.size) - 1
-        gap_bits, n_entries = _best_width(gaps)
-        if _gap_bytes(n_entries, gap_bits) < -(-of_blocks.size // 8):
-            entries = _entries(gaps, gap_bits, n_entries)
-            return cls(_pack(entries, gap_bits), gap_bits, n_entries, block, shape)
-        bits = np.packbits(of_blocks.reshape(-1), bitorder="little")
-        return cls(bits, 0, 0, block, shape)
+        size = of_blocks.size
+        ends = np.append(np.flatnonzero(of_blocks), size)
+        coded = gap_encode(ends, size=size + 1, value_bits=0, escape=True)
+        if packed_nbytes(coded.gaps.size, coded.gap_bits) < packed_nbytes(size, 1):
+            packed = _pack(coded.gaps, coded.gap_bits)
+            return cls(packed, coded.gap_bits, coded.gaps.size, block, shape)
+        return cls(pack_bits(of_blocks.reshape(-1), 1), 0, 0, block, shape)
 
     @staticmethod
     def most_nbytes(n_kept: int, n_blocks: int) -> int:
         """The most that `positions` takes, wherever so many blocks of so many are."""
-        sizes = [-(-n_blocks // 8)]
-        for gap_bits in GAP_BITS:
-            passing = (n_blocks - n_kept) // ((1 << gap_bits) - 1)
-            sizes.append(_gap_bytes(n_kept + 1 + passing, gap_bits))
+        sizes = [packed_nbytes(n_blocks, 1)]
+        for gap_bits in range(1, MAX_GAP_BITS + 1):
+            escapes = (n_blocks - n_kept) // ((1 << gap_bits) - 1)
+            sizes.append(packed_nbytes(n_kept + 1 + escapes, gap_bits))
         return min(sizes)
 
     def places(self) -> Array:
@@ -123,9 +125,7 @@ class KeptPlaces(ArrayRecord):
     ) -> KeptPlaces:
         """The inverse of `tensors` and `config`; `places` and `n_kept` check the rest."""
         positions = stored_tensor(tensors, "positions", ("uint8",), (None,))
-        gap_bits = stored_number(config, "gap_bits", 0, GAP_BITS[-1])
-        if gap_bits not in (0, *GAP_BITS):
-            raise CorruptDataError(f"'gap_bits' must be 0 or one of {GAP_BITS}, got {gap_bits}")
+        gap_bits = stored_number(config, "gap_bits", 0, MAX_GAP_BITS)
         n_entries = stored_number(config, "n_entries", 0, 8 * positions.size if gap_bits else 0)
         block = (
             stored_number(config, "block_rows", 1, max(shape[0], 1)),
@@ -136,30 +136,16 @@ class KeptPlaces(ArrayRecord):
     def _blocks(self) -> Array:
         """Which blocks are kept."""
         size = -(-self.shape[0] // self.block[0]) * -(-self.shape[1] // self.block[1])
-        expected = _gap_bytes(self.n_entries, self.gap_bits) if self.gap_bits else -(-size // 8)
-        if self.positions.size != expected:
-            raise CorruptDataError(
-                f"tensor 'positions' must have {expected} bytes, got {self.positions.size}"
-            )
         if not self.gap_bits:
-            bits = np.unpackbits(self.positions, bitorder="little")
-            if bits[size:].any():
-                raise CorruptDataError("tensor 'positions' must have zeros after its last bit")
-            return np.flatnonzero(bits[:size])
-        entries = _unpack(self.positions, self.gap_bits, self.n_entries)
-        passing = entries == (1 << self.gap_bits) - 1
-        ends = entries.astype(np.int64)
-        ends += ~passing
-        np.cumsum(ends, out=ends)
-        ends -= 1
-        kept: Array = ends[~passing]
-        last_passes = self.n_entries == 0 or bool(passing[-1])
-        if last_passes or int(kept[-1]) != size:
-            reached = 0 if self.n_entries == 0 else int(ends[-1])
+            return np.flatnonzero(unpack_bits(self.positions, 1, size))
+        gaps = _unpack(self.positions, self.gap_bits, self.n_entries)
+        ends = gap_decode(gaps, self.gap_bits, size + 1, escape=True)
+        if ends.size == 0 or int(ends[-1]) != size:
+            reached = int(ends[-1]) if ends.size else 0
             raise CorruptDataError(
                 f"tensor 'positions' must lead to the end of the matrix, {size}, got {reached}"
             )
-        return kept[:-1]
+        return ends[:-1]
 
 
 def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
@@ -168,6 +154,13 @@ def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
     narrow = shape[1] <= np.iinfo(np.int32).max
     columns = (places % max(shape[1], 1)).astype(np.int32 if narrow else np.int64)
     return CSR(values.astype(_checks.result_dtype(values), copy=False), columns, indptr, shape)
+
+
+def dense_order(places: Array, numbers: Array, other: int, shape: tuple[int, int]) -> Array:
+    """Return the numbers at these places of a matrix and ``other`` elsewhere: int64, in C order."""
+    order = np.full(shape[0] * shape[1], other, np.int64)
+    order[places] = numbers
+    return order
 
 
 def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
@@ -181,44 +174,15 @@ def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
     return found.reshape(*ids.shape, matrix.shape[1])
 
 
-def _best_width(gaps: Array) -> tuple[int, int]:
-    """Bits of an entry, and how many entries there then are, for the least bytes."""
-    widest = (1 << GAP_BITS[-1]) - 1
-    counts = np.bincount(gaps[gaps < widest])
-    sizes, wide = np.arange(len(counts)), gaps[gaps >= widest]
-    sums = []
-    for gap_bits in GAP_BITS:
-        longest = (1 << gap_bits) - 1
-        passing = int((sizes // longest) @ counts) + int((wide // longest).sum())
-        sums.append((_gap_bytes(gaps.size + passing, gap_bits), gap_bits, gaps.size + passing))
-    return min(sums)[1:]
-
-
-def _entries(gaps: Array, gap_bits: int, n_entries: int) -> Array:
-    longest = (1 << gap_bits) - 1
-    passing, rest = np.divmod(gaps, longest)
-    entries = np.full(n_entries, longest, np.uint16)
-    entries[np.cumsum(passing + 1) - 1] = rest
-    return entries
-
-
-def _gap_bytes(n_entries: int, gap_bits: int) -> int:
-    whole, rest = divmod(gap_bits, 8) if gap_bits > 8 else (0, gap_bits)
-    return n_entries * whole + -(-n_entries * rest // 8)
-
-
-def _pack(entries: Array, gap_bits: int) -> Array:
+def _pack(gaps: Array, gap_bits: int) -> Array:
     if gap_bits <= 8:
-        packed: Array = PackedCodes.pack(entries[None], gap_bits).data[0]
-        return packed
-    low = (entries & 0xFF).astype(np.uint8)
-    return np.concatenate([low, _pack(entries >> 8, gap_bits - 8)])
+        return pack_bits(gaps, gap_bits)
+    return np.concatenate([(gaps & 0xFF).astype(np.uint8), pack_bits(gaps >> 8, gap_bits - 8)])
 
 
 def _unpack(data: Array, gap_bits: int, n_entries: int) -> Array:
     if gap_bits <= 8:
-        entries: Array = PackedCodes(data, gap_bits, (1, n_entries)).unpack()[0]
-        return entries
-    high = _unpack(data[n_entries:], gap_bits - 8, n_entries).astype(np.uint16)
-    wide: Array = data[:n_entries] | (high << np.uint16(8))
+        return unpack_bits(data, gap_bits, n_entries)
+    high = unpack_bits(data[n_entries:], gap_bits - 8, n_entries).astype(np.uint16)
+    wide: Array = data[:n_entries] | high << np.uint16(8)
     return wide

@@ -22,9 +22,10 @@ from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius
 from ..base import Method
 from ..factors import Config, Factors, Tensors, check_ids
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..search import Problem, Size
 from ..stored import stored_tensor
-from .kept_places import KeptPlaces, csr_rows, kept_csr
+from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
 
 MAX_LEVELS = 1 << 16
 
@@ -53,12 +54,9 @@ class PruneFactors(Factors):
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         return spmm(self._matrix, x.T, n_threads=n_threads).T
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        values = tensors["values"]
-        if len(self.values) == 0:
-            return xp.matmul(x[:, :0], xp.reshape(values, (0, self.shape[0])))
-        mask, order = self._dense_order
-        return xp.matmul(x, xp.transpose(xp.where(mask, xp.take(values, order, axis=0), 0.0)))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        W = xp.take(with_zero(xp, tensors["values"]), constant(xp, self._dense_order, x), axis=0)
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"values": self.values, **self.kept.tensors()}
@@ -83,9 +81,10 @@ class PruneFactors(Factors):
         return kept_csr(self.kept.places(), self.values, self.shape)
 
     @cached_property
-    def _dense_order(self) -> tuple[Array, Array]:
-        """Where W is not zero, and for each place which value it has (if it has one)."""
-        return dense_order(self.kept)
+    def _dense_order(self) -> Array:
+        """For each place of W which value it has, and the number after the last where none."""
+        n = self.values.size
+        return dense_order(self.kept.places(), np.arange(n), n, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +183,7 @@ class Prune(Method):
                 )
 
     def _compress(self, problem: Problem) -> Factors:
-        mask = self._mask(problem)
+        mask = self.mask_of(problem)
         return PruneFactors(
             values=problem.W[mask],
             kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
@@ -192,8 +191,8 @@ class Prune(Method):
             dtype=problem.W.dtype,
         )
 
-    def _mask(self, problem: Problem) -> Array:
-        """bool of W's shape: what is kept."""
+    def mask_of(self, problem: Problem) -> Array:
+        """Return which weights are kept, bool of W's shape; no ratio or max_error may be set."""
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)
@@ -286,16 +285,6 @@ class _Sparsities(Sequence[float]):
     def __getitem__(self, index: Any) -> Any:
         kept = -(-(index + 1) * self.n // len(self))
         return 1 - kept / self.n
-
-
-def dense_order(kept: KeptPlaces) -> tuple[Array, Array]:
-    """bool and int64 of the matrix's shape: what is kept, and its number among what is kept."""
-    places = kept.places()
-    mask = np.zeros(kept.shape, np.bool_)
-    mask.reshape(-1)[places] = True
-    order = np.zeros(kept.shape, np.int64)
-    order.reshape(-1)[places] = np.arange(places.size)
-    return mask, order
 
 
 def _weighted(W: Array, importance: Array) -> Array:

@@ -12,18 +12,20 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
+from ...kernels.codebooks import MAX_CODE_BITS
 from ...kernels.gaps import gap_encode
-from ...kernels.packing import WIDTHS, PackedCodes
+from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.scalar_clustering import kmeans1d
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..base import Method
-from ..codebook.method import TABLE_DTYPES, check_n_bits, check_range, table_dtype
+from ..codebook.method import TABLE_DTYPES, check_range, table_dtype
 from ..factors import Config, Factors, Tensors, check_ids
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
-from .kept_places import KeptPlaces, csr_rows, kept_csr
-from .prune import Prune, dense_order
+from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
+from .prune import Prune
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -33,7 +35,7 @@ class PruneCodebookFactors(Factors):
     Attributes
     ----------
     codes : uint8 array
-        ``n_bits`` a code, packed as one row of :class:`fastfactor.PackedCodes`, in C order.
+        ``n_bits`` a code, packed like one row of :class:`fastfactor.PackedCodes`, in C order.
     codebook : array of shape (2**n_bits, 1)
         float16, bfloat16 or float32; one of its values is zero.
     kept : KeptPlaces
@@ -57,11 +59,11 @@ class PruneCodebookFactors(Factors):
             return spmm(self._matrix, x.T, n_threads=n_threads).T
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        mask, order = self._dense_order
-        table = xp.reshape(tensors["codebook"], (-1,))
-        # By the mask, not by the table's zero: training may move that.
-        return xp.matmul(x, xp.transpose(xp.where(mask, xp.take(table, order, axis=0), 0.0)))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        # What is not kept has a zero of its own: training may move the table's.
+        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
+        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"codes": self.codes, "codebook": self.codebook, **self.kept.tensors()}
@@ -77,13 +79,11 @@ class PruneCodebookFactors(Factors):
         shape: tuple[int, int],
         dtype: np.dtype[Any],
     ) -> PruneCodebookFactors:
-        n_bits = stored_number(config, "n_bits", 1, 8)
-        if n_bits not in WIDTHS:
-            raise CorruptDataError(f"'n_bits' must be one of {WIDTHS}, got {n_bits}")
+        n_bits = stored_number(config, "n_bits", 1, MAX_CODE_BITS)
         kept = KeptPlaces.from_tensors(tensors, config, shape)
         n_kept = kept.n_kept()
-        codes = stored_tensor(tensors, "codes", ("uint8",), (-(-n_kept * n_bits // 8),))
-        PackedCodes(codes, n_bits, (1, n_kept))  # says what is wrong with its bytes
+        codes = stored_tensor(tensors, "codes", ("uint8",), (packed_nbytes(n_kept, n_bits),))
+        unpack_bits(codes, n_bits, n_kept)  # says what is wrong with its bytes
         codebook = stored_tensor(tensors, "codebook", TABLE_DTYPES, (2**n_bits, 1))
         table = codebook.astype(np.float32)
         if not np.isfinite(table).all() or (table != 0).all():
@@ -105,8 +105,7 @@ class PruneCodebookFactors(Factors):
         return SparseCodes(codes, coded.gaps, coded.gap_bits, self.codebook, self.shape)
 
     def _labels(self, n_kept: int) -> Array:
-        labels: Array = PackedCodes(self.codes, self.n_bits, (1, n_kept)).unpack()[0]
-        return labels
+        return unpack_bits(self.codes, self.n_bits, n_kept)
 
     @cached_property
     def _matrix(self) -> CSR:
@@ -115,11 +114,10 @@ class PruneCodebookFactors(Factors):
         return kept_csr(places, values, self.shape)
 
     @cached_property
-    def _dense_order(self) -> tuple[Array, Array]:
-        """What is kept, and for each place which value of the table it has (if it has one)."""
-        mask, order = dense_order(self.kept)
-        order[mask] = self._labels(int(mask.sum()))
-        return mask, order
+    def _dense_order(self) -> Array:
+        """For each place of W which value of the table it has, and the number after the last."""
+        places = self.kept.places()
+        return dense_order(places, self._labels(places.size), 2**self.n_bits, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ class PruneCodebook(Prune):
     sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
         What is kept, as in :class:`Prune`.
     n_bits : int
-        Bits of a code: 1, 2, 3, 4, 5, 6 or 8. Of the table's 2**n_bits values one is zero.
+        Bits of a code, 1 to 8. Of the table's 2**n_bits values one is zero.
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
         Of the table. Unless given, W's, and float32 for float64.
     ratio, max_error : float, optional
@@ -169,18 +167,17 @@ class PruneCodebook(Prune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_n_bits(self.n_bits)
+        _checks.integer(self.n_bits, "n_bits", 1, MAX_CODE_BITS)
         if self.codebook_dtype is not None:
             _checks.choice(self.codebook_dtype, "codebook_dtype", TABLE_DTYPES)
 
     def _compress(self, problem: Problem) -> Factors:
         dtype = table_dtype(self.codebook_dtype, problem.W.dtype)
         check_range(problem.W, dtype)
-        mask = self._mask(problem)
+        mask = self.mask_of(problem)
         codebook, labels = self._share(problem, mask, dtype)
-        packed = PackedCodes.pack(labels[None], self.n_bits, n_threads=problem.n_threads)
         return PruneCodebookFactors(
-            codes=packed.data[0],
+            codes=pack_bits(labels, self.n_bits, n_threads=problem.n_threads),
             codebook=codebook,
             kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
             n_bits=self.n_bits,
@@ -194,7 +191,7 @@ class PruneCodebook(Prune):
             return None
         n_kept, positions = most
         table = 2**self.n_bits * table_dtype(self.codebook_dtype, problem.W.dtype).itemsize
-        return Size(-(-n_kept * self.n_bits // 8) + table + positions, exact=False)
+        return Size(packed_nbytes(n_kept, self.n_bits) + table + positions, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
         # What sharing loses is not known before it is done: pruning's own way does not serve.

@@ -16,6 +16,7 @@ from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import NUMPY, ArrayNamespace, constant, with_zero
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 
@@ -60,13 +61,12 @@ class BlockDiagonalFactors(Factors):
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         x = x.astype(_checks.result_dtype(x, self._blocks), copy=False)
-        result: Array = self._product(np, self._blocks, x)
+        result: Array = self._product(NUMPY, self._blocks, x)
         return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        values = tensors["values"]
-        padded = xp.concatenate([values, xp.zeros_like(values[:1])], 0)
-        blocks = xp.take(padded, self._slots.reshape(-1), 0)
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        slots = constant(xp, self._slots.reshape(-1), x)
+        blocks = xp.take(with_zero(xp, tensors["values"]), slots, axis=0)
         return self._product(xp, xp.reshape(blocks, self._slots.shape), x)
 
     def tensors(self) -> dict[str, Array]:
@@ -107,15 +107,15 @@ class BlockDiagonalFactors(Factors):
             dtype=dtype,
         )
 
-    def _product(self, xp: Any, blocks: Any, x: Any) -> Any:
+    def _product(self, xp: ArrayNamespace, blocks: Any, x: Any) -> Any:
         """Of (batch, in) and blocks of one size, padded where a group has less."""
         batch, (n_blocks, rows, columns) = x.shape[0], blocks.shape
-        padded = xp.concatenate([x, xp.zeros_like(x[:, :1])], 1)
-        gathered = xp.take(padded, self._columns.reshape(-1), 1)
-        gathered = xp.transpose(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
-        y = xp.matmul(gathered, xp.transpose(blocks, (0, 2, 1)))
-        y = xp.reshape(xp.transpose(y, (1, 0, 2)), (batch, n_blocks * rows))
-        return xp.take(y, self._places, 1)
+        padded = xp.concat([x, xp.zeros_like(x[:, :1])], axis=1)
+        gathered = xp.take(padded, constant(xp, self._columns.reshape(-1), x), axis=1)
+        gathered = xp.permute_dims(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
+        y = xp.matmul(gathered, xp.permute_dims(blocks, (0, 2, 1)))
+        y = xp.reshape(xp.permute_dims(y, (1, 0, 2)), (batch, n_blocks * rows))
+        return xp.take(y, constant(xp, self._places, x), axis=1)
 
     @cached_property
     def _blocks(self) -> Array:

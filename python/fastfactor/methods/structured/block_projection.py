@@ -15,6 +15,7 @@ from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import NUMPY, ArrayNamespace, constant, transpose
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
@@ -47,7 +48,7 @@ class BlockProjectionFactors(Factors):
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         return _linear(*self._wide, x, self.shape[0])
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         return _product(xp, tensors["B"], tensors["C"], tensors["D"], x, self.shape[0])
 
     @classmethod
@@ -113,9 +114,9 @@ class RandomProjectionFactors(Factors):
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         return _linear(*self._wide, x, self.shape[0])
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        B, _, D = self._wide
-        return _product(xp, xp.asarray(B), tensors["C"], xp.asarray(D), x, self.shape[0])
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        B, D = (constant(xp, self._wide[side], x) for side in (0, 2))
+        return _product(xp, B, tensors["C"], D, x, self.shape[0])
 
     @classmethod
     def from_tensors(
@@ -280,14 +281,14 @@ class BlockProjection(Method):
 # --- products
 
 
-def _product(xp: Any, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
-    inner = xp.matmul(project_blocks(xp, x, B), xp.transpose(C))
+def _product(xp: ArrayNamespace, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
+    inner = xp.matmul(project_blocks(xp, x, B), transpose(xp, C))
     return project_blocks(xp, inner, D)[:, :out_features]
 
 
 def _linear(B: Array, C: Array, D: Array, x: Array, out_features: int) -> Array:
     x = x.astype(_checks.result_dtype(x, C), copy=False)
-    result: Array = _product(np, B, C, D, x, out_features)
+    result: Array = _product(NUMPY, B, C, D, x, out_features)
     return result
 
 
@@ -299,7 +300,7 @@ def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> A
     inner = np.empty((place.size, C.shape[1]), C.dtype)
     for one in np.unique(place):
         inner[place == one] = each[place == one] @ parts[one]
-    found: Array = project_blocks(np, inner, transpose_blocks(B))[:, : shape[1]]
+    found: Array = project_blocks(NUMPY, inner, transpose_blocks(B))[:, : shape[1]]
     return found.reshape(*ids.shape, shape[1])
 
 

@@ -16,6 +16,7 @@ from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import NUMPY, ArrayNamespace, transpose
 from ..least_squares import solve_least_squares
 from ..low_rank import LowRank, LowRankFactors
 from ..search import Problem, Size
@@ -53,20 +54,20 @@ class MixedBlockFactors(Factors):
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         mixture, blocks = self._wide
         x = x.astype(_checks.result_dtype(x, mixture), copy=False)
-        result: Array = self.forward(np, {"mixture": mixture, "blocks": blocks}, x)
+        result: Array = self.forward(NUMPY, {"mixture": mixture, "blocks": blocks}, x)
         return result
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         across, down, rank = self.mixture.shape[1], self.mixture.shape[0], self.blocks.shape[0]
         b_o, b_i = self.blocks.shape[1:]
         batch = x.shape[0]
         blocks = xp.reshape(tensors["blocks"], (rank * b_o, b_i))
-        parts = xp.matmul(xp.reshape(x, (batch * across, b_i)), xp.transpose(blocks))
+        parts = xp.matmul(xp.reshape(x, (batch * across, b_i)), transpose(xp, blocks))
         # (batch, j, k, b_o) → (batch, b_o, j k), which the mixture sums over.
-        parts = xp.transpose(xp.reshape(parts, (batch, across * rank, b_o)), (0, 2, 1))
-        mixture = xp.transpose(xp.reshape(tensors["mixture"], (down, across * rank)))
+        parts = xp.permute_dims(xp.reshape(parts, (batch, across * rank, b_o)), (0, 2, 1))
+        mixture = transpose(xp, xp.reshape(tensors["mixture"], (down, across * rank)))
         y = xp.matmul(xp.reshape(parts, (batch * b_o, across * rank)), mixture)
-        y = xp.transpose(xp.reshape(y, (batch, b_o, down)), (0, 2, 1))
+        y = xp.permute_dims(xp.reshape(y, (batch, b_o, down)), (0, 2, 1))
         return xp.reshape(y, (batch, self.shape[0]))
 
     @classmethod

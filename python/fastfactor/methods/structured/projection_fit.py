@@ -14,6 +14,7 @@ import numpy as np
 
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
+from ..forward import NUMPY, ArrayNamespace
 from ..least_squares import solve_least_squares
 from ..search import Problem
 
@@ -28,19 +29,19 @@ def fit_core(W: Array, problem: Problem, B: Array, D: Array) -> Array:
     out, inputs = W.shape
     if problem.input_covariance is not None:
         covariance = problem.input_covariance.astype(np.float64)
-        weighted = project_blocks(np, covariance, B)
-        normal = project_blocks(np, weighted.T, B)
+        weighted = project_blocks(NUMPY, covariance, B)
+        normal = project_blocks(NUMPY, weighted.T, B)
         right = np.linalg.lstsq(normal, (W @ weighted).T, rcond=None)[0]
     else:
-        right = project_blocks(np, W, _inverse(B, inputs)).T
-    C: Array = project_blocks(np, right, _inverse(D, out)).T
+        right = project_blocks(NUMPY, W, _inverse(B, inputs)).T
+    C: Array = project_blocks(NUMPY, right, _inverse(D, out)).T
     if problem.importance is None:
         return C
     return solve_least_squares(
         _weigher(problem),
         W,
         lambda C: _dense(B, C, D, W.shape),
-        lambda E: project_blocks(np, project_blocks(np, E, B).T, D).T,
+        lambda E: project_blocks(NUMPY, project_blocks(NUMPY, E, B).T, D).T,
         C,
         STEPS,
     )
@@ -61,10 +62,12 @@ def fit_projections(
     last, turned = 0.0, W
     for _ in range(SWEEPS):
         B, _ = _leading_directions(turned, blocks[1], reduced[1], shared)
-        D, energy = _leading_directions(project_blocks(np, W, B).T, blocks[0], reduced[0], shared)
+        D, energy = _leading_directions(
+            project_blocks(NUMPY, W, B).T, blocks[0], reduced[0], shared
+        )
         if energy <= last * (1 + MIN_GAIN):
             break
-        last, turned = energy, project_blocks(np, W.T, D).T
+        last, turned = energy, project_blocks(NUMPY, W.T, D).T
     short = shared and (W.shape[0] % blocks[0] or W.shape[1] % blocks[1])
     if isinstance(problem.metric, Frobenius) and not short:
         return B, D
@@ -72,9 +75,9 @@ def fit_projections(
     C = fit_core(W, problem, B, D)
     last = problem.metric.squares(W - _dense(B, C, D, W.shape), 0)
     for _ in range(SWEEPS):
-        left = project_blocks(np, C.T, transpose_blocks(D))[:, : len(W)].T
+        left = project_blocks(NUMPY, C.T, transpose_blocks(D))[:, : len(W)].T
         B = _fit_side(weigh, W, left, B)
-        right = project_blocks(np, C, transpose_blocks(B))[:, : W.shape[1]].T
+        right = project_blocks(NUMPY, C, transpose_blocks(B))[:, : W.shape[1]].T
         D = _fit_side(lambda E: weigh(E.T).T, W.T, right, D)
         B, D = np.linalg.qr(B)[0], np.linalg.qr(D)[0]
         C = fit_core(W, problem, B, D)
@@ -85,7 +88,7 @@ def fit_projections(
     return B, D
 
 
-def project_blocks(xp: Any, x: Any, M: Any) -> Any:
+def project_blocks(xp: ArrayNamespace, x: Any, M: Any) -> Any:
     """``(batch, n · b) → (batch, n · r)``: blocks of x, the last filled with zeros, each times M.
 
     M is (1 or n, b, r).
@@ -93,11 +96,12 @@ def project_blocks(xp: Any, x: Any, M: Any) -> Any:
     (batch, length), (groups, b, r) = x.shape, M.shape
     n = -(-length // b)
     if n * b > length:
-        x = xp.concatenate([x, xp.zeros_like(x[:, : n * b - length])], 1)
+        x = xp.concat([x, xp.zeros_like(x[:, : n * b - length])], axis=1)
     if groups == 1:
-        return xp.reshape(xp.matmul(xp.reshape(x, (batch * n, b)), M[0]), (batch, n * r))
-    parts = xp.matmul(xp.transpose(xp.reshape(x, (batch, n, b)), (1, 0, 2)), M)
-    return xp.reshape(xp.transpose(parts, (1, 0, 2)), (batch, n * r))
+        parts = xp.matmul(xp.reshape(x, (batch * n, b)), xp.reshape(M, (b, r)))
+        return xp.reshape(parts, (batch, n * r))
+    parts = xp.matmul(xp.permute_dims(xp.reshape(x, (batch, n, b)), (1, 0, 2)), M)
+    return xp.reshape(xp.permute_dims(parts, (1, 0, 2)), (batch, n * r))
 
 
 def transpose_blocks(M: Array) -> Array:
@@ -127,7 +131,7 @@ def _fit_side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Arr
         return found.sum(axis=0, keepdims=True) if len(start) == 1 else found
 
     def apply(M: Array) -> Array:
-        product: Array = project_blocks(np, left, transpose_blocks(M))
+        product: Array = project_blocks(NUMPY, left, transpose_blocks(M))
         return product[:, : W.shape[1]]
 
     return solve_least_squares(weigh, W, apply, adjoint, start, SIDE_STEPS)
@@ -145,8 +149,8 @@ def _weigher(problem: Problem) -> Callable[[Array], Array]:
 
 
 def _dense(B: Array, C: Array, D: Array, shape: tuple[int, int]) -> Array:
-    right = project_blocks(np, C, transpose_blocks(B))[:, : shape[1]]
-    result: Array = project_blocks(np, right.T, transpose_blocks(D))[:, : shape[0]].T
+    right = project_blocks(NUMPY, C, transpose_blocks(B))[:, : shape[1]]
+    result: Array = project_blocks(NUMPY, right.T, transpose_blocks(D))[:, : shape[0]].T
     return result
 
 

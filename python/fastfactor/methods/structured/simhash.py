@@ -17,6 +17,7 @@ from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..forward import ArrayNamespace, constant, transpose
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
@@ -91,13 +92,13 @@ class SimhashFactors(Factors):
         y *= self._constant
         return y
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         scale = tensors["scale"] * self._constant
-        projection, signs = (xp.asarray(array) for array in self._dense)
+        projection, signs = (constant(xp, array, x) for array in self._dense)
         if self.axis == 0:
-            hashes = xp.matmul(x * scale, xp.transpose(signs))
-            return xp.matmul(hashes, xp.transpose(projection))
-        return xp.matmul(xp.matmul(x, projection), xp.transpose(signs)) * scale
+            hashes = xp.matmul(x * scale, transpose(xp, signs))
+            return xp.matmul(hashes, transpose(xp, projection))
+        return xp.matmul(xp.matmul(x, projection), transpose(xp, signs)) * scale
 
     @classmethod
     def from_tensors(
@@ -181,11 +182,10 @@ class SimhashFactors(Factors):
 
     def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
         """Rows of the stored signs, as numbers."""
-        # NumPy's, between its products: a second pool of threads there would hold them up.
-        bits = np.unpackbits(
-            self.signs[rows], axis=1, count=self._packed.shape[1], bitorder="little"
-        )
-        return np.array([-1, 1], dtype)[bits]
+        signs = self.signs[rows]
+        packed = PackedCodes(signs, 1, (len(signs), self._packed.shape[1]))
+        # One thread, between BLAS's products: a second pool of threads there would hold them up.
+        return np.array([-1, 1], dtype)[packed.unpack(n_threads=1)]
 
     def _by_signs(self, vectors: Array, n_threads: int | None) -> Array:
         """``vectors @ Sᵀ``, in float64 where they are."""
@@ -280,9 +280,9 @@ class Simhash(Method):
             positive = tile.T @ A >= 0
             hashed += tile @ np.where(positive, 1, -1).astype(A.dtype)
             if self.axis == 0:
-                signs[first:last] = np.packbits(positive, axis=1, bitorder="little")
+                signs[first:last] = PackedCodes.pack(positive, 1, n_threads=1).data
             else:
-                packed = np.packbits(positive.T, axis=1, bitorder="little")
+                packed = PackedCodes.pack(positive.T, 1, n_threads=1).data
                 signs[:, first // 8 : first // 8 + packed.shape[1]] = packed
         hashed *= np.sqrt(len(A)) / n_hashes
         return SimhashFactors(

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import _checks
-from .._checks import Array
-from ..kernels.scalar_clustering import kmeans1d
-from ..kernels.selection import prune_mask
+from ... import _checks
+from ..._checks import Array
+from ..._records import ArrayRecord
+from ...kernels.scalar_clustering import kmeans1d
+from ...metrics import Diagonal, Frobenius, Metric
+from ..factors import matrix_shape
+from ..pruning.prune import Prune
+from ..search import Problem
 
 INITS = ("linear", "density", "random", "exact")
 CODEBOOK_DTYPES = ("float16", "bfloat16", "float32")
@@ -70,21 +74,17 @@ def prune(
             f"one of sparsity and std_multiple must be given, got {sparsity!r} and {std_multiple!r}"
         )
     W = _checked(W)
-    judged = np.atleast_1d(W)
+    matrix = W.reshape(matrix_shape(W.shape))
+    metric: Metric = Frobenius()
     if importance is not None:
-        judged = judged * np.sqrt(_importance(importance, W).reshape(judged.shape))
-    if sparsity is not None:
-        return prune_mask(judged, sparsity, n_threads=n_threads).reshape(W.shape)
-    # In float64: the standard deviation of float16 weights would overflow.
-    threshold = _checks.nonnegative(std_multiple, "std_multiple") * float(
-        np.std(judged, dtype=np.float64)
-    )
-    kept: Array = np.abs(judged).astype(np.float64) >= threshold
-    return kept.reshape(W.shape)
+        # In float64: the roots of small importances count too.
+        metric = Diagonal(_importance(importance, W).reshape(matrix.shape))
+    settings = Prune(sparsity=sparsity, std_multiple=std_multiple)
+    return settings.mask_of(Problem(matrix, metric, n_threads)).reshape(W.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class SharedWeights:
+@dataclass(frozen=True, eq=False, repr=False)
+class SharedWeights(ArrayRecord):
     """What the second stage gives: every kept weight has one of few values.
 
     Attributes

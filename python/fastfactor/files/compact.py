@@ -1,0 +1,236 @@
+"""The compact form of a stored file: little beside the tensors, all of it under one checksum.
+
+To other readers it is a safetensors file with one tensor of bytes, ``fastfactor``. Its bytes:
+
+    3 bytes   FFC
+    4 bytes   CRC-32 of all that follow, little-endian
+    1 byte    version of this form
+    …         JSON, deflated (RFC 1951) with the dictionary of this version
+    …         the tensors, in the order of the JSON and without holes
+
+The JSON has the metadata, text by name, and the entries by name: of a plain tensor its dtype and
+shape, of factors what the ordinary index says of them, with dtype and shape of each tensor where
+that has checksums.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+from ..errors import CorruptDataError
+from .container import INDEX, Header, Place, check_places, compact, parse, place_at
+from .index import FORMAT_VERSION
+
+NAME, MAGIC, COMPACT_VERSION = INDEX, b"FFC", 1
+START = struct.Struct("<3sIB")
+SUMMED_FROM = 7  # the version and all after it
+MAX_INFLATED = 1 << 24  # bytes of JSON, some 80,000 entries: what deflates well is not trusted
+
+# What headers are likely to hold, the likeliest last. Files name it by their version: another
+# dictionary would need another version, and this one is needed for ever.
+DICTIONARY = "".join(
+    (
+        '"kind":"simhash","config":{"n_hashes":16,"axis":0,"length":24},',
+        '"tensors":{"signs":["U8",[16,4]],"scale":["F32",[32]],"seed":["U64",[1]]}},',
+        '"kind":"mixed_block","config":{},',
+        '"tensors":{"mixture":["F32",[6,4,2]],"blocks":["F32",[2,4,8]]}},',
+        '"kind":"block_diagonal","config":{"n_blocks":4,"permuted":1},',
+        '"tensors":{"values":["F32",[192]],"row_labels":["U8",[24]],"column_labels":["U8",[32]]}},',
+        '"kind":"random_projection","config":{"block_in":8,"reduced_in":4,"block_out":4,',
+        '"reduced_out":2,"shared":1},"tensors":{"C":["F32",[12,16]],"seed":["U64",[1]]}},',
+        '"kind":"block_projection","config":{},',
+        '"tensors":{"B":["F32",[1,8,4]],"C":["F32",[12,16]],"D":["F32",[1,4,8]]}},',
+        '"kind":"low_rank","config":{},"tensors":{"B":["F32",[24,8]],"C":["F32",[8,32]]}},',
+        '"kind":"dictionary","config":{"piece":16,"count_bits":0,"count":2},',
+        '"tensors":{"dictionary":["F32",[8,16]],"values":["F16",[96]],"indices":["U8",[36]],',
+        '"counts":["U8",[96]]}},"columns":["I8",[24]],"column_steps":["U8",[24]],',
+        '"rotation":["U8",[24,15]]}},',
+        '"kind":"entropy_coded","config":{"out_features":64,"in_features":64,"block_rows":64,',
+        '"classes":1,"class_shift":0,"rotation_bits":0,"uneven":0},',
+        '"tensors":{"words":["U16",[174]],"lengths":["U16",[1]],"step":["F32",[1]],',
+        '"table_lengths":["U8",[2]],"table_logs":["U8",[22]],"centers":["I8",[2,3]]}},',
+        '"kind":"prune","config":{"gap_bits":0,"n_entries":0,"block_rows":1,"block_columns":1},',
+        '"tensors":{"values":["F32",[384]],"positions":["U8",[96]]}},',
+        '"kind":"prune_codebook","shape":[64,64],"dtype":"float32","config":{"n_bits":4,',
+        '"gap_bits":5,"n_entries":192,"block_rows":1,"block_columns":1},',
+        '"tensors":{"codes":["U8",[192]],"codebook":["F32",[16,1]],"positions":["U8",[96]]}},',
+        '"kind":"codebook","shape":[64,64],"dtype":"float16","config":{"n_bits":4,',
+        '"vector_dim":1,"n_codebooks":1,"group_size":0},',
+        '"tensors":{"codes":["U8",[64,32]],"codebook":["F16",[16,1]]}},',
+        '"embeddings.layer_norm.running_mean":["BF16",[256]],"num_batches_tracked":["I64",[]],',
+        '"model.layers.0.self_attn.q_proj.weight":"mlp.down_proj.linear","conv1.features.1.',
+        '{"entries":{"fc1.weight":{"kind":"deep_compression","shape":[128,784],"dtype":"float32",',
+        '"config":{"gap_bits":5,"n_entries":1000,"n_weights":10000},"tensors":{"codes":["U8",[1000',
+        ']],"codebook":["F32",[16,1]],"gaps":["U8",[1000]]}},"fc2.bias":["F32",[100]],',
+        '"fc3.bias":["F32",[10]]},"metadata":{}}',
+    )
+).encode()
+
+
+def is_compact(header: Header, data: memoryview) -> bool:
+    """Whether an ordinary header and its data are those of a compact file, which may be damaged."""
+    if header.index is not None or len(header.places) != 1:
+        return False
+    return NAME in header.places or data[: len(MAGIC)] == MAGIC
+
+
+def expanded(header: Header, buffer: memoryview) -> Header:
+    """Return the header that a compact file would have in the ordinary form.
+
+    Its places count from where the tensors begin in the file; its checksums are those of what is
+    there, which the one checksum was right for.
+
+    Raises
+    ------
+    CorruptDataError
+        Where the file has been changed, or says what cannot be.
+    ValueError
+        Where a newer version wrote it.
+    """
+    data = buffer[header.size :]
+    if bytes(buffer[: header.size]) != _outer_header(len(data)) or len(data) < START.size:
+        raise CorruptDataError(f"a compact file must hold one tensor of bytes, {NAME!r}")
+    magic, crc32, version = START.unpack(data[: START.size])
+    if magic != MAGIC or zlib.crc32(data[SUMMED_FROM:]) != crc32:
+        raise CorruptDataError("a compact file must fit its checksum, got another")
+    if version != COMPACT_VERSION:
+        raise ValueError(
+            f"a compact file must have version {COMPACT_VERSION}, which this version of fastfactor "
+            f"reads, got {version}: a newer fastfactor wrote it"
+        )
+    text, length = _inflated(data[START.size :])
+    start = header.size + START.size + length
+    content = parse(text, "the header")
+    if not isinstance(content, dict) or content.keys() != {"entries", "metadata"}:
+        raise CorruptDataError("the header must be a JSON object with entries and metadata")
+    metadata = content["metadata"]
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CorruptDataError("metadata must hold text by name")
+    places, tensors_of = _places(content["entries"])
+    check_places(places, len(buffer) - start)
+    sums = {
+        name: zlib.crc32(buffer[start + place.begin : start + place.end])
+        for name, place in places.items()
+    }
+    entries = {}
+    for name, value in content["entries"].items():
+        if isinstance(value, dict):
+            fields = {key: item for key, item in value.items() if key != "tensors"}
+            parts = {part: sums[long] for part, long in tensors_of[name].items()}
+            entries[name] = {"crc32": parts, **fields}
+        else:
+            entries[name] = {"crc32": sums[name]}
+    return Header(start, places, metadata, {"version": FORMAT_VERSION, "entries": entries})
+
+
+def compact_head(
+    places: Mapping[str, Place], metadata: Mapping[str, str], index: Mapping[str, Any]
+) -> bytes:
+    """Return the bytes of a compact file between its checksum and its tensors.
+
+    Parameters
+    ----------
+    places : mapping of names to Place
+        In the order of the index and its tensors, in which they lie in the file.
+    metadata, index
+        As for an ordinary header.
+    """
+    entries: dict[str, Any] = {}
+    for name, entry in index["entries"].items():
+        parts = entry["crc32"]
+        if isinstance(parts, dict):
+            fields = {key: item for key, item in entry.items() if key != "crc32"}
+            tensors = {part: _type_of(places[f"{name}.{part}"]) for part in parts}
+            entries[name] = {**fields, "tensors": tensors}
+        else:
+            entries[name] = _type_of(places[name])
+    text = compact({"entries": entries, "metadata": metadata}).encode()
+    if len(text) > MAX_INFLATED:
+        raise ValueError(
+            f"compact must be False where the header has more than {MAX_INFLATED} bytes, "
+            f"got {len(text)}"
+        )
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zdict=DICTIONARY)
+    return bytes([COMPACT_VERSION]) + deflate.compress(text) + deflate.flush()
+
+
+@contextmanager
+def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[Summed]:
+    """Give what so many bytes of tensors are to be written to, after all that stands before them.
+
+    The checksum, which stands first, is written when they are.
+    """
+    outer = _outer_header(SUMMED_FROM + len(head) + nbytes)
+    file.write(outer + bytes(SUMMED_FROM))
+    summed = Summed(file)
+    summed.write(head)
+    yield summed
+    file.seek(len(outer))
+    file.write(MAGIC + struct.pack("<I", summed.crc32))
+    file.seek(0, 2)
+
+
+class Summed:
+    """A file to write, and the CRC-32 of what was written through this."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.crc32 = 0
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        self.crc32 = zlib.crc32(data, self.crc32)
+        return self._file.write(data)
+
+
+def _outer_header(n: int) -> bytes:
+    """What makes an ordinary safetensors file of n bytes; the only form of it that is read."""
+    text = compact({NAME: {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def _inflated(data: memoryview) -> tuple[bytes, int]:
+    """Return the JSON, and of how many bytes it was inflated."""
+    # No text of the most bytes that are allowed deflates to more than this.
+    data = data[: MAX_INFLATED + (MAX_INFLATED >> 8) + 1024]
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=DICTIONARY)
+    try:
+        text = inflate.decompress(data, MAX_INFLATED + 1)
+    except zlib.error as error:
+        raise CorruptDataError(f"the header must be deflated, got {error}") from error
+    if not inflate.eof or len(text) > MAX_INFLATED:
+        raise CorruptDataError(
+            f"the header must end, and have at most {MAX_INFLATED} bytes when inflated"
+        )
+    return text, len(data) - len(inflate.unused_data)
+
+
+def _places(entries: Any) -> tuple[dict[str, Place], dict[str, dict[str, str]]]:
+    """Return the places of all tensors by their long names, and by entry and name those names."""
+    if not isinstance(entries, dict):
+        raise CorruptDataError(f"entries must be a JSON object, got {type(entries).__name__}")
+    places: dict[str, Place] = {}
+    found: dict[str, dict[str, str]] = {}
+    at = 0
+    for name, value in entries.items():
+        listed = value.get("tensors") if isinstance(value, dict) else {"": value}
+        if not isinstance(listed, dict):
+            raise CorruptDataError(f"tensors of entry {name!r} must be a JSON object")
+        found[name] = {part: f"{name}.{part}" if part else name for part in listed}
+        for part, long in found[name].items():
+            described = listed[part]
+            if not isinstance(described, list) or len(described) != 2:
+                raise CorruptDataError(f"tensor {long!r} must have a dtype and a shape")
+            if long in places:
+                raise CorruptDataError(f"tensor {long!r} must belong to one entry, got two")
+            places[long] = place_at(at, long, *described)
+            at = places[long].end
+    return places, found
+
+
+def _type_of(place: Place) -> list[Any]:
+    return [place.code, list(place.shape)]

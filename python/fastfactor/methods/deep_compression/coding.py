@@ -1,0 +1,202 @@
+"""The third stage, which loses nothing: positions as gaps, then Huffman codes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ... import _checks
+from ..._checks import Array
+from ...kernels.gaps import gap_encode
+from ..factors import FLOAT_NAMES, matrix_shape
+from .factors import DeepCompressionFactors, bits_for
+from .stages import CODEBOOK_DTYPES, SharedWeights
+from .streams import encoded_stream, packed_nbytes
+
+MAX_GAP_BITS = 16
+NEAR = 1.05
+
+
+def encode(
+    shared: SharedWeights,
+    *,
+    gap_bits: int | None = None,
+    dtype: Any = None,
+    n_threads: int | None = None,
+) -> DeepCompressionFactors:
+    """Code shared weights for storage: codes of the kept ones and gaps between them, Huffman-coded.
+
+    This is the third stage; it loses nothing.
+
+    Parameters
+    ----------
+    shared : SharedWeights
+        Of any shape; one of more than two dimensions is coded as a matrix of (shape[0], all else).
+    gap_bits : int, optional
+        Bits of a gap, 1 to 16. Unless given, the number for which codes and gaps take least.
+    dtype : dtype, optional
+        Of the matrix that the factors stand for. Unless given, the codebook's.
+    n_threads : int, optional
+        Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+    Returns
+    -------
+    DeepCompressionFactors
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or width, and a codebook of float64.
+
+    Notes
+    -----
+    Linear in the number of weights. The same bytes for any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor import deep_compression
+    >>> shared = deep_compression.share(np.eye(8, dtype=np.float32), n_bits=1)
+    >>> factors = deep_compression.encode(shared, gap_bits=4)
+    >>> factors.sizes.n_kept, factors.nbytes
+    (8, 13)
+    """
+    if not isinstance(shared, SharedWeights):
+        raise TypeError(f"shared must be SharedWeights, got {type(shared).__name__}")
+    _checks.choice(shared.codebook.dtype.name, "dtype of the codebook", CODEBOOK_DTYPES)
+    check_gap_bits(gap_bits)
+    name = shared.codebook.dtype.name if dtype is None else np.dtype(dtype).name
+    _checks.choice(name, "dtype", FLOAT_NAMES)
+    kept = _Kept(
+        positions=np.flatnonzero(shared.mask),
+        codes=shared.labels[shared.mask],
+        n_weights=shared.mask.size,
+        code_bits=bits_for(shared.codebook.size),
+    )
+    widths = _likely_widths(kept) if gap_bits is None else [gap_bits]
+    tried = [_streams(kept, width, n_threads) for width in widths]
+    best = min(range(len(widths)), key=lambda i: tried[i][0].size + tried[i][1].size)
+    codes, gaps, n_entries = tried[best]
+    return DeepCompressionFactors(
+        codes=codes,
+        codebook=shared.codebook.reshape(-1, 1),
+        gaps=gaps,
+        gap_bits=widths[best],
+        n_entries=n_entries,
+        shape=matrix_shape(shared.labels.shape),
+        dtype=_checks.dtype_named(name),
+    )
+
+
+def decode(factors: DeepCompressionFactors) -> SharedWeights:
+    """Return the shared weights that were coded: the inverse of :func:`encode`.
+
+    Parameters
+    ----------
+    factors : DeepCompressionFactors
+        As they were compressed, or read from a file.
+
+    Returns
+    -------
+    SharedWeights
+        Of the shape of the matrix. A weight whose value is zero is not kept.
+
+    Raises
+    ------
+    TypeError
+        For other factors.
+
+    Notes
+    -----
+    Linear in the number of weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor import deep_compression
+    >>> shared = deep_compression.share(np.eye(2, dtype=np.float32), n_bits=1)
+    >>> deep_compression.decode(deep_compression.encode(shared)).to_dense()
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    if not isinstance(factors, DeepCompressionFactors):
+        raise TypeError(f"factors must be DeepCompressionFactors, got {type(factors).__name__}")
+    labels, mask = factors.labels
+    return SharedWeights(labels, factors.codebook[:, 0], mask)
+
+
+def check_gap_bits(gap_bits: int | None) -> None:
+    """Check that this is None or a width that a gap may have."""
+    if gap_bits is not None:
+        _checks.integer(gap_bits, "gap_bits", 1, MAX_GAP_BITS)
+
+
+def most_nbytes(n_kept: int, n_weights: int, n_values: int, gap_bits: int | None) -> int:
+    """Return the most that codes and gaps take, wherever so many weights of so many are kept."""
+    widths = range(1, MAX_GAP_BITS + 1) if gap_bits is None else [gap_bits]
+    return min(_packed_nbytes(n_kept, n_weights, bits_for(n_values), width) for width in widths)
+
+
+def _packed_nbytes(n_kept: int, n_weights: int, code_bits: int, gap_bits: int) -> int:
+    # A filler stands for 2**gap_bits places that are not kept.
+    n_entries = n_kept + ((n_weights - n_kept) >> gap_bits)
+    return packed_nbytes(n_entries, code_bits) + packed_nbytes(n_entries, gap_bits)
+
+
+class _Kept(NamedTuple):
+    """The weights that are kept: where they are, and their codes."""
+
+    positions: Array
+    codes: Array
+    n_weights: int  # of all
+    code_bits: int
+
+
+def _streams(kept: _Kept, gap_bits: int, n_threads: int | None) -> tuple[Array, Array, int]:
+    """Return codes and gaps as they are stored, and how many entries, with fillers, they are of."""
+    coded = gap_encode(kept.positions, size=kept.n_weights, gap_bits=gap_bits, n_threads=n_threads)
+    # Fillers stand for zero; the codebook has one first wherever something was pruned.
+    codes = np.zeros(coded.gaps.size, np.uint8)
+    weights = np.ones(codes.size, np.bool_)
+    weights[coded.fillers] = False
+    codes[weights] = kept.codes
+    return (
+        encoded_stream(codes, kept.code_bits, n_threads),
+        encoded_stream(coded.gaps, gap_bits, n_threads),
+        codes.size,
+    )
+
+
+def _likely_widths(kept: _Kept) -> list[int]:
+    """Return the widths of gaps that are worth a try.
+
+    These are the widths for which the entropies of gaps and codes, fillers among them, are near the
+    least: Huffman codes come within a few percent of an entropy, so which of them is best is seen
+    by trying. And the width for which packed bytes are fewest, which keeps `most_nbytes` true.
+    """
+    gaps = np.diff(kept.positions, prepend=-1) - 1
+    counts = np.bincount(kept.codes, minlength=1).astype(np.float64)
+    sizes = []
+    for width in range(1, MAX_GAP_BITS + 1):
+        fillers = float((gaps >> width).sum())
+        rest = np.bincount(gaps & (2**width - 1), minlength=2**width).astype(np.float64)
+        rest[-1] += fillers
+        with_fillers = counts.copy()
+        with_fillers[0] += fillers
+        sizes.append(_entropy_bytes(rest) + _entropy_bytes(with_fillers))
+        if not fillers:  # from here on they are all the same
+            break
+    likely = {1 + i for i, size in enumerate(sizes) if size <= NEAR * min(sizes)}
+    packed = [
+        _packed_nbytes(kept.positions.size, kept.n_weights, kept.code_bits, width)
+        for width in range(1, MAX_GAP_BITS + 1)
+    ]
+    return sorted(likely | {1 + int(np.argmin(packed))})
+
+
+def _entropy_bytes(counts: Array) -> float:
+    """Of symbols that come so often, coded as well as can be, and a length of 3 bits for each."""
+    used = counts[counts > 0]
+    bits = used.sum() * np.log2(used.sum()) - (used * np.log2(used)).sum() if used.size else 0
+    return float(bits + 3 * used.size) / 8

@@ -1,0 +1,224 @@
+"""What Deep Compression gives: coded weights, multiplied straight from their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..._checks import Array
+from ...errors import CorruptDataError
+from ...kernels.gaps import gap_decode
+from ...kernels.sparse import CSR, spmm
+from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
+from ..factors import Config, Factors, check_ids
+from ..pruning.kept_places import csr_rows
+from ..stored import stored_number, stored_tensor
+from .stages import CODEBOOK_DTYPES
+from .streams import decoded_stream
+
+MAX_VALUES = 256
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What a layer takes, stage by stage: a row of the paper's tables.
+
+    Attributes
+    ----------
+    n_weights : int
+        Before pruning.
+    n_kept, n_entries : int
+        Weights that are not zero; these and the fillers between gaps that are too wide.
+    code_bits, gap_bits : int
+        Bits of a code and of a gap before Huffman coding.
+    codes_nbytes, gaps_nbytes, codebook_nbytes : int
+        In the file.
+    """
+
+    n_weights: int
+    n_kept: int
+    n_entries: int
+    code_bits: int
+    gap_bits: int
+    codes_nbytes: int
+    gaps_nbytes: int
+    codebook_nbytes: int
+
+    @property
+    def kept(self) -> float:
+        """Share of the weights that are kept."""
+        return self.n_kept / max(self.n_weights, 1)
+
+    @property
+    def coded_code_bits(self) -> float:
+        """Mean bits of an entry's code in the file."""
+        return 8 * self.codes_nbytes / max(self.n_entries, 1)
+
+    @property
+    def coded_gap_bits(self) -> float:
+        """Mean bits of an entry's gap in the file."""
+        return 8 * self.gaps_nbytes / max(self.n_entries, 1)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Of the weights as float32, which the paper compares with."""
+        return 4 * self.n_weights
+
+    @property
+    def shared_nbytes(self) -> int:
+        """After pruning and sharing, before Huffman coding: codes, gaps and codebook."""
+        return -(-self.n_entries * (self.code_bits + self.gap_bits) // 8) + self.codebook_nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """In the file: codes, gaps and codebook."""
+        return self.codes_nbytes + self.gaps_nbytes + self.codebook_nbytes
+
+    def as_row(self) -> dict[str, Any]:
+        """For a table: each of the above by its name, and compressed over dense bytes."""
+        return {
+            "weights": self.n_weights,
+            "kept": self.kept,
+            "fillers": self.n_entries - self.n_kept,
+            "code_bits": self.code_bits,
+            "code_bits_coded": self.coded_code_bits,
+            "gap_bits": self.gap_bits,
+            "gap_bits_coded": self.coded_gap_bits,
+            "bytes_dense": self.dense_nbytes,
+            "bytes_shared": self.shared_nbytes,
+            "bytes": self.nbytes,
+            "share_shared": self.shared_nbytes / max(self.dense_nbytes, 1),
+            "share": self.nbytes / max(self.dense_nbytes, 1),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class DeepCompressionFactors(Factors):
+    """Codes of the weights that are kept, gaps from one to the next, and what the codes mean.
+
+    The entries are those of :class:`fastfactor.SparseCodes`: the weights that are kept and, with
+    the value zero, fillers that cut gaps too wide for ``gap_bits``. Codes and gaps are each one
+    stream of bytes: Huffman-coded (:func:`fastfactor.huffman_encode`), or where that does not take
+    less, packed from the lowest bit of a byte up in the least of 1, 2, 3, 4, 5, 6, 8 or 16 bits
+    that are enough. A stream of just as many bytes as packing takes is packed.
+
+    Attributes
+    ----------
+    codes : uint8 array
+        Of each entry, in as few bits as the codebook needs.
+    codebook : array of shape (K, 1)
+        The shared values, up to 256: float16, bfloat16 or float32. The first is zero where
+        something was pruned.
+    gaps : uint8 array
+        Places of the matrix, in C order, between each entry and the one before it.
+    gap_bits : int
+    n_entries : int
+        Weights that are kept, and fillers.
+    """
+
+    kind: ClassVar[str] = "deep_compression"
+    trainable: ClassVar[tuple[str, ...]] = ("codebook",)
+
+    codes: Array
+    codebook: Array
+    gaps: Array
+    gap_bits: int
+    n_entries: int
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
+
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        if x.dtype == np.float64:  # the product from codes is float32's
+            return spmm(self._matrix, x.T, n_threads=n_threads).T
+        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
+
+    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+        labels, mask = self.labels
+        table = xp.reshape(tensors["codebook"], (-1,))
+        # By the mask, not by the table's zero: training may move that.
+        values = xp.take(table, labels.astype(np.int64), axis=0)
+        return xp.matmul(x, xp.transpose(xp.where(mask, values, 0.0)))
+
+    def config(self) -> Config:
+        # The number of weights says that the streams belong to a matrix of this shape.
+        return {**super().config(), "n_weights": self.shape[0] * self.shape[1]}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Array],
+        config: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> DeepCompressionFactors:
+        size = shape[0] * shape[1]
+        stored_number(config, "n_weights", size, size)
+        codebook = stored_tensor(tensors, "codebook", CODEBOOK_DTYPES, (None, 1))
+        if not 1 <= len(codebook) <= MAX_VALUES:
+            raise CorruptDataError(
+                f"tensor 'codebook' must hold 1 to {MAX_VALUES} values, got {len(codebook)}"
+            )
+        factors = cls(
+            codes=stored_tensor(tensors, "codes", ("uint8",), (None,)),
+            codebook=codebook,
+            gaps=stored_tensor(tensors, "gaps", ("uint8",), (None,)),
+            gap_bits=stored_number(config, "gap_bits", 1, 16),
+            n_entries=stored_number(config, "n_entries", 0, size),
+            shape=shape,
+            dtype=dtype,
+        )
+        _ = factors.sparse_codes  # decoded here, so that damage is found before a product
+        return factors
+
+    @cached_property
+    def sparse_codes(self) -> SparseCodes:
+        """The entries, decoded, in the form that products take."""
+        codes = decoded_stream(self.codes, self.n_entries, bits_for(len(self.codebook)))
+        gaps = decoded_stream(self.gaps, self.n_entries, self.gap_bits)
+        try:
+            return SparseCodes(codes, gaps, self.gap_bits, self.codebook, self.shape)
+        except (TypeError, ValueError) as error:
+            raise CorruptDataError(f"codes, gaps and codebook: {error}") from error
+
+    @cached_property
+    def labels(self) -> tuple[Array, Array]:
+        """Which value each weight has, and which weights are kept: uint8 and bool of W's shape."""
+        sparse = self.sparse_codes
+        kept = sparse.codebook.astype(np.float32)[sparse.codes] != 0
+        labels, mask = np.zeros(self.shape, np.uint8), np.zeros(self.shape, np.bool_)
+        places = gap_decode(sparse.gaps, sparse.gap_bits, mask.size)[kept]
+        labels.reshape(-1)[places] = sparse.codes[kept]
+        mask.reshape(-1)[places] = True
+        for array in (labels, mask):
+            array.setflags(write=False)
+        return labels, mask
+
+    @property
+    def sizes(self) -> LayerSizes:
+        """What each part takes: a row of the paper's tables."""
+        sparse = self.sparse_codes
+        values = sparse.codebook.astype(np.float32)[sparse.codes]
+        return LayerSizes(
+            n_weights=self.shape[0] * self.shape[1],
+            n_kept=int(np.count_nonzero(values)),
+            n_entries=self.n_entries,
+            code_bits=bits_for(len(self.codebook)),
+            gap_bits=self.gap_bits,
+            codes_nbytes=self.codes.nbytes,
+            gaps_nbytes=self.gaps.nbytes,
+            codebook_nbytes=self.codebook.nbytes,
+        )
+
+    @cached_property
+    def _matrix(self) -> CSR:
+        return self.sparse_codes.to_csr()
+
+
+def bits_for(n_values: int) -> int:
+    """Return the bits of a code that may name each of so many values."""
+    return max((n_values - 1).bit_length(), 1)

@@ -150,8 +150,8 @@ def test_wrong_shapes_of_samples(X, message):
     ("init", "error", "message"),
     [
         ("kmeans++", ValueError, "init must be one of 'k-means.*', got 'kmeans.*'"),
-        ("linear", ValueError, r"init='linear' needs X to have one column, got shape \(6, 2\)"),
-        ("density", ValueError, r"init='density' needs X to have one column, got shape \(6, 2\)"),
+        ("linear", ValueError, r"X must have one column for init='linear', got shape \(6, 2\)"),
+        ("density", ValueError, r"X must have one column for init='density', got shape \(6, 2\)"),
         (None, TypeError, "init must "),
         (3.0, ValueError, r"init must have 2 dimensions, got shape \(\)"),
         (np.ones((3, 2)), ValueError, r"init must have n_clusters = 2 rows, got \(3, 2\)"),

@@ -371,7 +371,7 @@ def test_stored_codes_and_settings_must_agree(rng):
     after_the_last[1, -1] |= 0x80
     with pytest.raises(CorruptDataError, match="zeros after the last code"):
         made(after_the_last)
-    for changes in ({"n_bits": 7}, {"vector_dim": 4}, {"vector_dim": 2, "group_size": 3}):
+    for changes in ({"n_bits": 9}, {"vector_dim": 4}, {"vector_dim": 2, "group_size": 3}):
         with pytest.raises(CorruptDataError, match=next(iter(changes))):
             made(**changes)
 

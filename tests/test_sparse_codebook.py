@@ -343,7 +343,7 @@ def test_bad_stored_forms_are_named():
         (CorruptDataError, r"gaps must be in \[0, 2\), got more", {"gap_bits": 1}),
         (CorruptDataError, r"positions in \[0, 8\), got 8", {"shape": (2, 4)}),
         (CorruptDataError, r"positions in \[0, 0\), got 8", {"shape": (5, 0)}),
-        (ValueError, "codes must be as many as gaps, 3, got 2", {"codes": codes[:2]}),
+        (ValueError, "codes must be as long as gaps, 3, got 2", {"codes": codes[:2]}),
         (TypeError, "codes must have dtype uint8, got float32", {"codes": table}),
         (ValueError, "codes must have 1 dimension", {"codes": codes[None]}),
         (TypeError, "gaps must have dtype uint8 or uint16", {"gaps": gaps.astype(int)}),

@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_named(rng):
             TrellisDecoder(*arguments)
     decoder = TrellisDecoder(*made)
     for ids in ([-1], [12], [3, 3], [4, 2]):
-        with pytest.raises(ValueError, match="ids must rise and be rows"):
+        with pytest.raises(ValueError, match=r"ids must be in \[0, 12\) and strictly ascend, got"):
             decoder.rows(np.array(ids))
     with pytest.raises(TypeError, match="ids must be integers, got float64"):
         decoder.rows(np.array([0.5, 1.5]))

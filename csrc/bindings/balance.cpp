@@ -19,7 +19,7 @@ py::tuple balanced_assign(const py::array& x, const py::array& centroids,
   const MatrixView points = matrix_view(x), centres = matrix_view(centroids);
   if (points.cols != centres.cols || centres.rows < 1 ||
       (weights && weights->size() != points.rows))
-    throw py::value_error("shapes of X, centroids and sample_weight do not fit");
+    throw py::value_error("shapes of X, centroids and sample_weight do not match");
   if (std::max(points.rows, centres.rows) > std::numeric_limits<std::int32_t>::max())
     throw py::value_error("X and centroids must have fewer than 2**31 rows");
   BalanceState state;

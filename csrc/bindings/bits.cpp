@@ -58,7 +58,7 @@ py::array unpack_codes(const PackedBytes& packed, int n_bits, index books, index
   const PackedShape shape{n_bits, books, rows, cols};
   if (books < 1 || books > 256 || rows < 0 || rows > most || cols < 0 || cols > most ||
       !shape.takes(packed.size()))
-    throw py::value_error("shape of packed does not fit");
+    throw py::value_error("packed has the wrong size for books, rows and cols");
   if (n_bits <= 8) return unpacked<std::uint8_t>(packed, shape, n_threads);
   if (n_bits <= 16) return unpacked<std::uint16_t>(packed, shape, n_threads);
   return unpacked<std::uint32_t>(packed, shape, n_threads);

@@ -14,11 +14,11 @@ using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 PackedView packed_view(const Bytes& data, int n_bits, index books, index rows, index cols) {
   const PackedView packed{data.data(), {n_bits, books, rows, cols}};
   if (n_bits < 1 || n_bits > 8 || books < 1 || !packed.shape.takes(data.size()))
-    throw py::value_error("size of data does not fit");
+    throw py::value_error("data has the wrong size for its codes");
   return packed;
 }
 
-// (books, rows, groups, entries, dim), rows and groups 1 where they are one for all.
+// A codebook of shape (books, rows, groups, entries, dim); rows or groups is 1 if all share one.
 CodebookView codebook_view(const py::array& codebook, index group_size, const PackedView& packed) {
   if (codebook.ndim() != 5 || !(codebook.flags() & py::array::c_style))
     throw py::value_error("codebook must be contiguous and have five dimensions");
@@ -35,7 +35,7 @@ CodebookView codebook_view(const py::array& codebook, index group_size, const Pa
       view.entries != index(1) << shape.n_bits || (view.rows != 1 && view.rows != shape.rows) ||
       group_size < 1 || group_size % view.dim ||
       view.groups != std::max<index>(ceil_div(shape.cols * view.dim, group_size), 1))
-    throw py::value_error("shape of codebook does not fit");
+    throw py::value_error("codebook has the wrong shape for the codes");
   return view;
 }
 
@@ -46,7 +46,7 @@ void codebook_matmul(const py::array& x, const Bytes& data, int n_bits, index ro
   const MatrixView inputs = matrix_view(x);
   if (inputs.cols != cols * view.dim || out.ndim() != 2 || out.shape(0) != inputs.rows ||
       out.shape(1) != rows || dtype_of(out) != DType::f32 || !(out.flags() & py::array::c_style))
-    throw py::value_error("shapes of x and out do not fit");
+    throw py::value_error("x or out has the wrong shape for the codes");
   float* to = static_cast<float*>(out.mutable_data());
   without_gil([&](Stop& stop) { ff::codebook_matmul(inputs, packed, view, to, n_threads, stop); });
 }

@@ -10,13 +10,14 @@
 #include "core/parallel.hpp"
 #include "core/view.hpp"
 
-// What every binding does: view, allocate, release the GIL, call. Arguments come checked from the
-// Python layer; what is checked here again is what memory safety rests on.
+// Helpers for the four steps of every binding: view, allocate, release the GIL, call. The Python
+// layer has checked the arguments; bindings check again what memory safety depends on.
 namespace ff::bindings {
 
 namespace py = pybind11;
 
-// Through a handle: pybind11 2 finds py::str(py::dtype) ambiguous.
+// The name of a dtype. It goes through a handle, because pybind11 2 finds py::str(py::dtype)
+// ambiguous.
 inline std::string name_of(const py::dtype& d) {
   return py::str(py::handle(d));
 }
@@ -31,7 +32,7 @@ inline DType dtype_of(const py::array& a) {
   throw py::type_error("unsupported dtype " + name_of(d));
 }
 
-// (rows, cols) → a view; (groups, rows, cols) → a stack of them.
+// A view of an array of shape (rows, cols), as a stack of one matrix, or (groups, rows, cols).
 inline StackView stack_view(const py::array& a) {
   if (a.ndim() != 2 && a.ndim() != 3) throw py::value_error("expected two or three dimensions");
   const int m = int(a.ndim()) - 2;
@@ -51,7 +52,7 @@ inline MatrixView matrix_view(const py::array& a) {
   return stack_view(a).first;
 }
 
-// NumPy takes over what a kernel has allocated.
+// Hands a kernel's buffer to NumPy, without a copy.
 template <class T>
 py::array_t<T> to_numpy(Buffer<T>&& buffer, std::vector<py::ssize_t> shape) {
   auto owned = std::make_unique<Buffer<T>>(std::move(buffer));
@@ -61,7 +62,7 @@ py::array_t<T> to_numpy(Buffer<T>&& buffer, std::vector<py::ssize_t> shape) {
   return py::array_t<T>(std::move(shape), data, keep);
 }
 
-// call(stop) without the GIL; stops within a second of Ctrl-C, whose KeyboardInterrupt then rises.
+// Calls call(stop) without the GIL. Ctrl-C stops it within a second and raises KeyboardInterrupt.
 template <class Call>
 auto without_gil(Call&& call) {
   Stop stop([] {

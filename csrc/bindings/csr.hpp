@@ -11,14 +11,14 @@ inline bool is_wide(const py::array& a, const char* name) {
   return d.itemsize() == 8;
 }
 
-// Contiguous arrays as a matrix; their lengths fit each other, what they say is not yet checked.
+// Contiguous arrays as a matrix. Checks that their lengths match, but not what they contain.
 inline CsrView csr_view(const py::array& data, const py::array& indices, const py::array& indptr,
                         index rows, index cols) {
   for (const auto* a : {&data, &indices, &indptr})
     if (a->ndim() != 1 || (a->shape(0) > 1 && a->strides(0) != a->itemsize()))
       throw py::value_error("data, indices and indptr must be contiguous and of one dimension");
   if (rows < 0 || cols < 0 || indptr.shape(0) != rows + 1 || data.shape(0) != indices.shape(0))
-    throw py::value_error("shapes of data, indices and indptr do not fit");
+    throw py::value_error("shapes of data, indices and indptr do not match");
   CsrView view;
   view.data = data.data();
   view.dtype = dtype_of(data);

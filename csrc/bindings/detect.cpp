@@ -1,5 +1,5 @@
-// Tells Python which levels this processor runs. Written for Python's own C interface: pybind11's
-// headers would take twenty times as long to compile as this one function.
+// Tells Python which instruction-set levels this processor runs. It uses Python's C interface,
+// because pybind11's headers would take twenty times as long to compile as this one function.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

@@ -30,7 +30,7 @@ py::tuple exchange_atoms(const py::array& x, const py::array& dictionary, const 
   if (samples.cols != atoms.cols || atoms.rows < 1 ||
       atoms.rows > std::numeric_limits<std::int32_t>::max() ||
       (!gram.is_none() && (products.rows != atoms.rows || products.cols != atoms.rows)))
-    throw py::value_error("shapes of X, dictionary and gram do not fit");
+    throw py::value_error("shapes of X, dictionary and gram do not match");
   const CsrView codes = csr_view(data, indices, indptr, samples.rows, atoms.rows);
   const auto call = as_double ? exchange_as<double> : exchange_as<float>;
   return call(samples, atoms, gram.is_none() ? nullptr : &products, codes, max_exchanges,

@@ -21,7 +21,7 @@ py::tuple gaps_from_positions(const Positions& positions, const FillerCounts& co
                         to_numpy(std::move(fillers), {n_fillers}), n_bits);
 }
 
-// n_bits 0: the best for entries with values of value_bits.
+// If n_bits is 0, it is chosen so that gaps with values of value_bits take the fewest bits.
 py::tuple gap_encode(const Positions& positions, std::int64_t size, int n_bits, int value_bits,
                      bool escape, int n_threads) {
   if (n_bits < 0 || n_bits > kMaxGapBits) throw py::value_error("n_bits must be in [0, 16]");
@@ -53,7 +53,8 @@ py::array gap_decode(const py::array& gaps, int n_bits, std::int64_t size, bool 
   if (gaps.ndim() != 1 || !(gaps.flags() & py::array::c_style) || gaps.dtype().kind() != 'u' ||
       gaps.itemsize() > 2)
     throw py::type_error("gaps must be contiguous uint8 or uint16");
-  if (n_bits < 1 || n_bits > 8 * gaps.itemsize()) throw py::value_error("n_bits does not fit");
+  if (n_bits < 1 || n_bits > 8 * gaps.itemsize())
+    throw py::value_error("n_bits must be at most the bits of a gap");
   if (gaps.itemsize() == 1)
     return gaps_as_positions<std::uint8_t>(gaps, n_bits, size, escape, n_threads);
   return gaps_as_positions<std::uint16_t>(gaps, n_bits, size, escape, n_threads);

@@ -17,8 +17,9 @@ py::tuple hashed_omp(const py::array& x, const py::array& dictionary, index max_
                      bool as_double, int n_threads) {
   const MatrixView samples = matrix_view(x), atoms = matrix_view(dictionary);
   if (samples.cols != atoms.cols || atoms.rows < 1 || max_nonzeros < 0)
-    throw py::value_error("shapes of X and dictionary do not fit");
-  if (n_tables < 1 || n_bits < 0 || n_bits > 24) throw py::value_error("tables out of range");
+    throw py::value_error("shapes of X and dictionary do not match");
+  if (n_tables < 1 || n_bits < 0 || n_bits > 24)
+    throw py::value_error("n_tables or n_bits is out of range");
   const HashedOmpOptions options{max_nonzeros, tol, n_tables, n_bits, threshold, seed, n_threads};
   const auto call = as_double ? hashed_omp_as<double> : hashed_omp_as<float>;
   return call(samples, atoms, options);

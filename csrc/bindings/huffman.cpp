@@ -8,7 +8,8 @@ namespace {
 void require_bytes(const py::array& a, const char* name, py::ssize_t widest) {
   if (a.ndim() != 1 || !(a.flags() & py::array::c_style) || a.dtype().kind() != 'u' ||
       a.itemsize() > widest)
-    throw py::type_error(std::string(name) + " must be contiguous and of few bytes an item");
+    throw py::type_error(std::string(name) + " must be contiguous unsigned integers of at most " +
+                         std::to_string(8 * widest) + " bits");
 }
 
 py::array huffman_encode(const py::array& symbols, int max_length, index block_size,
@@ -27,8 +28,8 @@ py::array huffman_encode(const py::array& symbols, int max_length, index block_s
   return out;
 }
 
-// NumPy's own memory, which comes in huge pages where it is large: 16 MB of symbols take 3 ms to
-// decode, and 6 more where a page of 4 KB at a time has to be mapped first.
+// Decodes into memory that NumPy allocates, because large arrays then get huge pages: 16 MB of
+// symbols take 3 ms to decode, and 6 ms more if pages of 4 KB must be mapped first.
 template <class Symbol>
 py::array huffman_symbols(const HuffmanDecoder& decoder, int n_threads) {
   py::array_t<Symbol> symbols(decoder.n_symbols());

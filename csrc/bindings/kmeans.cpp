@@ -13,11 +13,11 @@ Init init_of(const std::string& name) {
   throw py::value_error("unknown init " + name);
 }
 
-// Centroids for every group, from (K, d) or (groups, K, d).
+// Centroids of shape (K, d) for all groups, or (groups, K, d).
 StackView centroid_view(const py::array& a, const StackView& x) {
   StackView view = stack_view(a);
   if (view.first.cols != x.first.cols || (a.ndim() == 3 && view.count != x.count))
-    throw py::value_error("shapes of X and centroids do not fit");
+    throw py::value_error("shapes of X and centroids do not match");
   return view;
 }
 
@@ -49,7 +49,7 @@ py::tuple kmeans(const py::array& x, index n_clusters, const py::object& init,
   if (!sample_weight.is_none()) {
     weights = py::cast<py::array_t<double, py::array::c_style>>(sample_weight);
     if (weights.size() != samples.count * samples.first.rows)
-      throw py::value_error("sample_weight must have one weight a row");
+      throw py::value_error("sample_weight must have one weight for each row");
   }
   if (n_clusters < 1 || samples.first.rows < 1 || samples.first.cols < 1 || n_init < 1)
     throw py::value_error("X must have rows and columns, n_clusters and n_init must be positive");

@@ -15,12 +15,12 @@ CentroidGrid grid_of(const std::string& name) {
   throw py::value_error("unknown centroid_dtype " + name);
 }
 
-// Float64 rows of a group each, or none.
+// One float64 row for each group, or null for None. keep owns what the pointer refers to.
 const double* rows_of(const py::object& given, index groups, index cols, Doubles& keep) {
   if (given.is_none()) return nullptr;
   keep = py::cast<Doubles>(given);
   if (keep.ndim() != 2 || keep.shape(0) != groups || keep.shape(1) != cols)
-    throw py::value_error("expected a row a group");
+    throw py::value_error("expected one row for each group");
   return keep.data();
 }
 
@@ -48,7 +48,7 @@ py::tuple kmeans1d(const py::array& x, index n_clusters, bool exact, const py::o
     options.fixed = rows_of(fixed, values.rows, options.n_fixed, stay);
   }
   if (n_clusters < 1 || values.cols < 1 || options.n_fixed > n_clusters)
-    throw py::value_error("x must have values, n_clusters must be positive and hold fixed");
+    throw py::value_error("x must have values, n_clusters must be positive and at least n_fixed");
   if (!py::isinstance<py::str>(init)) {
     options.init = Init1D::given;
     options.given = rows_of(init, values.rows, n_clusters - options.n_fixed, given);

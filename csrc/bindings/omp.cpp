@@ -20,7 +20,7 @@ py::tuple omp(const py::array& x, const py::array& dictionary, const py::object&
   if (!gram.is_none()) products = matrix_view(py::cast<py::array>(gram));
   if (samples.cols != atoms.cols || atoms.rows < 1 || max_nonzeros < 0 ||
       (!gram.is_none() && (products.rows != atoms.rows || products.cols != atoms.rows)))
-    throw py::value_error("shapes of X, dictionary and gram do not fit");
+    throw py::value_error("shapes of X, dictionary and gram do not match");
   const OmpOptions options{max_nonzeros, tol, orthogonal_select, n_threads};
   const auto call = as_double ? omp_as<double> : omp_as<float>;
   return call(samples, atoms, gram.is_none() ? nullptr : &products, options);

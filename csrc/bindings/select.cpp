@@ -16,7 +16,7 @@ ArrayView array_view(const py::array& a) {
 
 Groups checked_groups(const ArrayView& w, index length, index n_dropped) {
   if (length < 1 || w.size() % length != 0 || n_dropped < 0 || n_dropped > length)
-    throw py::value_error("length of groups, count to drop and shape do not fit");
+    throw py::value_error("length of groups, n_dropped and shape do not match");
   return {length, n_dropped};
 }
 
@@ -59,7 +59,7 @@ py::array_t<bool> expand_blocks(const py::array_t<bool, py::array::c_style>& kep
   const BlockShape block = checked_block(block_rows, block_cols);
   if (kept.ndim() != 2 || rows < 0 || cols < 0 || kept.shape(0) != ceil_div(rows, block.rows) ||
       kept.shape(1) != ceil_div(cols, block.cols))
-    throw py::value_error("shapes of the mask of blocks and of the matrix do not fit");
+    throw py::value_error("shapes of the mask of blocks and of the matrix do not match");
   const bool* of_block = kept.data();
   Buffer<bool> mask(rows * cols);
   without_gil([&](Stop& stop) {

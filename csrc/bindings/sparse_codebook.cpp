@@ -11,14 +11,14 @@ namespace {
 
 constexpr char kLayoutName[] = "fastfactor.SparseLayout";
 
-// A layout is kept as it was made: Python holds it and cannot look in. Gives its bytes as well.
+// Returns a layout in a capsule, which Python can hold but not look into, and its size in bytes.
 py::tuple sparse_layout(const py::array_t<std::int64_t, py::array::c_style>& positions,
                         const py::array_t<std::uint8_t, py::array::c_style>& codes, index rows,
                         index cols, bool wide, int n_threads) {
   const index n = positions.size();
   if (codes.size() != n) throw py::value_error("codes and positions differ in number");
   if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<index>::max() / 2 / cols))
-    throw py::value_error("shape does not fit");
+    throw py::value_error("shape must not be negative or too large");
   auto layout = std::make_unique<SparseLayout>(without_gil([&](Stop& stop) {
     check_positions(positions.data(), n, rows * cols, n_threads, stop);
     return make_sparse_layout(positions.data(), codes.data(), n, rows, cols, wide, n_threads, stop);
@@ -39,11 +39,11 @@ void sparse_codebook_matmul(const py::array& x, const py::capsule& layout,
   if (!held) throw py::error_already_set();
   const MatrixView inputs = matrix_view(x);
   if (codebook.size() != (held->wide ? 256 : 16))
-    throw py::value_error("size of codebook does not fit");
+    throw py::value_error("codebook must have 256 entries for wide codes, else 16");
   if (inputs.cols != held->cols || out.ndim() != 2 || out.shape(0) != inputs.rows ||
       out.shape(1) != held->rows || dtype_of(out) != DType::f32 ||
       !(out.flags() & py::array::c_style))
-    throw py::value_error("shapes of x and out do not fit");
+    throw py::value_error("x or out has the wrong shape for the layout");
   float* to = static_cast<float*>(out.mutable_data());
   without_gil([&](Stop& stop) {
     ff::sparse_codebook_matmul(inputs, *held, codebook.data(), to, n_threads, stop);

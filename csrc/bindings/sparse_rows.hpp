@@ -4,7 +4,7 @@
 
 namespace ff::bindings {
 
-// Data, indices and indptr, adopted.
+// Hands data, indices and indptr to NumPy, without copies.
 template <class T>
 py::tuple to_numpy(SparseRows<T>&& codes) {
   const index n = codes.data.size(), n_pointers = codes.indptr.size();

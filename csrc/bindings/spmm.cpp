@@ -10,7 +10,7 @@ DenseOut out_view(py::array& out, const CsrView& a, const MatrixView& b) {
   const bool as_double = a.dtype == DType::f64 || b.dtype == DType::f64;
   if (out.ndim() != 2 || out.shape(0) != a.rows || out.shape(1) != b.cols ||
       dtype_of(out) != (as_double ? DType::f64 : DType::f32))
-    throw py::value_error("shape or dtype of out does not fit");
+    throw py::value_error("out has the wrong shape or dtype");
   const py::ssize_t size = out.itemsize();
   if (out.flags() & py::array::c_style) return {out.mutable_data(), out.shape(1), false};
   if (out.flags() & py::array::f_style) return {out.mutable_data(), out.shape(0), true};
@@ -23,7 +23,7 @@ void spmm(const py::array& data, const py::array& indices, const py::array& indp
           index cols, const py::array& dense, py::array out, bool trusted, int n_threads) {
   const CsrView a = csr_view(data, indices, indptr, rows, cols);
   const MatrixView b = matrix_view(dense);
-  if (b.rows != a.cols) throw py::value_error("shapes of A and B do not fit");
+  if (b.rows != a.cols) throw py::value_error("shapes of A and B do not match");
   const DenseOut to = out_view(out, a, b);
   without_gil([&](Stop& stop) {
     if (!trusted) check_csr(a, "A.", n_threads, stop);

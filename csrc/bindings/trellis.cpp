@@ -7,7 +7,7 @@
 namespace ff::bindings {
 namespace {
 
-// Levels (nothing where they are not wanted), counts of buckets, sums for centres and errors.
+// Returns the levels (None unless wanted), the counts of buckets, and sums for centres and errors.
 py::tuple trellis_quantize(const py::array& values, float step, const py::array& weights,
                            const Ints& columns, const RowLogs& row_logs, int shift, int classes,
                            const Floats& bits, const Floats& centers, float rate_weight,
@@ -19,7 +19,7 @@ py::tuple trellis_quantize(const py::array& values, float step, const py::array&
   if (matrix.cols != columns.size() || matrix.rows != row_logs.size() || each.rows != matrix.rows ||
       each.cols != matrix.cols || bits.size() != contexts * trellis::kBuckets ||
       centers.size() != contexts * trellis::kCenters || !(step > 0))
-    throw py::value_error("shapes do not fit");
+    throw py::value_error("shapes do not match, or step is not positive");
   Buffer<std::int32_t> levels(with_levels ? matrix.rows * matrix.cols : 0);
   Buffer<std::int64_t> counts(contexts * trellis::kBuckets);
   Buffer<double> sums(contexts * kTrellisPlaces * kTrellisSums);

@@ -2,7 +2,7 @@
 #include "bindings/convert.hpp"
 #include "kernels/trellis/format.hpp"
 
-// What the bindings of trellis-coded levels share.
+// Shared by the bindings of trellis-coded levels.
 namespace ff::bindings {
 
 using Ints = py::array_t<std::int8_t, py::array::c_style>;
@@ -11,7 +11,7 @@ using Floats = py::array_t<float, py::array::c_style>;
 
 inline trellis::Classes classes_of(const Ints& columns, int shift, int classes) {
   if (shift < 0 || shift > 8 || classes < 1 || classes > trellis::kMostClasses)
-    throw py::value_error("shift and classes do not fit");
+    throw py::value_error("shift or classes is out of range");
   return {columns.data(), columns.size(), shift, classes};
 }
 

@@ -16,7 +16,7 @@ TrellisTables trellis_tables(const Words& frequencies, const Ints& columns, int 
                              int classes) {
   const TrellisTables tables{frequencies.data(), classes_of(columns, shift, classes)};
   if (frequencies.size() != tables.contexts() * trellis::kSymbols)
-    throw py::value_error("size of frequencies does not fit");
+    throw py::value_error("frequencies has the wrong size for the classes");
   return tables;
 }
 
@@ -26,7 +26,7 @@ py::tuple trellis_encode(const RowLogs& levels, const RowLogs& row_logs, index b
   const TrellisTables tables = trellis_tables(frequencies, columns, shift, classes);
   const index rows = row_logs.size();
   if (levels.size() != rows * columns.size() || block_rows < 1)
-    throw py::value_error("shape of levels does not fit");
+    throw py::value_error("levels has the wrong size for rows and columns, or block_rows is zero");
   const TrellisStreams streams = without_gil([&](Stop& stop) {
     return ff::trellis_encode(levels.data(), row_logs.data(), rows, block_rows, tables, n_threads,
                               stop);
@@ -35,7 +35,7 @@ py::tuple trellis_encode(const RowLogs& levels, const RowLogs& row_logs, index b
                         Longs(index(streams.lengths.size()), streams.lengths.data()));
 }
 
-// A decoder is kept as it was made: Python holds it and cannot look in. It keeps the words alive.
+// Python holds a decoder in a capsule and cannot look into it. The words stay alive with it.
 struct HeldDecoder {
   Words words;
   TrellisDecoder decoder;
@@ -47,7 +47,7 @@ py::capsule trellis_decoder(const Words& words, const Longs& lengths, index rows
   const TrellisTables tables = trellis_tables(frequencies, columns, shift, classes);
   if (rows < 0 || block_rows < 1 || lengths.size() != ceil_div(rows, block_rows) ||
       centers.size() != 2 * classes * trellis::kCenters)
-    throw py::value_error("shapes do not fit");
+    throw py::value_error("lengths or centers has the wrong size for rows and classes");
   auto held = std::make_unique<HeldDecoder>(
       HeldDecoder{words, TrellisDecoder(words.data(), words.size(), lengths.data(), lengths.size(),
                                         rows, block_rows, tables, centers.data())});
@@ -67,7 +67,9 @@ py::array_t<float> trellis_rows(const py::capsule& capsule, const Longs& ids, in
   for (index i = 0; i < n; ++i)
     if (ids.data()[i] < 0 || ids.data()[i] >= decoder.rows() ||
         (i > 0 && ids.data()[i] <= ids.data()[i - 1]))
-      throw py::value_error("ids must rise and be rows");
+      throw py::value_error("ids must be in [0, " + std::to_string(decoder.rows()) +
+                            ") and strictly ascend, got " + std::to_string(ids.data()[i]) + " at " +
+                            std::to_string(i));
   py::array_t<float> out({n, decoder.cols()});
   float* to = out.mutable_data();
   without_gil([&](Stop& stop) { decoder.decode(ids.data(), n, to, n_threads, stop); });

@@ -10,8 +10,8 @@ namespace ff {
 
 inline constexpr std::size_t kCacheLine = 64;
 
-// Owning array on a cache-line boundary, contents unset: what kernels use for packed operands and
-// scratch, where std::vector would touch every byte twice.
+// An owning array that begins on a cache line, with contents unset. Kernels use it for packed
+// operands, scratch memory and results: std::vector would write every byte twice.
 template <class T>
 class Buffer {
  public:

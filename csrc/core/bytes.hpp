@@ -7,7 +7,7 @@
 #include "core/corrupt.hpp"
 #include "core/types.hpp"
 
-// Stored numbers: little-endian whatever the processor, read within bounds.
+// Stored numbers: little-endian on every processor, and read within bounds.
 namespace ff {
 
 inline std::uint64_t little_endian(std::uint64_t x) {
@@ -35,13 +35,13 @@ inline void put_fixed(Bytes& to, std::uint64_t x, int n_bytes) {
   for (int i = 0; i < n_bytes; ++i) to.push_back(std::uint8_t(x >> 8 * i));
 }
 
-// Seven bits a byte, lowest first, the top bit set on all but the last.
+// Writes seven bits per byte, lowest first; all bytes but the last have the top bit set.
 inline void put_varint(Bytes& to, std::uint64_t x) {
   for (; x >= 128; x >>= 7) to.push_back(std::uint8_t(x | 128));
   to.push_back(std::uint8_t(x));
 }
 
-// Reads forward through bytes that may end or lie anywhere.
+// Reads forward through bytes that may end anywhere and hold anything.
 class ByteReader {
  public:
   ByteReader(const std::uint8_t* data, index size) : data_(data), size_(size) {}
@@ -51,7 +51,8 @@ class ByteReader {
   const std::uint8_t* rest() const { return data_ + position_; }
 
   const std::uint8_t* take(index n, const char* what) {
-    if (n > left()) throw CorruptData(std::string("data must hold ") + what + ", ends before it");
+    if (n > left())
+      throw CorruptData(std::string("data must hold ") + what + ", got data that ends before it");
     const std::uint8_t* p = data_ + position_;
     position_ += n;
     return p;
@@ -64,7 +65,7 @@ class ByteReader {
     return x;
   }
 
-  // At most 2^56 − 1, in the fewest bytes that hold it.
+  // Reads a number of at most 2^56 − 1; refuses one that takes more bytes than it needs.
   std::uint64_t varint(const char* what) {
     std::uint64_t x = 0;
     for (int shift = 0; shift < 56; shift += 7) {

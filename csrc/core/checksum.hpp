@@ -6,8 +6,8 @@ namespace ff {
 
 namespace detail {
 
-// Multiply with carry, x = carry · 2^32 + low ↦ low · kFactor + carry, which no two x below
-// kFactor · 2^32 share.
+// Multiply with carry: x = carry · 2^32 + low ↦ low · kFactor + carry. Different x below
+// kFactor · 2^32 have different results.
 inline constexpr std::uint64_t kFactor = 0xffffffe5u;
 
 inline std::uint64_t sum_step(std::uint64_t sum, std::uint64_t word) {
@@ -27,10 +27,10 @@ inline simd::Vec<std::int64_t> sum_step(simd::Vec<std::int64_t> sum,
 
 }  // namespace detail
 
-// A checksum of 32 bits, against accidents and not against an opponent: every step but the last is
-// as good as one to one, so that a changed word changes its lane, and its lane the end; the last,
-// 64 bits to 32, can hide a change, once in 2^32. Sixteen lanes, so that vectors of any width
-// overlap; the same on every processor.
+// A checksum of 32 bits, which protects against accidents but not against an attacker. Every step
+// but the last is practically one to one: a changed word changes its lane, and the lane changes the
+// 64-bit sum. The last step, 64 bits to 32, hides one change in 2^32. Sixteen lanes are at least
+// two vectors at every width, whose latencies overlap; the result is the same on every processor.
 inline std::uint32_t checksum(const std::uint8_t* data, index size, std::uint64_t seed) {
   constexpr int kSumLanes = 16;
   constexpr int kWidth = simd::kLanes<std::int64_t>, kVectors = kSumLanes / kWidth;
@@ -58,7 +58,7 @@ inline std::uint32_t checksum(const std::uint8_t* data, index size, std::uint64_
   return std::uint32_t(all >> 32);
 }
 
-// A fuzzer would never find data that its checksum fits; built for one, all do.
+// A fuzzer would hardly find data with a matching checksum, so builds for fuzzing accept any.
 inline bool checksum_fits(const std::uint8_t* data, index size, std::uint64_t seed,
                           std::uint32_t expected) {
 #if defined(FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION)

@@ -6,13 +6,13 @@
 #  include <cpuid.h>
 #endif
 
-// Which instruction-set levels this processor runs. Compiled for the plainest processor of the
-// family, because it is what decides whether anything else may be loaded.
+// Detects which instruction-set levels this processor runs. It is compiled for the oldest processor
+// of the family, because it decides whether anything else may be loaded.
 namespace ff {
 
 #if defined(__x86_64__)
-// The features of the x86-64 psABI levels, and the register state that the system must save for
-// them (XCR0: SSE and AVX; opmask and the ZMM halves).
+// Checks for the features of the x86-64 psABI levels, and that the system saves the registers which
+// they use (XCR0: SSE and AVX; opmask and the ZMM halves).
 class Processor {
  public:
   Processor() {
@@ -20,7 +20,7 @@ class Processor {
     if (__get_cpuid(1, &a, &b, &c, &d)) ecx1_ = c;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx7_ = b, ecx7_ = c;
     if (__get_cpuid(0x80000001u, &a, &b, &c, &d)) ecx_extended_ = c;
-    if (ecx1_ & (1u << 27)) {  // OSXSAVE: xgetbv may be asked
+    if (ecx1_ & (1u << 27)) {  // OSXSAVE: xgetbv is allowed
       unsigned low = 0, high = 0;
       __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
       saved_ = (static_cast<unsigned long long>(high) << 32) | low;
@@ -51,7 +51,7 @@ class Processor {
 };
 #endif
 
-// Best first.
+// The levels that this processor runs, best first.
 inline std::vector<const char*> supported_levels() {
   std::vector<const char*> levels;
 #if defined(__x86_64__)

@@ -4,9 +4,9 @@
 #include "core/buffer.hpp"
 #include "core/simd.hpp"
 
-// The dense tile that searches stand on: R rows of X against a panel of columns, accumulators in
-// registers. A caller fuses what comes after the product (an argmin, a store) with it, which a
-// general matrix product does not let it do.
+// The dense tile behind the searches: R rows of X times a panel of columns, with accumulators in
+// registers. Callers fuse what follows the product (an argmin, a store) with it, which a general
+// matrix product does not allow.
 namespace ff {
 
 inline constexpr int kPanelVectors = 2;
@@ -14,17 +14,18 @@ inline constexpr int kPanelVectors = 2;
 template <class T>
 inline constexpr int kPanelCols = kPanelVectors * simd::kLanes<T>;
 
-// R × 2 accumulators, 2 panel vectors and a broadcast: 27 of 32 registers on v4, 15 of 16 on v3 and
-// v2.
+// R × 2 accumulators, 2 panel vectors and a broadcast take 27 of 32 registers on v4, and 15 of 16
+// on v3 and v2.
 inline constexpr int kTileRows = simd::kBytes == 64 ? 12 : 6;
 
-// A sum over the depth runs in parts of so many terms, which are then added in order: whatever the
-// number of rows in a tile, a row's sums have the same bits, and rounding grows with the part plus
-// the number of parts, not with the depth.
+// A sum over the depth is split into parts of this many terms, and the parts are added in order. So
+// a row's sums have the same bits for any number of rows in a tile, and rounding errors grow with
+// the length of a part plus the number of parts, not with the depth.
 inline constexpr index kDepthPart = 256;
 
-// Rows of a matrix (atoms, centroids) as columns of panels: panel p holds columns [p·w, (p+1)·w),
-// depth by depth, so that a tile reads it front to back. Columns past the last are zero.
+// The rows of a matrix (atoms, centroids) as columns of panels of width w: panel p holds columns
+// [p·w, (p+1)·w), depth by depth, so that a tile reads it front to back. Columns past the last are
+// zero.
 template <class T>
 class Panels {
  public:
@@ -50,21 +51,22 @@ class Panels {
   Buffer<T> data_;
 };
 
-// R rows, interleaved: out[k·R + r] = rows[r][k], rows ld apart.
+// Interleaves R rows that lie ld apart: out[k·R + r] = rows[r·ld + k].
 template <int R, class T>
 inline void interleave(const T* rows, index ld, index depth, T* out) {
   for (index k = 0; k < depth; ++k)
     for (int r = 0; r < R; ++r) out[k * R + r] = rows[r * ld + k];
 }
 
-// Where element k of row r of a tile lies: at(k) + r·kRow.
+// The layout of a tile of interleaved rows: element k of row r lies at k·kDepth + r·kRow.
 template <int R>
 struct Interleaved {
   static constexpr index kRow = 1, kDepth = R, kPart = kDepthPart * R;
 };
 
-// The same for rows as they come, in parts of kDepthPart. Their distance is a constant, so that one
-// register reaches all of them, and no multiple of 64 bytes, so that they do not share banks.
+// The layout of a tile of rows side by side, in parts of kDepthPart: element k of row r lies at
+// at(k) + r·kRow. The distance of rows is a constant, so that one register addresses all of them,
+// and not a multiple of 64 bytes, so that they do not share cache banks.
 template <int R>
 struct SideBySide {
   static constexpr index kRow = kDepthPart + 4, kDepth = 1, kPart = R * kRow;
@@ -72,7 +74,7 @@ struct SideBySide {
   static constexpr index size(index depth) { return ceil_div(depth, kDepthPart) * kPart; }
 };
 
-// acc[r][v] += Σ_k x[r][k] · panel[k][v] over at most kDepthPart terms.
+// acc[r][v] += Σ_k x[r][k] · panel[k][v], over at most kDepthPart terms.
 template <int R, class Layout, int V, class T>
 inline void panel_part(const T* x, const T* panel, index depth, simd::Vec<T> (&acc)[R][V]) {
   using simd::Vec;
@@ -89,7 +91,7 @@ inline void panel_part(const T* x, const T* panel, index depth, simd::Vec<T> (&a
   }
 }
 
-// The same over any number of terms, part by part.
+// acc[r][v] += Σ_k x[r][k] · panel[k][v] over any number of terms, part by part.
 template <int R, class Layout = Interleaved<R>, int V, class T>
 inline void panel_product(const T* x, const T* panel, index depth, simd::Vec<T> (&acc)[R][V]) {
   panel_part<R, Layout>(x, panel, std::min(depth, kDepthPart), acc);

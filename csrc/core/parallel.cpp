@@ -23,8 +23,8 @@ namespace ff {
 namespace {
 
 #ifdef _OPENMP
-// GNU OpenMP waits for ever in a child process for the team that only its parent had. So a child
-// of fork() runs the loop on threads of its own: dearer to start, never stuck.
+// After fork(), GNU OpenMP would wait for ever in the child for a team that only the parent has. So
+// the child runs the loop on threads of its own, which cost more to start.
 std::atomic<bool> forked{false};
 
 #  if defined(__unix__) || defined(__APPLE__)
@@ -33,8 +33,8 @@ std::atomic<bool> forked{false};
 #  endif
 #endif
 
-// Ranges of tasks, each handed out in rising order. A worker takes from the range of its number
-// until none is left there, then from the next.
+// Ranges of tasks, each of which is handed out in rising order. A worker takes tasks from the range
+// of its own number until none is left, and then from the next range.
 class Loop {
  public:
   Loop(index n_tasks, int n_ranges, Stop& stop, detail::Task call, void* context)
@@ -45,7 +45,7 @@ class Loop {
     }
   }
 
-  // What each worker does: take the next task until none is left. Nothing may leave it, because an
+  // Runs on each worker: takes the next task until none is left. It must not throw, because an
   // exception that leaves an OpenMP region ends the process.
   void work(int worker) noexcept {
     try {
@@ -94,7 +94,7 @@ void run_on_own_threads(Loop& loop, int n_threads) {
     for (int worker = 1; worker < n_threads; ++worker)
       team.emplace_back([&loop, worker] { loop.work(worker); });
   } catch (const std::system_error&) {
-    // The system gives no more threads: those that started share the work.
+    // The system allows no more threads: those that have started share the work.
   }
   loop.work(0);
   for (auto& thread : team) thread.join();
@@ -143,7 +143,7 @@ const char* threading_runtime() {
 #else
 int default_threads() {
   const int processors = std::max(1, usable_processors());
-  // Of a list, which OpenMP takes for nested loops, the first number.
+  // OpenMP allows a list of numbers, for nested loops; only the first one is used here.
   const char* setting = std::getenv("OMP_NUM_THREADS");
   const long wanted = setting ? std::strtol(setting, nullptr, 10) : 0;
   return wanted > 0 ? int(std::min<long>(wanted, processors)) : processors;

@@ -3,8 +3,9 @@
 
 namespace ff {
 
-// Random numbers that are a function of (seed, stream, counter), so that who draws first does not
-// matter. The mixing is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), once per key word.
+// Random numbers that are a function of (seed, stream, counter), so the order in which threads draw
+// does not matter. Each of the three is mixed in by the finaliser of SplitMix64 (Steele, Lea, Flood
+// 2014).
 inline std::uint64_t mix64(std::uint64_t z) {
   z += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -21,7 +22,7 @@ class Random {
   // Uniform in [0, 1), 53 bits.
   double uniform() { return double(bits() >> 11) * 0x1p-53; }
 
-  // Uniform in [0, n): the high word of a 128-bit product; its bias, n / 2⁶⁴, cannot be seen.
+  // Uniform in [0, n): the high word of a 128-bit product. Its bias, n / 2⁶⁴, is negligible.
   std::uint64_t below(std::uint64_t n) {
     return std::uint64_t((static_cast<unsigned __int128>(bits()) * n) >> 64);
   }

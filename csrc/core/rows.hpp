@@ -6,8 +6,8 @@
 
 namespace ff {
 
-// Rows as T: where they lie if that is how they are stored, else widened into a buffer, so that a
-// row holds until the next one is asked for.
+// Reads rows of a view as T: in place if they are stored as T, else widened into a buffer. A row is
+// valid until the next one is read.
 template <class T>
 class Rows {
  public:

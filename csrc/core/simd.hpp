@@ -10,10 +10,9 @@
 #  include <immintrin.h>
 #endif
 
-// The widest vectors of the level that is being compiled, on the vector extensions that GCC and
-// Clang share. Rounding is explicit everywhere: mul_add is one rounding where the processor has
-// FMA, two where it has not, and the scalar form rounds as the vector form does, so that a tail
-// gives the same bits as a full vector.
+// The widest vectors of the level that is being compiled, by the vector extensions that GCC and
+// Clang share. Rounding is explicit: mul_add rounds once on levels with FMA and twice on others,
+// and the scalar form rounds like the vector form, so a tail gives the same bits as a full vector.
 namespace ff::simd {
 
 #if defined(__AVX512F__)
@@ -80,7 +79,7 @@ inline Vec<T> iota() {
   return v;
 }
 
-// As many numbers from p as a vector of doubles holds.
+// A full vector of doubles from the numbers at p.
 inline Vec<double> load_wide(const double* p) {
   return load(p);
 }
@@ -138,7 +137,7 @@ inline Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-// The lower halves of the lanes multiplied, as unsigned numbers.
+// Multiplies the lower halves of the lanes as unsigned numbers.
 inline Vec<std::int64_t> multiply_low_halves(Vec<std::int64_t> a, Vec<std::int64_t> b) {
 #if defined(__AVX512F__)
   return (Vec<std::int64_t>)_mm512_mul_epu32((__m512i)a, (__m512i)b);
@@ -153,7 +152,7 @@ inline Vec<std::int64_t> multiply_low_halves(Vec<std::int64_t> a, Vec<std::int64
 #endif
 }
 
-// a < b ? a : b, and the same for max: the operand order that minps and maxps have.
+// min is a < b ? a : b and max is a > b ? a : b, with the operand order of minps and maxps.
 template <class V>
 inline V min(V a, V b) {
   return a < b ? a : b;
@@ -164,8 +163,8 @@ inline V max(V a, V b) {
   return a > b ? a : b;
 }
 
-// The same in one instruction: of the form above GCC 12 makes a comparison and a blend, twice the
-// latency where a running maximum waits for the one before.
+// The same for floats and doubles, in one instruction: GCC 12 compiles the form above to a
+// comparison and a blend, which doubles the latency of a running maximum.
 inline Vec<float> min(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_min_ps((__m512)a, (__m512)b);
@@ -282,13 +281,13 @@ inline T reduce_max(Vec<T> v) {
   return detail::fold<T, kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return max(a, b); });
 }
 
-// The sum of the lanes, halves added to halves: always the same tree.
+// The sum of the lanes. Halves are added to halves, so the order of additions is fixed.
 template <class T>
 inline T reduce_add(Vec<T> v) {
   return detail::fold<T, kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 
-// Bit i: whether lane i of what a comparison gave is set.
+// Bit i is whether lane i of a comparison's result is set.
 inline unsigned mask_bits(Vec<std::int32_t> m) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)m);
@@ -317,7 +316,7 @@ inline unsigned mask_bits(Vec<std::int64_t> m) {
 #endif
 }
 
-// Bit i: whether a[i] < b[i].
+// Bit i is whether a[i] < b[i].
 inline unsigned less_bits(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
@@ -342,8 +341,9 @@ inline unsigned less_bits(Vec<std::int64_t> a, Vec<std::int64_t> b) {
 #endif
 }
 
-// The lanes whose bit is set, one after the other from p on; how many these are. May write up to a
-// whole vector. (On Zen 4 and 5 the compressing store is slow, compressing in a register is not.)
+// Writes the lanes whose bit is set, one after the other from p on, and returns their number. May
+// write up to a whole vector: it compresses in a register, because the compressing store is slow on
+// Zen 4 and 5.
 inline int compress(std::int32_t* p, Vec<std::int32_t> v, unsigned bits) {
 #if defined(__AVX512F__)
   _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(__mmask16(bits), (__m512i)v));

@@ -8,8 +8,8 @@ namespace ff {
 
 enum class DType { f16, bf16, f32, f64 };
 
-// A matrix that somebody else owns: any of four element types, any strides (in bytes, negative ones
-// and unaligned addresses included), never written to.
+// A read-only view of a matrix owned elsewhere: any of four element types, any strides in bytes,
+// including negative ones, and any alignment.
 struct MatrixView {
   const char* data = nullptr;
   DType dtype = DType::f32;
@@ -19,7 +19,7 @@ struct MatrixView {
   const char* row(index i) const { return data + i * row_stride; }
 };
 
-// The same for a stack of matrices.
+// A read-only view of a stack of matrices.
 struct StackView {
   MatrixView first;
   index count = 1;
@@ -35,7 +35,7 @@ struct StackView {
 namespace detail {
 
 inline float widen_f16(std::uint16_t h) {
-  // Shift exponent and fraction into place and multiply by 2^112: right for denormals as well.
+  // Shift exponent and fraction into place and multiply by 2^112, which is right for denormals too.
   std::uint32_t bits = std::uint32_t(h & 0x7fffu) << 13;
   float magnitude;
   std::memcpy(&magnitude, &bits, 4);
@@ -63,11 +63,12 @@ Stored read(const char* p) {
 
 }  // namespace detail
 
-// out[0 … cols) = row i, widened (or, from float64 to float, rounded) to T.
+// out[0 … cols) = row i, widened to T, or rounded if float64 is read as float.
 template <class T>
 void load_row(const MatrixView& x, index i, T* out);
 
-// For a search that met a value it cannot order: says which, and throws ValueError's C++ form.
+// Throws std::invalid_argument, which becomes ValueError, and names the first value of the row that
+// is not finite.
 [[noreturn]] void throw_not_finite(const MatrixView& x, index row, const char* name);
 
 }  // namespace ff

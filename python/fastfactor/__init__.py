@@ -1,10 +1,10 @@
 """fastfactor: fast, exact kernels for compressing neural networks.
 
 Compressing a weight matrix means factoring it, ``W ≈ B ∘ C``. The functions here find the factors
-(:func:`omp`, :func:`kmeans`, :func:`kmeans1d`), choose what of W is kept (:func:`prune_mask`), use
-the factors without building W (:func:`spmm`, :func:`codebook_matmul`) or code them for storage
-(:class:`PackedCodes`, :func:`huffman_encode`). :mod:`fastfactor.methods` puts them together for a
-matrix, :func:`compress_file` for a whole model.
+(:func:`omp`, :func:`kmeans`, :func:`kmeans1d`), choose which weights to keep (:func:`prune_mask`),
+multiply by the factors without building W (:func:`spmm`, :func:`codebook_matmul`) or code them for
+storage (:class:`PackedCodes`, :func:`huffman_encode`). :mod:`fastfactor.methods` combines them to
+compress a matrix, :func:`compress_file` to compress a whole model.
 """
 
 from importlib import import_module
@@ -67,8 +67,8 @@ __all__ = [
 ]
 
 
-# Modules on which whole files stand, with all methods and formats: they would triple the time of an
-# import, so they are imported when they are first asked for.
+# These bring in all methods and file formats, which would triple the time of an import, so they are
+# imported on first use.
 _LAZY_MODULES = ("deep_compression", "methods", "store")
 _LAZY_FUNCTIONS = {
     "compare_files": "models.compare",

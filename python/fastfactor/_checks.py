@@ -1,4 +1,4 @@
-"""Arguments, checked before any work: what the function layer says to a caller who erred.
+"""Checks of arguments, made before any work.
 
 Every message names the argument, what it must be, and what came.
 """
@@ -18,19 +18,19 @@ FLOATS = "float16, bfloat16, float32 or float64"
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether the kernels read this dtype: IEEE floats of 2, 4 or 8 bytes and bfloat16."""
+    """Return whether the kernels read this dtype: IEEE floats of 2, 4 or 8 bytes, or bfloat16."""
     if dtype.kind == "f":
         return dtype.itemsize in (2, 4, 8) and dtype.isnative
     return dtype.name == "bfloat16"
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
-    """The dtype that NumPy calls so, or ml_dtypes, which holds bfloat16 and those of 8 bits.
+    """Return the dtype of this name from NumPy or, for bfloat16 and 8-bit floats, ml_dtypes.
 
     Raises
     ------
     ImportError
-        Where that package is needed and missing, or too old.
+        If ml_dtypes is needed and missing, or too old.
     """
     if name != "bfloat16" and not name.startswith("float8"):
         return np.dtype(name)
@@ -47,7 +47,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 
 def float_array(value: Any, name: str, *, ndim: tuple[int, ...] | None = None) -> Array:
-    """``value`` as an array of floats of one of the given ranks; an ndarray is never copied."""
+    """Return ``value`` as an array of floats of one of the given ranks; never copy an ndarray."""
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     if not is_float(array.dtype):
         raise TypeError(f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}")
@@ -74,13 +74,13 @@ def columns(x: Any, n_features: int) -> Array:
 
 
 def result_dtype(*arrays: Array | None) -> type[np.float32] | type[np.float64]:
-    """float64 where any operand is, else float32: narrower floats are widened."""
+    """Return float64 if any operand is float64, else float32: narrower floats are widened."""
     wide = any(array is not None and array.dtype == np.float64 for array in arrays)
     return np.float64 if wide else np.float32
 
 
 def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """An array that the caller gave to be written: right type, shape and dtype, not read-only."""
+    """Check that an array given for output has the right shape and dtype and can be written."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
@@ -93,7 +93,7 @@ def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any])
 
 
 def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
-    """An integer in [low, high]; floats and booleans are refused, NumPy's integers are not."""
+    """Return an integer in [low, high]; refuse floats and booleans, but accept NumPy's integers."""
     wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
     try:
         number = operator.index(value)
@@ -107,7 +107,7 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
 
 
 def nonnegative(value: Any, name: str) -> float:
-    """A real number that is zero or more (infinity included)."""
+    """Return a real number that is zero or more; infinity is accepted."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be a number that is zero or more, got {value!r}")
     number = float(value)
@@ -117,7 +117,7 @@ def nonnegative(value: Any, name: str) -> float:
 
 
 def fraction(value: Any, name: str) -> float:
-    """A real number in (0, 1]."""
+    """Return a real number in (0, 1]."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be a number in (0, 1], got {value!r}")
     if not 0 < float(value) <= 1:
@@ -126,7 +126,7 @@ def fraction(value: Any, name: str) -> float:
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
-    """One of a few words."""
+    """Return ``value`` if it is one of the options."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     if value not in options:
@@ -135,20 +135,20 @@ def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
 
 
 def boolean(value: Any, name: str) -> bool:
-    """A truth value, not what might be taken for one."""
+    """Return ``value`` if it is True or False; refuse 0, 1 and other stand-ins."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 
 def random_state(value: Any) -> None:
-    """Check that `seed` can draw from a value, and draw nothing."""
+    """Check that `seed` accepts a value, without drawing from it."""
     if not isinstance(value, np.random.Generator | np.random.RandomState):
         seed(value)
 
 
 def seed(random_state: Any) -> int:
-    """A 64-bit seed from ``None`` (fresh), an integer, or NumPy's Generator or RandomState."""
+    """Return a 64-bit seed from ``None`` (fresh), an integer, a NumPy Generator or RandomState."""
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     if isinstance(random_state, np.random.Generator):
@@ -168,8 +168,8 @@ def seed(random_state: Any) -> int:
 
 
 def finite(array: Array, name: str, dtype: type[np.floating[Any]] | None = None) -> None:
-    """Refuse NaN and what is infinite, or would be in ``dtype``, naming the first."""
-    with np.errstate(over="ignore", invalid="ignore"):  # bfloat16's test for NaN warns of it
+    """Refuse NaN, infinity and what is infinite once cast to ``dtype``; name the first."""
+    with np.errstate(over="ignore", invalid="ignore"):  # isfinite of a bfloat16 NaN warns
         ok = np.isfinite(array if dtype is None else array.astype(dtype))
         if ok.all():
             return
@@ -179,7 +179,7 @@ def finite(array: Array, name: str, dtype: type[np.floating[Any]] | None = None)
 
 
 def sparse_shape(shape: Any, name: str) -> tuple[int, int]:
-    """Two sizes, as Python integers."""
+    """Return the two sizes of a shape as Python integers."""
     try:
         sizes = tuple(shape)
     except TypeError:
@@ -191,7 +191,7 @@ def sparse_shape(shape: Any, name: str) -> tuple[int, int]:
 
 
 def as_bytes(data: Any, name: str) -> Array:
-    """Bytes, or an array of uint8, as an array; nothing is copied."""
+    """Return bytes or a uint8 array as an array, without copying."""
     if isinstance(data, bytes | bytearray | memoryview):
         data = np.frombuffer(data, np.uint8)
     if not isinstance(data, np.ndarray):
@@ -202,6 +202,7 @@ def as_bytes(data: Any, name: str) -> Array:
 
 
 def flat(array: Array, name: str) -> None:
+    """Check that an array has one dimension and is contiguous and aligned."""
     if array.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {array.shape}")
     if not (array.flags.c_contiguous and array.flags.aligned):

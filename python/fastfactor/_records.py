@@ -10,10 +10,10 @@ import numpy as np
 
 
 class ArrayRecord:
-    """Base of frozen dataclasses with arrays in their fields; they are declared ``repr=False``.
+    """A base for frozen dataclasses with arrays in their fields, declared with ``repr=False``.
 
-    A copy or a pickle holds the fields alone: cached properties are computed again where they are
-    needed. Arrays that were read-only are read-only in it, which NumPy by itself forgets.
+    A copy or pickle holds only the fields; cached properties are computed again when they are
+    needed. Read-only arrays stay read-only, which NumPy's own pickles do not ensure.
     """
 
     def __repr__(self) -> str:
@@ -42,9 +42,9 @@ def short_repr(value: object, parts: Mapping[str, Any]) -> str:
 
 
 def refuse_array(value: object, instead: str) -> NoReturn:
-    """Raise the error for ``np.asarray(value)`` where a dense array must be asked for by name.
+    """Raise the error for ``np.asarray(value)``: a dense array must be asked for explicitly.
 
-    Without it NumPy would make an array of one Python object.
+    Without this error NumPy would make an array of one Python object.
     """
     raise TypeError(
         f"{type(value).__name__} must be turned into an array by {instead}, "

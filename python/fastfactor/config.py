@@ -1,4 +1,4 @@
-"""What this installation is made of."""
+"""The configuration of this installation, as bug reports need it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .kernels.runtime import build_info
 
 
 def show_config() -> dict[str, str]:
-    """Print, and return, what matters in a report: level, threads, compiler and versions.
+    """Print and return what a bug report needs: level, threads, compiler and versions.
 
     Returns
     -------
     dict of str to str
-        What was printed, line by line.
+        Name and value of each printed line.
 
     Examples
     --------

@@ -1,15 +1,15 @@
-"""The one exception that is fastfactor's own."""
+"""The exception that fastfactor defines."""
 
 from __future__ import annotations
 
 
 class CorruptDataError(ValueError):
-    """Stored bytes that contradict themselves: cut, changed, or not what they are said to be.
+    """The error for stored bytes that are truncated, changed or inconsistent.
 
     Attributes
     ----------
     args : tuple
-        The message, as of any exception.
+        The message, as in any exception.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What "close" means: the error of an approximation is ‖W − Ŵ‖² / ‖W‖² under one of these."""
+"""Squared norms: the error of an approximation is ‖W − Ŵ‖² / ‖W‖² in one of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Metric(Protocol):
     """A squared norm of matrices, given a few of their rows at a time."""
 
     def squares(self, rows: Array, first: int) -> float:
-        """Of the rows ``first``, ``first + 1``, … of a matrix, float64: their part of ‖·‖²."""
+        """Return what float64 rows add to ‖·‖²; they are rows ``first``, ``first + 1``, …."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Frobenius:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(ArrayRecord):
-    """The sum of ``importance[i, j] · E[i, j]²``: squared gradients, Fisher information.
+    """The sum of ``importance[i, j] · E[i, j]²``.
 
-    Its root is the Mahalanobis distance of E. Denton, W. Zaremba, J. Bruna, Y. LeCun, R. Fergus,
+    Importances are squared gradients, for example, or the diagonal of the Fisher information. The
+    square root of this sum is the Mahalanobis distance of Denton, Zaremba, Bruna, LeCun and Fergus,
     2014.
     """
 
@@ -47,7 +48,7 @@ class Diagonal(ArrayRecord):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Covariance(ArrayRecord):
-    """trace(E Σ Eᵀ), Σ the mean of x xᵀ over inputs: the mean squared change of outputs."""
+    """trace(E Σ Eᵀ), the mean squared change of outputs; Σ is the mean of x xᵀ over inputs."""
 
     input_covariance: Array
 
@@ -56,11 +57,12 @@ class Covariance(ArrayRecord):
 
 
 def relative_error(W: Array, rows_of: Callable[[int, int], Array], metric: Metric) -> float:
-    """‖W − Ŵ‖² / ‖W‖², where ``rows_of(first, last)`` gives rows of Ŵ.
+    """Return ‖W − Ŵ‖² / ‖W‖², where ``rows_of(first, last)`` returns rows of Ŵ.
 
-    0 where both are zero, infinity where W alone is. Some rows at a time, in float64.
+    The result is 0 if W and the difference are both zero, and infinity if only W is zero. It is
+    computed in float64, a few rows at a time.
     """
-    # Squares of other dtypes are in float64's range.
+    # Squares of narrower dtypes fit into float64's range without scaling.
     exponent = exponent_of(W) if W.dtype == np.float64 else 0
     lost = total = 0.0
     for first in range(0, len(W), ROWS_AT_ONCE):
@@ -74,12 +76,12 @@ def relative_error(W: Array, rows_of: Callable[[int, int], Array], metric: Metri
 
 
 def exponent_of(W: Array) -> int:
-    """That for which ``W · 2**−exponent`` is within ±1: squares stay in range, unrounded."""
+    """Return the exponent for which ``W · 2**−exponent`` is within ±1; this scaling is exact."""
     return int(np.frexp(max(float(W.max(initial=0)), -float(W.min(initial=0))))[1])
 
 
 def scaled(weights: Array) -> Array:
-    """In float64, over their largest: squares of gradients are often tiny."""
+    """Return weights in float64, divided by the largest: squared gradients are often tiny."""
     wide = weights.astype(np.float64)
     top = float(wide.max(initial=0))
     return wide / top if top > 0 else np.ones_like(wide)
@@ -88,7 +90,7 @@ def scaled(weights: Array) -> Array:
 def metric_for(
     shape: tuple[int, ...], importance: Any = None, input_covariance: Any = None
 ) -> Metric:
-    """The metric that the arguments of `compress` name; one of them at most may be given."""
+    """Return the metric for the arguments of `compress`, of which at most one may be given."""
     if importance is not None and input_covariance is not None:
         raise ValueError("importance and input_covariance must not both be given, got both")
     if importance is not None:

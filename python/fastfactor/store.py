@@ -1,4 +1,4 @@
-"""Files of matrices, compressed or not: one safetensors file, read lazily through a memory map.
+"""Files of compressed and plain matrices: safetensors files, read lazily through a memory map.
 
 >>> import tempfile, numpy as np
 >>> from fastfactor import store

@@ -1,9 +1,9 @@
-"""The compiled kernels, in the build that suits this processor.
+"""The compiled kernels, in the best build that this processor runs.
 
-One module a level: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and ``_v4_vnni`` (with VNNI's
-8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline`` elsewhere. A source install
-builds the best level of its processor, a release all of them. The environment variable
-``FASTFACTOR_LEVEL`` overrides the choice.
+Each instruction-set level is a module: ``_v2``, ``_v3`` (AVX2, FMA), ``_v4`` (AVX-512) and
+``_v4_vnni`` (with VNNI's 8-bit dot products and VBMI's byte permutes) on x86-64, ``_baseline``
+elsewhere. An install from source builds the best level of its processor, a release all of them. The
+environment variable ``FASTFACTOR_LEVEL`` overrides the choice.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def supported_levels() -> list[str]:
 
 
 def built_levels() -> list[str]:
-    """Return the levels that this installation holds, best first."""
+    """Return the levels that this installation was built for, best first."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "_detect"]
     return sorted((name.removeprefix("_") for name in names), reverse=True)
 
 
 def load(level: str | None) -> ModuleType:
-    """Return the kernels of one level; where none is named, of the best that is built and runs."""
+    """Import the kernels of a level or, if none is named, of the best that was built and runs."""
     supported = supported_levels()
     if level:
         if level not in supported:

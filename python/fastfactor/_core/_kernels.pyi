@@ -1,4 +1,4 @@
-# What every compiled module offers, whatever its level; no module bears this name at run time.
+# The interface of every compiled module, whatever its level; at run time no module has this name.
 from typing import Any
 
 import numpy as np

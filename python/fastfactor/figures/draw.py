@@ -162,7 +162,7 @@ def _errors(report: Report) -> Any:
     under = f", some under {' or '.join(map(str, others))}" if others else ""
     matrices = _count(len(rows), "compressed matrix", "compressed matrices")
     axes.set_title(f"{matrices}{under}", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="lower left", frameon=False, fontsize=8)
     return figure
 
 
@@ -238,7 +238,7 @@ def _values(report: Report, matrices: Sequence[Matrix]) -> Any:
         title = f"{_short(matrix.row.name)}: {matrix.row.method}\n{matrix.values_of}"
         axes.set_title(title, fontsize=7)
         axes.tick_params(labelsize=7, which="both")
-    panels[0].legend(frameon=False, fontsize=7)
+    panels[0].legend(loc="upper right", frameon=False, fontsize=7)
     figure.supxlabel("weight", fontsize=8)
     figure.supylabel("how many", fontsize=8)
     _heading(figure, report, len(matrices), "Weights before and after, 99.9 % of them")

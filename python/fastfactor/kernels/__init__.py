@@ -1,4 +1,4 @@
 """The kernels: arrays in, arrays and named tuples out.
 
-Only this room imports the compiled modules.
+No other package imports the compiled modules.
 """

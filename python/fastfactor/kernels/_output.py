@@ -1,4 +1,4 @@
-"""Where products write: a new array, or the one that the caller gave; and batches of inputs."""
+"""Output arrays of products, new or given by the caller, and batches of inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def output(
     *,
     fortran: bool = False,
 ) -> Array:
-    """A new array, or the one that was given if a result may be written there."""
+    """Return a new array for a result, or ``out`` once checked that it may be written there."""
     if out is None:
         return np.empty(shape, dtype, order="F" if fortran else "C")
     _checks.writeable(out, "out", shape, dtype)
@@ -30,7 +30,7 @@ def output(
 
 
 def as_batch(array: Array) -> Array:
-    """Return (..., n) as (batch, n): a view where strides allow, as those of C order do."""
+    """Return (..., n) as (batch, n): a view if the strides allow it, as in C order."""
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 

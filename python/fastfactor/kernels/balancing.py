@@ -14,7 +14,7 @@ from .runtime import thread_count
 
 
 class BalancedAssignment(NamedTuple):
-    """What :func:`_balanced_assign` returns."""
+    """The result of :func:`_balanced_assign`."""
 
     labels: Array
     cost: float
@@ -33,18 +33,19 @@ def _balanced_assign(
     prices: Any = None,
     n_threads: int | None = None,
 ) -> BalancedAssignment:
-    """Assign rows of ``X`` to centroids, floor(n/K) or ceil(n/K) to each, at least cost.
+    """Assign rows of ``X`` to centroids, floor(n/K) or ceil(n/K) to each, at the least cost.
 
     Parameters
     ----------
     X : array of shape (n_samples, n_features)
         float16, bfloat16, float32 or float64, any strides.
     centroids : array of shape (n_clusters, n_features)
-        Any of these dtypes. More centroids than samples are legal: then none has two.
+        Any of these dtypes. There may be more centroids than samples; then each gets one at most.
     sample_weight : array of shape (n_samples,), optional
-        Finite and not negative. A weight changes what a sample costs, not the room it takes.
+        Finite and not negative. A weight counts in the cost, not in the size of a cluster.
     prices : array of shape (n_clusters,), optional
-        What an assignment to similar centroids has returned: saves time, changes no cost.
+        Prices that an assignment to similar centroids returned. They save time; the cost is the
+        same without them.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -52,22 +53,23 @@ def _balanced_assign(
     -------
     BalancedAssignment
         ``labels`` (int32); ``cost``, the weighted sum of squared distances, computed in float64;
-        ``prices``, one a cluster, the lowest zero: a sample is where distance plus price is least;
-        ``gap``, how far the cost may be above the least, relative to it: rounding, at most 1e-9.
+        ``prices``, one for each cluster, the lowest zero: each sample is in the cluster for which
+        its cost plus the price is least; ``gap``, how far ``cost`` may exceed the optimum, relative
+        to it: at most 1e-9, from rounding.
 
     Raises
     ------
     TypeError, ValueError
         For a wrong type or shape, NaN or infinity, and negative weights.
     MemoryError
-        Where the costs, 8 · n_samples · n_clusters bytes, cannot be had.
+        If the costs, 8 · n_samples · n_clusters bytes, cannot be allocated.
 
     Notes
     -----
-    O(n_samples · n_clusters · n_features) for the costs, a few readings of them for prices, and
-    O(n_clusters²) for each sample that these leave in a cluster too many: some n_clusters of them
-    where the samples have a density, at most n_samples. The same bits for any number of threads; of
-    several cheapest assignments one, which may depend on ``prices``.
+    O(n_samples · n_clusters · n_features) for the costs, a few passes over them for the prices, and
+    O(n_clusters²) for each sample that the prices leave in an overfull cluster: about n_clusters of
+    them if the samples are drawn from a density, at most n_samples. The same bits for any number of
+    threads. If several assignments are cheapest, the choice among them may depend on ``prices``.
 
     Sources: Newton's method on the dual as for semi-discrete transport (Kitagawa, Mérigot, Thibert
     2019), then successive shortest paths (Edmonds, Karp 1972).
@@ -84,7 +86,7 @@ def _balanced_assign(
     centroids = _checks.float_array(centroids, "centroids", ndim=(2,))
     if centroids.shape[0] < 1 or centroids.shape[1] != X.shape[1]:
         raise ValueError(
-            f"centroids must have at least one row and {X.shape[1]} columns as X has, "
+            f"centroids must have at least one row and {X.shape[1]} columns, as many as X, "
             f"got shape {centroids.shape}"
         )
     labels, cost, paid, gap = kernels.balanced_assign(

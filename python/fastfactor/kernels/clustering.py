@@ -13,13 +13,13 @@ from .._records import short_repr
 from .runtime import thread_count
 
 MAX_CLUSTERS = 2**31 - 1
-MAX_COUNT = 2**62  # of runs and iterations: what the kernels count in
+MAX_COUNT = 2**62  # of runs and iterations, which kernels count in 64 bits
 RANDOM_INITS = ("k-means++", "random")
 INITS = (*RANDOM_INITS, "linear", "density")
 
 
 class KMeansResult(NamedTuple):
-    """What k-means found; every field has a leading axis of groups where X has one.
+    """The result of k-means; every field has a leading axis of groups if X has one.
 
     Attributes
     ----------
@@ -52,41 +52,43 @@ def kmeans(
     random_state: Any = 0,
     n_threads: int | None = None,
 ) -> KMeansResult:
-    """Lloyd's k-means: exact assignments, means summed in float64.
+    """Cluster samples by Lloyd's k-means: exact assignments, means summed in float64.
 
     Parameters
     ----------
     X : array of shape (n_samples, n_features) or (groups, n_samples, n_features)
         float16, bfloat16, float32 or float64, any strides. With three dimensions every group is a
-        problem of its own, and groups run in parallel.
+        separate problem, and groups run in parallel.
     n_clusters : int
         May exceed the number of distinct samples: centroids then coincide or stay unused.
     init : {"k-means++", "random", "linear", "density"} or array
-        ``"k-means++"`` (one candidate a draw), ``"random"`` distinct samples; for one feature
-        ``"linear"``, even between least and largest value, or ``"density"``, even in quantiles; or
-        centroids of shape (n_clusters, n_features), with a leading axis of groups or without.
+        ``"k-means++"`` (one candidate per draw) or ``"random"`` (distinct samples). For one feature
+        also ``"linear"`` (evenly spaced from the least to the largest value) or ``"density"`` (at
+        evenly spaced quantiles). Or centroids of shape (n_clusters, n_features), with or without a
+        leading axis of groups.
     sample_weight : array of shape (n_samples,) or (groups, n_samples), optional
         Zero or more, not all zero.
     n_init : int
-        So many runs; the one with the least inertia is kept. One where ``init`` is an array.
+        Number of runs from random starts, of which the one with the least inertia is kept. With
+        any other ``init`` there is one run.
     max_iter : int
-        At most so many iterations a run.
+        The most iterations of a run.
     tol : float
         A run stops when the squared shift of all centroids together is at most ``tol`` times the
         mean variance of the features, as in scikit-learn, or when no label changes.
     balanced : bool
-        Every cluster gets ⌊n/k⌋ or ⌈n/k⌉ samples, and each assignment is the cheapest of all such,
-        to a relative duality gap of 1e-9. Weights count in the cost, not in the size. Holds
-        n_samples · n_clusters float64 costs in memory.
+        Whether every cluster gets ⌊n/k⌋ or ⌈n/k⌉ samples. Each assignment is then the cheapest with
+        these sizes, to a relative duality gap of 1e-9. Weights count in the cost, not in the size.
+        The costs take n_samples · n_clusters float64 of memory.
     random_state : int, Generator, RandomState or None
-        Seed of the random starts. None: fresh at each call.
+        Seed of the random starts; None draws a fresh one at each call.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     KMeansResult
-        Centroids are float64 where X is, else float32; labels belong to the centroids returned.
+        Centroids are float64 if X is, else float32; labels belong to the centroids returned.
 
     Raises
     ------
@@ -96,13 +98,14 @@ def kmeans(
     Notes
     -----
     An iteration takes 2 · n_samples · n_clusters · n_features operations; distances are never
-    stored. A label's squared distance is within 8 ε (‖x‖ + ‖c‖)², ε of the computing type and
-    coordinates centred, of the least; of equals the lowest index wins. k-means++ costs two
-    to three iterations. The same bits for any number of threads.
+    stored. The squared distance of a sample to its centroid exceeds the least one by at most
+    8 ε (‖x‖ + ‖c‖)², for the ε of the computing type and centred coordinates; ties go to the lowest
+    index. k-means++ costs as much as two to three iterations. The same bits for any number of
+    threads.
 
-    A cluster that ends up empty, lowest index first, takes the sample farthest from its centroid
-    (of equals the lowest index) whose own cluster keeps another; if all that is left lies on its
-    centroid, the empty one stays where it was.
+    Empty clusters are refilled in the order of their index. Each takes the sample farthest from its
+    centroid (ties go to the lowest index) whose own cluster keeps another sample. If all such
+    samples lie on their centroids, the empty cluster's centroid stays where it was.
 
     Sources: Lloyd (1982); Arthur, Vassilvitskii (2007) for k-means++.
 
@@ -143,22 +146,22 @@ def kmeans(
 
 
 def assign(X: Any, centroids: Any, *, n_threads: int | None = None) -> tuple[Array, Array]:
-    """The nearest centroid of every sample.
+    """Return the nearest centroid of every sample and the squared distance to it.
 
     Parameters
     ----------
     X : array of shape (n_samples, n_features) or (groups, n_samples, n_features)
         float16, bfloat16, float32 or float64, any strides.
-    centroids : array of shape (n_clusters, n_features), with a leading axis of groups or without
+    centroids : array of shape (n_clusters, n_features), with or without a leading axis of groups
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     labels : int32 array of shape (n_samples,) or (groups, n_samples)
-        As exact as :func:`kmeans` says; of equals the lowest index.
+        As exact as in :func:`kmeans`; ties go to the lowest index.
     distances : array of the same shape
-        Squared; float64 where X or the centroids are, else float32.
+        Squared; float64 if X or the centroids are, else float32.
 
     Raises
     ------
@@ -197,7 +200,7 @@ def _initial(init: Any, X: Array, n_clusters: int, dtype: type[np.floating[Any]]
     if isinstance(init, str):
         _checks.choice(init, "init", INITS)
         if init in ("linear", "density") and X.shape[-1] != 1:
-            raise ValueError(f"init={init!r} needs X to have one column, got shape {X.shape}")
+            raise ValueError(f"X must have one column for init={init!r}, got shape {X.shape}")
         return init
     centroids = _centroids(init, "init", X)
     if centroids.shape[-2] != n_clusters:
@@ -207,7 +210,7 @@ def _initial(init: Any, X: Array, n_clusters: int, dtype: type[np.floating[Any]]
 
 
 def _centroids(value: Any, name: str, X: Array) -> Array:
-    """Centroids that fit X: the same features, and the same groups where they have any."""
+    """Return centroids after checking that they have X's features and, if any, X's groups."""
     centroids = _checks.float_array(value, name, ndim=(2, X.ndim) if X.ndim == 3 else (2,))
     groups_fit = centroids.ndim == 2 or centroids.shape[0] == X.shape[0]
     if centroids.shape[-1] != X.shape[-1] or not groups_fit:

@@ -1,4 +1,4 @@
-"""Products with matrices that are stored as codes into codebooks; the matrix is never built."""
+"""Products with matrices stored as codes into codebooks, without building the matrix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._output import as_batch, output
 from .packing import PackedCodes
 from .runtime import thread_count
 
-MAX_CODE_BITS = 8  # that products take
+MAX_CODE_BITS = 8  # of the codes that products accept
 
 
 def codebook_matmul(
@@ -25,7 +25,7 @@ def codebook_matmul(
     out: Any = None,
     n_threads: int | None = None,
 ) -> Array:
-    """Multiply by a matrix that is stored as codes into a codebook: ``x @ W.T``, W never built.
+    """Multiply by a matrix stored as codes into a codebook: ``x @ W.T``, without building W.
 
     Parameters
     ----------
@@ -34,39 +34,42 @@ def codebook_matmul(
     packed : PackedCodes
         Of shape (out_features, in_features), with codes of up to 8 bits.
     codebook : array of shape ([n_codebooks,] [out_features,] [n_groups,] 2**n_bits, vector_dim)
-        float16, bfloat16 or float32. One table (K, vector_dim) for the whole matrix; one for each
-        row; with ``group_size`` one for each group of columns, or for each row and group, rows
-        first. An axis of ``packed.n_codebooks`` comes before all where that is more than 1: the
-        vectors that a place's codes name are then added.
+        float16, bfloat16 or float32. One table (2**n_bits, vector_dim) for the whole matrix or one
+        for each row; with ``group_size`` one for each group of columns or for each row and group.
+        If ``packed.n_codebooks`` is more than 1, an axis of that length comes first, and the
+        vectors that the codes of a place name are added.
     group_size : int, optional
         Columns that share a table, a multiple of ``packed.vector_dim``; the last group may be
         shorter.
     out : float32 array of shape (..., out_features), optional
-        Where to write the result: C-contiguous, writeable, apart from ``x`` and the codebook.
+        Where to write the result: C-contiguous and writeable, without overlap with ``x`` or the
+        codebook.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     float32 array of shape (..., out_features)
-        ``out`` where it was given.
+        ``out`` if it was given.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape. Nothing has been written then.
+        For a wrong type or shape. Nothing is written then.
 
     Notes
     -----
-    ``|y − Wx| ≤ 1e-5 · Σ|w x|``, where of several codebooks each vector counts by itself: they may
-    cancel in w. Sums in float32, of long rows in float64; what is float64 is rounded to float32
-    first. Products follow IEEE 754. The same bits for any number of threads.
-    Codes are used as they are stored, so no second layout takes memory: besides ``x`` in
-    float32 there are tables of a few hundred kilobytes a thread. One ``x`` against scalar codes
-    costs little more than reading the codes; against vectors that all rows share, the products of
-    ``x``'s pieces with every code vector are made once, in at most 1 MB, and then added (H. Jégou,
-    M. Douze, C. Schmid, Product Quantization for Nearest Neighbor Search, 2011). Larger batches
-    decode a few rows at a time, into registers or cache.
+    ``|y − Wx| ≤ 1e-5 · Σ|w x|``. With several codebooks this sum has a term for each of their
+    vectors, because they may cancel in w. Sums are in float32, those of long rows in float64; a
+    float64 ``x`` is rounded to float32 first. Products follow IEEE 754. The same bits for any
+    number of threads.
+
+    Codes are read as they are stored: the only extra memory is ``x`` in float32 and tables of a few
+    hundred kilobytes per thread. One ``x`` against scalar codes costs little more than reading the
+    codes. Against vectors that all rows share, the products of ``x``'s pieces with every code
+    vector are computed once, in at most 1 MB, and then added (H. Jégou, M. Douze, C. Schmid,
+    Product Quantization for Nearest Neighbor Search, 2011). Larger batches decode a few rows at a
+    time, into registers or cache.
 
     Examples
     --------
@@ -102,14 +105,14 @@ def codebook_rows(
     group_size: int | None = None,
     n_threads: int | None = None,
 ) -> Array:
-    r"""Return rows of a matrix that is stored as codes into a codebook: an embedding's look-up.
+    r"""Return rows of a matrix stored as codes into a codebook, such as an embedding table.
 
     Parameters
     ----------
     packed, codebook, group_size
         As in :func:`codebook_matmul`.
     ids : array of integers, or None
-        Which rows, any shape; None for all of them, in order.
+        Which rows to return, in any shape; None for all of them, in order.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -122,12 +125,12 @@ def codebook_rows(
     TypeError, ValueError
         For a wrong type or shape.
     IndexError
-        Where an id is not in [0, out_features).
+        If an id is not in [0, out_features).
 
     Notes
     -----
-    Linear in the size of the result. Of several codebooks the vectors are added in their order, in
-    float32. The same bits for any number of threads.
+    Linear in the size of the result. The vectors of several codebooks are added in the order of the
+    codebooks, in float32. The same bits for any number of threads.
 
     Examples
     --------
@@ -161,7 +164,7 @@ def codebook_rows(
 
 
 def _codebook(packed: Any, codebook: Any, group_size: int | None) -> tuple[PackedCodes, Array, int]:
-    """The codebook as (books, rows, groups, K, vector_dim), with rows or groups 1 if shared."""
+    """Return the codebook as (books, rows, groups, K, vector_dim); shared axes have length 1."""
     if not isinstance(packed, PackedCodes):
         raise TypeError(f"packed must be a PackedCodes, got {type(packed).__name__}")
     if packed.n_bits > MAX_CODE_BITS:

@@ -1,4 +1,4 @@
-"""Positions of what a sparse array holds, as gaps of a few bits."""
+"""Positions of a sparse array's entries, coded as gaps of a few bits."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ MAX_SIZE = 2**62
 
 
 class GapCodes(NamedTuple):
-    """Positions as gaps of a few bits.
+    """Positions coded as gaps of a few bits.
 
     Attributes
     ----------
     gaps : array of shape (n_entries,)
-        For each entry its position less that of the entry before it (−1 for the first) less one;
-        uint8 up to 8 bits, else uint16. Ready for :func:`huffman_encode`.
+        For each entry the number of positions that it skips: its position − that of the entry
+        before it (−1 for the first) − 1. uint8 up to 8 bits, else uint16; may be passed to
+        :func:`huffman_encode`.
     fillers : int64 array
-        Which of the entries are fillers, rising. A filler stands for a position at which there is
-        nothing: where values are stored beside the gaps, it needs the value zero. With ``escape``,
-        which of them are escapes, which stand for no position.
+        Indices of the entries that are fillers, ascending. A filler has a position at which there
+        is nothing, so a value stored beside it must be zero. With ``escape``, indices of the
+        escapes, which have no position.
     gap_bits : int
-        Bits of a gap. Every filler's, and every escape's, has all of them set.
+        Bits of a gap. In the gaps of fillers and escapes all of them are set.
     size : int
         Length of the array that the positions are in.
     """
@@ -51,50 +52,49 @@ def gap_encode(
     escape: bool = False,
     n_threads: int | None = None,
 ) -> GapCodes:
-    """Code the positions of what a sparse array holds as gaps of a few bits, with fillers.
+    """Code the positions of a sparse array's entries as gaps of a few bits, with fillers.
 
-    A gap of ``gap_bits`` bridges 2**gap_bits positions at most. Fillers, entries for positions at
-    which there is nothing, cut a wider one. Where no values are stored beside the gaps, ``escape``
-    takes fewer entries: one whose bits are all set then stands for no position, but passes over
-    2**gap_bits - 1 of them, and the gap goes on in the next entry.
+    A gap leads at most 2**gap_bits positions ahead. Wider gaps are split by fillers: entries for
+    positions at which there is nothing. If no values are stored beside the gaps, ``escape`` needs
+    fewer entries: one whose bits are all set then has no position, but skips 2**gap_bits - 1
+    positions, and the gap continues in the next entry.
 
     Parameters
     ----------
     positions : bool array of any shape, or integer array of shape (n,)
-        A mask, whose True are the positions in C order, or the positions themselves, rising.
+        A mask that is True at the positions, in C order, or the positions themselves, ascending.
     size : int, optional
-        Length of the array that the positions are in: to be given with positions, known from a
-        mask.
+        Length of the array that the positions are in. Required with positions; a mask implies it.
     gap_bits : int, optional
-        Bits of a gap, 1 to 16. Unless given, the number for which entries and fillers take least:
-        ``(n + fillers) * (gap_bits + value_bits)`` bits; of equals the smallest.
+        Bits of a gap, 1 to 16. By default the number for which entries and fillers together take
+        the fewest bits, ``(n + fillers) * (gap_bits + value_bits)``; ties go to the smallest.
     value_bits : int
         Bits of the value that is stored beside each gap, 0 to 64.
     escape : bool
-        Whether the largest gap is an escape.
+        Whether an entry whose bits are all set is an escape instead of a filler.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     GapCodes
-        Gaps of all entries, and which are fillers.
+        The gaps of all entries, and which entries are fillers.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, and positions that do not rise or do not fit.
+        For a wrong type or shape, and for positions that do not ascend or are out of range.
 
     Notes
     -----
-    Linear in the number of entries, at most one in 2**gap_bits positions a filler. The form of Han,
-    Mao and Dally, "Deep Compression", 2016. The same result for any number of threads.
+    Linear in the number of entries, with at most one filler for every 2**gap_bits positions. The
+    form of Han, Mao and Dally, "Deep Compression", 2016. The same result for any number of threads.
 
     Examples
     --------
     >>> import numpy as np, fastfactor
     >>> coded = fastfactor.gap_encode(np.array([0, 3, 12]), size=20, gap_bits=2)
-    >>> coded.gaps, coded.fillers  # 7 is a filler, and 11 another
+    >>> coded.gaps, coded.fillers  # the fillers are at positions 7 and 11
     (array([0, 2, 3, 3, 0], dtype=uint8), array([2, 3]))
     >>> fastfactor.gap_decode(coded.gaps, 2, 20)
     array([ 0,  3,  7, 11, 12])
@@ -140,19 +140,19 @@ def gap_decode(
     size : int
         Length of the array that the positions are in.
     escape : bool
-        As encoded; escapes have no position.
+        Whether the gaps were encoded with escapes.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     int64 array of shape (n_entries,)
-        Rising, in [0, size). Without those entries that are escapes.
+        Ascending, in [0, size); escapes have no position.
 
     Raises
     ------
     CorruptDataError
-        Where a gap needs more than gap_bits, or leads out of the array.
+        If a gap needs more than gap_bits, or leads out of the array.
     TypeError, ValueError
         For a wrong type or shape.
 

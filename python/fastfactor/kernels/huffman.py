@@ -21,18 +21,19 @@ def huffman_encode(
 ) -> Array:
     """Code symbols in as few bits as their frequencies allow, one by one or in groups.
 
-    One canonical, length-limited Huffman code serves all symbols. Where a word for each symbol
-    wastes more than 0.5 % over the entropy, the code is one of pairs (or fours) of neighbours, if
-    these take less. Where no code takes less than the symbols as they are, these are stored.
+    All symbols share one canonical, length-limited Huffman code. If a code word for each symbol
+    takes more than 0.5 % above the entropy, pairs or fours of neighbouring symbols share a word,
+    provided that this takes less. If no code takes less than the symbols themselves, those are
+    stored.
 
     Parameters
     ----------
     symbols : array of shape (n,)
         uint8 or uint16, contiguous.
     max_length : int, optional
-        The most bits that a word may have, up to 20 and enough for as many words as there are
-        different symbols. Unless given, 12 for up to 1,024 words, which decode fastest, and 4 more
-        than equal words would need (20 at most) for more.
+        The most bits of a code word, up to 20; enough for all different symbols to have a word.
+        The default is 12 for up to 1,024 words, which decodes fastest, and for more words 4 bits
+        more than words of equal length would need (20 at most).
     block_size : int
         Symbols in a block: a power of two from 4,096 to 4,194,304. Blocks are coded and decoded in
         parallel, each with a checksum.
@@ -42,13 +43,13 @@ def huffman_encode(
     Returns
     -------
     uint8 array
-        What :func:`huffman_decode` reads. Beside the words it has about 12 bytes, the lengths of
-        the words (2 to 4 bits each), and 24 bytes a block, 7 if the block is small.
+        The input of :func:`huffman_decode`. Besides the words it takes about 12 bytes, the lengths
+        of the words (2 to 4 bits each), and 24 bytes for each block, 7 if the block is small.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, and options out of range.
+        For a wrong type or shape, and for options out of range.
 
     Notes
     -----
@@ -79,34 +80,34 @@ def huffman_encode(
 
 
 def huffman_decode(data: Any, *, n_threads: int | None = None) -> Array:
-    """The symbols that :func:`huffman_encode` coded.
+    """Return the symbols that :func:`huffman_encode` coded.
 
-    Any bytes may be given: those that it did not make, or that were cut, lengthened or changed
-    since, are refused, whatever sizes they declare.
+    Any bytes may be given: those that are not its output, or that were truncated, extended or
+    changed since, are refused, whatever sizes they declare.
 
     Parameters
     ----------
     data : bytes, or uint8 array of shape (size,)
-        What :func:`huffman_encode` returned.
+        The output of :func:`huffman_encode`.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     array of shape (n,)
-        uint8 or uint16, as they were.
+        uint8 or uint16, as encoded.
 
     Raises
     ------
     CorruptDataError
-        Where the bytes contradict themselves or a checksum.
+        If the bytes contradict themselves or a checksum.
     TypeError, ValueError
-        For anything else than contiguous bytes.
+        For anything other than contiguous bytes.
 
     Notes
     -----
     Linear in the number of symbols; parallel over blocks. A checksum has 32 bits, so one changed
-    block in 2**32 goes unseen. No data makes more symbols than 16,384 times its bytes.
+    block in 2**32 goes unnoticed. A byte of data decodes to 16,384 symbols at most.
 
     Examples
     --------

@@ -23,42 +23,43 @@ MAX_CODEBOOKS = 256
 class PackedCodes:
     """Codes of 1 to 16 bits that stand for a dense matrix, packed into bytes.
 
-    A code indexes a codebook of 2**n_bits vectors of length ``vector_dim``, and stands for that
-    many neighbours in a row of the matrix, which so has ``shape[1] / vector_dim`` codes. With
-    several codebooks (additive coding) every place has one code for each of them.
+    A code is an index into a codebook of 2**n_bits vectors of length ``vector_dim``. It stands for
+    that many adjacent entries in a row of the matrix, so a row has ``shape[1] / vector_dim`` codes.
+    With several codebooks (additive coding) every place has one code for each of them.
 
     Row ``i`` of ``data`` holds row ``i`` of the matrix: the codes for codebook 0, then those for
-    codebook 1, and so on, each codebook's beginning on a byte. From there, code ``j`` fills the
-    bits ``[j * n_bits, (j + 1) * n_bits)``, least significant bit first, where bit ``k`` is bit
-    ``k % 8`` (0 is the least significant) of byte ``k // 8``. Bits after the last code are zero.
+    codebook 1, and so on. The codes for each codebook begin with a new byte. From there, code ``j``
+    fills the bits ``[j * n_bits, (j + 1) * n_bits)``, least significant bit first, where bit ``k``
+    is bit ``k % 8`` (0 is the least significant) of byte ``k // 8``. Bits after the last code are
+    zero.
 
     Parameters
     ----------
-    data : bytes, or uint8 array of shape (shape[0], bytes a row)
-        A row has ``n_codebooks * ceil(shape[1] / vector_dim * n_bits / 8)`` bytes; any array or
-        bytes object of the right total is taken. Kept as a read-only copy of that shape.
+    data : bytes, or uint8 array of shape (shape[0], bytes per row)
+        A row has ``n_codebooks * ceil(shape[1] / vector_dim * n_bits / 8)`` bytes. Bytes and
+        1-D arrays of the right total size are accepted. Kept as a read-only copy of that shape.
     n_bits : int
-        Bits a code, 1 to 16; products (:func:`codebook_matmul`) take up to 8.
+        Bits of a code, 1 to 16; products (:func:`codebook_matmul`) accept up to 8.
     shape : (int, int)
-        Of the dense matrix, (out_features, in_features).
+        Shape of the dense matrix, (out_features, in_features).
     vector_dim : int
         Entries of the matrix that one code stands for; divides ``shape[1]``.
     n_codebooks : int
-        How many codes each place has, up to 256.
+        Number of codes for each place, up to 256.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument has a wrong type, or ``data`` a wrong size.
+        If an argument has a wrong type, or ``data`` a wrong size.
     CorruptDataError
-        Where bits after the last code of a row are not zero.
+        If bits after the last code of a row are not zero.
 
     Notes
     -----
-    Making one costs a copy. Without their codebook codes have no product: ``@`` is refused, and so
-    is ``np.asarray``, as both codes and bytes could be meant. ``==`` and ``hash`` go by identity.
-    Copies and pickles are checked and read-only, too. Every code is a valid index of a codebook of
-    2**n_bits entries, so there is nothing else that stored bytes could get wrong.
+    Construction costs a copy. ``@`` is refused, because codes have no product without a codebook,
+    and so is ``np.asarray``, which could mean the codes or the bytes. ``==`` and ``hash`` go by
+    identity. Copies and pickles are checked and read-only, too. Every code is a valid index into a
+    codebook of 2**n_bits entries, so stored bytes need no other checks.
 
     Examples
     --------
@@ -131,7 +132,7 @@ class PackedCodes:
         codes : array of shape (rows, n) or (n_codebooks, rows, n)
             Integers of any width or booleans in [0, 2**n_bits), any strides.
         n_bits : int
-            Bits a code, 1 to 16.
+            Bits of a code, 1 to 16.
         vector_dim : int
             Entries of the matrix that one code stands for; the matrix is (rows, n · vector_dim).
         n_threads : int, optional
@@ -144,7 +145,7 @@ class PackedCodes:
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, and where a code does not fit.
+            For a wrong type or shape, and for a code that n_bits cannot hold.
 
         Notes
         -----
@@ -174,7 +175,7 @@ class PackedCodes:
         return packed
 
     def unpack(self, *, n_threads: int | None = None) -> Array:
-        """Return the codes, one an element.
+        """Return the codes, one per element.
 
         Parameters
         ----------
@@ -184,7 +185,7 @@ class PackedCodes:
         Returns
         -------
         array of shape (rows, n), or (n_codebooks, rows, n) where there are several
-            uint8, of codes above 8 bits uint16.
+            uint8, or uint16 for codes of more than 8 bits.
         """
         codes = kernels.unpack_codes(
             self.data,
@@ -224,8 +225,8 @@ class PackedCodes:
 def pack_bits(values: Any, n_bits: int, *, n_threads: int | None = None) -> Array:
     """Pack integers of up to 32 bits each into bytes, least significant bit first.
 
-    The layout is that of one row of :class:`PackedCodes`. All that is stored in a fixed number of
-    bits goes through here: codes, counts, indices, gaps and masks.
+    The layout is that of one row of :class:`PackedCodes`. Everything that is stored in a fixed
+    number of bits is packed like this: codes, counts, indices, gaps and masks.
 
     Parameters
     ----------
@@ -254,7 +255,7 @@ def pack_bits(values: Any, n_bits: int, *, n_threads: int | None = None) -> Arra
         raise ValueError(f"values must have 1 dimension, got shape {array.shape}")
     if n_bits == 0:
         if array.any():
-            raise ValueError("values must be zero where n_bits is 0, got others")
+            raise ValueError(f"values must be zero for n_bits = 0, got {array[array != 0][0]}")
         return np.zeros(0, np.uint8)
     packed: Array = kernels.pack_codes(array[None, None], n_bits, thread_count(n_threads))[0]
     return packed
@@ -269,7 +270,7 @@ def unpack_bits(data: Any, n_bits: int, n: int, *, n_threads: int | None = None)
     n_bits : int
         0 to 32, as packed.
     n : int
-        How many integers.
+        Number of integers.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -281,21 +282,21 @@ def unpack_bits(data: Any, n_bits: int, n: int, *, n_threads: int | None = None)
     Raises
     ------
     CorruptDataError
-        Where ``data`` has another size or bits after the last integer are not zero.
+        If ``data`` has a wrong size, or bits after the last integer are not zero.
     """
     n_bits = _checks.integer(n_bits, "n_bits", 0, MAX_FLAT_BITS)
     array = np.ascontiguousarray(_checks.as_bytes(data, "data"))
     expected = packed_nbytes(n, n_bits)
     if array.size != expected:
         raise CorruptDataError(
-            f"{n} numbers of {n_bits} bits must have {expected} bytes, got {array.size}"
+            f"data must have {expected} bytes for {n} integers of {n_bits} bits, got {array.size}"
         )
     if n_bits == 0:
         return np.zeros(n, np.uint8)
     used = n * n_bits % 8
     if used and array.flat[-1] >> used:
         raise CorruptDataError(
-            f"packed numbers must have zeros after the last one, got 0b{array.flat[-1]:08b} with "
+            f"data must have zeros after the last integer, got 0b{array.flat[-1]:08b} with "
             f"{used} bits in use as the last byte"
         )
     numbers: Array = kernels.unpack_codes(
@@ -310,7 +311,7 @@ def packed_nbytes(n: int, n_bits: int) -> int:
 
 
 def bits_for(n: int) -> int:
-    """Return the bits of the largest of ``n`` different numbers: 0, 1, …, n − 1."""
+    """Return how many bits each of the numbers 0, 1, …, n − 1 needs."""
     return max(n - 1, 0).bit_length()
 
 

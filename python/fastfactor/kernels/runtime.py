@@ -1,4 +1,4 @@
-"""What the compiled kernels are, and how many threads a call uses."""
+"""Build information of the compiled kernels, and the number of threads of a call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .._core import kernels
 def thread_count(n_threads: int | None) -> int:
     """Return the number of threads for a call.
 
-    ``None`` is OMP_NUM_THREADS, threadpoolctl's limit, or the cores that this process may use.
+    ``None`` means OMP_NUM_THREADS, threadpoolctl's limit, or the cores that this process may use.
     """
     if n_threads is None:
         return int(kernels.default_threads())

@@ -1,4 +1,4 @@
-"""Clustering of scalars: the optimum itself, for one vector or for every row of a matrix."""
+"""Optimal clustering of scalars, for one vector or for every row of a matrix."""
 
 from __future__ import annotations
 
@@ -27,43 +27,44 @@ def kmeans1d(
     centroid_dtype: str | None = None,
     n_threads: int | None = None,
 ) -> KMeansResult:
-    """k-means of scalars: the optimum itself, or Lloyd's iterations on sorted values.
+    """Cluster scalars by k-means: find the optimum, or run Lloyd's iterations on sorted values.
 
     Parameters
     ----------
     x : array of shape (n,) or (groups, n)
         float16, bfloat16, float32 or float64, any strides. With two dimensions every row is a
-        problem of its own: a codebook for every channel of a layer in one call.
+        separate problem: a codebook for every channel of a layer in one call.
     n_clusters : int
-        May exceed the number of distinct values: centroids to spare repeat the largest.
+        May exceed the number of distinct values: surplus centroids repeat the largest.
     sample_weight : array of shape (n,) or (groups, n), optional
         Zero or more, not all zero.
     method : {"exact", "lloyd"}
-        ``"exact"``: no other centroids have less inertia. ``"lloyd"``: assignment and means in
-        turn, until no value changes its cluster or 1000 times; a cluster that no value is nearest
-        to stays where it is.
+        ``"exact"``: no other centroids have less inertia. ``"lloyd"``: assign values and compute
+        means in turn, until no value changes its cluster, at most 1000 times; a centroid that is
+        nearest to no value stays where it is.
     init : {"linear", "density"} or array
-        Where ``"lloyd"`` begins: even between least and largest value, even in quantiles, or at the
-        given values of shape (n_free,) or (groups, n_free), n_free being n_clusters less those
-        fixed.
+        Where ``"lloyd"`` starts: evenly spaced from the least to the largest value, at evenly
+        spaced quantiles, or at given values of shape (n_free,) or (groups, n_free), where n_free is
+        n_clusters less the number of fixed centroids.
     fixed : array of shape (n_fixed,) or (groups, n_fixed), optional
         At most n_clusters centroids that stay where they are (zero, for pruned weights). The others
-        are the best, or Lloyd's, given these.
+        are optimal, or found by Lloyd's iterations, given these.
     centroid_dtype : {"float16", "bfloat16", "int8"}, optional
-        Where centroids may lie. They are chosen among such values, not rounded to them: ``"exact"``
-        is then the optimum over all centroids of that type. ``"int8"`` means ``scale`` times the
-        integers -127 to 127, ``scale`` being the largest magnitude in x (of the row) over 127.
+        The values that centroids may have. They are chosen among these values, not rounded to them:
+        ``"exact"`` is then the optimum over all centroids of that type. ``"int8"`` means ``scale``
+        times the integers -127 to 127, where ``scale`` is the largest magnitude in x (for groups:
+        in the row) over 127.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     KMeansResult
-        ``centroids`` of shape (n_clusters, 1), ascending, fixed ones among them: of the
-        ``centroid_dtype``, but for int8 scaled, else float64 where x is and float32 where not.
-        ``labels`` of shape (n,): the nearest centroid, of equals the lowest index. ``inertia``
-        belongs to these. ``n_iter``: Lloyd's iterations, or how often the exact search went over
-        all values. All have a leading axis of groups where x has one.
+        ``centroids`` of shape (n_clusters, 1), ascending, including the fixed ones. Their dtype is
+        ``centroid_dtype`` if that is float16 or bfloat16, else float64 if x is float64, else
+        float32. ``labels`` of shape (n,): the nearest centroid; ties go to the lowest index.
+        ``inertia`` for these centroids and labels. ``n_iter``: Lloyd's iterations, or the passes of
+        the exact search over all values. All have a leading axis of groups if x has one.
 
     Raises
     ------
@@ -72,13 +73,14 @@ def kmeans1d(
 
     Notes
     -----
-    Values are sorted once (16-bit floats, of which there are but 65,536, are counted from 32,768
-    values on). Exact: a charge for every cluster is sought under which the cheapest partition has
-    n_clusters of them; a trial takes O(n log n) operations at most, mostly one to four trials are
-    needed, and memory is at most 64 bytes a value, whatever the number of clusters. Lloyd: an
-    iteration takes O(n_clusters · log n). Sums are float64, about a value near by: an offset of the
-    data costs no digits. The optimum is meant up to the rounding of such sums; centroids are
-    rounded to float32 at the end where x is no wider. The same bits for any number of threads.
+    Values are sorted once; 16-bit floats, of which only 65,536 differ, are counted instead from
+    32,768 values on. The exact search looks for a charge per cluster under which the cheapest
+    partition has n_clusters clusters. One to four charges are usually tried; a trial takes at most
+    O(n log n) operations, and memory is at most 64 bytes per value, whatever the number of
+    clusters. An iteration of Lloyd's takes O(n_clusters · log n). Sums are in float64, relative to
+    a nearby value, so an offset of the data costs no digits. The optimum is exact up to the
+    rounding of these sums; unless x is float64, centroids are rounded to float32 at the end. The
+    same bits for any number of threads.
 
     Sources: Aggarwal, Schieber, Tokuyama (1994); Grønlund et al. (2017), arXiv:1701.07204.
 
@@ -122,13 +124,14 @@ def kmeans1d(
 
 
 def _scalars(value: Any, name: str, rows: Array, dtype: type[np.floating[Any]]) -> Array:
-    """Finite numbers, a row a group, as the result's dtype holds them, in float64."""
+    """Return finite numbers, rounded to the result's dtype, as float64, one row for each group."""
     numbers = np.asarray(value)
     if numbers.dtype.kind not in "iu" and not _checks.is_float(numbers.dtype):
         raise TypeError(f"{name} must hold real numbers, got dtype {numbers.dtype}")
     if numbers.ndim not in (1, 2) or (numbers.ndim == 2 and len(numbers) != len(rows)):
         raise ValueError(
-            f"{name} must have shape (m,) or ({len(rows)}, m), a row a group, got {numbers.shape}"
+            f"{name} must have shape (m,) or, with a row for each group, ({len(rows)}, m), "
+            f"got {numbers.shape}"
         )
     _checks.finite(numbers, name, dtype)
     wide = numbers.astype(dtype).astype(np.float64)
@@ -174,7 +177,7 @@ def _start(init: Any, n_free: int, rows: Array, dtype: type[np.floating[Any]]) -
 
 
 def _weights(value: Any, rows: Array) -> Array:
-    """Weights as the kernel reads them, which checks their values."""
+    """Return weights in the shape that the kernel takes; the kernel checks their values."""
     weights = np.asarray(value)
     if weights.dtype.kind in "iu":
         weights = weights.astype(np.float64)

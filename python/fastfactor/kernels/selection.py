@@ -1,4 +1,4 @@
-"""Thresholds and masks: which weights pruning by magnitude keeps."""
+"""Pruning by magnitude: thresholds, and masks of the weights that it keeps."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ def magnitude_threshold(
     pool: str = "square",
     n_threads: int | None = None,
 ) -> Any:
-    """The least magnitude that is kept when a share ``sparsity`` of the weights is dropped.
+    """Return the least magnitude that is kept when a share ``sparsity`` of the weights is dropped.
 
     Parameters
     ----------
     W : array of any shape
-        float16, bfloat16, float32 or float64, at least one dimension, any strides. Two dimensions
-        for rows and blocks.
+        float16, bfloat16, float32 or float64, at least one dimension, any strides. Rows and blocks
+        need two dimensions.
     sparsity : float
         The share to drop, in [0, 1]. Of n candidates ``round(sparsity * n)`` are dropped, rounded
         as Python does: to nearest, halves to even.
     scope : {"global", "row"}
         Which entries compete: all of them, or those of each row.
     block_shape : (int, int), optional
-        Rows and columns of blocks that are kept or dropped whole, and compete in place of entries;
-        for ``scope="global"``. Blocks at the lower and right edge hold what is left there.
+        Rows and columns of blocks that are kept or dropped whole and compete instead of entries;
+        only with ``scope="global"``. Blocks at the lower and right edge may be smaller.
     pool : {"square", "max", "mean"}
-        What a block is judged by: its mean square, which gives the least error, or its largest or
-        its mean magnitude. Used for blocks only.
+        The score of a block: its mean square, which gives the least error, or its largest or its
+        mean magnitude. Only used for blocks.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     scalar, or array of shape (rows,)
-        With n candidates of which k are dropped, the k + 1-th smallest magnitude, exactly: a scalar
-        of W's dtype, one a row for ``"row"``, and for blocks a float64: their largest or mean
-        magnitude or, for ``"square"``, the root of their mean square. Infinity where nothing is
-        kept. ``abs(W) >= threshold`` keeps all that :func:`prune_mask` keeps, and what else is
-        equal to the threshold.
+        If k of n candidates are dropped, the k + 1-th smallest magnitude, exactly: a scalar of W's
+        dtype, or one for each row for ``"row"``. For blocks a float64: their largest or mean
+        magnitude or, for ``"square"``, the root of their mean square. Infinity if nothing is kept.
+        ``abs(W) >= threshold`` keeps all that :func:`prune_mask` keeps, and any other entries that
+        are equal to the threshold.
 
     Raises
     ------
@@ -62,13 +62,13 @@ def magnitude_threshold(
 
     Notes
     -----
-    O(n). Magnitudes are compared as integers, their bits without the sign, so nothing is rounded;
-    −0 is equal to 0. From 2¹⁸ candidates on, a sample brackets the threshold, W is read once to
-    count, and what lies in the bracket (some 1 % of 100 million; never is much more than an eighth
-    set aside) is selected from; where the sample misleads, histograms of 11 bits of the magnitude
-    take up to 3 more readings (float64: 6). The sums behind a mean are float64, in an order of
-    their own. ``pool="square"`` squares a copy of W. The same bits for any number of threads and
-    any instruction-set level.
+    O(n). Magnitudes are compared as integers, their bits without the sign, so nothing is rounded
+    and −0 is equal to 0. From 2¹⁸ candidates on, a sample brackets the threshold, and one pass over
+    W counts candidates and sets aside those in the bracket, from which the threshold is selected:
+    about 1 % of 100 million, and never much more than an eighth. If the sample misleads, histograms
+    of 11 bits of the magnitude take up to 3 more passes (float64: 6). The sums behind a mean are
+    float64, in a fixed order. ``pool="square"`` squares a copy of W. The same bits for any number
+    of threads and any instruction-set level.
 
     The bracket is that of Floyd and Rivest, "Expected time bounds for selection", 1975.
 
@@ -108,7 +108,7 @@ def prune_mask(
     pool: str = "square",
     n_threads: int | None = None,
 ) -> Array:
-    """Which weights stay when those of least magnitude are dropped: an exact share of them.
+    """Return which weights stay when an exact share of them, of least magnitude, is dropped.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ def prune_mask(
     Returns
     -------
     bool array of W's shape
-        In C order, True for what is kept. Of equal magnitudes (or scores) those of lower index in C
-        order stay, so that the count is exact.
+        In C order, True for what is kept. Among equal magnitudes (or scores) those of lower index
+        in C order stay, so that the count is exact.
 
     Raises
     ------
@@ -135,10 +135,9 @@ def prune_mask(
 
     Notes
     -----
-    The selection of :func:`magnitude_threshold` and one reading of W to write the mask; one more
-    where some of those equal to the threshold stay and some do not. W is copied for
-    ``pool="square"`` only, which squares it. The same bits for any number of threads and any
-    instruction-set level.
+    The selection of :func:`magnitude_threshold`, and one pass over W to write the mask; one more if
+    only some of the entries equal to the threshold stay. W is copied only for ``pool="square"``,
+    which squares it. The same bits for any number of threads and any instruction-set level.
 
     Source: pruning by magnitude is that of Han, Pool, Tran and Dally, "Learning both weights and
     connections for efficient neural networks", 2015.
@@ -172,19 +171,20 @@ def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) ->
     Parameters
     ----------
     W : array of any shape
-        float16, bfloat16, float32 or float64, at least one dimension, any strides. Its last axis
-        holds rows, whose length must be a multiple of ``m``.
+        float16, bfloat16, float32 or float64, at least one dimension, any strides. The length of
+        its last axis must be a multiple of ``m``.
     n : int
-        How many of each group stay, in [0, m].
+        Number of entries of each group that stay, in [0, m].
     m : int
-        How many entries a group has, at least 1.
+        Number of entries in a group, at least 1.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     bool array of W's shape
-        In C order, True for what is kept: exactly ``n`` a group, of equal magnitudes the first.
+        In C order, True for what is kept: exactly ``n`` in each group, the first among equal
+        magnitudes.
 
     Raises
     ------
@@ -193,9 +193,9 @@ def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) ->
 
     Notes
     -----
-    One reading of W. Groups of 2, 4, 8 and 16 that fit a vector are ranked a vector at a time,
-    m − 1 comparisons an entry; others are selected from one by one. The same bits for any number of
-    threads and any instruction-set level.
+    One pass over W. Groups of 2, 4, 8 and 16 that fit into a vector are ranked a vector at a time,
+    with m − 1 comparisons per entry; for others the selection runs group by group. The same bits
+    for any number of threads and any instruction-set level.
 
     Source: Mishra et al., "Accelerating sparse deep neural networks", 2021, for 2:4.
 
@@ -218,7 +218,7 @@ def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) ->
 
 
 def checked_block(scope: Any, block_shape: Any, pool: Any) -> tuple[int, int] | None:
-    """Check who competes, and return the blocks that do, if any."""
+    """Check the options of what competes, and return the shape of blocks, if any."""
     _checks.choice(scope, "scope", SCOPES)
     _checks.choice(pool, "pool", POOLS)
     if block_shape is None:
@@ -230,7 +230,7 @@ def checked_block(scope: Any, block_shape: Any, pool: Any) -> tuple[int, int] | 
 
 
 def integer_pair(value: Any, name: str) -> tuple[int, int]:
-    """Return two integers of at least 1."""
+    """Return a pair of integers of at least 1."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"{name} must be a pair of integers, got {value!r}")
     return _checks.integer(value[0], f"{name}[0]", 1), _checks.integer(value[1], f"{name}[1]", 1)
@@ -239,7 +239,7 @@ def integer_pair(value: Any, name: str) -> tuple[int, int]:
 def _checked(
     W: Any, sparsity: Any, scope: str, block: tuple[int, int] | None, n_threads: int | None
 ) -> tuple[Array, tuple[int, int], dict[str, int]]:
-    """Return W; the length of its groups and how many to drop of each; the other options."""
+    """Return W, the length of its groups with how many to drop of each, and other options."""
     W = _weights(W, None if scope == "global" and block is None else 2)
     length = W.shape[1] if scope == "row" else W.size
     groups = (length, n_dropped(sparsity, length))
@@ -249,12 +249,13 @@ def _checked(
 def _block_scores(
     W: Array, block: tuple[int, int], pool: str, options: dict[str, int]
 ) -> tuple[Array, int]:
-    """Return what each block is judged by and, for ``"square"``, the power of two W is over."""
+    """Return the score of each block and the exponent of the power of two that W is divided by."""
     if pool != "square":
         return kernels.block_scores(W, *block, mean=pool == "mean", **options), 0
     _checks.finite(W, "W")
     wide = W.astype(_checks.result_dtype(W), copy=False)
-    # A power of two near the largest magnitude: squares stay in range, and equal ones equal.
+    # Dividing by a power of two near the largest magnitude keeps squares in range, and equal
+    # magnitudes equal.
     exponent = int(np.frexp(max(wide.max(initial=0), -wide.min(initial=0)))[1])
     squares = np.square(np.ldexp(wide, -exponent))
     return kernels.block_scores(squares, *block, mean=True, **options), exponent
@@ -269,7 +270,7 @@ def _weights(value: Any, ndim: int | None) -> Array:
 
 
 def n_dropped(sparsity: Any, n: int) -> int:
-    """How many of n go for a share, rounded as `magnitude_threshold` says."""
+    """Return how many of n are dropped for a share, rounded as `magnitude_threshold` says."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool | np.bool_):
         raise TypeError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
     share = float(sparsity)

@@ -20,9 +20,9 @@ class CSR:
     """A sparse matrix in compressed rows, checked once and never changed.
 
     Row ``i`` holds ``data[indptr[i]:indptr[i + 1]]`` in the columns
-    ``indices[indptr[i]:indptr[i + 1]]``. Columns may stand in any order; where one comes twice in a
-    row its values add up. The arrays are copies and read-only, so that what was checked stays true
-    and products need not look again.
+    ``indices[indptr[i]:indptr[i + 1]]``. Columns may be in any order; if one occurs twice in a row,
+    its values are added. The arrays are read-only copies, so the checks stay valid and products
+    need not repeat them.
 
     Parameters
     ----------
@@ -31,18 +31,18 @@ class CSR:
     indices : array of shape (nnz,)
         The column of each value, int32 or int64, in [0, shape[1]).
     indptr : array of shape (shape[0] + 1,)
-        Where each row begins, int32 or int64: from 0, never falling, to nnz.
+        Where each row begins, int32 or int64: starts at 0, never decreases, ends at nnz.
     shape : (int, int)
         Rows and columns.
 
     Raises
     ------
     TypeError, ValueError
-        Where an array has a wrong type or length, or breaks the rules above.
+        If an array has a wrong type or length, or breaks the rules above.
 
     Notes
     -----
-    Making one costs a copy and a pass over the arrays, in parallel. ``A @ B`` is ``spmm(A, B)``;
+    Construction costs a copy and a pass over the arrays, in parallel. ``A @ B`` is ``spmm(A, B)``;
     ``x @ A`` transposes A each time, so for many such products keep ``A.T`` and use :func:`spmm`.
     ``==`` and ``hash`` go by identity; compare ``to_dense()``. ``np.asarray`` is refused, as dense
     matrices may be large. Copies and pickles are checked and read-only, too.
@@ -87,24 +87,24 @@ class CSR:
 
     @classmethod
     def _trusted(cls, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> CSR:
-        """Arrays that a kernel has just made: right by construction, not checked, not copied."""
+        """Return a CSR of arrays that a kernel has just made, without checks or copies."""
         matrix = cls.__new__(cls)
         matrix._hold(data, indices, indptr, shape)
         return matrix
 
     @classmethod
     def from_dense(cls, W: Any) -> CSR:
-        """The values of ``W`` that are not zero; NaN is kept, and so is float32 or float64.
+        """Return a dense matrix as a CSR of its values that are not zero, NaN included.
 
         Parameters
         ----------
         W : array of shape (rows, columns)
-            float16 and bfloat16 are widened to float32.
+            float32 and float64 are kept; float16 and bfloat16 are widened to float32.
 
         Returns
         -------
         CSR
-            Columns ascending in each row, int32 where the shape allows.
+            Columns ascend in each row; they are int32 if the shape allows.
 
         Examples
         --------
@@ -140,8 +140,8 @@ class CSR:
         Raises
         ------
         TypeError, ValueError
-            Where it is no SciPy sparse matrix, or its dtype, shape or structure is one that a CSR
-            cannot have.
+            If it is not a SciPy sparse matrix, or if a CSR cannot have its dtype, shape or
+            structure.
 
         Notes
         -----
@@ -157,23 +157,23 @@ class CSR:
             raise TypeError(
                 f"matrix must be a SciPy sparse matrix or array, got {type(matrix).__name__}"
             )
-        # Before tocsr, which takes matrices of one dimension too.
+        # Checked before tocsr, which also accepts one dimension.
         shape = _checks.sparse_shape(matrix.shape, "matrix.shape")
         found = matrix.tocsr()
         return cls(found.data, found.indices, found.indptr, shape)
 
     def to_dense(self, out: Any = None) -> Array:
-        """The matrix with its zeros, duplicates added up.
+        """Return the dense matrix; values stored for the same place are added.
 
         Parameters
         ----------
         out : array of shape ``shape``, optional
-            Where to write it; any strides, dtype of ``data``, writeable.
+            Where to write the result: of the dtype of ``data``, writeable, any strides.
 
         Returns
         -------
         array of shape ``shape``
-            ``out`` where it was given.
+            ``out`` if it was given.
         """
         if out is None:
             out = np.empty(self.shape, self.dtype)
@@ -185,7 +185,7 @@ class CSR:
         return out  # type: ignore[no-any-return]
 
     def to_scipy(self) -> Any:
-        """The same matrix as ``scipy.sparse.csr_array``, on the same read-only arrays.
+        """Return the matrix as a ``scipy.sparse.csr_array`` that shares the read-only arrays.
 
         Returns
         -------
@@ -194,11 +194,11 @@ class CSR:
         Raises
         ------
         ImportError
-            Where SciPy is not installed.
+            If SciPy is not installed.
 
         Notes
         -----
-        Where ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, a copy.
+        If ``indices`` and ``indptr`` differ in dtype, SciPy widens the narrower one, in a copy.
 
         Examples
         --------
@@ -214,9 +214,10 @@ class CSR:
 
     @property
     def T(self) -> CSR:  # noqa: N802 (NumPy's name)
-        """Return the transpose, another CSR; columns ascend in each row where none is stored twice.
+        """The transpose, another CSR; columns ascend in each row, and duplicates stay.
 
-        Made each time by a counting sort, in time linear in nnz and both sides, on one thread.
+        It is computed each time by a counting sort, in time linear in nnz, rows and columns, on one
+        thread.
 
         Examples
         --------
@@ -253,7 +254,7 @@ class CSR:
 
     @property
     def nnz(self) -> int:
-        """How many values are stored."""
+        """The number of stored values."""
         return int(self.data.size)
 
     @property
@@ -263,7 +264,7 @@ class CSR:
 
     @property
     def _counts(self) -> Array:
-        """How many values each row holds."""
+        """The number of values in each row."""
         return np.diff(self.indptr)
 
     def __repr__(self) -> str:
@@ -286,29 +287,30 @@ def spmm(A: Any, B: Any, *, out: Any = None, n_threads: int | None = None) -> Ar
     B : array of shape (k,) or (k, b)
         float16, bfloat16, float32 or float64, any strides.
     out : array of shape (m,) or (m, b), optional
-        Where to write the result: of its dtype and memory order, writeable, apart from A and B.
+        Where to write the result: of its dtype and memory order, writeable, without overlap with A
+        or B.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     array of shape (m,) or (m, b)
-        ``out`` where it was given. float64 if A or B is, else float32. In Fortran order where B is
-        and is not in C order too, else in C order.
+        ``out`` if it was given. float64 if A or B is, else float32. In Fortran order if B is, and
+        is not in C order too; else in C order.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or order, and where A's structure contradicts itself. Nothing has
-        been written then.
+        For a wrong type, shape or order, and if A's structure contradicts itself. Nothing is
+        written then.
 
     Notes
     -----
     2 · nnz · b operations. Products follow IEEE 754: NaN and infinity in an operand spread as they
-    would in a loop over the stored values; what is not stored is not multiplied. Beside operands
-    and result, memory is a packed copy of as many columns of B as fit 32 MB (64 bytes a row of B
-    at least). The same bits for any number of threads: rows are cut into pieces of a fixed number
-    of nonzeros, and the partial sums of a row longer than that are added in order.
+    would in a loop over the stored values; what is not stored is not multiplied. Besides operands
+    and result, a packed copy of as many columns of B as fit into 32 MB takes memory (at least 64
+    bytes per row of B). The same bits for any number of threads: rows are cut into pieces of a
+    fixed number of nonzeros, and the partial sums of a longer row are added in order.
 
     Examples
     --------
@@ -345,7 +347,7 @@ def spmm(A: Any, B: Any, *, out: Any = None, n_threads: int | None = None) -> Ar
 def check_arrays(
     data: Array, indices: Array, indptr: Array, shape: tuple[int, int], prefix: str
 ) -> None:
-    """Types and lengths of CSR arrays: what can be said of them without reading them."""
+    """Check what needs no reading of CSR arrays: dtypes, layout and lengths."""
     if data.dtype not in (np.float32, np.float64) or not data.dtype.isnative:
         raise TypeError(
             f"{prefix}data must have dtype float32 or float64 in native byte order, "
@@ -377,9 +379,10 @@ def check_arrays(
 
 
 def _counting_sort(keys: Array, n_keys: int) -> Array:
-    """Return the order in which keys in [0, n_keys) rise, equal ones as they came; linear time.
+    """Return the order that sorts keys in [0, n_keys) stably, in linear time.
 
-    Digits of 16 bits, the lowest first: NumPy sorts those by counting, wider ones by comparing.
+    It sorts by digits of 16 bits, the lowest first: NumPy sorts those by counting, and wider keys
+    by comparing.
     """
     order = np.argsort(keys.astype(np.uint16), kind="stable")  # the cast keeps the low bits
     for shift in range(16, max(n_keys - 1, 0).bit_length(), 16):

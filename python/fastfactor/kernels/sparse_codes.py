@@ -1,4 +1,4 @@
-"""Pruned matrices whose values come from a codebook, in the form that Deep Compression stores."""
+"""Pruned matrices with values from a codebook, in the form that Deep Compression stores."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .packing import bits_for
 from .runtime import thread_count
 from .sparse import CSR
 
-NARROW_ENTRIES = 16  # of a codebook whose codes products hold in four bits
+NARROW_ENTRIES = 16  # of the largest codebook whose codes products hold in four bits
 WIDE_ENTRIES = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SparseCodes:
-    """A pruned matrix with shared weights: for each entry a gap to it and a code for its value.
+    """A pruned matrix with shared weights: each entry has a gap before it and a code for its value.
 
-    The stored form of Deep Compression once Huffman decoding is done. Entries lie one after the
-    other through the matrix in C order. Entry ``i`` lies ``gaps[i] + 1`` places after entry
-    ``i - 1`` (the first ``gaps[0]`` places after the beginning) and has the value
-    ``codebook[codes[i]]``. Where this is zero nothing is stored: so it is with fillers, which cut
-    gaps too wide for ``gap_bits``, and products pass over such entries.
+    This is the stored form of Deep Compression after Huffman decoding. Entries follow each other
+    through the matrix in C order. Entry ``i`` lies ``gaps[i] + 1`` places after entry ``i - 1``
+    (the first one ``gaps[0]`` places after the beginning) and has the value ``codebook[codes[i]]``.
+    Products skip entries of value zero, such as the fillers that split gaps too wide for
+    ``gap_bits``.
 
     Parameters
     ----------
@@ -43,22 +43,23 @@ class SparseCodes:
     codebook : array of shape (K,) or (K, 1)
         The shared values, 1 to 256 of them, finite: float16, bfloat16 or float32.
     shape : (int, int)
-        Of the matrix, (out_features, in_features).
+        Shape of the matrix, (out_features, in_features).
 
     Raises
     ------
     CorruptDataError
-        Where a code names no value, a gap has more than gap_bits, or gaps lead out of the matrix.
+        If a code names no value, a gap has more than gap_bits, or gaps lead out of the matrix.
     TypeError, ValueError
-        For a wrong type or shape, and a codebook that is not finite.
+        For a wrong type or shape, and for a codebook that is not finite.
 
     Notes
     -----
-    S. Han, H. Mao, W. Dally, Deep Compression, 2016. The arrays are copies and read-only. Making
-    one arranges the entries once more in the order in which products read them, in time linear in
-    their number, in parallel, and keeps both; ``execution_nbytes`` says how large that is. With
-    codes of 4 bits it is about 1.7 bytes an entry at 80 % zeros, 1.9 at 90 %, 3.6 at 99 %; a
-    matrix with fewer than one entry in 500 is smaller as a :class:`CSR` of float32.
+    S. Han, H. Mao, W. Dally, Deep Compression, 2016. The arrays are read-only copies. Construction
+    adds a copy of the entries in the order in which products read them, in time linear in their
+    number, in parallel; ``execution_nbytes`` is its size. With codes of 4 bits it takes about 1.7
+    bytes per entry at 80 % zeros, 1.9 at 90 %, 3.6 at 99 %; a matrix with fewer than one entry in
+    500 is smaller as a :class:`CSR` of float32.
+
     ``W @ x`` is :func:`sparse_codebook_matmul`; ``x @ W`` makes a :class:`CSR` and its transpose
     each time. ``==`` and ``hash`` go by identity; compare ``to_dense()``. ``np.asarray`` is
     refused, as dense matrices may be large. Copies and pickles are checked and read-only, too.
@@ -95,7 +96,7 @@ class SparseCodes:
         gap_bits = _checks.integer(self.gap_bits, "gap_bits", 1, widest)
         positions = gap_decode(gaps, gap_bits, size)
         if codes.size != gaps.size:
-            raise ValueError(f"codes must be as many as gaps, {gaps.size}, got {codes.size}")
+            raise ValueError(f"codes must be as long as gaps, {gaps.size}, got {codes.size}")
         kept = (codebook.astype(np.float32) != 0)[codes]
         layout, execution_nbytes = kernels.sparse_layout(
             positions[kept],
@@ -129,18 +130,18 @@ class SparseCodes:
         gap_bits: int | None = None,
         n_threads: int | None = None,
     ) -> SparseCodes:
-        """Code a pruned matrix, given for each place which shared value it has.
+        """Code a pruned matrix from labels that say which shared value each weight has.
 
         Parameters
         ----------
         labels : array of shape (out_features, in_features)
             Integers in [0, K), such as the labels of :func:`kmeans1d` with ``fixed=[0]``.
         codebook : array of shape (K,) or (K, 1)
-            As above; one of its values must be zero, which fillers are coded as.
+            The shared values. One of them must be zero, because fillers are coded as zero.
         mask : bool array of shape (out_features, in_features), optional
-            Where weights were kept. Unless given, where they are not zero.
+            Which weights are kept. By default those that are not zero.
         gap_bits : int, optional
-            Bits of a gap, 1 to 16. Unless given, the number for which all entries take least.
+            Bits of a gap, 1 to 16. By default the number with which entries take the fewest bits.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -151,7 +152,8 @@ class SparseCodes:
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, a label that names no value, and a codebook without zero.
+            For a wrong type or shape, for a label that names no value, and for a codebook without
+            zero.
 
         Notes
         -----
@@ -171,7 +173,7 @@ class SparseCodes:
             raise ValueError(f"labels must be in [0, {table.size}), got {array[at]} at {list(at)}")
         zeros = np.flatnonzero(table.astype(np.float32) == 0)
         if zeros.size == 0:
-            raise ValueError("codebook must hold a zero, which fillers are coded as, got none")
+            raise ValueError("codebook must hold a zero, for fillers, got none")
         if mask is None:
             mask = (table.astype(np.float32) != 0)[array]
         else:
@@ -192,7 +194,7 @@ class SparseCodes:
         return cls(codes, coded.gaps, coded.gap_bits, table, array.shape)
 
     def to_csr(self) -> CSR:
-        """The matrix in compressed rows, in float32, without what is coded as zero."""
+        """Return the matrix in compressed rows, in float32, without entries of value zero."""
         positions, values = self._entries()
         rows, columns = np.divmod(positions, max(self.shape[1], 1))
         indptr = np.zeros(self.shape[0] + 1, np.int64)
@@ -201,7 +203,7 @@ class SparseCodes:
         return CSR(values, columns.astype(np.int32 if narrow else np.int64), indptr, self.shape)
 
     def to_dense(self) -> Array:
-        """The matrix with its zeros, in float32."""
+        """Return the dense matrix, in float32."""
         dense = np.zeros(self.shape[0] * self.shape[1], np.float32)
         positions, values = self._entries()
         dense[positions] = values
@@ -214,7 +216,7 @@ class SparseCodes:
 
     @property
     def _execution(self) -> tuple[object, Array]:
-        """What products take: the arranged entries, and as many float32 values as codes name."""
+        """The operands of products: the arranged entries, and 16 or 256 values in float32."""
         layout, table, _ = self.__dict__["_arranged"]
         return layout, table
 
@@ -225,17 +227,17 @@ class SparseCodes:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of codes and gaps in as many bits as they have, before Huffman, and codebook."""
+        """Bytes of the codebook, and of codes and gaps packed without Huffman coding."""
         return -(-self.codes.size * (self.n_bits + self.gap_bits) // 8) + self.codebook.nbytes
 
     @property
     def execution_nbytes(self) -> int:
-        """Bytes of the entries as they are arranged for products."""
+        """Bytes of the copy of the entries that is arranged for products."""
         return int(self.__dict__["_arranged"][2])
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in memory: codes, gaps and codebook, and `execution_nbytes`."""
+        """Bytes in memory: codes, gaps and codebook, and `execution_nbytes`."""
         arrays = self.codes.nbytes + self.gaps.nbytes + self.codebook.nbytes
         return arrays + self.execution_nbytes
 
@@ -245,7 +247,7 @@ class SparseCodes:
         return sparse_codebook_matmul(x.T, self).T
 
     def __rmatmul__(self, x: Any) -> Array:
-        """Return x W, by way of `to_csr`: (..., out) → (..., in)."""
+        """Return x W, using `to_csr`: (..., out) → (..., in)."""
         return self.to_csr().__rmatmul__(x)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
@@ -265,38 +267,38 @@ class SparseCodes:
 def sparse_codebook_matmul(
     x: Any, sparse_codes: SparseCodes, *, out: Any = None, n_threads: int | None = None
 ) -> Array:
-    """Multiply by a pruned matrix with shared weights: ``x @ W.T``, which is W x, W never built.
+    """Multiply by a pruned matrix with shared weights: ``x @ W.T``, without building W.
 
     Parameters
     ----------
     x : array of shape (..., in_features)
         float16, bfloat16, float32 or float64, any strides.
     sparse_codes : SparseCodes
-        Of shape (out_features, in_features).
+        The matrix W, of shape (out_features, in_features).
     out : float32 array of shape (..., out_features), optional
-        Where to write the result: C-contiguous, writeable, apart from ``x``.
+        Where to write the result: C-contiguous and writeable, without overlap with ``x``.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     float32 array of shape (..., out_features)
-        ``out`` where it was given.
+        ``out`` if it was given.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape. Nothing has been written then.
+        For a wrong type or shape. Nothing is written then.
 
     Notes
     -----
-    ``|y − Wx| ≤ 1e-5 · Σ|w x|``: sums in float32, of long rows in float64; what is float64 is
-    rounded to float32 first. NaN and infinity in ``x`` spread as IEEE 754 says; what is coded as
-    zero is not multiplied. The same bits for any number of threads.
-    Work and memory traffic go by ``sparse_codes.execution_nbytes``; threads take 256 rows at a
-    time. One input, and up to 6 with
-    AVX-512 VBMI, are looked up by position a tile at a time; of more, up to 32 at a time are laid
-    side by side first, a copy in float32.
+    ``|y − Wx| ≤ 1e-5 · Σ|w x|``: sums are in float32, those of long rows in float64; a float64
+    ``x`` is rounded to float32 first. NaN and infinity in ``x`` spread as IEEE 754 says; entries of
+    value zero are not multiplied. The same bits for any number of threads.
+
+    Work and memory traffic are proportional to ``sparse_codes.execution_nbytes``; threads take 256
+    rows at a time. One input, or up to 6 with AVX-512 VBMI, is looked up by position, a tile at a
+    time; more inputs are first interleaved, up to 32 at a time, in a copy in float32.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Sparse coding: each sample as a combination of few atoms of a dictionary."""
+"""Sparse coding: each sample becomes a combination of a few atoms of a dictionary."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .._core import kernels
 from .runtime import thread_count
 from .sparse import CSR
 
-# Pieces of 64 of wordllama's embedding table over a dictionary of such pieces, codes of 5 atoms, 8
-# tables: how many times as long as omp's the residual is; the same for signals that few atoms make
-# up (bench/hashed_omp.py, planted); µs a row on one thread, where omp takes 54 for 16,384 atoms and
-# 13 for 4,096. Each figure stands behind the buckets and the probe_fraction that it is for.
+# Measured by bench/hashed_omp.py on pieces of 64 elements of wordllama's embedding table, over
+# dictionaries of such pieces, with codes of 5 atoms and 8 tables. After each number of buckets and
+# probe_fraction: the length of the residual relative to omp's, the same for planted signals (sums
+# of a few atoms), and µs per row on one thread. omp takes 54 µs for 16,384 atoms, 13 for 4,096.
 #   16,384 atoms   2^8, 0.1                1.028  1.75  26.5     2^7, 0.1    1.038  2.42  21.5
 #                  2^8, 0.06               1.046  2.33  19.1     2^7, 0.07   1.052  2.97  17.5
 #                  2^7, 0.03               1.104  4.86  10.8
@@ -39,11 +39,11 @@ def omp(
 ) -> CSR:
     """Code every row of ``X`` by orthogonal matching pursuit.
 
-    Atoms are taken one at a time, the one most correlated with what is left first, and after each
-    the coefficients of all that were taken are the least-squares ones. A row stops at
-    ``n_nonzero_coefs`` atoms or at a squared error of ``tol``, whichever comes first; and always
-    when nothing is left, when the next atom depends linearly on those taken, or when
-    min(n_atoms, n_features) are taken, so that both limits may be larger than makes sense.
+    Each step takes the atom most correlated with the residual, and then fits the coefficients of
+    all atoms taken so far by least squares. A row stops at ``n_nonzero_coefs`` atoms or at a
+    squared error of ``tol``, whichever comes first. It also stops when the residual is zero, when
+    the next atom depends linearly on those taken, or when min(n_atoms, n_features) are taken, so
+    both limits may be larger than makes sense.
 
     Parameters
     ----------
@@ -51,27 +51,27 @@ def omp(
         float16, bfloat16, float32 or float64, any strides. Read block by block, never copied whole.
     dictionary : array of shape (n_atoms, n_features)
         The atoms. They need not have unit norm: as in scikit-learn the next atom is the one with
-        the largest ``|⟨residual, atom⟩|``, so that a longer atom is preferred.
+        the largest ``|⟨residual, atom⟩|``, so longer atoms are preferred.
     n_nonzero_coefs : int, optional
         The most atoms a row may use. With neither this nor ``tol``: max(1, n_features // 10).
     tol : float, optional
         The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X²,
         as in scikit-learn.
     gram : array of shape (n_atoms, n_atoms), optional
-        ``dictionary @ dictionary.T``, where the caller has it.
+        ``dictionary @ dictionary.T``, if the caller has it already.
     criterion : {"correlation", "ols"}
         Which atom is taken next. ``"correlation"``: the one most correlated with the residual.
         ``"ols"`` (orthogonal least squares, order-recursive matching pursuit): the one that
-        lowers the error most once it is fitted together with the others; it costs one more vector
-        of n_atoms a row and step.
+        lowers the error most once it is fitted together with the others; this costs one more
+        vector of n_atoms numbers for each row and step.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     CSR of shape (n_samples, n_atoms)
-        Columns ascending in each row; float64 if X or the dictionary is, else float32. So that
-        ``spmm(codes, dictionary) ≈ X``.
+        ``spmm(codes, dictionary) ≈ X``. Columns ascend in each row; float64 if X or the dictionary
+        is, else float32.
 
     Raises
     ------
@@ -80,12 +80,12 @@ def omp(
 
     Notes
     -----
-    For a row with k atoms: n_atoms · (2 · n_features + k²) operations, from the Gram matrix of the
-    atoms (n_atoms² · n_features once) and a Cholesky factor that grows by a row an atom. Beside
-    operands and result, memory is the Gram matrix plus up to 1.5 MB + (k + 60) · n_atoms numbers a
-    thread. The same bits for any number of threads, and for a row coded alone or among others. Of
-    equally correlated atoms the one with the lowest index is taken. An atom shorter than about
-    1e-19 of the largest magnitude in the dictionary (float64: 1e-154) counts as zero.
+    A row with k atoms takes n_atoms · (2 · n_features + k²) operations, given the Gram matrix of
+    the atoms (n_atoms² · n_features once) and a Cholesky factor that grows by one row per atom.
+    Besides operands and result, memory is the Gram matrix plus up to 1.5 MB + (k + 60) · n_atoms
+    numbers per thread. The same bits for any number of threads, and for a row coded alone or among
+    others. Ties go to the atom with the lowest index. An atom shorter than about 1e-19 of the
+    largest magnitude in the dictionary (float64: 1e-154) counts as zero.
 
     Sources: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the Gram
     form; Chen, Billings, Luo (1989) for orthogonal least squares.
@@ -127,12 +127,12 @@ def hashed_omp(
     random_state: Any = 0,
     n_threads: int | None = None,
 ) -> CSR:
-    """Code every row of ``X`` over a large dictionary by matching pursuit that looks at few atoms.
+    """Code every row of ``X`` over a large dictionary by a matching pursuit that tries few atoms.
 
-    As :func:`omp`, but an atom is the best of those that hash tables find near what is left of the
-    row, not of all. Coefficients are the least-squares ones all the same. Where the tables find no
-    atom that lowers the error, that step looks at all of them, so that a row ends only where
-    ``omp`` would. It pays from some 8,000 atoms on; below that ``omp`` is about as fast.
+    This works like :func:`omp`, but a step takes the best of those atoms that hash tables find near
+    the residual, not of all. Coefficients are fitted by least squares as there. If the tables find
+    no atom that lowers the error, the step tries all atoms, so a row ends only where ``omp`` would
+    end it. It is faster than ``omp`` from about 8,000 atoms on.
 
     Parameters
     ----------
@@ -146,24 +146,24 @@ def hashed_omp(
         The squared error ``‖x − code · dictionary‖²`` at which a row is done, in the units of X²,
         as in scikit-learn.
     probe_fraction : float, optional
-        About what fraction of the atoms a step looks at, in (0, 1]. More are slower and better.
-        Default: 8 / √n_atoms, at most 1.
+        The approximate fraction of the atoms that a step tries, in (0, 1]. A larger fraction is
+        slower and lowers the error. Default: 8 / √n_atoms, at most 1.
     n_tables : int
         In [1, 256]. Every table holds all atoms.
     hash_bits : int, optional
-        In [0, 20]: a table has 2 to this buckets. With more of them a step's atoms are nearer, and
-        finding the buckets takes longer. 0: every step looks at all atoms. Default: that a bucket
-        holds about 64.
+        In [0, 20]: a table has 2**hash_bits buckets. With more buckets the atoms that a step tries
+        are nearer, but finding the buckets takes longer. With 0 every step tries all atoms. By
+        default a bucket holds about 64 atoms.
     random_state : int, Generator, RandomState or None
-        Seed of the directions that buckets stand for. None: fresh at each call.
+        Seed of the directions that buckets stand for; None draws a fresh one at each call.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     CSR of shape (n_samples, n_atoms)
-        Columns ascending in each row; float64 if X or the dictionary is, else float32. So that
-        ``spmm(codes, dictionary) ≈ X``.
+        ``spmm(codes, dictionary) ≈ X``. Columns ascend in each row; float64 if X or the dictionary
+        is, else float32.
 
     Raises
     ------
@@ -174,21 +174,22 @@ def hashed_omp(
     -----
     A table is 2^hash_bits random directions, from rotations by signs and Hadamard transforms. An
     atom is filed under the direction nearest to it or to its negative. A row looks under all
-    directions whose cosine with its residual is as large as a fraction of ``probe_fraction /
-    n_tables`` of random ones have: at n_tables · 2^hash_bits · log(n_features) + probe_fraction ·
-    n_atoms · n_features operations a row and step, against n_atoms · n_features for all. No product
-    of atoms with atoms is held, so memory is (n_tables + 2) · n_atoms · n_features numbers, more
-    where buckets hold fewer atoms than a vector does, and up to some 70 MB a thread; 600 MB where
-    rows take many atoms, and 200 bytes a bucket where there are hundreds of thousands.
+    directions whose cosine with its residual is at least what a fraction of ``probe_fraction /
+    n_tables`` of random directions reach. This takes n_tables · 2^hash_bits · log(n_features) +
+    probe_fraction · n_atoms · n_features operations per row and step, where trying all atoms takes
+    n_atoms · n_features. The Gram matrix is not needed: memory is (n_tables + 2) · n_atoms ·
+    n_features numbers, more if buckets hold fewer atoms than a vector, and up to about 70 MB per
+    thread; 600 MB if rows take many atoms, plus 200 bytes per bucket if there are hundreds of
+    thousands.
 
-    Residuals by default, beside those of ``omp``: 4 to 5 % longer for rows of an embedding table
-    and for random ones. Of signals that are sums of a few atoms and little noise, an atom that is
-    missed is most of what remains: they are 2 to 3 times as long. A larger ``probe_fraction``
-    helps.
+    With the defaults, residuals are 4 to 5 % longer than those of ``omp`` for rows of an embedding
+    table and for random rows. For signals that are sums of a few atoms and little noise they are
+    2 to 3 times as long, because a missed atom is most of what remains. A larger
+    ``probe_fraction`` helps.
 
-    The same bits for any number of threads, and for a row coded alone or among others. Of equally
-    correlated atoms the one with the lowest index is taken. Two atoms with nearly the same
-    correlation may be told apart differently on another level, as in :func:`omp`.
+    The same bits for any number of threads, and for a row coded alone or among others. Ties go to
+    the atom with the lowest index. As in :func:`omp`, the choice between two atoms of nearly the
+    same correlation may differ between instruction-set levels.
 
     Sources: P. Indyk, R. Motwani (1998); M. Charikar (2002); A. Andoni et al., Practical and
     optimal LSH for angular distance (2015); A. Becker et al. (2016) for looking under all near
@@ -239,8 +240,8 @@ def exchange_atoms(
 ) -> CSR:
     """Lower the error of sparse codes by exchanging their atoms, one at a time.
 
-    A pursuit never takes back an atom. Here every row exchanges one of its atoms for the one that
-    lowers its error most, as long as one does. It keeps as many atoms as it had.
+    A pursuit never removes an atom again. Here every row exchanges one of its atoms for the one
+    that lowers its error most, until no exchange lowers it. The number of its atoms stays the same.
 
     Parameters
     ----------
@@ -249,22 +250,22 @@ def exchange_atoms(
     dictionary : array of shape (n_atoms, n_features)
         The atoms, of any norms.
     codes : CSR of shape (n_samples, n_atoms)
-        From :func:`omp`, :func:`hashed_omp` or elsewhere. Which atoms a row has counts; that a
-        coefficient is zero does not.
+        From :func:`omp`, :func:`hashed_omp` or elsewhere. All stored entries count as atoms of
+        their row, even with a coefficient of zero.
     max_exchanges : int, optional
-        The most exchanges a row; 0 makes coefficients the least-squares ones and that is all.
-        Default: as many as the row has atoms.
+        The most exchanges per row; 0 only fits the coefficients by least squares. Default: as many
+        as the row has atoms.
     gram : array of shape (n_atoms, n_atoms), optional
-        ``dictionary @ dictionary.T``, where the caller has it.
+        ``dictionary @ dictionary.T``, if the caller has it already.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     CSR of shape (n_samples, n_atoms)
-        Least-squares coefficients of the atoms that rows have now, columns ascending; float64 if X
-        or the dictionary is, else float32. A row whose atoms are linearly dependent, such as one
-        that has an atom twice, is as it was.
+        Least-squares coefficients of each row's atoms after the exchanges, columns ascending;
+        float64 if X or the dictionary is, else float32. A row whose atoms are linearly dependent,
+        such as one that has an atom twice, is left unchanged.
 
     Raises
     ------
@@ -273,14 +274,14 @@ def exchange_atoms(
 
     Notes
     -----
-    For a row with k atoms: 2 · n_atoms · n_features operations, from the Gram matrix of the atoms
-    (n_atoms² · n_features once), then for each exchange, and once to find that there is none,
-    n_atoms · (2 k² + 9 k) + 2 k³ + 6 k · n_features. Codes of 5 of 256 atoms of 64 elements take
-    1.5 µs a row on one thread, where ``omp`` takes 0.55. Memory as for ``omp``, and a copy of the
-    dictionary. An exchange must lower a row's squared error by a millionth. Coefficients and errors
-    are refined in float64 by what they leave of the row. The same bits for any number of threads,
-    and for a row alone or among others. Of equally good atoms the one with the lowest index is
-    taken.
+    A row with k atoms takes 2 · n_atoms · n_features operations, given the Gram matrix of the atoms
+    (n_atoms² · n_features once), and n_atoms · (2 k² + 9 k) + 2 k³ + 6 k · n_features for each
+    exchange and once more to find that no other lowers the error. Codes of 5 of 256 atoms of 64
+    elements take 1.5 µs per row on one thread, where ``omp`` takes 0.55. Memory is as for ``omp``,
+    plus a copy of the dictionary. An exchange must lower a row's squared error by a millionth.
+    Coefficients and errors are refined in float64 from the residual. The same bits for any number
+    of threads, and for a row coded alone or among others. Ties go to the atom with the lowest
+    index.
 
     Sources: Fedorov (1972), for the exchange; Jain, Tewari, Dhillon (2011), orthogonal matching
     pursuit with replacement.
@@ -342,7 +343,7 @@ def _products(gram: Any, n_atoms: int) -> Array | None:
 
 
 def _limits(dictionary: Array, n_nonzero_coefs: int | None, tol: float | None) -> dict[str, Any]:
-    """What bounds a code, as kernels want it."""
+    """Return the limits of a code as arguments of the kernels."""
     n_atoms, n_features = dictionary.shape
     if n_nonzero_coefs is not None:
         limit = _checks.integer(n_nonzero_coefs, "n_nonzero_coefs", 1)
@@ -355,12 +356,12 @@ def _limits(dictionary: Array, n_nonzero_coefs: int | None, tol: float | None) -
 
 
 def _threshold(chance: float, n_features: int) -> float:
-    """The |cosine| that a random direction exceeds with this chance.
+    """Return the |cosine| that a random direction exceeds with probability ``chance``.
 
-    A cosine is t / √(n − 1 + t²) for Student's t with n − 1 degrees of freedom, here taken as
-    normal; n is the power of two that rotations work in.
+    A cosine is t / √(n − 1 + t²) for Student's t with n − 1 degrees of freedom, approximated by a
+    normal t; n is n_features rounded up to the power of two that rotations need.
     """
-    from statistics import NormalDist  # takes longer to import than all of this package
+    from statistics import NormalDist  # imported here: it takes longer than this whole package
 
     n = 1 << (n_features - 1).bit_length()
     t = -NormalDist().inv_cdf(max(chance, 1e-30) / 2)

@@ -1,8 +1,9 @@
-"""Trellis-coded levels: chosen by the Viterbi algorithm, coded as asymmetric numerals, read again.
+"""Trellis-coded levels: chosen by the Viterbi algorithm, coded by asymmetric numeral systems.
 
-A level is an integer on a grid whose quantizer follows from the parities of those before it in its
-row. Its context, twice its class plus the quantizer, says how likely it is; the class of a weight
-is ``clip((columns[j] + row_logs[i]) >> shift, 0, classes - 1)``.
+A level is an integer on the grid of one of two quantizers; which one follows from the parities of
+the levels before it in its row. Its context, twice its class plus the quantizer, selects the
+frequencies that it is coded with. The class of weight (i, j) is
+``clip((columns[j] + row_logs[i]) >> shift, 0, classes - 1)``.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from .._records import ArrayRecord, short_repr
 from .runtime import thread_count
 
 MAX_LEVEL = (1 << 16) - 1  # magnitude of a level
-DIRECT = 16  # magnitudes with a bucket of their own; above, eight buckets an octave and plain bits
+DIRECT = 16  # magnitudes with their own bucket; larger ones: eight buckets an octave and plain bits
 N_BUCKETS = DIRECT + 8 * 12
-N_SYMBOLS = 2 * N_BUCKETS - 1  # 0, +1, −1, +2, …: of buckets, signed
+N_SYMBOLS = 2 * N_BUCKETS - 1  # buckets with a sign: 0, +1, −1, +2, …
 N_CENTERS = 3  # magnitudes 1, 2, and more
-TOTAL_BITS = 14  # of the frequencies of a context
+TOTAL_BITS = 14  # the frequencies of a context sum to 2**TOTAL_BITS
 MAX_CLASSES = 128
-MAX_WEIGHT = 1e20  # so that a row's costs stay in float32, as for what follows
+MAX_WEIGHT = 1e20  # this and MAX_COST keep a row's costs in the range of float32
 MAX_COST = 1e10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Classes(ArrayRecord):
-    """How weights are classed.
+    """The classes of weights, which follow from the scales of their columns and rows.
 
     Attributes
     ----------
     columns : int8 array of shape (n_columns,)
         4 log₂ of the scale of each column.
     shift : int
-        Of the sum of a column's and a row's scale, 0 to 8.
+        By how many bits the sum of a column's and a row's entry is shifted right, 0 to 8.
     count : int
-        1 to 128. Where there is one, the scales of rows are not stored.
+        Number of classes, 1 to 128. With one class the scales of rows are not stored.
     """
 
     columns: Array
@@ -58,21 +59,21 @@ class Classes(ArrayRecord):
 
     @property
     def contexts(self) -> int:
-        """Of weights, and one for the scales of rows where these are stored."""
+        """The number of contexts: two per class, and one for the scales of rows if stored."""
         return 2 * self.count + (self.count > 1)
 
 
 class TrellisLevels(NamedTuple):
-    """Levels, and what they are counted and summed to.
+    """Levels with their counts and sums.
 
     Attributes
     ----------
     levels : int32 array of shape (n_rows, n_columns), or None
     counts : int64 array of shape (2 · classes, N_BUCKETS)
-        How often each bucket of magnitudes came in each context.
+        How often each bucket of magnitudes occurs in each context.
     sums : float64 array of shape (2 · classes, N_CENTERS + 1, 3)
-        Of each context and magnitude (0, 1, 2, more) the sums of weight, weight · away and
-        weight · away², away = |value| − |point of the grid|.
+        For each context and magnitude (0, 1, 2, more) the sums of weight, weight · away and
+        weight · away², where away = |value| − |point of the grid|.
     """
 
     levels: Array | None
@@ -96,14 +97,14 @@ def trellis_quantize(
     with_levels: bool = True,
     n_threads: int | None = None,
 ) -> TrellisLevels:
-    """Levels of least Σ weights · (value − reconstruction)² + rate_weight · bits, row by row.
+    """Find the levels of least Σ weights · (value − reconstruction)² + rate_weight · bits.
 
     Parameters
     ----------
     values : array of shape (n_rows, n_columns)
         Floats, finite.
     step : float
-        Of the grid: errors are counted in units of it.
+        Step of the grid; errors are in units of it.
     weights : array of values' shape
         Floats in [0, 1e20].
     row_logs : int array of shape (n_rows,)
@@ -114,9 +115,9 @@ def trellis_quantize(
     centers : array of shape (2 · classes, N_CENTERS)
         How far a reconstruction lies from its point of the grid, outwards.
     rate_weight : float
-        Of a bit, in [0, 1e20].
+        Cost of a bit, in [0, 1e20].
     with_levels : bool
-        Whether levels are wanted, or what they are counted to alone.
+        Whether to return the levels; if not, only their counts and sums.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -127,13 +128,13 @@ def trellis_quantize(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, a value that is not finite, and what is out of range.
+        For a wrong type or shape, for values that are not finite, and for arguments out of range.
 
     Notes
     -----
-    Some 55 cycles a value with AVX-512, of which the 64 states take 20, in float32; the same bits
-    for any number of threads. Of equal costs the even level is taken, then the smaller. Marcellin
-    and Fischer, 1990.
+    Each row is a separate search, in float32. A value takes about 55 cycles with AVX-512, 20 of
+    them for the 64 states. The same bits for any number of threads. Ties go to the even level, then
+    to the smaller one. Marcellin and Fischer, 1990.
 
     Examples
     --------
@@ -149,7 +150,7 @@ def trellis_quantize(
     weights = _checks.float_array(weights, "weights", ndim=(2,))
     if weights.shape != values.shape:
         raise ValueError(f"weights must have shape {values.shape}, got {weights.shape}")
-    seen = weights if weights.strides[0] else weights[:1]  # one row for all is looked at once
+    seen = weights if weights.strides[0] else weights[:1]  # a broadcast row is checked once
     if seen.size and not 0 <= seen.min() <= seen.max() <= MAX_WEIGHT:
         raise ValueError(
             f"weights must be in [0, {MAX_WEIGHT:g}], got {seen.min()} to {seen.max()}"
@@ -190,7 +191,7 @@ def trellis_encode(
     block_rows: int,
     n_threads: int | None = None,
 ) -> tuple[Array, Array]:
-    """Code levels as streams that can be read alone, one a block of rows.
+    """Code levels as one stream per block of rows, each of which can be decoded alone.
 
     Parameters
     ----------
@@ -200,35 +201,36 @@ def trellis_encode(
         The scale of each row, coded before its levels where there are several classes.
     classes : Classes
     frequencies : uint16 array of shape (contexts, N_SYMBOLS)
-        Of each symbol, 2**14 in all in each context: twice a class plus the quantizer, and one
-        for the scales of rows.
+        Frequency of each symbol, at a total of 2**14 in each context: twice a class plus the
+        quantizer, and one for the scales of rows.
     block_rows : int
-        Rows of a block.
+        Number of rows in a block.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     words : uint16 array
-        Of all blocks, one after the other.
+        The words of all blocks, one block after the other.
     lengths : int64 array of shape (n_blocks,)
-        Words of each block.
+        Number of words of each block.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, and a level that has no frequency.
+        For a wrong type or shape, and for a level of frequency zero.
 
     Notes
     -----
-    Linear in the number of levels, in parallel over blocks; the same words everywhere. Duda, 2013.
+    Linear in the number of levels, in parallel over blocks. The same words for any number of
+    threads and any instruction-set level. Duda, 2013.
 
     Examples
     --------
     >>> import numpy as np
     >>> from fastfactor.kernels.trellis import Classes, TrellisDecoder, trellis_encode
     >>> one, frequencies = Classes(np.zeros(3, np.int8), 0, 1), np.zeros((2, 223), np.uint16)
-    >>> frequencies[:, :4] = 2**12  # of 0, 1, −1 and 2
+    >>> frequencies[:, :4] = 2**12  # the levels 0, 1, −1 and 2 are equally frequent
     >>> levels = np.array([[0, 2, -1], [1, 0, 0]], np.int32)
     >>> words, lengths = trellis_encode(levels, [0, 0], one, frequencies, block_rows=32)
     >>> centers = np.zeros((2, 3), np.float32)
@@ -238,7 +240,7 @@ def trellis_encode(
            [ 2.,  0.,  0.]], dtype=float32)
     """
     if not isinstance(levels, np.ndarray) or levels.dtype != np.int32 or levels.ndim != 2:
-        raise TypeError("levels must be an int32 array of 2 dimensions")
+        raise TypeError(f"levels must be an int32 array of 2 dimensions, got {_described(levels)}")
     _check_columns(classes, levels.shape[1])
     words, lengths = kernels.trellis_encode(
         levels,
@@ -254,14 +256,14 @@ def trellis_encode(
 
 
 class TrellisDecoder:
-    """Reads blocks of rows that :func:`trellis_encode` coded.
+    """A decoder for blocks of rows that :func:`trellis_encode` coded.
 
-    Any words may be given: what no levels give is refused when it is read.
+    Any words may be given; words that are not the code of levels are refused when they are read.
 
     Parameters
     ----------
     words : uint16 array
-        Kept, not copied, where it is contiguous.
+        Kept without a copy if it is contiguous.
     lengths : int array of shape (n_blocks,)
     n_rows, block_rows : int
     classes : Classes
@@ -273,11 +275,11 @@ class TrellisDecoder:
     TypeError, ValueError
         For a wrong type or shape.
     CorruptDataError
-        Where lengths do not fit the words, or frequencies do not make 2**14 in all.
+        If lengths do not add up to the words, or frequencies to 2**14.
 
     Notes
     -----
-    3 KB of tables a context. Pickled, it is made anew.
+    Its tables take 3 KB per context. Unpickling builds them again.
     """
 
     def __init__(
@@ -314,12 +316,12 @@ class TrellisDecoder:
         return TrellisDecoder, self._made_of
 
     def rows(self, ids: Array, *, n_threads: int | None = None) -> Array:
-        """What rows stand for, in units of the grid.
+        """Return the reconstructed values of rows, in units of the grid.
 
         Parameters
         ----------
         ids : int array of shape (n,)
-            Rising.
+            Which rows, strictly ascending.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -330,14 +332,14 @@ class TrellisDecoder:
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, and numbers that do not rise or are no rows.
+            For a wrong type or shape, and for ids that do not ascend or name no row.
         CorruptDataError
-            Where a block ends before its last level, or one that is read to its end goes on.
+            If a block ends before its last level, or has words left after it when read to its end.
 
         Notes
         -----
-        Of each block the rows before the last one that is wanted are decoded too. Four blocks side
-        by side on each thread, some 12 cycles a level; one block alone takes some 20.
+        In each block, rows before the last one wanted are decoded too. A thread decodes four blocks
+        side by side, at about 12 cycles a level; a single block takes about 20.
         """
         ids = _integers(ids, "ids")
         if ids.ndim != 1:
@@ -383,7 +385,7 @@ def _row_logs(row_logs: Any, n_rows: int) -> Array:
 def _frequencies(frequencies: Any, classes: Classes) -> Array:
     shape = (classes.contexts, N_SYMBOLS)
     if not isinstance(frequencies, np.ndarray) or frequencies.dtype != np.uint16:
-        raise TypeError("frequencies must be a uint16 array")
+        raise TypeError(f"frequencies must be a uint16 array, got {_described(frequencies)}")
     if frequencies.shape != shape:
         raise ValueError(f"frequencies must have shape {shape}, got {frequencies.shape}")
     return frequencies

@@ -169,6 +169,8 @@ def learn_dictionary(
         n_nonzero_coefs = _checks.integer(n_nonzero_coefs, "n_nonzero_coefs", 1)
     if tol is not None:
         tol = _checks.nonnegative(tol, "tol")
+    if isinstance(init, str):
+        _checks.choice(init, "init", INITS)
     schedule = _plan_passes(n_samples, n_atoms, batch_size, max_iter)
     seed = _checks.seed(random_state)
     generator = np.random.default_rng(seed)
@@ -181,7 +183,6 @@ def learn_dictionary(
     if tol is not None:
         tol = float(np.ldexp(tol, -2 * exponent))
     if isinstance(init, str):
-        _checks.choice(init, "init", INITS)
         nearest = partial(coder(search, "correlation", seed, n_threads), n_nonzero_coefs=1)
         atoms = initial_atoms(X, n_atoms, init, generator, nearest)
     else:

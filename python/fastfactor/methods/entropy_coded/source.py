@@ -78,34 +78,28 @@ class Source:
         full_rows, full_size = len(W), max(W.size, 1)
 
         columns = _Columns.of(W, problem.metric)
-        budget = _budget(goal, columns, full_size)
-        cost, rotation = budget.cost(columns.variances * columns.weights), None
-        if columns.may_rotate and not plain:
-            gram = W.T @ W / max(full_rows, 1)
-            rotation, cost = best_rotation(gram, columns.covariance, budget, cost)
-        noise = budget.noise if budget.bits is None else cost
-        weights = columns.weights
+        rotation, noise = _choose_rotation(W, columns, _budget(goal, columns, full_size), plain)
+        column_weights = columns.weights
         if rotation is not None:
             W = W @ rotation.basis
             if columns.covariance is not None:
-                weights = along(rotation.basis, columns.covariance)
+                column_weights = along(rotation.basis, columns.covariance)
 
-        largest = float(weights.max(initial=0)) or 1.0
-        column_steps = _column_steps(weights / largest, exponent)
+        largest = float(column_weights.max(initial=0)) or 1.0
+        column_steps = _column_steps(column_weights / largest, exponent)
         if plain:
             column_steps[:] = 0
         widths = 2.0 ** (column_steps / 4)
         values = (W / widths).astype(np.float32)
-        # An importance may differ from weight to weight.
-        each = weights if columns.importance is None else columns.importance
-        weighed = np.minimum(each * widths**2 / largest, MAX_WEIGHT).astype(np.float32)
-        # Near candidates alone are weighed: of a large value that does not count, zero is none.
-        values *= weighed > 0
-        weighed = np.broadcast_to(weighed, values.shape)
-        energy = _energy(values, weighed)
+        each = column_weights if columns.importance is None else columns.importance
+        weights = np.minimum(each * widths**2 / largest, MAX_WEIGHT).astype(np.float32)
+        # What does not count becomes zero: levels are chosen among those near to a value only.
+        values *= weights > 0
+        weights = np.broadcast_to(weights, values.shape)
+        energy = _energy(values, weights)
         return cls(
             values=values,
-            weights=weighed,
+            weights=weights,
             energy=energy,
             exponent=exponent,
             rotation=rotation,
@@ -183,6 +177,17 @@ def _budget(goal: Goal, columns: _Columns, full_size: int) -> Budget:
         return Budget(full_size, 8 * goal.limit / full_size, 0.0)
     noise = goal.limit * max(columns.power, 0.0) / max(len(columns.weights), 1)
     return Budget(full_size, None, noise)
+
+
+def _choose_rotation(
+    W: Array, columns: _Columns, budget: Budget, plain: bool
+) -> tuple[Rotation | None, float]:
+    """Return the rotation that is worth its bits, if any, and the squared error to expect."""
+    rotation, cost = None, budget.cost(columns.variances * columns.weights)
+    if columns.may_rotate and not plain:
+        gram = W.T @ W / max(len(W), 1)
+        rotation, cost = best_rotation(gram, columns.covariance, budget, cost)
+    return rotation, budget.noise if budget.bits is None else cost
 
 
 def _column_steps(weights: Array, exponent: int) -> Array:

@@ -14,7 +14,6 @@ from .._records import refuse_array
 from ..errors import CorruptDataError
 from .runtime import thread_count
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)  # bits in which stored layers of Deep Compression are packed
 MAX_BITS = 16  # of a code
 MAX_FLAT_BITS = 32  # of an integer in a flat array
 MAX_CODEBOOKS = 256

@@ -15,6 +15,7 @@ from ...kernels.gaps import gap_decode
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..factors import Config, Factors, check_ids
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..pruning.kept_places import csr_rows
 from ..stored import stored_number, stored_tensor
 from .stages import CODEBOOK_DTYPES
@@ -137,12 +138,13 @@ class DeepCompressionFactors(Factors):
             return spmm(self._matrix, x.T, n_threads=n_threads).T
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         labels, mask = self.labels
-        table = xp.reshape(tensors["codebook"], (-1,))
-        # By the mask, not by the table's zero: training may move that.
-        values = xp.take(table, labels.astype(np.int64), axis=0)
-        return xp.matmul(x, xp.transpose(xp.where(mask, values, 0.0)))
+        # Weights that are not kept get a zero of their own: training may move the codebook's.
+        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
+        entries = np.where(mask, labels, self.codebook.size).astype(np.int64).reshape(-1)
+        W = xp.take(table, constant(xp, entries, x), axis=0)
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def config(self) -> Config:
         # The number of weights says that the streams belong to a matrix of this shape.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.huffman import huffman_decode, huffman_encode
-from ...kernels.packing import PackedCodes
+from ...kernels.packing import pack_bits, unpack_bits
 
 # Bits of a packed number in files. Never to be changed: which bytes are packed follows from it.
 STREAM_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 16)
@@ -25,11 +23,7 @@ def encoded_stream(numbers: Array, n_bits: int, n_threads: int | None = None) ->
     coded = huffman_encode(numbers, n_threads=n_threads)
     if coded.size < packed_nbytes(numbers.size, n_bits):
         return coded
-    width = stream_width(n_bits)
-    if width > 8:
-        return numbers.astype("<u2").view(np.uint8)
-    packed: Array = PackedCodes.pack(numbers[np.newaxis], width, n_threads=n_threads).data[0]
-    return packed
+    return pack_bits(numbers, stream_width(n_bits), n_threads=n_threads)
 
 
 def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
@@ -40,13 +34,9 @@ def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
     CorruptDataError
         Where the bytes do not hold n numbers.
     """
-    width = stream_width(n_bits)
-    if data.size != packed_nbytes(n, n_bits):
-        numbers = huffman_decode(data)
-    elif width > 8:
-        numbers = data.copy().view("<u2").astype(np.uint16)
-    else:
-        numbers = PackedCodes(data[np.newaxis], width, (1, n)).unpack()[0]
+    if data.size == packed_nbytes(n, n_bits):
+        return unpack_bits(data, stream_width(n_bits), n)
+    numbers = huffman_decode(data)
     if numbers.size != n:
         raise CorruptDataError(f"a stream must hold {n} numbers, got {numbers.size}")
     return numbers

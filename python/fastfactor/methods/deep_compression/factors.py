@@ -12,6 +12,7 @@ import numpy as np
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode
+from ...kernels.packing import code_bits_for
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..factors import Config, Factors, check_ids
@@ -180,7 +181,7 @@ class DeepCompressionFactors(Factors):
     @cached_property
     def sparse_codes(self) -> SparseCodes:
         """The entries, decoded, in the form that products take."""
-        codes = decoded_stream(self.codes, self.n_entries, bits_for(len(self.codebook)))
+        codes = decoded_stream(self.codes, self.n_entries, code_bits_for(len(self.codebook)))
         gaps = decoded_stream(self.gaps, self.n_entries, self.gap_bits)
         try:
             return SparseCodes(codes, gaps, self.gap_bits, self.codebook, self.shape)
@@ -209,7 +210,7 @@ class DeepCompressionFactors(Factors):
             n_weights=self.shape[0] * self.shape[1],
             n_kept=int(np.count_nonzero(values)),
             n_entries=self.n_entries,
-            code_bits=bits_for(len(self.codebook)),
+            code_bits=code_bits_for(len(self.codebook)),
             gap_bits=self.gap_bits,
             codes_nbytes=self.codes.nbytes,
             gaps_nbytes=self.gaps.nbytes,
@@ -219,8 +220,3 @@ class DeepCompressionFactors(Factors):
     @cached_property
     def _matrix(self) -> CSR:
         return self.sparse_codes.to_csr()
-
-
-def bits_for(n_values: int) -> int:
-    """Return the bits of a code that may name each of so many values."""
-    return max((n_values - 1).bit_length(), 1)

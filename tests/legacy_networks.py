@@ -8,7 +8,7 @@ import numpy as np
 from fastfactor import store
 from fastfactor.files.container import code_of, raw
 from fastfactor.files.legacy_network import CODEBOOK_CODES, PLAIN_CODES
-from fastfactor.methods.deep_compression.factors import code_bits_for
+from fastfactor.kernels.packing import code_bits_for
 from fastfactor.methods.deep_compression.streams import stream_nbytes
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...kernels.gaps import gap_encode
+from ...kernels.packing import code_bits_for
 from ..factors import FLOAT_NAMES, matrix_shape
-from .factors import DeepCompressionFactors, code_bits_for
+from .factors import DeepCompressionFactors
 from .stages import CODEBOOK_DTYPES, SharedWeights
 from .streams import encoded_stream, stream_nbytes
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode
-from ...kernels.packing import bits_for
+from ...kernels.packing import code_bits_for
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..factors import Config, Factors, check_ids
@@ -224,8 +224,3 @@ class DeepCompressionFactors(Factors):
     @cached_property
     def _matrix(self) -> CSR:
         return self.sparse_codes.to_csr()
-
-
-def code_bits_for(n_values: int) -> int:
-    """Return the bits of a code that may name each of so many values, one at least."""
-    return max(bits_for(n_values), 1)

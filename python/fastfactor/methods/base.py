@@ -59,8 +59,8 @@ class Method(ABC):
     """
 
     parameter: ClassVar[str]  # the name of the setting that says how much is kept
-    alternatives: ClassVar[tuple[str, ...]] = ()  # names of other settings that say so
-    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # those it can minimise
+    alternatives: ClassVar[tuple[str, ...]] = ()  # names of settings that may replace it
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # those that it can minimise
     otherwise: ClassVar[str] = ""  # advice for the message that refuses another metric
 
     ratio: float | None = None

@@ -262,7 +262,7 @@ class Factors(ArrayRecord, ABC):
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return the shape of the matrix as which a tensor is compressed: (shape[0], all others)."""
+    """Return a tensor's shape as a matrix: its first axis by the product of the others."""
     return shape[0], prod(shape[1:])
 
 

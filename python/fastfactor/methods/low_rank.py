@@ -92,10 +92,10 @@ class LowRank(Method):
     -----
     Factors have W's dtype. The error is the least possible under the sum of squares (Eckart and
     Young, 1936) and under an input covariance Σ, where ``B`` spans the leading left singular
-    vectors of ``W Σ^½``. Under an importance, alternating least squares finds a local minimum that
-    is no worse than the plain factors; each sweep costs ``2 · out · in · rank²`` operations.
-    Everything goes through NumPy's BLAS and LAPACK, in float64 and with their own threads, so bits
-    may depend on the number of threads.
+    vectors of ``W Σ^½``. Under an importance, alternating least squares finds a local minimum,
+    starting from the plain factors or from better ones; each sweep costs ``2 · out · in · rank²``
+    operations. Everything goes through NumPy's BLAS and LAPACK, in float64 and with their own
+    threads, so bits may depend on the number of threads.
 
     Examples
     --------

@@ -30,7 +30,7 @@ TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CodebookFactors(Factors):
-    """Codes and tables: ``vector_dim`` neighbours in a row are one table vector or a sum of more.
+    """``vector_dim`` neighbours in a row are one vector of a table, or the sum of several.
 
     Attributes
     ----------

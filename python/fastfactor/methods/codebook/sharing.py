@@ -37,7 +37,10 @@ class Sharing:
         return -(-self.shape[1] // self.group_size) if self.group_size else 1
 
     def table_shape(self, n_codebooks: int, n_vectors: int) -> tuple[int, ...]:
-        """Return the stored shape of the tables; what shares a table has no axis."""
+        """Return the stored shape of the tables.
+
+        It has axes for codebooks, rows and groups only where each has its own table.
+        """
         books = (n_codebooks,) if n_codebooks > 1 else ()
         rows = (self.shape[0],) if self.by_row else ()
         groups = (self.n_groups,) if self.group_size else ()

@@ -67,7 +67,7 @@ def moved_step(encoding: Encoding, octaves: float, goal: Goal) -> float:
 
 
 def safest_step(start: Encoding, goal: Goal) -> Encoding:
-    """Return the encoding at the step with the least size, or the least error, as the goal is."""
+    """Return the encoding at the step with the least size or error, whichever is the goal."""
     steps = start.source.steps
     return _at(start, steps.coarsest if goal.is_size else steps.finest)
 

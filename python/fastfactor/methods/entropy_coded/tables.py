@@ -30,7 +30,7 @@ FIRSTS, EXTRA = _buckets()
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Probabilities of magnitudes, one table for each context; both signs have the same.
+    """Probabilities of magnitudes, one table for each context; both signs are equally likely.
 
     Attributes
     ----------

@@ -10,6 +10,7 @@ import pytest
 from fastfactor import CorruptDataError, decompress_file, store
 from fastfactor.deep_compression import DeepCompression, compress_network
 from fastfactor.files.checkpoint import is_compressed, open_checkpoint
+from fastfactor.files.legacy_network import MAX_RECORDS, PLAIN_CODES
 from fastfactor.methods import Factors
 from fastfactor.models.inspect import inspect_file
 from hypothesis import given, settings
@@ -137,6 +138,24 @@ def test_every_cut_and_every_addition_is_refused(path, network):
             store.open_store(path)
 
 
+def test_more_records_than_any_network_has_are_refused(path):
+    """They would take some 1,000 bytes each in memory, and take only a few in the file."""
+    empty_vector = bytes([1 + PLAIN_CODES.index("U8"), 1, 0])
+
+    def with_records(n):
+        names = (b"%x" % i for i in range(n))
+        return sealed(
+            leb128(n) + b"".join(leb128(len(name)) + name + empty_vector for name in names)
+        )
+
+    save(path, with_records(MAX_RECORDS))
+    with store.open_store(path) as opened:
+        assert len(opened) == MAX_RECORDS
+    save(path, with_records(MAX_RECORDS + 1))
+    with pytest.raises(CorruptDataError, match="at most 100000 records, got 100001"):
+        store.open_store(path)
+
+
 @pytest.mark.parametrize("flip", [0x01, 0x04, 0x20, 0x80, 0xFF])
 def test_changed_bytes_under_a_right_checksum_do_no_harm(path, network, flip):
     body = bytearray(network[9:])
@@ -210,7 +229,8 @@ def test_layers_that_contradict_themselves_are_refused(path, change, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (leb128(2**50), "must have 1 bytes from"),
+        (leb128(2**50), "at most 100000 records, got 1125899906842624"),
+        (leb128(100_000), "must have 1 bytes from"),
         (b"\1" + leb128(2**40), "data must have 1099511627776 bytes from"),
         (b"\1\2\xff\xff\0", "a name must be UTF-8 text"),
         (b"\1\1a\x20\1\1", "'a' must be of a kind up to 17, got 32"),

@@ -6,9 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
-#include <vector>
 
 #if defined(__BMI2__)
 #  include <immintrin.h>

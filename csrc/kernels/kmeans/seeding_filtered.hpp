@@ -44,8 +44,6 @@ class FilteredShrink {
     parallel_ranges(parts, n_threads, stop, [&](index part, int) { code_part(part); });
   }
 
-  static constexpr index kMaxCentroids = coded::kCols;  // that come at a time
-
   // nearest[i] = min(nearest[i], ‖x_i − c‖²) over all centroids, for the rows of a part; or
   // nothing, and false, where bounds are too coarse to be worth it (say, one outlier sets the scale
   // for all).

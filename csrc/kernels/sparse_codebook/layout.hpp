@@ -50,7 +50,6 @@ struct SparseLayout {
   static constexpr int byte_of(int lane, int step) { return 16 * (lane / 4) + 4 * step + lane % 4; }
 
   index n_tiles() const { return ceil_div(cols, kTileCols); }
-  int pair_lines() const { return wide ? 4 : 3; }
   index nbytes() const;
 };
 

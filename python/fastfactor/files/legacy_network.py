@@ -34,6 +34,7 @@ from .container import MAX_DIMENSIONS, MAX_SIZE, Header, Place, place_at
 from .index import FORMAT_VERSION
 
 NAME, MAGIC, NETWORK_VERSION = "network", b"FFDC", 1
+MAX_RECORDS = 100_000  # each takes as little as 4 bytes here, but some 1,000 in memory
 START = struct.Struct("<4sBI")
 CODEBOOK_CODES = ("F32", "F16", "BF16")
 
@@ -73,9 +74,14 @@ def expanded(header: Header, buffer: memoryview) -> Header:
             f"fastfactor reads, got {version}: a newer fastfactor wrote it"
         )
     reader = _Reader(data, START.size)
+    n_records = reader.size()
+    if n_records > MAX_RECORDS:
+        raise CorruptDataError(
+            f"a network must have at most {MAX_RECORDS} records, got {n_records}"
+        )
     entries: dict[str, Any] = {}
     places: dict[str, Place] = {}
-    for _ in range(reader.size()):
+    for _ in range(n_records):
         name = reader.name()
         kind = reader.byte()
         entry, tensors = _layer(reader, name) if kind == 0 else _plain(reader, name, kind)

@@ -37,7 +37,7 @@ def _squares_left(X: Array, codes: CSR, atoms: Array, n_threads: int | None) -> 
 
 
 def _rows_of_either(one: CSR, other: CSR, from_other: Array) -> CSR:
-    """Return a CSR that takes each row from ``other`` where ``from_other`` is True, else ``one``."""
+    """Return a CSR with the rows of ``one``, and of ``other`` where ``from_other`` is True."""
     counts = np.where(from_other, np.diff(other.indptr), np.diff(one.indptr))
     starts = np.where(from_other, other.indptr[:-1] + one.nnz, one.indptr[:-1])
     indptr = np.concatenate([[0], np.cumsum(counts)])

@@ -23,7 +23,7 @@ class DenseGram:
         self.matrix = np.zeros((n_atoms, n_atoms))
 
     def add(self, codes: CSR, of_atoms: CSR, forgetting: float) -> None:
-        """Multiply the matrix by ``forgetting`` and add the codes; ``of_atoms`` is their transpose."""
+        """Multiply the matrix by ``forgetting``, then add CᵀC of the codes; ``of_atoms`` is Cᵀ."""
         self.matrix = forgetting * self.matrix + gram_of_codes(codes)
 
     def diagonal(self) -> Array:

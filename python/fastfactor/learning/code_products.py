@@ -46,11 +46,13 @@ class DenseGram:
 
 @dataclass(frozen=True)
 class _Batch:
+    """The codes of one batch, and what later steps multiply them by."""
+
     codes: CSR
     of_atoms: CSR  # the transpose
     squares: Array  # the diagonal of CᵀC
-    scale: Array  # of each atom's codes
-    weight: float
+    scale: Array  # a factor of each atom's codes
+    weight: float  # a factor of all products of these codes
 
 
 class SparseGram:

@@ -30,7 +30,7 @@ class DeepCompression(Prune):
     init, codebook_dtype, random_state
         As in :func:`fastfactor.deep_compression.share`.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``sparsity``; ``n_bits`` stays as it is set.
+        As in :class:`Method`, by ``sparsity``; ``n_bits`` does not change.
 
     Raises
     ------

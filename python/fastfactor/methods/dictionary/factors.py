@@ -144,6 +144,7 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _wide(self) -> Array:
+        """The atoms in the dtype in which products are computed."""
         wide: Array = self.dictionary.astype(_checks.result_dtype(self.dictionary), copy=False)
         return wide
 

@@ -117,8 +117,8 @@ class Prune(Method):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range or at odds with each other and, when a matrix is compressed,
-        columns that m does not divide and an input covariance.
+        For settings out of range or that exclude each other and, when a matrix is compressed, for
+        columns that m does not divide and for an input covariance.
 
     Notes
     -----

@@ -135,7 +135,7 @@ class PruneCodebook(Prune):
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
         The dtype of the table. Default: W's, or float32 if W is float64.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``sparsity``; ``n_bits`` stays as it is set.
+        As in :class:`Method`, by ``sparsity``; ``n_bits`` does not change.
 
     Raises
     ------

@@ -80,6 +80,7 @@ class BlockProjectionFactors(Factors):
 
     @cached_property
     def _wide(self) -> tuple[Array, Array, Array]:
+        """B, C and D in the dtype in which products are computed."""
         dtype = _checks.result_dtype(self.B, self.C, self.D)
         B, C, D = (array.astype(dtype, copy=False) for array in (self.B, self.C, self.D))
         return B, C, D
@@ -146,6 +147,7 @@ class RandomProjectionFactors(Factors):
 
     @cached_property
     def _wide(self) -> tuple[Array, Array, Array]:
+        """B and D, drawn, and C, in the dtype in which products are computed."""
         dtype, seed = _checks.result_dtype(self.C), int(self.seed[0])
         counts = [1, 1]
         if not self.shared:
@@ -167,7 +169,7 @@ class BlockProjection(Method):
     ratio, max_error : float, optional
         As in :class:`Method`.
     block_in, block_out : int
-        Length of a block of inputs and of outputs; 1 leaves that side as it is.
+        Length of a block of inputs and of outputs; with 1 that side is not projected.
     learned : bool
         Whether B and D are fitted and stored. If False, they are drawn from a seed, and only the
         seed is stored.

@@ -91,6 +91,7 @@ class MixedBlockFactors(Factors):
 
     @cached_property
     def _wide(self) -> tuple[Array, Array]:
+        """Mixture and blocks in the dtype in which products are computed."""
         dtype = _checks.result_dtype(self.mixture, self.blocks)
         return self.mixture.astype(dtype, copy=False), self.blocks.astype(dtype, copy=False)
 

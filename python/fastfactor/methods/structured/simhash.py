@@ -136,18 +136,22 @@ class SimhashFactors(Factors):
 
     @property
     def _constant(self) -> float:
+        """The factor c of W ≈ c R S D."""
         return float(np.sqrt(self.length)) / self.n_hashes
 
     @cached_property
     def _wide(self) -> Array:
+        """The scale in the dtype in which products are computed."""
         return self.scale.astype(_checks.result_dtype(self.scale), copy=False)
 
     @cached_property
     def _dense(self) -> tuple[Array, Array]:
+        """R and the signs as matrices of float32, for `forward`."""
         return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
 
     @cached_property
     def _cached_projection(self) -> Array | None:
+        """R, or None if it takes more than ``MAX_CACHED_BYTES``."""
         few = 4 * self.length * self.n_hashes <= MAX_CACHED_BYTES
         return self._projection() if few else None
 

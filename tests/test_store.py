@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fastfactor import CorruptDataError, store
 from fastfactor.files.checkpoint import open_checkpoint
-from fastfactor.files.container import DTYPES, Place, dtype_of, header_bytes
+from fastfactor.files.container import DTYPES, TensorInfo, dtype_of, header_bytes
 from fastfactor.methods import Factors, LowRank, LowRankFactors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +114,7 @@ def test_files_of_other_writers_are_plain_tensors(path):
 
 
 def test_unaligned_tensors_are_copied(path):
-    places = {"a": Place("U8", (1,), 0, 1), "b": Place("F64", (2,), 1, 17)}
+    places = {"a": TensorInfo("U8", (1,), 0, 1), "b": TensorInfo("F64", (2,), 1, 17)}
     values = np.array([1.5, -2.0])
     header = header_bytes(places, {}, {"version": 1, "entries": {}})
     text = json.loads(header[8:])
@@ -195,7 +195,7 @@ def test_arrays_outlive_the_store(path, entries):
 def test_an_entry_is_read_when_it_is_asked_for(path, entries):
     store.save(path, entries)
     with store.open_store(path) as opened:
-        at = opened._start + opened._places["fc.weight.C"].begin
+        at = opened._start + opened._infos["fc.weight.C"].begin
     damage(path, at)
     with store.open_store(path) as opened:
         same(opened["codes"], entries["codes"])
@@ -391,7 +391,7 @@ ENTRY = {"kind": "low_rank", "shape": [2, 3], "dtype": "float32", "config": {}, 
 
 
 def write_index(path, index, names=("w.B", "w.C")):
-    places = {names[0]: Place("F32", (2, 1), 0, 8), names[1]: Place("F32", (1, 3), 8, 20)}
+    places = {names[0]: TensorInfo("F32", (2, 1), 0, 8), names[1]: TensorInfo("F32", (1, 3), 8, 20)}
     path.write_bytes(header_bytes(places, {}, index) + B.tobytes() + C.tobytes())
 
 
@@ -436,8 +436,8 @@ def test_entries_that_contradict_the_tensors_are_refused(path, entry, message):
 
 def test_more_tensors_than_a_kind_has_are_refused(path):
     for part in ("D", ""):
-        places = {f"w.{part}" if part else "w": Place("U8", (1,), 20, 21)}
-        places |= {"w.B": Place("F32", (2, 1), 0, 8), "w.C": Place("F32", (1, 3), 8, 20)}
+        places = {f"w.{part}" if part else "w": TensorInfo("U8", (1,), 20, 21)}
+        places |= {"w.B": TensorInfo("F32", (2, 1), 0, 8), "w.C": TensorInfo("F32", (1, 3), 8, 20)}
         sums = SUMS | {part: zlib.crc32(b"\7")}
         index = {"version": 1, "entries": {"w": ENTRY | {"crc32": sums}}}
         data = B.tobytes() + C.tobytes() + b"\7"

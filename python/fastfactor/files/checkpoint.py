@@ -18,7 +18,16 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, sizes
+from .container import (
+    CODES,
+    Header,
+    TensorInfo,
+    array_from_bytes,
+    dtype_of,
+    open_regular_file,
+    parse,
+    sizes,
+)
 from .forms import read_header
 from .index import read_index
 
@@ -58,7 +67,7 @@ class Checkpoint(Mapping[str, Array]):
     ----------
     path : str
     files : tuple of str
-        All that were opened, the index of shards among them.
+        All that were open_regular_file, the index of shards among them.
     tensors : dict of Stored
         Shape and dtype of each.
     metadata : dict of str
@@ -142,7 +151,7 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
     header = _header(os.fspath(path))
     if header.index is None:
         return False
-    entries, _ = read_index(header.index, header.places)
+    entries, _ = read_index(header.index, header.tensors)
     return any(entry.kind != "plain" for entry in entries.values())
 
 
@@ -162,27 +171,27 @@ class _Safetensors:
         header = _header(path)
         self._sums: dict[str, int] = {}
         if header.index is not None:
-            entries, self._sums = read_index(header.index, header.places)
+            entries, self._sums = read_index(header.index, header.tensors)
             if any(entry.kind != "plain" for entry in entries.values()):
                 raise _compressed(path)
         self.metadata = header.metadata
         self._start = header.size
-        ordered = sorted(header.places.items(), key=lambda item: item[1].begin)
-        self._places: dict[str, Place] = dict(ordered)
-        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._places.items()}
+        ordered = sorted(header.tensors.items(), key=lambda item: item[1].begin)
+        self._infos: dict[str, TensorInfo] = dict(ordered)
+        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._infos.items()}
 
     def read(self, name: str) -> Array:
-        place = self._places[name]
-        nbytes = place.end - place.begin
+        info = self._infos[name]
+        nbytes = info.end - info.begin
         if nbytes:
             data: Array = np.memmap(
-                self.path, np.uint8, "r", offset=self._start + place.begin, shape=(nbytes,)
+                self.path, np.uint8, "r", offset=self._start + info.begin, shape=(nbytes,)
             )
         else:
             data = np.zeros(0, np.uint8)
         if name in self._sums and zlib.crc32(data.data) != self._sums[name]:
             raise CorruptDataError(f"tensor {name!r} must fit its checksum, got another")
-        return cooked(np.asarray(data), place, name)
+        return array_from_bytes(np.asarray(data), info, name)
 
 
 class _Npz:
@@ -244,7 +253,7 @@ def _compressed(path: str) -> ValueError:
 
 
 def _header(path: str) -> Header:
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
     content: Any = np.memmap(path, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from ..errors import CorruptDataError
-from .container import INDEX, Header, Place, check_places, compact, parse, place_at
+from .container import INDEX, Header, TensorInfo, check_no_holes, compact, parse, tensor_info
 from .index import FORMAT_VERSION
 
 NAME, MAGIC, COMPACT_VERSION = INDEX, b"FFC", 1
@@ -73,15 +73,15 @@ DICTIONARY = "".join(
 
 def is_compact(header: Header, data: memoryview) -> bool:
     """Whether an ordinary header and its data are those of a compact file, which may be damaged."""
-    if header.index is not None or len(header.places) != 1:
+    if header.index is not None or len(header.tensors) != 1:
         return False
-    return NAME in header.places or data[: len(MAGIC)] == MAGIC
+    return NAME in header.tensors or data[: len(MAGIC)] == MAGIC
 
 
 def expanded(header: Header, buffer: memoryview) -> Header:
     """Return the header that a compact file would have in the ordinary form.
 
-    Its places count from where the tensors begin in the file; its checksums are those of what is
+    Its tensors count from where the tensors begin in the file; its checksums are those of what is
     there, which the one checksum was right for.
 
     Raises
@@ -110,11 +110,11 @@ def expanded(header: Header, buffer: memoryview) -> Header:
     metadata = content["metadata"]
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CorruptDataError("metadata must hold text by name")
-    places, tensors_of = _places(content["entries"])
-    check_places(places, len(buffer) - start)
+    infos, tensors_of = _layout(content["entries"])
+    check_no_holes(infos, len(buffer) - start)
     sums = {
-        name: zlib.crc32(buffer[start + place.begin : start + place.end])
-        for name, place in places.items()
+        name: zlib.crc32(buffer[start + info.begin : start + info.end])
+        for name, info in infos.items()
     }
     entries = {}
     for name, value in content["entries"].items():
@@ -124,17 +124,17 @@ def expanded(header: Header, buffer: memoryview) -> Header:
             entries[name] = {"crc32": parts, **fields}
         else:
             entries[name] = {"crc32": sums[name]}
-    return Header(start, places, metadata, {"version": FORMAT_VERSION, "entries": entries})
+    return Header(start, infos, metadata, {"version": FORMAT_VERSION, "entries": entries})
 
 
 def compact_head(
-    places: Mapping[str, Place], metadata: Mapping[str, str], index: Mapping[str, Any]
+    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], index: Mapping[str, Any]
 ) -> bytes:
     """Return the bytes of a compact file between its checksum and its tensors.
 
     Parameters
     ----------
-    places : mapping of names to Place
+    infos : mapping of names to TensorInfo
         In the order of the index and its tensors, in which they lie in the file.
     metadata, index
         As for an ordinary header.
@@ -144,10 +144,10 @@ def compact_head(
         parts = entry["crc32"]
         if isinstance(parts, dict):
             fields = {key: item for key, item in entry.items() if key != "crc32"}
-            tensors = {part: _type_of(places[f"{name}.{part}"]) for part in parts}
+            tensors = {part: _type_of(infos[f"{name}.{part}"]) for part in parts}
             entries[name] = {**fields, "tensors": tensors}
         else:
-            entries[name] = _type_of(places[name])
+            entries[name] = _type_of(infos[name])
     text = compact({"entries": entries, "metadata": metadata}).encode()
     if len(text) > MAX_INFLATED:
         raise ValueError(
@@ -159,14 +159,14 @@ def compact_head(
 
 
 @contextmanager
-def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[Summed]:
+def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[ChecksumWriter]:
     """Give what so many bytes of tensors are to be written to, after all that stands before them.
 
     The checksum, which stands first, is written when they are.
     """
     outer = _outer_header(SUMMED_FROM + len(head) + nbytes)
     file.write(outer + bytes(SUMMED_FROM))
-    summed = Summed(file)
+    summed = ChecksumWriter(file)
     summed.write(head)
     yield summed
     file.seek(len(outer))
@@ -174,7 +174,7 @@ def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[Summed]:
     file.seek(0, 2)
 
 
-class Summed:
+class ChecksumWriter:
     """A file to write, and the CRC-32 of what was written through this."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -209,11 +209,11 @@ def _inflated(data: memoryview) -> tuple[bytes, int]:
     return text, len(data) - len(inflate.unused_data)
 
 
-def _places(entries: Any) -> tuple[dict[str, Place], dict[str, dict[str, str]]]:
-    """Return the places of all tensors by their long names, and by entry and name those names."""
+def _layout(entries: Any) -> tuple[dict[str, TensorInfo], dict[str, dict[str, str]]]:
+    """Return the infos of all tensors by their long names, and by entry and name those names."""
     if not isinstance(entries, dict):
         raise CorruptDataError(f"entries must be a JSON object, got {type(entries).__name__}")
-    places: dict[str, Place] = {}
+    infos: dict[str, TensorInfo] = {}
     found: dict[str, dict[str, str]] = {}
     at = 0
     for name, value in entries.items():
@@ -225,12 +225,12 @@ def _places(entries: Any) -> tuple[dict[str, Place], dict[str, dict[str, str]]]:
             described = listed[part]
             if not isinstance(described, list) or len(described) != 2:
                 raise CorruptDataError(f"tensor {long!r} must have a dtype and a shape")
-            if long in places:
+            if long in infos:
                 raise CorruptDataError(f"tensor {long!r} must belong to one entry, got two")
-            places[long] = place_at(at, long, *described)
-            at = places[long].end
-    return places, found
+            infos[long] = tensor_info(at, long, *described)
+            at = infos[long].end
+    return infos, found
 
 
-def _type_of(place: Place) -> list[Any]:
-    return [place.code, list(place.shape)]
+def _type_of(info: TensorInfo) -> list[Any]:
+    return [info.code, list(info.shape)]

@@ -1,7 +1,7 @@
 """The bytes of a stored file: a safetensors header with checksums, and files made whole.
 
     8 bytes   length of the header, little-endian
-    header    JSON: name → dtype, shape, place of each tensor; `__metadata__` → text by name
+    header    JSON: name → dtype, shape, data_offsets of each tensor; `__metadata__` → text by name
     data      the tensors, one after the other without holes
 
 Two of the metadata's values are ours. ``fastfactor`` is the index of entries, JSON in a string.
@@ -67,7 +67,7 @@ CODES = {name: code for code, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorInfo:
     """Where a tensor lies in a file's data, and what it is."""
 
     code: str  # of its dtype, as safetensors has it
@@ -81,7 +81,7 @@ class Header:
     """What stands before the data: tensors by name, the caller's metadata, our index."""
 
     size: int  # with the 8 bytes before it
-    places: dict[str, Place]
+    tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     index: dict[str, Any] | None  # None: an ordinary file
 
@@ -108,20 +108,20 @@ def code_of(array: Array, what: str) -> str:
         ) from None
 
 
-def raw(array: Array, code: str) -> Array:
+def array_to_bytes(array: Array, code: str) -> Array:
     """An array's values in C order as little-endian bytes; copied only where they are not so."""
     plain = np.asarray(array, dtype_of(code), order="C")
     return plain.reshape(-1).view(np.uint8)
 
 
-def cooked(data: Array, place: Place, name: str) -> Array:
-    """The inverse of `raw`: the same memory where its address allows, read-only either way."""
-    dtype = dtype_of(place.code)
-    if place.code == "BOOL" and data.size and int(data.max()) > 1:
+def array_from_bytes(data: Array, info: TensorInfo, name: str) -> Array:
+    """Return the array that `array_to_bytes` wrote: read-only, copied only where misaligned."""
+    dtype = dtype_of(info.code)
+    if info.code == "BOOL" and data.size and int(data.max()) > 1:
         raise CorruptDataError(f"tensor {name!r} must hold 0 or 1, got {data.max()}")
     if data.ctypes.data % max(dtype.alignment, 1):
         data = data.copy()
-    array = data.view(dtype).reshape(place.shape)
+    array = data.view(dtype).reshape(info.shape)
     array.setflags(write=False)
     return array
 
@@ -130,16 +130,16 @@ def cooked(data: Array, place: Place, name: str) -> Array:
 
 
 def header_bytes(
-    places: Mapping[str, Place], metadata: Mapping[str, str], index: Mapping[str, Any]
+    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], index: Mapping[str, Any]
 ) -> bytes:
     """A header with its checksum, padded so that data begin at a multiple of 8."""
     texts = {CHECKSUM: PLACEHOLDER, INDEX: compact(index), **metadata}
     content: dict[str, Any] = {"__metadata__": texts}
-    for name, place in places.items():
+    for name, info in infos.items():
         content[name] = {
-            "dtype": place.code,
-            "shape": place.shape,
-            "data_offsets": (place.begin, place.end),
+            "dtype": info.code,
+            "shape": info.shape,
+            "data_offsets": (info.begin, info.end),
         }
     text = compact(content).encode()
     text += b" " * (-len(text) % 8)
@@ -183,9 +183,9 @@ def read_plain_header(buffer: memoryview) -> Header:
         if not isinstance(index, dict):
             raise CorruptDataError(f"the index must be a JSON object, got {type(index).__name__}")
     metadata = {name: text for name, text in texts.items() if name not in (INDEX, CHECKSUM)}
-    places = {name: _place(name, value) for name, value in content.items()}
-    check_places(places, len(buffer) - len(whole))
-    return Header(len(whole), places, metadata, index)
+    infos = {name: _parse_info(name, value) for name, value in content.items()}
+    check_no_holes(infos, len(buffer) - len(whole))
+    return Header(len(whole), infos, metadata, index)
 
 
 def compact(value: Any) -> str:
@@ -230,7 +230,7 @@ def _check_sum(whole: bytes) -> None:
         raise CorruptDataError("the header must fit its checksum, got another")
 
 
-def _place(name: str, value: Any) -> Place:
+def _parse_info(name: str, value: Any) -> TensorInfo:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CorruptDataError(f"tensor {name!r} must have a dtype, a shape and data_offsets")
     offsets = value["data_offsets"]
@@ -238,17 +238,17 @@ def _place(name: str, value: Any) -> Place:
         raise CorruptDataError(
             f"tensor {name!r} must have a begin and an end, got {offsets!r:.200}"
         )
-    place = place_at(offsets[0], name, value["dtype"], value["shape"])
-    if place.end != offsets[1]:
+    info = tensor_info(offsets[0], name, value["dtype"], value["shape"])
+    if info.end != offsets[1]:
         raise CorruptDataError(
-            f"tensor {name!r} must have the bytes of {place.code} and shape "
-            f"{list(place.shape)!r:.200}, got {offsets[1] - offsets[0]}"
+            f"tensor {name!r} must have the bytes of {info.code} and shape "
+            f"{list(info.shape)!r:.200}, got {offsets[1] - offsets[0]}"
         )
-    return place
+    return info
 
 
-def place_at(begin: int, name: str, code: Any, shape: Any) -> Place:
-    """Return the place of a tensor that begins here, after a check of its dtype and shape.
+def tensor_info(begin: int, name: str, code: Any, shape: Any) -> TensorInfo:
+    """Return the info of a tensor that begins here, after a check of its dtype and shape.
 
     Raises
     ------
@@ -271,7 +271,7 @@ def place_at(begin: int, name: str, code: Any, shape: Any) -> Place:
     # The code says how wide it is: damage is damage also where the dtype's package is missing.
     bits = re.search(r"\d+", code)
     nbytes = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
-    return Place(code, tuple(shape), begin, begin + nbytes)
+    return TensorInfo(code, tuple(shape), begin, begin + nbytes)
 
 
 def sizes(value: Any) -> bool:
@@ -279,15 +279,15 @@ def sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def check_places(places: Mapping[str, Place], nbytes: int) -> None:
+def check_no_holes(infos: Mapping[str, TensorInfo], nbytes: int) -> None:
     at = 0
-    for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if place.begin != at:
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != at:
             raise CorruptDataError(
                 f"tensor {name!r} must begin where the one before it ends, at {at}, "
-                f"got {place.begin}"
+                f"got {info.begin}"
             )
-        at = place.end
+        at = info.end
     if at != nbytes:
         raise CorruptDataError(f"the file must hold {at} bytes of tensors, got {nbytes}")
 
@@ -295,7 +295,7 @@ def check_places(places: Mapping[str, Place], nbytes: int) -> None:
 # --- files
 
 
-def check_place(path: str | os.PathLike[str]) -> None:
+def check_output_path(path: str | os.PathLike[str]) -> None:
     """That a file may take this place, before the work for it: in a folder, and itself none.
 
     Raises
@@ -311,7 +311,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
 
 
-def opened(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
     """A file to read. What is neither file nor folder is refused: a pipe would wait for ever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -320,7 +320,7 @@ def opened(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of ``path`` at the end, if nothing was raised.
 
     It is written beside and renamed when it is on the disk: at every moment the old file or the
@@ -342,7 +342,7 @@ def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterat
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # elsewhere a folder cannot be open_regular_file
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -350,7 +350,7 @@ def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterat
             os.close(folder)
 
 
-def widest_first(named: Iterable[tuple[str, str]]) -> list[str]:
+def sorted_by_itemsize(named: Iterable[tuple[str, str]]) -> list[str]:
     """Names of tensors, given with their codes, in an order in which each lies aligned.
 
     Sizes are multiples of the width, so that falling widths need no holes between tensors.

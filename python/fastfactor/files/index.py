@@ -14,7 +14,7 @@ from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import FLOAT_NAMES, Factors, matrix_shape
-from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, Place, dtype_of, sizes
+from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, TensorInfo, dtype_of, sizes
 
 FORMAT_VERSION = 1
 PLAIN = "plain"  # the kind of what is not factors
@@ -85,7 +85,7 @@ def described_entry(
     return entry, {f"{name}.{part}": array for part, array in value.tensors().items()}
 
 
-def index_of(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) -> dict[str, Any]:
+def build_index(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) -> dict[str, Any]:
     """The index of entries that were described, with the checksums of their tensors."""
     entries = {}
     for each in described:
@@ -121,7 +121,7 @@ def check_text(text: str, what: str) -> None:
 
 
 def read_index(
-    index: Mapping[str, Any], places: Mapping[str, Place]
+    index: Mapping[str, Any], infos: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, Entry], dict[str, int]]:
     """The entries of a file, and the checksums of its tensors, from its index.
 
@@ -149,25 +149,25 @@ def read_index(
         sums = _sums(name, value)
         parts = {part: f"{name}.{part}" if part else name for part in sums}
         for part, long in parts.items():
-            if long not in places:
+            if long not in infos:
                 raise CorruptDataError(f"tensor {long!r} is missing")
             if long in all_sums:
                 raise CorruptDataError(f"tensor {long!r} must belong to one entry, got two")
             all_sums[long] = sums[part]
         if isinstance(value["crc32"], dict):
-            entries[name] = _factors_entry(name, value, parts, places)
+            entries[name] = _factors_entry(name, value, parts, infos)
         else:
-            entries[name] = plain_entry(name, places[name])
-    if len(all_sums) != len(places):
-        stray = next(name for name in places if name not in all_sums)
+            entries[name] = plain_entry(name, infos[name])
+    if len(all_sums) != len(infos):
+        stray = next(name for name in infos if name not in all_sums)
         raise CorruptDataError(f"tensor {stray!r} must belong to an entry, got none")
     return entries, all_sums
 
 
-def plain_entry(name: str, place: Place) -> Entry:
+def plain_entry(name: str, info: TensorInfo) -> Entry:
     """A tensor that is not compressed."""
-    nbytes = place.end - place.begin
-    return Entry(name, PLAIN, place.shape, dtype_of(place.code), nbytes, {"": name})
+    nbytes = info.end - info.begin
+    return Entry(name, PLAIN, info.shape, dtype_of(info.code), nbytes, {"": name})
 
 
 def _sums(name: str, value: Any) -> dict[str, int]:
@@ -189,7 +189,7 @@ def _sums(name: str, value: Any) -> dict[str, int]:
 
 
 def _factors_entry(
-    name: str, value: Mapping[str, Any], parts: dict[str, str], places: Mapping[str, Place]
+    name: str, value: Mapping[str, Any], parts: dict[str, str], infos: Mapping[str, TensorInfo]
 ) -> Entry:
     kind, shape, dtype, config = (value[key] for key in ("kind", "shape", "dtype", "config"))
     if not isinstance(kind, str) or kind == PLAIN or not isinstance(config, dict):
@@ -203,5 +203,5 @@ def _factors_entry(
         )
     if not sizes(shape) or not shape or math.prod(max(n, 1) for n in shape) >= MAX_SIZE:
         raise CorruptDataError(f"entry {name!r} must have a shape, got {shape!r:.200}")
-    nbytes = sum(places[long].end - places[long].begin for long in parts.values())
+    nbytes = sum(infos[long].end - infos[long].begin for long in parts.values())
     return Entry(name, kind, tuple(shape), dtype_of(CODES[dtype]), nbytes, parts, config)

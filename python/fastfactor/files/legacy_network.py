@@ -30,7 +30,7 @@ import zlib
 from typing import Any
 
 from ..errors import CorruptDataError
-from .container import MAX_DIMENSIONS, MAX_SIZE, Header, Place, place_at
+from .container import MAX_DIMENSIONS, MAX_SIZE, Header, TensorInfo, tensor_info
 from .index import FORMAT_VERSION
 
 NAME, MAGIC, NETWORK_VERSION = "network", b"FFDC", 1
@@ -46,7 +46,7 @@ PLAIN_CODES = (
 
 def is_network(header: Header, data: memoryview) -> bool:
     """Whether an ordinary header and its data are those of such a file."""
-    if list(header.places) != [NAME] or header.places[NAME].code != "U8":
+    if list(header.tensors) != [NAME] or header.tensors[NAME].code != "U8":
         return False
     return data[: len(MAGIC)] == MAGIC
 
@@ -74,47 +74,47 @@ def expanded(header: Header, buffer: memoryview) -> Header:
         )
     reader = _Reader(data, START.size)
     entries: dict[str, Any] = {}
-    places: dict[str, Place] = {}
+    infos: dict[str, TensorInfo] = {}
     for _ in range(reader.size()):
         name = reader.name()
         kind = reader.byte()
         entry, tensors = _layer(reader, name) if kind == 0 else _plain(reader, name, kind)
-        if name in entries or places.keys() & tensors.keys():
+        if name in entries or infos.keys() & tensors.keys():
             raise CorruptDataError(f"names must differ, got {name!r} twice")
         entries[name] = entry
-        places.update(tensors)
+        infos.update(tensors)
     reader.end()
     index = {"version": FORMAT_VERSION, "entries": entries}
-    return Header(header.size, places, header.metadata, index)
+    return Header(header.size, infos, header.metadata, index)
 
 
-def _layer(reader: _Reader, name: str) -> tuple[dict[str, Any], dict[str, Place]]:
-    """Read a layer; return its entry and the places of its tensors."""
+def _layer(reader: _Reader, name: str) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Read a layer; return its entry and the infos of its tensors."""
     flags, gap_bits = reader.byte(), reader.byte()
     if flags >> 4 or flags & 3 >= len(CODEBOOK_CODES):
         raise CorruptDataError(f"layer {name!r} must begin with its flags, got {flags}")
     shape = reader.shape()
     n_values, n_entries = reader.size(), reader.size()
     code = CODEBOOK_CODES[flags & 3]
-    places = {"codebook": reader.tensor(f"{name}.codebook", code, [n_values, 1])}
+    infos = {"codebook": reader.tensor(f"{name}.codebook", code, [n_values, 1])}
     for part in ("codes", "gaps"):
-        places[part] = reader.tensor(f"{name}.{part}", "U8", [reader.size()])
+        infos[part] = reader.tensor(f"{name}.{part}", "U8", [reader.size()])
     entry = {
         "kind": "deep_compression",
         "shape": shape,
         "dtype": "float32",
         "config": {"gap_bits": gap_bits, "n_entries": n_entries, "n_weights": math.prod(shape)},
-        "crc32": {part: reader.crc32(place) for part, place in places.items()},
+        "crc32": {part: reader.crc32(info) for part, info in infos.items()},
     }
-    return entry, {f"{name}.{part}": place for part, place in places.items()}
+    return entry, {f"{name}.{part}": info for part, info in infos.items()}
 
 
-def _plain(reader: _Reader, name: str, number: int) -> tuple[dict[str, Any], dict[str, Place]]:
-    """Read a plain tensor; return its entry and its place."""
+def _plain(reader: _Reader, name: str, number: int) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Read a plain tensor; return its entry and its info."""
     if number > len(PLAIN_CODES):
         raise CorruptDataError(f"{name!r} must be of a kind up to {len(PLAIN_CODES)}, got {number}")
-    place = reader.tensor(name, PLAIN_CODES[number - 1], reader.shape())
-    return {"crc32": reader.crc32(place)}, {name: place}
+    info = reader.tensor(name, PLAIN_CODES[number - 1], reader.shape())
+    return {"crc32": reader.crc32(info)}, {name: info}
 
 
 class _Reader:
@@ -146,21 +146,21 @@ class _Reader:
             raise CorruptDataError(f"a name must be UTF-8 text, got {error}") from error
 
     def shape(self) -> list[int]:
-        """A number of dimensions and each of them; `place_at` and the index check the rest."""
+        """A number of dimensions and each of them; `tensor_info` and the index check the rest."""
         n = self.size()
         if n > MAX_DIMENSIONS:
             raise CorruptDataError(f"a shape must have {MAX_DIMENSIONS} sizes at most, got {n}")
         return [self.size() for _ in range(n)]
 
-    def tensor(self, name: str, code: str, shape: list[int]) -> Place:
-        """The place of values that begin here."""
-        place = place_at(self._at, name, code, shape)
-        self._take(place.end - place.begin)
-        return place
+    def tensor(self, name: str, code: str, shape: list[int]) -> TensorInfo:
+        """The info of values that begin here."""
+        info = tensor_info(self._at, name, code, shape)
+        self._take(info.end - info.begin)
+        return info
 
-    def crc32(self, place: Place) -> int:
+    def crc32(self, info: TensorInfo) -> int:
         """The checksum of a tensor, which the network's own was right for."""
-        return zlib.crc32(self._data[place.begin : place.end])
+        return zlib.crc32(self._data[info.begin : info.end])
 
     def end(self) -> None:
         if self._at != len(self._data):

@@ -20,7 +20,7 @@ import numpy as np
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
-from .container import cooked, opened
+from .container import array_from_bytes, open_regular_file
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
 
@@ -91,26 +91,24 @@ class Store(Mapping[str, Value]):
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             # An empty file cannot be mapped.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if nbytes else None
         content = memoryview(self._map or b"")
         self._bytes: Array | None = np.frombuffer(content, np.uint8)
         header = read_header(content)
-        places = header.places
-        self._start, self._places = header.size, places
+        infos = header.tensors
+        self._start, self._infos = header.size, infos
         self.metadata = header.metadata
         self.has_checksums = header.index is not None
         self.file_nbytes, self.payload_nbytes = nbytes, nbytes - header.size
         self._sums: dict[str, int] = {}
         self._verified: set[str] = set()
         if header.index is None:
-            self._entries = {
-                name: plain_entry(name, place) for name, place in header.places.items()
-            }
+            self._entries = {name: plain_entry(name, info) for name, info in header.tensors.items()}
         else:
-            self._entries, self._sums = read_index(header.index, header.places)
+            self._entries, self._sums = read_index(header.index, header.tensors)
 
     def __getitem__(self, name: str) -> Value:
         entry = self._entries[name]
@@ -199,10 +197,10 @@ class Store(Mapping[str, Value]):
     def _tensor(self, name: str) -> Array:
         if self._bytes is None:
             raise ValueError(f"the store must be open to read {name!r}, got a closed one")
-        place = self._places[name]
-        data = self._bytes[self._start + place.begin : self._start + place.end]
+        info = self._infos[name]
+        data = self._bytes[self._start + info.begin : self._start + info.end]
         if name in self._sums and name not in self._verified:
             if zlib.crc32(data.data) != self._sums[name]:
                 raise CorruptDataError(f"tensor {name!r} must fit its checksum, got another")
             self._verified.add(name)
-        return cooked(data, place, name)
+        return array_from_bytes(data, info, name)

@@ -13,9 +13,17 @@ from typing import IO, Any, NoReturn
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from .compact import Summed, compact_file, compact_head
-from .container import Place, code_of, header_bytes, place_at, raw, replacing, widest_first
-from .index import FORMAT_VERSION, Path, Value, check_metadata, described_entry, index_of
+from .compact import ChecksumWriter, compact_file, compact_head
+from .container import (
+    TensorInfo,
+    array_to_bytes,
+    atomic_write,
+    code_of,
+    header_bytes,
+    sorted_by_itemsize,
+    tensor_info,
+)
+from .index import FORMAT_VERSION, Path, Value, build_index, check_metadata, described_entry
 
 COPY_BYTES = 4 << 20
 
@@ -82,18 +90,18 @@ def save(
             if name in pieces:
                 raise ValueError(f"names of tensors must differ, got {name!r} twice")
             code = code_of(array, f"tensor {name!r}")
-            pieces[name] = raw(array, code), code, array.shape
+            pieces[name] = array_to_bytes(array, code), code, array.shape
     types = {name: (code, shape) for name, (_, code, shape) in pieces.items()}
-    places = _placed(types, compact)
+    infos = _layout(types, compact)
     listed = [entry for entry, _ in described]
     sums = {name: zlib.crc32(data.data) for name, (data, _, _) in pieces.items()}
-    index = index_of(listed, sums)
-    with replacing(path) as file, _after_header(file, places, texts, index, compact) as rest:
-        for name in places:
+    index = build_index(listed, sums)
+    with atomic_write(path) as file, _write_header(file, infos, texts, index, compact) as rest:
+        for name in infos:
             rest.write(pieces[name][0].data)
 
 
-def left_behind(path: Path) -> str | None:
+def unfinished_job(path: Path) -> str | None:
     """The job of a writer to this path that was killed; None where nothing was left behind."""
     try:
         with open(f"{os.path.realpath(path)}.journal", "rb") as file:
@@ -101,7 +109,7 @@ def left_behind(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        head = json.loads(line[9:]) if line == _summed(line[9:]) else {}
+        head = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
         return str(head["job"])
     except (ValueError, TypeError, KeyError):
         return None
@@ -175,9 +183,9 @@ class Writer:
         self._pieces: dict[str, _Piece] = {}
         self._end = 0
         head = _line({"version": FORMAT_VERSION, "job": job})
-        self._data = _opened(self._side("partial"), keep=resume)
-        self._journal = _opened(self._side("journal"), keep=resume)
-        kept = self._take_up(head) if resume else 0
+        self._data = _open_side_file(self._side("partial"), keep=resume)
+        self._journal = _open_side_file(self._side("journal"), keep=resume)
+        kept = self._resume(head) if resume else 0
         self._data.truncate(self._end)
         self._journal.truncate(kept)
         self._journal.seek(kept)
@@ -214,7 +222,7 @@ class Writer:
         pieces, end = [], self._end
         self._data.seek(end)
         for long, array in tensors.items():
-            data = raw(array, codes[long])
+            data = array_to_bytes(array, codes[long])
             self._data.write(data.data)
             crc32 = zlib.crc32(data.data)
             pieces.append(_Piece(long, codes[long], array.shape, end, data.size, crc32))
@@ -245,16 +253,16 @@ class Writer:
         if self._data.closed:
             return
         types = {name: (piece.code, piece.shape) for name, piece in self._pieces.items()}
-        places = _placed(types, self._compact)
+        infos = _layout(types, self._compact)
         texts = check_metadata(self.metadata)
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
-        index = index_of(self._described.values(), sums)
+        index = build_index(self._described.values(), sums)
         # A name of its own, so that what a kill leaves is written over by the next run.
         with (
-            replacing(self.path, "whole") as file,
-            _after_header(file, places, texts, index, self._compact) as rest,
+            atomic_write(self.path, "whole") as file,
+            _write_header(file, infos, texts, index, self._compact) as rest,
         ):
-            for name in places:
+            for name in infos:
                 self._copy(self._pieces[name], rest)
         self._end_files(keep=False)
 
@@ -285,14 +293,14 @@ class Writer:
         self._pieces.update((piece.name, piece) for piece in pieces)
         self._end += sum(piece.nbytes for piece in pieces)
 
-    def _take_up(self, head: bytes) -> int:
+    def _resume(self, head: bytes) -> int:
         """Entries of the journal whose data are there; returns the bytes of its lines for them."""
         if self._journal.readline() != head:
             return 0
         kept = len(head)
         for line in self._journal:
             try:
-                found = json.loads(line[9:]) if line == _summed(line[9:]) else {}
+                found = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
                 described, pieces = found["entry"], [_Piece(**piece) for piece in found["pieces"]]
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
@@ -305,7 +313,7 @@ class Writer:
     def _read_sum(self, piece: _Piece) -> int:
         return self._copy(piece, None)
 
-    def _copy(self, piece: _Piece, file: IO[bytes] | Summed | None) -> int:
+    def _copy(self, piece: _Piece, file: IO[bytes] | ChecksumWriter | None) -> int:
         """The checksum of a piece in the side file, which is copied to ``file``."""
         self._data.seek(piece.begin)
         found, left = 0, piece.nbytes
@@ -343,39 +351,37 @@ class _Piece:
     crc32: int
 
 
-def _placed(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, Place]:
+def _layout(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, TensorInfo]:
     """Where tensors lie, given their dtypes and shapes, in the order in which they are written."""
     codes = ((name, code) for name, (code, _) in types.items())
-    places: dict[str, Place] = {}
+    infos: dict[str, TensorInfo] = {}
     at = 0
-    for name in types if compact else widest_first(codes):
+    for name in types if compact else sorted_by_itemsize(codes):
         code, shape = types[name]
-        places[name] = place_at(at, name, code, list(shape))
-        at = places[name].end
-    return places
+        infos[name] = tensor_info(at, name, code, list(shape))
+        at = infos[name].end
+    return infos
 
 
 @contextmanager
-def _after_header(
+def _write_header(
     file: IO[bytes],
-    places: Mapping[str, Place],
+    infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, str],
     index: Mapping[str, Any],
     compact: bool,
-) -> Iterator[IO[bytes] | Summed]:
+) -> Iterator[IO[bytes] | ChecksumWriter]:
     """Write what stands before the tensors; give what they are to be written to."""
     if not compact:
-        file.write(header_bytes(places, metadata, index))
+        file.write(header_bytes(infos, metadata, index))
         yield file
         return
-    head = compact_head(places, metadata, index)
-    with compact_file(
-        file, head, sum(place.end - place.begin for place in places.values())
-    ) as rest:
+    head = compact_head(infos, metadata, index)
+    with compact_file(file, head, sum(info.end - info.begin for info in infos.values())) as rest:
         yield rest
 
 
-def _opened(path: str, *, keep: bool) -> IO[bytes]:
+def _open_side_file(path: str, *, keep: bool) -> IO[bytes]:
     # A file that is there must not be truncated, one that is not must be made.
     if keep and os.path.exists(path):
         return open(path, "r+b")
@@ -383,9 +389,9 @@ def _opened(path: str, *, keep: bool) -> IO[bytes]:
 
 
 def _line(value: Any) -> bytes:
-    return _summed(json.dumps(value).encode() + b"\n")
+    return _with_checksum(json.dumps(value).encode() + b"\n")
 
 
-def _summed(text: bytes) -> bytes:
+def _with_checksum(text: bytes) -> bytes:
     """A journal's line: its checksum, and itself."""
     return b"%08x " % zlib.crc32(text) + text

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..files.checkpoint import Stored, open_checkpoint
-from ..files.container import check_place
+from ..files.container import check_output_path
 from ..files.index import Entry, Path
 from ..files.store import Store, open_store
-from ..files.writer import Writer, left_behind
+from ..files.writer import Writer, unfinished_job
 from ..kernels.runtime import thread_count
 from ..methods.factors import Factors
 from .plan import Job, fingerprint
@@ -254,7 +254,7 @@ def _compress(
 def _writer(
     target: Path, metadata: dict[str, str], resume: bool, job: str, *, compact: bool = False
 ) -> Writer:
-    if resume and left_behind(target) not in (None, job):
+    if resume and unfinished_job(target) not in (None, job):
         raise ValueError(
             f"resume must go on with the source and settings that {os.fspath(target)}.journal "
             "began with, got others; without resume it begins anew"
@@ -314,4 +314,4 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(target):
             raise ValueError(f"target must not be a source, got {os.fspath(target)!r} for both")
-    check_place(target)
+    check_output_path(target)

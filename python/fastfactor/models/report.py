@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.container import check_place, replacing
+from ..files.container import atomic_write, check_output_path
 
 FORMATS = (".txt", ".json", ".csv")
 TEXT_WIDTH = 160  # at most, where there is no terminal
@@ -169,7 +169,7 @@ class Table:
         """Write it as text, JSON or CSV, as the path ends; a file that is there is replaced."""
         ending = check_report_path(path)
         make = {".txt": self.to_text, ".json": self.to_json, ".csv": self.to_csv}[ending]
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(make().encode())
 
     def __repr__(self) -> str:
@@ -309,7 +309,7 @@ def check_report_path(path: str | os.PathLike[str]) -> str:
     ending = os.path.splitext(os.fspath(path))[1]
     if ending not in FORMATS:
         raise ValueError(f"report must end in {', '.join(FORMATS)}, got {os.fspath(path)!r}")
-    check_place(path)
+    check_output_path(path)
     return ending
 
 

@@ -302,7 +302,7 @@ def test_compressed_files_are_not_compressed_again(model, tmp_path):
     for name in ("network", "small", "compact"):
         path = tmp_path / f"{name}.safetensors"
         refused = invoke("compress", path, tmp_path / "out.safetensors", *method)
-        assert "got one that is; decompress it first" in str(refused.exception)
+        assert "got a compressed one; decompress it first" in str(refused.exception)
         assert invoke("inspect", path).exit_code == 0
         assert invoke("compare", path, path).exit_code == 0
 

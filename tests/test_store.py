@@ -513,7 +513,10 @@ def test_names_that_would_mean_two_tensors_are_refused(path, low_rank):
 
 
 def test_bad_shapes_and_metadata_are_named(path, low_rank):
-    for shape, message in [((6, 5, 4), "shape of 'fc' must flatten to"), ((), "shape of 'fc' must flatten to")]:
+    for shape, message in [
+        ((6, 5, 4), "shape of 'fc' must flatten to"),
+        ((), "shape of 'fc' must flatten to"),
+    ]:
         with pytest.raises(ValueError, match=message):
             store.save(path, {"fc": low_rank}, shapes={"fc": shape})
     with pytest.raises(ValueError, match="shapes must have names of entries only, got 'other'"):

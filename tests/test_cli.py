@@ -328,7 +328,7 @@ def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
     other = ("--method", "codebook", "--set", "n_bits=3")
     refused = run("compress", str(model), str(target), *other, "--resume")
     assert refused.returncode == 1
-    assert "resume must go on with the source and settings" in refused.stderr
+    assert "resume must have the source and settings" in refused.stderr
     result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
     seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}

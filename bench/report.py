@@ -72,6 +72,11 @@ def duration(value: float) -> str:
     return f"{value * 1e3:.2f} ms" if abs(value) < 1 else f"{value:.2f} s"
 
 
+def unbroken(text: str) -> str:
+    """A figure and its unit, which stay on one line in a narrow cell."""
+    return text.replace(" ", "\u00a0")
+
+
 def markdown(heads: list[str], lines: list[list[str]]) -> list[str]:
     rule = ["---"] * len(heads)
     return ["| " + " | ".join(line) + " |" for line in (heads, rule, *lines)]

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and bench/README.md from bench/results: table.py [--check]
+"""Write the tables of README.md, docs and bench/README.md: table.py [--check]
 
 They mark the places:
 
@@ -7,10 +7,11 @@ They mark the places:
     <!-- /bench -->
 
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
-(cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, and quality
-(errors at equal bytes, of experiments) or quality-MATRIX. Each workload comes from the newest full
-run that holds it. --check writes nothing and fails if a file
-differs from what it should hold.
+(cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, speed (one
+workload a kernel and its fastest rival), quality (errors at equal bytes, of experiments) or
+quality-MATRIX, errors-by-method and errors-by-size (of size_error_curves). Numbers come from
+bench/results, each workload's from the newest full run that holds it. --check writes nothing and
+fails if a file differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -19,20 +20,31 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from cases import KERNELS, LEVELS, workloads_of
+from curves import errors_by_method, errors_by_size
 from quality import quality
-from report import against, bound, duration, markdown, place_of, time_of, verdict
+from report import against, bound, duration, markdown, place_of, time_of, unbroken, verdict
+from speed import SPEED_WORKLOADS, speed
 
 Row = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (kernel, workload) -> its newest run
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
+PAGES = tuple(
+    ROOT / page
+    for page in (
+        "README.md",
+        "docs/benchmarks.md",
+        "docs/methods.md",
+        "docs/smaller.md",
+        "bench/README.md",
+    )
+)
 RESULTS = ROOT / "bench" / "results"
 PLACE = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 OURS = "fastfactor"
@@ -64,18 +76,27 @@ def fill(text: str, results: Results) -> str:
 def table(name: str, results: Results) -> str:
     if name.partition("-")[0] == "quality":
         return "\n".join(quality(name.partition("-")[2])) + "\n"
+    if name == "speed":
+        return "\n".join(speed(newest(SPEED_WORKLOADS, results))) + "\n"
+    if name in CURVES:
+        return "\n".join(CURVES[name]()) + "\n"
     if name not in TABLES:
-        sys.exit(f"a bench table's name must be quality or one of {', '.join(TABLES)}, got {name}")
+        known = ", ".join(["speed", "quality", *CURVES, *TABLES])
+        sys.exit(f"a bench table's name must be one of {known}, got {name}")
     kernels, part, draw = TABLES[name]
-    wanted = [
-        (kernel, workload.name) for kernel in kernels for workload in workloads_of(kernel, False)
-    ]
+    workloads = [(k, workload.name) for k in kernels for workload in workloads_of(k, False)]
+    chosen = newest(workloads, results)
+    lines = draw([row for document in chosen for row in document[part]])
+    return "\n".join([*lines, "", *provenance(chosen)]) + "\n"
+
+
+def newest(workloads: Iterable[tuple[str, str]], results: Results) -> list[dict[str, Any]]:
+    """The run of each workload."""
+    wanted = list(dict.fromkeys(workloads))
     missing = [" ".join(key) for key in wanted if key not in results]
     if missing:
         sys.exit(f"bench/results must hold a full run of {', '.join(missing)}; found none")
-    chosen = [results[key] for key in wanted]
-    lines = draw([row for document in chosen for row in document[part]])
-    return "\n".join([*lines, "", *provenance(chosen)]) + "\n"
+    return [results[key] for key in wanted]
 
 
 def newest_results() -> Results:
@@ -145,7 +166,10 @@ def levels(rows: list[Row]) -> list[str]:
     for (title, measure), chosen in grouped(rows).items():
         times = [chosen.get(f"{OURS} {level}", {}).get("median") for level in LEVELS]
         shares = ["", *(f" ({a / b:.2f})" if a and b else "" for a, b in pairwise(times))]
-        cells = [duration(t) + share if t else "" for t, share in zip(times, shares, strict=True)]
+        cells = [
+            unbroken(duration(t)) + share if t else ""
+            for t, share in zip(times, shares, strict=True)
+        ]
         lines.append([title, measure, *cells])
     return markdown(["workload", "measure", *LEVELS], lines)
 
@@ -187,10 +211,13 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 def cell(row: Row | None) -> str:
     if row is None:
         return ""
-    time = duration(row["median"])
+    time = unbroken(duration(row["median"]))
     if row["contestant"] == OURS:
         return f"**{time}**"
-    return time if row["ratio"] is None else f"{time} ({row['ratio']:.3g} ×)"
+    if row["ratio"] is None:
+        return time
+    times = unbroken(f"({row['ratio']:.3g} ×)")
+    return f"{time} {times}"
 
 
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {
@@ -199,6 +226,8 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]]
     "levels": (KERNELS, "rows", levels),
     "targets": (KERNELS, "targets", targets),
 }
+
+CURVES = {"errors-by-method": errors_by_method, "errors-by-size": errors_by_size}
 
 if __name__ == "__main__":
     main()

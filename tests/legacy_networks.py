@@ -8,8 +8,8 @@ import numpy as np
 from fastfactor import store
 from fastfactor.files.container import array_to_bytes, code_of
 from fastfactor.files.legacy_network import CODEBOOK_CODES, PLAIN_CODES
-from fastfactor.methods.deep_compression.factors import bits_for
-from fastfactor.methods.deep_compression.streams import packed_nbytes
+from fastfactor.kernels.packing import code_bits_for
+from fastfactor.methods.deep_compression.streams import stream_nbytes
 
 
 def leb128(number):
@@ -43,8 +43,8 @@ def layer_of(factors, shape):
     """A layer's bytes, with flags for what is Huffman-coded."""
     code = code_of(factors.codebook, "codebook")
     n = factors.n_entries
-    codes_coded = factors.codes.size != packed_nbytes(n, bits_for(len(factors.codebook)))
-    gaps_coded = factors.gaps.size != packed_nbytes(n, factors.gap_bits)
+    codes_coded = factors.codes.size != stream_nbytes(n, code_bits_for(len(factors.codebook)))
+    gaps_coded = factors.gaps.size != stream_nbytes(n, factors.gap_bits)
     return layer_bytes(
         flags=CODEBOOK_CODES.index(code) | codes_coded << 2 | gaps_coded << 3,
         gap_bits=factors.gap_bits,

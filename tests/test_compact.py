@@ -322,6 +322,7 @@ def test_bytes_at_random_under_a_right_checksum_do_no_harm(content, path, rng):
         try:
             with store.open_store(path) as opened, np.errstate(all="ignore"):
                 for name in opened:
-                    opened.to_dense(name)
+                    if np.prod(opened.info(name).shape) < 1 << 20:
+                        opened.to_dense(name)
         except CorruptDataError:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -95,12 +97,19 @@ def test_one_of_plain_tensors_alone_is_a_model(path):
 
 
 def refused(path, network):
-    """Whether it is refused. Else all of it must be read, and have the shapes that are said."""
+    """Whether it is refused. Else all of it must be read, and have the shapes that are said.
+
+    What is said to be a large matrix, and may be one, is opened only.
+    """
     save(path, network)
     try:
         with store.open_store(path) as opened, np.errstate(all="ignore"):
             for name in opened:
-                assert opened.to_dense(name).shape == opened.info(name).shape
+                value, shape = opened[name], opened.info(name).shape
+                if math.prod(shape) < 1 << 20:
+                    assert opened.to_dense(name).shape == shape
+                else:
+                    assert isinstance(value, Factors)
     except CorruptDataError:
         return True
     return False
@@ -188,7 +197,7 @@ def test_a_layer_made_by_hand_is_read(path):
         ({"n_entries": 7}, r"'n_entries' must be an integer in \[0, 6\], got 7"),
         ({"n_entries": 2**50, "shape": (2**50,)}, "data must"),
         ({"codes": b"\1\0"}, "data must"),
-        ({"codes": b"\3"}, "zeros after the last code"),
+        ({"codes": b"\3"}, "zeros after the last"),
         ({"codes": b"\1", "n_values": 1}, "codes must be in"),
     ],
 )

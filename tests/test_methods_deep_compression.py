@@ -11,6 +11,7 @@ from fastfactor.methods import (
     Prune,
     PruneCodebook,
 )
+from fastfactor.methods.forward import NUMPY
 
 
 class TestDeepCompression(MethodContract):
@@ -81,7 +82,7 @@ def test_zeros_stay_zeros_whatever_training_makes_of_the_table(rng):
     W = rng.standard_normal((20, 30)).astype(np.float32)
     factors = DeepCompression(sparsity=0.7, n_bits=3).compress(W)
     moved = {"codebook": factors.codebook + 5}
-    product = factors.forward(np, moved, np.eye(30, dtype=np.float32)).T
+    product = factors.forward(NUMPY, moved, np.eye(30, dtype=np.float32)).T
     np.testing.assert_array_equal(product != 0, prune_mask(W, 0.7))
 
 

@@ -6,6 +6,7 @@
 A line is the best of a method's variants: the least error that any of them has at no more bytes.
 Codebooks of scalars, of vectors and sums of them have a line each. Dotted is what no code can beat
 on independent normal numbers of one variance; a matrix that is not like that may lie below.
+Forms that were published as layers to train in are grey.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench/results"
-STYLES = {  # name: color, dashes, mark
-    "truncated SVD": ("black", (0, (5, 2)), ""),
-    "LowRank": ("#8a8a8a", "-", "o"),
-    "Dictionary": ("#d1793b", "-", "o"),
-    "Codebook, scalars": ("#9cc3ea", "-", "s"),
-    "Codebook, vectors": ("#3b6fb6", "-", "s"),
-    "Codebook, sums": ("#16396b", "-", "s"),
-    "EntropyCoded": ("#c22f2f", "-", "D"),
-    "Prune": ("#a5d2a0", "-", "^"),
-    "PruneCodebook": ("#38853f", "-", "^"),
-    "Simhash": ("#b58fc9", "-", "v"),
-    "BlockProjection": ("#7a4c96", "-", "v"),
-    "BlockDiagonal": ("#c4b08b", "-", "x"),
-    "MixedBlock": ("#7a6034", "-", "x"),
+TITLES = {
+    "lenet fc1": "LeNet-300-100's first layer, 300 × 784",
+    "wordllama, 4,096 rows": "wordllama's embeddings, 4,096 × 256",
 }
+STYLES = {  # name: color, dashes, mark
+    "EntropyCoded": ("#c22f2f", "-", "D"),
+    "Codebook, sums": ("#16396b", "-", "s"),
+    "Codebook, vectors": ("#3b6fb6", "-", "s"),
+    "Codebook, scalars": ("#8fb8e8", "-", "s"),
+    "PruneCodebook": ("#2e7d36", "-", "^"),
+    "Prune": ("#9ccf95", "-", "^"),
+    "Dictionary": ("#e08a3c", "-", "o"),
+    "LowRank": ("#6b4a99", "-", "o"),
+    "Simhash": ("#8c8c8c", "-", "v"),
+    "BlockProjection": ("#8c8c8c", "--", "x"),
+    "MixedBlock": ("#b0b0b0", "-", "x"),
+    "BlockDiagonal": ("#b0b0b0", "--", "v"),
+}
+BASELINE = "truncated SVD"
 OTHERS = ("#e0559f", "-", "*")
 SAME_SIZE = 1.04
-FEWEST_BITS, MOST_BITS, LEAST_ERROR = 0.25, 16, 0.003
+FEWEST_BITS, MOST_BITS, LEAST_ERROR = 0.25, 16, 0.0003
 
 
 def main() -> None:
@@ -48,28 +53,24 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=RESULTS / "size_error_curves.svg")
     args = parser.parse_args()
     curves = json.loads(args.json.read_text())["curves"]
-    matrices = list(dict.fromkeys(line["matrix"] for line in curves))
     # The same picture from the same figures, in a file that says nothing of when it was drawn.
-    matplotlib.rcParams.update({"svg.hashsalt": "fastfactor", "font.size": 9})
-    figure = Figure(figsize=(4.4 * len(matrices) + 1.6, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
-    for panel, matrix in zip(panels, matrices, strict=True):
-        draw(panel, matrix, [line for line in curves if line["matrix"] == matrix])
-    panels[0].set_ylabel("‖W − Ŵ‖² / ‖W‖²")
-    handles = {
-        text: handle
-        for panel in panels
-        for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9
-    )
+    matplotlib.rcParams.update({"svg.hashsalt": "fastfactor", "font.size": 11})
+    figure = Figure(figsize=(5 * len(TITLES), 6.2), layout="constrained")
+    panels = figure.subplots(1, len(TITLES), sharey=True, squeeze=False)[0]
+    for panel, (matrix, title) in zip(panels, TITLES.items(), strict=True):
+        draw(panel, [line for line in curves if line["matrix"] == matrix])
+        panel.set_title(title, fontsize=12)
+    panels[0].set_ylabel("error ‖W − Ŵ‖² / ‖W‖²: lower is better")
+    handles, texts = panels[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", frameon=False, ncols=4)
     figure.savefig(args.to, metadata={"Date": None} if args.to.suffix == ".svg" else None)
 
 
-def draw(panel: Axes, matrix: str, lines: list[dict[str, Any]]) -> None:
+def draw(panel: Axes, lines: list[dict[str, Any]]) -> None:
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in STYLES}
     for line in lines:
+        if family(line["method"]) == BASELINE:  # LowRank has the same errors
+            continue
         of_method = points.setdefault(family(line["method"]), [])
         for nbytes, error in zip(line["bytes"], line["error"], strict=True):
             if nbytes:
@@ -86,15 +87,13 @@ def draw(panel: Axes, matrix: str, lines: list[dict[str, Any]]) -> None:
             color=color,
             linestyle=dashes,
             marker=mark,
-            markersize=3.5,
-            linewidth=1.4,
-            zorder=3 if name == "truncated SVD" else 2,
+            markersize=4,
+            linewidth=1.6,
         )
     bits = np.geomspace(FEWEST_BITS, MOST_BITS, 50)
-    panel.plot(bits, 4.0**-bits, ":", color="black", linewidth=1, label="normal numbers: 4⁻ᵇⁱᵗˢ")
+    panel.plot(bits, 4.0**-bits, ":", color="black", linewidth=1, label="bound for normal numbers")
     panel.set(
-        title=matrix,
-        xlabel="bits a weight",
+        xlabel="bits a weight (float32: 32)",
         xscale="log",
         yscale="log",
         xlim=(FEWEST_BITS, MOST_BITS),
@@ -102,7 +101,8 @@ def draw(panel: Axes, matrix: str, lines: list[dict[str, Any]]) -> None:
     )
     ticks = [0.25, 0.5, 1, 2, 4, 8, 16]
     panel.set_xticks(ticks, [f"{bits:g}" for bits in ticks])
-    panel.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3, 1], ["0.003", "0.01", "0.03", "0.1", "0.3", "1"])
+    ticks = [0.001, 0.01, 0.1, 1]
+    panel.set_yticks(ticks, [f"{error:g}" for error in ticks])
     panel.minorticks_off()
     panel.grid(color="#e6e6e6", linewidth=0.7)
 

@@ -14,7 +14,6 @@ from .._records import refuse_array
 from ..errors import CorruptDataError
 from .runtime import thread_count
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)  # bits in which stored layers of Deep Compression are packed
 MAX_BITS = 16  # of a code
 MAX_FLAT_BITS = 32  # of an integer in a flat array
 MAX_CODEBOOKS = 256
@@ -314,6 +313,11 @@ def packed_nbytes(n: int, n_bits: int) -> int:
 def bits_for(n: int) -> int:
     """Return how many bits each of the numbers 0, 1, …, n − 1 needs."""
     return max(n - 1, 0).bit_length()
+
+
+def code_bits_for(n_values: int) -> int:
+    """Return the bits of a code that names one of ``n_values`` values, at least 1."""
+    return max(bits_for(n_values), 1)
 
 
 def _integers(array: Any, name: str) -> Array:

@@ -9,10 +9,11 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...kernels.gaps import gap_encode
+from ...kernels.packing import code_bits_for
 from ..factors import FLOAT_NAMES, matrix_shape
-from .factors import DeepCompressionFactors, bits_for
+from .factors import DeepCompressionFactors
 from .stages import CODEBOOK_DTYPES, SharedWeights
-from .streams import encoded_stream, packed_nbytes
+from .streams import encoded_stream, stream_nbytes
 
 MAX_GAP_BITS = 16
 NEAR = 1.05
@@ -72,7 +73,7 @@ def encode(
         positions=np.flatnonzero(shared.mask),
         codes=shared.labels[shared.mask],
         n_weights=shared.mask.size,
-        code_bits=bits_for(shared.codebook.size),
+        code_bits=code_bits_for(shared.codebook.size),
     )
     widths = _likely_widths(kept) if gap_bits is None else [gap_bits]
     tried = [_streams(kept, width, n_threads) for width in widths]
@@ -135,13 +136,13 @@ def check_gap_bits(gap_bits: int | None) -> None:
 def most_nbytes(n_kept: int, n_weights: int, n_values: int, gap_bits: int | None) -> int:
     """Return the most that codes and gaps take, wherever so many weights of so many are kept."""
     widths = range(1, MAX_GAP_BITS + 1) if gap_bits is None else [gap_bits]
-    return min(_packed_nbytes(n_kept, n_weights, bits_for(n_values), width) for width in widths)
+    return min(_most_packed(n_kept, n_weights, code_bits_for(n_values), width) for width in widths)
 
 
-def _packed_nbytes(n_kept: int, n_weights: int, code_bits: int, gap_bits: int) -> int:
+def _most_packed(n_kept: int, n_weights: int, code_bits: int, gap_bits: int) -> int:
     # A filler stands for 2**gap_bits places that are not kept.
     n_entries = n_kept + ((n_weights - n_kept) >> gap_bits)
-    return packed_nbytes(n_entries, code_bits) + packed_nbytes(n_entries, gap_bits)
+    return stream_nbytes(n_entries, code_bits) + stream_nbytes(n_entries, gap_bits)
 
 
 class _Kept(NamedTuple):
@@ -189,7 +190,7 @@ def _likely_widths(kept: _Kept) -> list[int]:
             break
     likely = {1 + i for i, size in enumerate(sizes) if size <= NEAR * min(sizes)}
     packed = [
-        _packed_nbytes(kept.positions.size, kept.n_weights, kept.code_bits, width)
+        _most_packed(kept.positions.size, kept.n_weights, kept.code_bits, width)
         for width in range(1, MAX_GAP_BITS + 1)
     ]
     return sorted(likely | {1 + int(np.argmin(packed))})

@@ -12,9 +12,11 @@ import numpy as np
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode
+from ...kernels.packing import code_bits_for
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..factors import Config, Factors, check_ids
+from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..pruning.kept_places import csr_rows
 from ..stored import stored_number, stored_tensor
 from .stages import CODEBOOK_DTYPES
@@ -137,12 +139,11 @@ class DeepCompressionFactors(Factors):
             return spmm(self._matrix, x.T, n_threads=n_threads).T
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
-    def forward(self, xp: Any, tensors: Mapping[str, Any], x: Any) -> Any:
-        labels, mask = self.labels
-        table = xp.reshape(tensors["codebook"], (-1,))
-        # By the mask, not by the table's zero: training may move that.
-        values = xp.take(table, labels.astype(np.int64), axis=0)
-        return xp.matmul(x, xp.transpose(xp.where(mask, values, 0.0)))
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        # What is not kept has a zero of its own: training may move the table's.
+        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
+        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def config(self) -> Config:
         # The number of weights says that the streams belong to a matrix of this shape.
@@ -178,7 +179,7 @@ class DeepCompressionFactors(Factors):
     @cached_property
     def sparse_codes(self) -> SparseCodes:
         """The entries, decoded, in the form that products take."""
-        codes = decoded_stream(self.codes, self.n_entries, bits_for(len(self.codebook)))
+        codes = decoded_stream(self.codes, self.n_entries, code_bits_for(len(self.codebook)))
         gaps = decoded_stream(self.gaps, self.n_entries, self.gap_bits)
         try:
             return SparseCodes(codes, gaps, self.gap_bits, self.codebook, self.shape)
@@ -198,6 +199,12 @@ class DeepCompressionFactors(Factors):
             array.setflags(write=False)
         return labels, mask
 
+    @cached_property
+    def _dense_order(self) -> Array:
+        """int64 of W's size: which value of the codebook each weight has, K where it has none."""
+        labels, mask = self.labels
+        return np.where(mask, labels, len(self.codebook)).astype(np.int64).reshape(-1)
+
     @property
     def sizes(self) -> LayerSizes:
         """What each part takes: a row of the paper's tables."""
@@ -207,7 +214,7 @@ class DeepCompressionFactors(Factors):
             n_weights=self.shape[0] * self.shape[1],
             n_kept=int(np.count_nonzero(values)),
             n_entries=self.n_entries,
-            code_bits=bits_for(len(self.codebook)),
+            code_bits=code_bits_for(len(self.codebook)),
             gap_bits=self.gap_bits,
             codes_nbytes=self.codes.nbytes,
             gaps_nbytes=self.gaps.nbytes,
@@ -217,8 +224,3 @@ class DeepCompressionFactors(Factors):
     @cached_property
     def _matrix(self) -> CSR:
         return self.sparse_codes.to_csr()
-
-
-def bits_for(n_values: int) -> int:
-    """Return the bits of a code that may name each of so many values."""
-    return max((n_values - 1).bit_length(), 1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.huffman import huffman_decode, huffman_encode
-from ...kernels.packing import PackedCodes
+from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 
 # Bits of a packed number in files. Never to be changed: which bytes are packed follows from it.
 STREAM_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 16)
@@ -23,13 +21,9 @@ def encoded_stream(numbers: Array, n_bits: int, n_threads: int | None = None) ->
         Bits that every number fits in, 1 to 16.
     """
     coded = huffman_encode(numbers, n_threads=n_threads)
-    if coded.size < packed_nbytes(numbers.size, n_bits):
+    if coded.size < stream_nbytes(numbers.size, n_bits):
         return coded
-    width = stream_width(n_bits)
-    if width > 8:
-        return numbers.astype("<u2").view(np.uint8)
-    packed: Array = PackedCodes.pack(numbers[np.newaxis], width, n_threads=n_threads).data[0]
-    return packed
+    return pack_bits(numbers, _width(n_bits), n_threads=n_threads)
 
 
 def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
@@ -40,23 +34,20 @@ def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
     CorruptDataError
         Where the bytes do not hold n numbers.
     """
-    width = stream_width(n_bits)
-    if data.size != packed_nbytes(n, n_bits):
-        numbers = huffman_decode(data)
-    elif width > 8:
-        numbers = data.copy().view("<u2").astype(np.uint16)
+    if data.size == stream_nbytes(n, n_bits):
+        numbers = unpack_bits(data, _width(n_bits), n)
     else:
-        numbers = PackedCodes(data[np.newaxis], width, (1, n)).unpack()[0]
+        numbers = huffman_decode(data)
     if numbers.size != n:
         raise CorruptDataError(f"a stream must hold {n} numbers, got {numbers.size}")
     return numbers
 
 
-def packed_nbytes(n: int, n_bits: int) -> int:
-    """Return how many bytes n packed numbers take."""
-    return -(-n * stream_width(n_bits) // 8)
+def stream_nbytes(n: int, n_bits: int) -> int:
+    """Return the most bytes that a stream takes: those of n packed numbers."""
+    return packed_nbytes(n, _width(n_bits))
 
 
-def stream_width(n_bits: int) -> int:
+def _width(n_bits: int) -> int:
     """Return the bits that a number of n_bits is packed in."""
     return next(width for width in STREAM_WIDTHS if width >= n_bits)

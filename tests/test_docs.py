@@ -1,0 +1,89 @@
+"""README and docs: examples run and print what they say, links work, no name is missing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fastfactor
+import numpy as np
+import pages
+import pytest
+from fastfactor.cli import bench as self_bench
+from fastfactor.demo import run as demo
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+REFERENCE = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.rst"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture
+def model_folder(tmp_path, monkeypatch):
+    """A folder with the model that the pages' examples are about, as the one we are in."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    tensors = {
+        "embed.weight": rng.standard_normal((512, 64)),
+        "fc.weight": rng.standard_normal((128, 256)),
+        "fc.bias": np.zeros(128),
+        "lm_head.weight": rng.standard_normal((512, 64)),
+    }
+    save_file({name: t.astype(np.float32) for name, t in tensors.items()}, "model.safetensors")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_examples_print_what_they_say(page, model_folder, monkeypatch, capsys):
+    monkeypatch.setattr(self_bench, "_workloads", lambda n_threads: iter(()))
+    monkeypatch.setattr(demo, "FORMS", {})  # what the demo does has tests of its own
+    pages.run(pages.blocks_of(page), capsys)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
+def test_example_scripts_run(example, tmp_path):
+    result = subprocess.run(
+        [sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_kernel_has_an_example():
+    blocks = [block for page in PAGES for block in pages.blocks_of(page)]
+    script = "\n".join(block.code for block in blocks if block.kind == "python")
+    calls = [name for name in fastfactor.__all__ if inspect.isfunction(getattr(fastfactor, name))]
+    calls.remove("show_config")  # prints what differs from machine to machine
+    for call in (*calls, "balanced=True", "CSR", "PackedCodes.pack", "SparseCodes"):
+        assert call in script
+
+
+@pytest.mark.parametrize("module", ["", ".methods", ".store", ".deep_compression"])
+def test_reference_has_every_public_name_once(module):
+    public = importlib.import_module(f"fastfactor{module}").__all__
+    submodules = {"deep_compression", "methods", "store"}
+    listed = re.findall(r"^(?:   |\.\. data:: )(\w+)$", REFERENCE, re.MULTILINE)
+    for name in set(public) - submodules:
+        assert listed.count(name) == 1, name
+
+
+def test_command_line_page_is_what_help_says():
+    script = ROOT / "docs" / "command_help.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

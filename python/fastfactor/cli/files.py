@@ -70,8 +70,8 @@ def compress(
         typer.Option(
             "--keep",
             metavar="PATTERN",
-            help="With --method: do not compress tensors whose names match, such as *norm*. May be "
-            "repeated.",
+            help="With --method: do not compress tensors whose names match, such as `*norm*`. May "
+            "be repeated.",
         ),
     ] = None,
     importance: Annotated[

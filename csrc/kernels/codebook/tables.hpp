@@ -241,8 +241,7 @@ struct BytePlanes {
 
   __m512i indices(const std::uint8_t* codes) const {
     if constexpr (Bits == 8) return _mm512_loadu_si512(codes);
-    constexpr __mmask64 kOwn =
-        (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // nothing beyond the block
+    constexpr __mmask64 kOwn = (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // only the block
     const __m512i packed = _mm512_maskz_loadu_epi8(kOwn, codes);
     return _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(spread, packed));
   }

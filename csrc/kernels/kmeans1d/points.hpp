@@ -178,8 +178,7 @@ Points counted_points(const MatrixView& x, const double* weights, double fixed, 
   const index n_chunks = std::min(kMostChunks, ceil_div(n, kChunk));
   const index length = ceil_div(n, n_chunks);
   Buffer<Count> counts(n_chunks * kPatterns);
-  Buffer<std::uint8_t> seen(n_chunks *
-                            kPatterns);  // a value of zero weight still counts as a value
+  Buffer<std::uint8_t> seen(n_chunks * kPatterns);  // set even if the value's weight is zero
   parallel_for(n_chunks, n_threads, stop, [&](index c, int) {
     Count* mine = counts.data() + c * kPatterns;
     std::uint8_t* met = seen.data() + c * kPatterns;

@@ -119,7 +119,7 @@ struct ByteShuffles {
       table[p] = _mm_load_si128(reinterpret_cast<const __m128i*>(planes[p]));
   }
 
-  // Code s of each of 16 bytes, four bytes to a vector.
+  // A step gives code s of each of 16 bytes, in four vectors of four bytes each.
   static index column(index position) { return position % 16 * kCodesByte + position / 16; }
 
   template <class Sink>

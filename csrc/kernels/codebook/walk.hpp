@@ -13,8 +13,8 @@ namespace ff {
 // the operand.
 inline constexpr index kColumnBlock = 1024;
 
-// Returns the same for vectors of any length: whole vectors, and a multiple of 16, so that codes
-// begin on a byte and columns on a vector at any level.
+// Returns such a number for code vectors of length dim: whole code vectors, and a multiple of 16 of
+// them, so that codes begin on a byte and columns on a SIMD vector at any level.
 inline index column_block(index dim, index most = kColumnBlock) {
   return std::max<index>(most / (16 * dim), 1) * 16 * dim;
 }

@@ -273,7 +273,7 @@ class Centroids {
 
  private:
   static constexpr std::int32_t kNever = std::numeric_limits<std::int32_t>::min() / 2;
-  // q·p| < 2²⁸, and at most 2²⁹ is subtracted.
+  // |q·p| < 2²⁸, and at most 2²⁹ is subtracted.
   static constexpr float kAny = -0x1p29f - 0x1p28f;
 
   float per_unit(const Tile& tile) const { return 1 / (tile.sigma * tau_); }  // b

@@ -8,8 +8,8 @@ namespace ff {
 
 // Squared distances to the nearest of a growing set of centroids. Rows are coded once, in a quarter
 // of their bytes. A new centroid's distance to a row is computed only if its 8-bit bound says that
-// it may be nearer than those so far. It is computed as Σ (x − c)², so that a row on a centroid has
-// a distance of exactly zero.
+// it may be nearer than the nearest so far. It is computed as Σ (x − c)², so that a row on a
+// centroid has a distance of exactly zero.
 class FilteredShrink {
   struct Hit {
     std::int32_t row;  // within the part

@@ -18,8 +18,8 @@
 //   ν = G[i,i] − Σ w_j G[s_j,i]        its squared norm outside the span
 //
 // Without s_j the error is larger by u_j² / A_jj. The part of s_j outside the span of the others
-// has the square 1 / A_jj and the coefficient u_j, so r becomes r + w_j u_j / A_jj and ν becomes ν
-// + w_j² / A_jj. Replacing s_j by i therefore lowers the error by
+// has the square 1 / A_jj and the coefficient u_j, so r + w_j u_j / A_jj takes the place of r and
+// ν + w_j² / A_jj that of ν. Replacing s_j by i therefore lowers the error by
 //
 //   (r + w_j u_j / A_jj)² / (ν + w_j² / A_jj) − u_j² / A_jj,
 //

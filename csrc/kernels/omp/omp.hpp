@@ -9,7 +9,7 @@ struct OmpOptions {
   index max_nonzeros;      // the most atoms a row may have
   double tol;              // stop when the squared error is at most this; negative: never
   bool orthogonal_select;  // choose by ⟨r, d⟩² / ‖d outside the span‖² (OLS), not by
-                           // ⟨r, d⟩|
+                           // |⟨r, d⟩|
   int n_threads;
 };
 

@@ -10,7 +10,7 @@
 // With s_i the chosen atoms, LDLᵀ the factors of their Gram matrix, and ν the diagonal of D:
 //
 //   c_i = ⟨a_i, a⟩ − Σ_{t<i} L_it c_t,  L_ji = c_i / ν_i   the new atom's row of the triangle
-//   ν_j = ⟨a, a⟩ − Σ L_ji c_i                              what of it lies outside the span
+//   ν_j = ⟨a, a⟩ − Σ L_ji c_i                              its squared norm outside the span
 //   b_j = ⟨a, x⟩ − Σ L_ji b_i                              forward substitution
 //   γ_i = b_i / ν_i − Σ_{t>i} L_ti γ_t                     backward
 //   r = x − Σ γ_i a_i

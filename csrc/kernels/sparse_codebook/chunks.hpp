@@ -80,8 +80,8 @@ inline Floats splat_lane(Floats v, int lane) {
 #  endif
 
 #  if defined(__AVX512VBMI__)
-// 256 floats, looked up 64 bytes at a time by permutes: block(line, sink) calls sink with the
-// values of each step.
+// 256 floats, looked up 64 at a time by permutes of their bytes: block(line, sink) calls sink with
+// the values of each step.
 using Table256 = tables::BytePlanes<8, 4>;
 #  else
 // Does the same by gathers, for as many rows as a vector holds.

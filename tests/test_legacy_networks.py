@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -95,12 +97,19 @@ def test_one_of_plain_tensors_alone_is_a_model(path):
 
 
 def refused(path, network):
-    """Whether it is refused. Else all of it must be read, and have the shapes that are said."""
+    """Whether it is refused. Else all of it must be read, and have the shapes that are said.
+
+    What is said to be a large matrix, and may be one, is opened only.
+    """
     save(path, network)
     try:
         with store.open_store(path) as opened, np.errstate(all="ignore"):
             for name in opened:
-                assert opened.to_dense(name).shape == opened.info(name).shape
+                value, shape = opened[name], opened.info(name).shape
+                if math.prod(shape) < 1 << 20:
+                    assert opened.to_dense(name).shape == shape
+                else:
+                    assert isinstance(value, Factors)
     except CorruptDataError:
         return True
     return False
@@ -173,13 +182,13 @@ def test_a_layer_made_by_hand_is_read(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flags": 3}, "begin with its flags"),
-        ({"flags": 16}, "begin with its flags"),
+        ({"flags": 3}, r"dtype bits in \[0, 2\], got 3"),
+        ({"flags": 16}, r"flags of layer 'a' must be in \[0, 15\]"),
         ({"gap_bits": 0}, r"'gap_bits' must be an integer in \[1, 16\], got 0"),
         ({"gap_bits": 17}, r"'gap_bits' must be an integer in \[1, 16\], got 17"),
-        ({"shape": ()}, "must have a shape"),
-        ({"shape": (2**40, 2**40)}, "must have a shape"),
-        ({"shape": (1,) * 40}, "32 sizes at most"),
+        ({"shape": ()}, "shape of entry 'a' must be a list of sizes"),
+        ({"shape": (2**40, 2**40)}, "shape of entry 'a' must be a list of sizes"),
+        ({"shape": (1,) * 40}, "at most 32 dimensions, got 40"),
         ({"shape": (1, 2)}, "gap"),
         ({"shape": (0, 3)}, r"'n_entries' must be an integer in \[0, 0\], got 1"),
         ({"n_values": 0}, "1 to 256 values, got 0"),
@@ -188,7 +197,7 @@ def test_a_layer_made_by_hand_is_read(path):
         ({"n_entries": 7}, r"'n_entries' must be an integer in \[0, 6\], got 7"),
         ({"n_entries": 2**50, "shape": (2**50,)}, "data must"),
         ({"codes": b"\1\0"}, "data must"),
-        ({"codes": b"\3"}, "zeros after the last one"),
+        ({"codes": b"\3"}, "zeros after the last"),
         ({"codes": b"\1", "n_values": 1}, "codes must be in"),
     ],
 )
@@ -204,12 +213,12 @@ def test_layers_that_contradict_themselves_are_refused(path, change, message):
         (leb128(2**50), "must have 1 bytes from"),
         (b"\1" + leb128(2**40), "data must have 1099511627776 bytes from"),
         (b"\1\2\xff\xff\0", "a name must be UTF-8 text"),
-        (b"\1\1a\x20\1\1", "'a' must be of a kind up to 17, got 32"),
-        (b"\1\1a\x02\2" + leb128(2**30) + leb128(2**30), r"less than 2\*\*59 places"),
+        (b"\1\1a\x20\1\1", r"dtype number of 'a' must be in \[1, 17\], got 32"),
+        (b"\1\1a\x02\2" + leb128(2**30) + leb128(2**30), r"fewer than 2\*\*59 elements"),
         (b"\1\1a\x02\1" + leb128(2**50), "must have 4503599627370496 bytes from"),
-        (b"\2\1a\x0c\0\7\1a\x0c\0\7", "names must differ, got 'a' twice"),
-        (b"\2\1a\0" + layer_bytes() + b"\7a.codes\x0c\0\7", "names must differ, got 'a.codes'"),
-        (b"\0\0", "data must end at 10, got 1 bytes more"),
+        (b"\2\1a\x0c\0\7\1a\x0c\0\7", "names must be unique, got 'a' twice"),
+        (b"\2\1a\0" + layer_bytes() + b"\7a.codes\x0c\0\7", "names must be unique, got 'a.codes'"),
+        (b"\0\0", "data must end at byte 10, got 1 more bytes"),
         (b"\x80\0", "a size must be below"),
         (b"\xff" * 12, "a size must be below"),
         (leb128(2**59), "a size must be below"),
@@ -223,6 +232,8 @@ def test_networks_that_contradict_themselves_are_refused(path, body, message):
 
 def test_a_newer_version_is_named(path, network):
     save(path, sealed(network[9:], version=2))
-    with pytest.raises(ValueError, match=r"format version 1, .* got 2") as caught:
+    with pytest.raises(
+        ValueError, match=r"format version of a network must be 1 .*, got 2"
+    ) as caught:
         store.open_store(path)
     assert not isinstance(caught.value, CorruptDataError)

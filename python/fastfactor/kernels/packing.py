@@ -315,6 +315,11 @@ def bits_for(n: int) -> int:
     return max(n - 1, 0).bit_length()
 
 
+def code_bits_for(n_values: int) -> int:
+    """Return the bits of a code that names one of ``n_values`` values, at least 1."""
+    return max(bits_for(n_values), 1)
+
+
 def _integers(array: Any, name: str) -> Array:
     result: Array = array if isinstance(array, np.ndarray) else np.asarray(array)
     if result.dtype.kind not in "iub" or not result.dtype.isnative:

@@ -130,7 +130,7 @@ def _scalars(value: Any, name: str, rows: Array, dtype: type[np.floating[Any]]) 
         raise TypeError(f"{name} must hold real numbers, got dtype {numbers.dtype}")
     if numbers.ndim not in (1, 2) or (numbers.ndim == 2 and len(numbers) != len(rows)):
         raise ValueError(
-            f"{name} must have shape (m,) or, with a row for each group, ({len(rows)}, m), "
+            f"{name} must have shape (m,) or ({len(rows)}, m), one row for each group, "
             f"got {numbers.shape}"
         )
     _checks.finite(numbers, name, dtype)

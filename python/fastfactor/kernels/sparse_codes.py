@@ -14,7 +14,7 @@ from .._records import refuse_array
 from ..errors import CorruptDataError
 from ._output import as_batch, output
 from .gaps import MAX_SIZE, gap_decode, gap_encode
-from .packing import bits_for
+from .packing import code_bits_for
 from .runtime import thread_count
 from .sparse import CSR
 
@@ -185,7 +185,7 @@ class SparseCodes:
                     f"mask must have the shape of labels, {array.shape}, got {mask.shape}"
                 )
         coded = gap_encode(
-            mask, gap_bits=gap_bits, value_bits=_code_bits(table.size), n_threads=n_threads
+            mask, gap_bits=gap_bits, value_bits=code_bits_for(table.size), n_threads=n_threads
         )
         codes = np.full(coded.gaps.size, zeros[0], np.uint8)
         kept = np.ones(codes.size, np.bool_)
@@ -223,7 +223,7 @@ class SparseCodes:
     @property
     def n_bits(self) -> int:
         """Bits of a code: enough for the values of the codebook."""
-        return _code_bits(self.codebook.size)
+        return code_bits_for(self.codebook.size)
 
     @property
     def stored_nbytes(self) -> int:
@@ -343,7 +343,3 @@ def _codes(codes: Any, n_values: int) -> Array:
         at = int(np.argmax(array >= n_values))
         raise CorruptDataError(f"codes must be in [0, {n_values}), got {array[at]} at [{at}]")
     return np.array(array, order="C", copy=True)
-
-
-def _code_bits(n_values: int) -> int:
-    return max(bits_for(n_values), 1)

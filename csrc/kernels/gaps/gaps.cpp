@@ -123,7 +123,8 @@ Buffer<std::int64_t> read_gaps(const Field* fields, index n, int n_bits, bool es
     Field all = 0;
     for (index i = c * kChunk; i < chunk_end(c, n); ++i) sum += fields[i], all |= fields[i];
     if (all > largest)
-      throw CorruptData("gaps must be in [0, " + std::to_string(1 << n_bits) + "), got more");
+      throw CorruptData("gaps must be in [0, " + std::to_string(1 << n_bits) +
+                        "), got a larger one");
     return sum + (chunk_end(c, n) - c * kChunk) - (escapes[c + 1] - escapes[c]);
   });
   if (before[n_chunks] > size)

@@ -155,7 +155,8 @@ class BitReader {
     return at_ / 8;
   }
   [[noreturn]] static void fail() {
-    throw CorruptData("data must hold the code lengths of a complete prefix code, got others");
+    throw CorruptData(
+        "data must hold the code lengths of a complete prefix code, got lengths that make none");
   }
 
  private:

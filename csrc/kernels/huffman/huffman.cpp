@@ -396,8 +396,8 @@ void HuffmanDecoder::decode(void* symbols, int n_threads, Stop& stop) const {
       const index bytes = f.blocks[i].size - kChecksumBytes;
       const auto sum = std::uint32_t(ByteReader(block, kChecksumBytes).fixed(kChecksumBytes, ""));
       if (!checksum_fits(content, bytes, block_seed(header_->checksum, i), sum))
-        throw CorruptData("data must hold blocks that their checksums fit, got another as block " +
-                          std::to_string(i));
+        throw CorruptData("data must match its checksums, but block " + std::to_string(i) +
+                          " does not");
       const index n = f.block_end(i) - f.block_begin(i);
       Symbol* to = out + f.block_begin(i);
       if (f.blocks[i].raw) {

@@ -172,7 +172,8 @@ struct Reader {
         out[g] = Symbol(found.letter >> g * table.symbol_bits & table.symbol_mask);
     }
     if (left_ != 0)
-      throw CorruptData("data must hold streams as long as their symbols, got others");
+      throw CorruptData(
+          "data must hold streams that end with their last symbol, got one that does not");
   }
 
  private:

@@ -357,7 +357,8 @@ void throw_first_not_finite(const ArrayView& w) {
                                   " at [" + at + "]");
     }
   });
-  throw std::invalid_argument("W must be finite, and it is: it was written to meanwhile");
+  throw std::invalid_argument(
+      "W must not change during the call, got values that were finite and then were not");
 }
 
 }  // namespace ff

@@ -208,12 +208,12 @@ class TrellisDecoder::Reader {
   // Ends a row; returns whether it was the last requested row of its block.
   bool finished(Lane& lane) const {
     if (lane.at > lane.end)
-      throw CorruptData("data must hold every level, got a lane that ends before");
+      throw CorruptData("data must hold every level, got a lane that ends too early");
     if (lane.block.first < lane.block.last && ids_[lane.block.first] == lane.row)
       ++lane.block.first;
     ++lane.row;
     if (lane.row == lane.n_rows && (lane.at != lane.end || lane.state != kLow))
-      throw CorruptData("data must end with its last level, got a lane that does not");
+      throw CorruptData("data must end with its last level, got a lane that goes on");
     return lane.block.first == lane.block.last;
   }
 

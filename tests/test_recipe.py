@@ -53,7 +53,7 @@ def test_the_whole_name_then_the_skip_list_then_the_last_pattern_then_the_defaul
         ((64, 0), True, "a side of 0"),
         ((64,), True, "not a matrix"),
         ((), True, "not a matrix"),
-        ((64, 64), False, "not of floats"),
+        ((64, 64), False, "not floating-point"),
     ],
 )
 def test_which_tensors_the_default_takes(shape, is_float, reason):
@@ -72,7 +72,7 @@ def test_a_whole_name_takes_small_matrices_but_not_empty_ones():
 def test_keep_with_a_dtype():
     recipe = {"default": {"method": "keep", "dtype": "float16"}}
     assert decided(recipe, "bias", (3,)) == ("keep", "kept as float16")
-    assert decided(recipe, "steps", (3,), is_float=False) == ("keep", "not of floats")
+    assert decided(recipe, "steps", (3,), is_float=False) == ("keep", "not floating-point")
 
 
 def test_settings_make_the_method_lists_as_tuples():

@@ -1,7 +1,7 @@
-"""Ways to compress a matrix: settings with ``compress(W) -> Factors``, one file each.
+"""Compression methods for a matrix, each a class of settings with ``compress(W) -> Factors``.
 
-Every method takes a size, an error or its own parameter, and every `Factors` multiplies, looks up
-rows, says what it takes and gives its arrays, in the same way.
+Every method accepts a size, an error or its own parameter. All `Factors` have the same interface:
+products, row look-up, size in bytes and the stored arrays.
 """
 
 from .base import Method

@@ -1,4 +1,4 @@
-"""What every method is: settings that compress a matrix."""
+"""The base class of every method: settings that compress a matrix."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ from .search import Goal, Problem, Size, bisect_levels, n_fitting
 class Method(ABC):
     """Settings that compress a matrix.
 
-    A subclass is a frozen dataclass. Its `parameter` says how much is kept; instead of it a size
-    or an error may be asked for. It defines `_compress`, `_levels` and `_size`, which say below
-    what they must return.
+    A subclass is a frozen dataclass. Its `parameter` sets how much is kept; `ratio` or `max_error`
+    may be given instead. It defines `_compress`, `_levels` and `_size`, whose docstrings say what
+    they must return.
 
     Parameters
     ----------
     ratio : float, optional
-        How many times smaller the factors must be than W: the least error that is so.
+        How many times smaller than W the factors must be. The error is the least found at that
+        size.
     max_error : float, optional
-        The most that ‖W − Ŵ‖² / ‖W‖² may be, under the metric asked for: the least size that is so.
+        The largest ‖W − Ŵ‖² / ‖W‖² allowed, under the metric given to `compress`. The size is the
+        least found within that error.
 
     Raises
     ------
     TypeError, ValueError
-        For values out of range, and unless exactly one of these and the parameter is given.
+        For a value out of range, or unless exactly one of the parameter, `ratio` and `max_error` is
+        given.
 
     Notes
     -----
-    A ratio takes one compression where sizes follow from shape and dtype. Else a ratio and an error
-    are bisected, over as many values as the parameter may have.
+    A ratio takes one compression if shape and dtype determine the sizes. Otherwise a ratio or an
+    error is met by bisection over the values that the parameter may have.
 
-    Methods that draw random numbers take ``random_state``: an integer, 0 by default, for the same
-    factors at every call; None for fresh ones; or a NumPy Generator or RandomState, of which each
-    call of `compress` draws one seed.
+    Methods that draw random numbers take ``random_state``. An integer (0 by default) gives the same
+    factors at every call, and None gives different ones. From a NumPy Generator or RandomState,
+    each call of `compress` draws one seed.
 
     Examples
     --------
@@ -55,10 +58,10 @@ class Method(ABC):
     True
     """
 
-    parameter: ClassVar[str]  # the setting that says how much is kept
-    alternatives: ClassVar[tuple[str, ...]] = ()  # other settings that say how much is kept
-    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # which it can minimise
-    otherwise: ClassVar[str] = ""  # what to do where it cannot, for the message
+    parameter: ClassVar[str]  # the name of the setting that says how much is kept
+    alternatives: ClassVar[tuple[str, ...]] = ()  # names of settings that may replace it
+    metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # those that it can minimise
+    otherwise: ClassVar[str] = ""  # advice for the message that refuses another metric
 
     ratio: float | None = None
     max_error: float | None = None
@@ -69,7 +72,7 @@ class Method(ABC):
         given = [name for name, value in goals.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                f"one of {', '.join(goals)} must be given to {type(self).__name__}, "
+                f"exactly one of {', '.join(goals)} must be given to {type(self).__name__}, "
                 f"got {' and '.join(given) or 'none'}"
             )
         for name in ("ratio", "max_error"):
@@ -86,16 +89,16 @@ class Method(ABC):
         input_covariance: Any = None,
         n_threads: int | None = None,
     ) -> Factors:
-        """Factor a matrix.
+        """Compress a matrix and return its factors.
 
         Parameters
         ----------
         W : array of shape (out_features, in_features)
-            float16, bfloat16, float32 or float64, finite; left as it is.
+            float16, bfloat16, float32 or float64, finite. It is not changed.
         importance : array of W's shape, optional
-            What the squared error of each weight counts: squared gradients, Fisher information.
+            The weight of each entry's squared error: squared gradients, Fisher information.
         input_covariance : array of shape (in_features, in_features), optional
-            Mean of x xᵀ over the layer's inputs: the error of outputs is minimised.
+            Mean of x xᵀ over the layer's inputs x, to minimise the error of the layer's outputs.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -106,8 +109,8 @@ class Method(ABC):
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, a metric that this method cannot minimise, and a ratio or
-            error that it cannot reach.
+            For a wrong type or shape, for a metric that this method cannot minimise, and for a
+            ratio or an error that it cannot reach.
         """
         W = check_matrix(W)
         _checks.finite(W, "W")
@@ -120,26 +123,26 @@ class Method(ABC):
         return settings._search(problem)
 
     def _seeded(self) -> Method:
-        """Return these settings with one seed, drawn now, for all that a search tries."""
+        """Return these settings with a seed drawn now, so that all steps of a search share it."""
         if not hasattr(self, "random_state"):
             return self
         drawn: dict[str, Any] = {"random_state": _checks.seed(self.random_state)}
         return replace(self, **drawn)
 
     def planned_size(self, shape: tuple[int, ...], dtype: Any) -> Size | None:
-        """What factors of a matrix will take, as far as shape and dtype say.
+        """Return the size of the factors, as far as the matrix's shape and dtype determine it.
 
         Parameters
         ----------
         shape : (int, int)
         dtype : dtype
-            Of the matrix: float16, bfloat16, float32 or float64.
+            The matrix's dtype: float16, bfloat16, float32 or float64.
 
         Returns
         -------
         Size or None
-            What `compress` gives for every such matrix, or a bound that none exceeds; None where
-            values alone decide, as under ``max_error``.
+            The exact size for every such matrix, or an upper bound. None if only the values decide
+            the size, as under ``max_error``.
 
         Raises
         ------
@@ -166,9 +169,9 @@ class Method(ABC):
         return self._largest_planned(problem)._size(problem)
 
     def within(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> Self | None:
-        """These settings with the largest `parameter` that is planned to take no more than nbytes.
+        """Return the settings with the largest `parameter` whose planned size is at most `nbytes`.
 
-        A quick way to sizes, where ``ratio`` would find what they really are.
+        This is quick because nothing is compressed; ``ratio`` goes by the real sizes.
 
         Parameters
         ----------
@@ -179,12 +182,12 @@ class Method(ABC):
         Returns
         -------
         Method or None
-            None where nothing is so small.
+            None if even the smallest factors take more.
 
         Raises
         ------
         TypeError, ValueError
-            For settings that `compress` refuses for this shape, and for an empty one.
+            For settings that `compress` refuses for this shape, and for an empty shape.
         """
         problem = _unseen(shape, dtype)
         goals = dict.fromkeys((self.parameter, *self.alternatives, "max_error"))
@@ -194,11 +197,16 @@ class Method(ABC):
         return asked._at(levels[n_planned - 1]) if n_planned else None
 
     def check_metric(self, kind: type[Metric]) -> None:
-        """That this method can minimise the errors of such a metric.
+        """Check that this method can minimise errors under this kind of metric.
+
+        Parameters
+        ----------
+        kind : type of Metric
 
         Raises
         ------
         ValueError
+            If it cannot.
         """
         if kind not in self.metrics:
             name = "importance" if kind is Diagonal else "input_covariance"
@@ -207,33 +215,33 @@ class Method(ABC):
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
 
-    # --- what a method must say
+    # --- what a subclass must define
 
     @abstractmethod
     def _compress(self, problem: Problem) -> Factors:
         """Return the factors for the `parameter` that is set, or for one of the `alternatives`.
 
         `ratio` and `max_error` are None here: the search below sets the parameter. ``problem.W`` is
-        finite and of any shape, also an empty one; ``problem.metric`` is one of `metrics`.
+        finite and may have any shape, even an empty one; ``problem.metric`` is one of `metrics`.
         ``LowRank(rank=3)`` returns ``LowRankFactors`` with B (out, 3) and C (3, in).
         """
 
     @abstractmethod
     def _levels(self, problem: Problem) -> Sequence[Any]:
-        """Return values of `parameter` to choose from, from the smallest factors to the largest.
+        """Return the candidate values of `parameter`, from the smallest factors to the largest.
 
-        Sizes must not fall along them, and errors should not rise. Only shape and dtype of W may be
-        used. Return an empty sequence for an empty W. ``LowRank`` returns
+        Along them sizes must not fall and errors should not rise. Only the shape and dtype of W may
+        be used. Return an empty sequence for an empty W. ``LowRank`` returns
         ``range(1, min(W.shape) + 1)``.
         """
 
     @abstractmethod
     def _size(self, problem: Problem) -> Size | None:
-        """Return what `_compress` takes in bytes, or a bound that it never exceeds.
+        """Return the size in bytes of what `_compress` returns, or a bound that it never exceeds.
 
-        Only shape and dtype of W may be used. ``LowRank(rank=3)`` returns
-        ``Size(3 * sum(W.shape) * W.itemsize, exact=False)``: a matrix of less rank takes less. None
-        means that values alone decide, which is allowed for `alternatives` only.
+        Only the shape and dtype of W may be used. ``LowRank(rank=3)`` returns
+        ``Size(3 * sum(W.shape) * W.itemsize, exact=False)``: a matrix of lower rank takes less.
+        None means that only the values decide the size, which is allowed for `alternatives` only.
         """
 
     # --- how a ratio or an error is met
@@ -241,7 +249,7 @@ class Method(ABC):
     def _search(self, problem: Problem) -> Factors:
         """Return the best factors that meet `ratio` or `max_error`.
 
-        Override this where a method knows a faster or a better way than bisection.
+        Override this if a method has a faster or better way than bisection.
         """
         levels = self._checked_levels(problem)
         if self.ratio is not None and self._planned(levels[0], problem).exact:
@@ -260,7 +268,7 @@ class Method(ABC):
         return factors
 
     def _largest_planned(self, problem: Problem) -> Self:
-        """Return these settings at the largest level that fits by `_size`, or refuse the ratio."""
+        """Return these settings at the largest level whose `_size` fits, or refuse the ratio."""
         levels = self._checked_levels(problem)
         n_planned = self._n_planned(levels, problem)
         if n_planned == 0:
@@ -268,14 +276,14 @@ class Method(ABC):
         return self._at(levels[n_planned - 1])
 
     def _n_planned(self, levels: Sequence[Any], problem: Problem) -> int:
-        """Return how many levels, from the smallest on, fit the ratio as `_size` says."""
+        """Return how many levels, counted from the smallest, have a `_size` that fits the ratio."""
         return n_fitting(
             levels, lambda level: self._planned(level, problem).nbytes, self._goal(problem)
         )
 
     def _planned(self, level: Any, problem: Problem) -> Size:
         size = self._at(level)._size(problem)
-        assert size is not None  # only an alternative may leave it open
+        assert size is not None  # `_size` may return None for `alternatives` only
         return size
 
     def _at(self, level: Any) -> Self:
@@ -286,7 +294,7 @@ class Method(ABC):
         levels = self._levels(problem)
         if len(levels) == 0:
             raise ValueError(
-                f"W must not be empty where ratio or max_error is given, got {problem.W.shape}"
+                f"W must not be empty if ratio or max_error is given, got shape {problem.W.shape}"
             )
         return levels
 
@@ -297,7 +305,7 @@ class Method(ABC):
         return Goal(problem, self.max_error, is_size=False)
 
     def _unreachable(self, nearest: float, problem: Problem) -> ValueError:
-        """Return the error for a goal out of reach: ``nearest`` is the least size or error."""
+        """Return the exception for an unreachable goal; `nearest` is the least size or error."""
         if self.ratio is not None:
             most = problem.W.nbytes / max(nearest, 1)
             return ValueError(
@@ -309,5 +317,5 @@ class Method(ABC):
 
 
 def _unseen(shape: tuple[int, ...], dtype: Any) -> Problem:
-    """A matrix of which only shape and dtype are known: one zero, which takes no more memory."""
+    """Return a problem whose W has this shape and dtype: a single zero, broadcast."""
     return Problem(check_matrix(np.broadcast_to(np.zeros((), dtype), shape)), Frobenius(), None)

@@ -1,4 +1,4 @@
-"""What every method gives back: a matrix in compressed form."""
+"""The base class of what every method returns: a matrix in compressed form."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 class Factors(ArrayRecord, ABC):
     """A matrix W (out_features, in_features) in compressed form, W ≈ B ∘ C.
 
-    A subclass is a frozen dataclass. Its fields that are arrays are its tensors, what is stored;
-    its other fields are its configuration, numbers and words. Where a field is neither, it
-    overrides `tensors` and `config`. `from_tensors` checks what it is given: a file may hold
-    anything.
+    A subclass is a frozen dataclass. Its array fields are the tensors that a file stores; its other
+    fields are the configuration: numbers and strings. A subclass with other kinds of fields
+    overrides `tensors` and `config`. `from_tensors` must check its arguments, because a file may
+    contain anything.
 
     Attributes
     ----------
     shape : (int, int)
-        Of W.
+        Shape of W.
     dtype : dtype
-        Of W, and of what `to_dense` and `rows` give.
+        Dtype of W and of the results of `to_dense` and `rows`.
 
     Notes
     -----
-    ``factors @ x`` is ``W @ x`` and ``x @ factors`` is ``x @ W``. ``np.asarray(factors)`` is
-    `to_dense`. ``==`` and ``hash`` go by identity; compare ``to_dense()``. Copies and pickles hold
-    what is stored and no more; to keep factors, write them to a :mod:`fastfactor.store`.
+    ``factors @ x`` is ``W @ x`` and ``x @ factors`` is ``x @ W``. ``np.asarray(factors)`` calls
+    `to_dense`. ``==`` and ``hash`` go by identity; to compare values, compare ``to_dense()``.
+    Copies and pickles contain only what is stored. To keep factors, write them to a
+    :mod:`fastfactor.store`.
 
     Examples
     --------
@@ -60,9 +61,9 @@ class Factors(ArrayRecord, ABC):
     LowRankFactors(shape=(3, 4), dtype=float32, bits_per_weight=18.67, nbytes=28)
     """
 
-    kind: ClassVar[str]  # what files call it
+    kind: ClassVar[str]  # the name of this class in files
     trainable: ClassVar[tuple[str, ...]]  # names of the tensors that may be trained further
-    kinds: ClassVar[dict[str, type[Factors]]] = {}
+    kinds: ClassVar[dict[str, type[Factors]]] = {}  # all subclasses by kind
     __array_ufunc__ = None  # so that NumPy leaves ``x @ factors`` to this class
 
     shape: tuple[int, int]
@@ -71,25 +72,25 @@ class Factors(ArrayRecord, ABC):
     def __init_subclass__(cls) -> None:
         Factors.kinds[cls.kind] = cls
 
-    # --- what a subclass must say
+    # --- what a subclass must define
 
     @abstractmethod
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        """``W[ids]`` for an array of integers: an embedding's look-up."""
+        """Return ``W[ids]`` for an array of integers, as an embedding layer's look-up does."""
 
     @abstractmethod
     def _linear(self, x: Array, n_threads: int | None) -> Array:
-        """What `linear` returns, for x of shape (batch, in_features), already checked."""
+        """Return the result of `linear` for x of shape (batch, in_features), already checked."""
 
     @abstractmethod
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        """Return the product of (batch, in) by an array library's own functions, for its gradients.
+        """Return ``x @ W.T``, computed by an array library so that it can find gradients.
 
-        ``tensors`` are those of `trainable`. They and x are arrays of that library, of one floating
-        dtype and on one device, and so is what comes back.
+        x has shape (batch, in_features) and ``tensors`` holds the tensors named in `trainable`. All
+        are arrays of that library with one floating dtype and on one device; so is the result.
         """
 
-    # --- what follows
+    # --- what every subclass inherits
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         """Return ``x @ W.T`` without rebuilding W, as a linear layer does.
@@ -99,14 +100,14 @@ class Factors(ArrayRecord, ABC):
         x : array of shape (..., in_features)
             float16, bfloat16, float32 or float64, any strides.
         out : array of shape (..., out_features), optional
-            Where to write the result: of its dtype, any strides, writeable.
+            A writeable array of the result's dtype to write the result to, any strides.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
         Returns
         -------
         array of shape (..., out_features)
-            ``out`` where it was given. float64 where x or a factor is, else float32.
+            ``out`` if it was given. The dtype is float64 if that of x or a factor is, else float32.
 
         Raises
         ------
@@ -118,7 +119,7 @@ class Factors(ArrayRecord, ABC):
         return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
 
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
-        """W, rebuilt."""
+        """Return W, rebuilt from the factors."""
         if out is None:
             out = np.empty(self.shape, self.dtype)
         else:
@@ -129,7 +130,7 @@ class Factors(ArrayRecord, ABC):
         return result
 
     def matmul(self, x: Any, *, n_threads: int | None = None) -> Array:
-        """``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
+        """Return ``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
         x = _checks.columns(x, self.shape[1])
         return self.linear(x.T, n_threads=n_threads).T
 
@@ -137,9 +138,9 @@ class Factors(ArrayRecord, ABC):
         return self.matmul(x)
 
     def __rmatmul__(self, x: Any) -> Array:
-        """Return ``x @ W``, as gradients of inputs need it: (..., out) → (..., in).
+        """Return ``x @ W``, which gradients of inputs need: (..., out) → (..., in).
 
-        W is rebuilt a few rows at a time. float64 where x or W is, else float32.
+        W is rebuilt a few rows at a time. The dtype is float64 if that of x or W is, else float32.
         """
         x = _checks.inputs(x, self.shape[0])
         dtype = _checks.result_dtype(x, np.empty(0, self.dtype))
@@ -150,9 +151,9 @@ class Factors(ArrayRecord, ABC):
         return result.reshape(*x.shape[:-1], self.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """Return `to_dense`, for ``np.asarray``."""
+        """Return the result of `to_dense`, for ``np.asarray``."""
         if copy is False:
-            raise ValueError("copy must not be False for factors, whose array is made anew")
+            raise ValueError("copy must be True or None, as factors rebuild W, got False")
         return self.to_dense().astype(dtype or self.dtype, copy=False)
 
     def __repr__(self) -> str:
@@ -163,12 +164,12 @@ class Factors(ArrayRecord, ABC):
 
     @property
     def nbytes(self) -> int:
-        """What a file holds of it: codes, tables and indices with their padding."""
+        """The bytes of the stored tensors: codes, tables and indices with their padding."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
     def bits_per_weight(self) -> float:
-        """8 · nbytes over the number of weights; 0 where there are none."""
+        """8 · nbytes divided by the number of weights; 0 for an empty matrix."""
         size = self.shape[0] * self.shape[1]
         return 8 * self.nbytes / size if size else 0.0
 
@@ -187,25 +188,25 @@ class Factors(ArrayRecord, ABC):
         W : array of shape (out_features, in_features)
             The matrix that the factors stand for.
         importance, input_covariance : array, optional
-            As in :meth:`Method.compress`: what errors count. With neither, the sum of squares.
+            The weights of errors, as in :meth:`Method.compress`. Default: the sum of squares.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
         Returns
         -------
         float
-            0 where both are zero, infinity where W alone is.
+            0 if W and the difference are both zero, infinity if only W is.
 
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, and for what `compress` refuses of the two.
+            For a wrong type or shape, and for an importance or covariance that `compress` refuses.
         """
         W = check_matrix(W, self.shape)
         return self._error(W, metric_for(W.shape, importance, input_covariance), n_threads)
 
     def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
-        """Return the error under a metric that is at hand."""
+        """Return `error` for a checked W, under a metric."""
 
         def rows_of(first: int, last: int) -> Array:
             return self.rows(np.arange(first, last), n_threads=n_threads).astype(np.float64)
@@ -213,21 +214,21 @@ class Factors(ArrayRecord, ABC):
         return relative_error(W, rows_of, metric)
 
     def verify(self, *, n_threads: int | None = None) -> None:
-        """Decode what `from_tensors` left encoded, a part at a time, and keep nothing of it.
+        """Check what `from_tensors` leaves encoded, by decoding it a part at a time.
 
         Raises
         ------
         CorruptDataError
-            Where a product would refuse it.
+            If a product would refuse it.
         """
-        return  # from_tensors of most kinds has seen all
+        return  # for most kinds `from_tensors` has checked everything
 
     def tensors(self) -> Tensors:
-        """What is stored, by name."""
+        """Return the stored arrays by name."""
         return {name: value for name, value in self._own() if isinstance(value, np.ndarray)}
 
     def config(self) -> Config:
-        """What is stored beside the tensors, shape and dtype: values that JSON can hold."""
+        """Return what is stored beside tensors, shape and dtype: values that JSON can hold."""
         return {name: value for name, value in self._own() if not isinstance(value, np.ndarray)}
 
     @classmethod
@@ -239,16 +240,18 @@ class Factors(ArrayRecord, ABC):
         shape: tuple[int, int],
         dtype: np.dtype[Any],
     ) -> Factors:
-        """The inverse of `tensors` and `config`. Tensors more than it has are refused by the store.
+        """Return the factors that have these `tensors` and this `config`.
+
+        Tensors with other names are ignored here; the store refuses them.
 
         Raises
         ------
         CorruptDataError
-            Where they contradict each other or are not what this kind has.
+            If they contradict each other or are not those of this kind.
         """
 
     def _row_blocks(self, n_threads: int | None) -> Iterator[tuple[int, Array]]:
-        """All rows of W in order, a few at a time, each time with the number of the first."""
+        """Yield all rows of W in order, a few at a time, each time with the number of the first."""
         for first in range(0, self.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, self.shape[0])
             yield first, self.rows(np.arange(first, last), n_threads=n_threads)
@@ -259,12 +262,12 @@ class Factors(ArrayRecord, ABC):
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (shape[0], all else): how a tensor of any shape is compressed."""
+    """Return a tensor's shape as a matrix: its first axis by the product of the others."""
     return shape[0], prod(shape[1:])
 
 
 def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:
-    """A matrix of floats, of a given shape where one is given."""
+    """Return W as an array of floats; refuse what is not a matrix or has another shape."""
     array = _checks.float_array(W, "W", ndim=(2,))
     if shape is not None and array.shape != shape:
         raise ValueError(f"W must have shape {shape}, got {array.shape}")
@@ -272,7 +275,7 @@ def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:
 
 
 def check_ids(ids: Any, n: int) -> Array:
-    """Row numbers as int64, any shape, each in [0, n)."""
+    """Return row numbers of any shape as int64; refuse those outside [0, n)."""
     array = np.asarray(ids)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -285,7 +288,7 @@ def check_ids(ids: Any, n: int) -> Array:
 
 
 def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
-    """In a dtype that may hold less: what is beyond its range becomes its largest value."""
+    """Return an array in a narrower dtype; values beyond its range become ± its largest value."""
     with np.errstate(over="ignore"):
         result = array.astype(dtype, copy=False)
     if dtype.itemsize < array.itemsize and not np.isfinite(result).all():
@@ -295,7 +298,7 @@ def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def into(out: Any, result: Array) -> Array:
-    """The result, copied to `out` where one was given."""
+    """Return the result, copied into `out` if one is given."""
     if out is None:
         return result
     _checks.writeable(out, "out", result.shape, result.dtype)

@@ -1,4 +1,4 @@
-"""What `Factors.forward` may ask of an array library, and how constants get into one."""
+"""The functions that `Factors.forward` may use of an array library, and constants for it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .._checks import Array
 class ArrayNamespace(Protocol):
     """The functions of an array library that `Factors.forward` may call.
 
-    They are those of the Python array API standard (data-apis.org/array-api) by these names, so
-    that NumPy from 2.0 on, ``array_api_strict``, ``jax.numpy`` and ``array_api_compat.torch`` serve
-    as they are. For any other library an object with these seven functions will do; for Keras,
-    whose arrays may have no ``device``::
+    Their names and signatures are those of the Python array API standard
+    (data-apis.org/array-api), so NumPy from 2.0 on, ``array_api_strict``, ``jax.numpy`` and
+    ``array_api_compat.torch`` can be passed as they are. For any other library, pass an object with
+    these seven functions. For Keras, whose arrays may have no ``device``::
 
         class KerasNamespace:
             concat = staticmethod(keras.ops.concatenate)
@@ -29,9 +29,9 @@ class ArrayNamespace(Protocol):
             def asarray(array, *, dtype, device):
                 return keras.ops.convert_to_tensor(array, dtype=dtype)
 
-    Beside them `forward` uses of arrays ``+`` and ``*``, with each other and with Python's floats,
-    slices for every axis, ``shape``, ``dtype`` and ``device``. All of its arrays are the library's:
-    what is not trained (codes, signs, positions) goes through `constant` first.
+    On arrays, `forward` also uses ``+`` and ``*`` (with each other and with Python's floats),
+    slices for every axis, ``shape``, ``dtype`` and ``device``. It only uses the library's own
+    arrays: `constant` first converts what is not trained (codes, signs, positions).
     """
 
     def asarray(self, obj: Any, /, *, dtype: Any, device: Any) -> Any: ...
@@ -44,7 +44,7 @@ class ArrayNamespace(Protocol):
 
 
 class NumPyNamespace:
-    """NumPy by these names; before 2.0 it had not all of them."""
+    """NumPy's functions under these names, some of which NumPy has only from 2.0 on."""
 
     concat = staticmethod(np.concatenate)
     matmul = staticmethod(np.matmul)
@@ -62,7 +62,7 @@ NUMPY = cast(ArrayNamespace, NumPyNamespace())
 
 
 def constant(xp: ArrayNamespace, array: Array, like: Any) -> Any:
-    """Return an array that is not trained as one of the library's, on the device of ``like``.
+    """Return a NumPy array that is not trained as the library's array, on the device of ``like``.
 
     Floats get the dtype of ``like``, integers keep theirs.
     """
@@ -76,5 +76,5 @@ def transpose(xp: ArrayNamespace, matrix: Any) -> Any:
 
 
 def with_zero(xp: ArrayNamespace, values: Any) -> Any:
-    """Return the values of a vector and a zero after them, which what is not stored can name."""
+    """Return a vector with a zero appended, for the indices of entries that are not stored."""
     return xp.concat([values, constant(xp, np.zeros(1), values)], axis=0)

@@ -1,4 +1,4 @@
-"""Conjugate gradients, for least squares whose matrix is too large to write down."""
+"""Conjugate gradients, for least squares problems whose matrix is too large to store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .._checks import Array
 
-CONVERGED = 1e-16  # of the gradient's square
+CONVERGED = 1e-16  # relative to the squared norm of the first gradient
 
 
 def solve_least_squares(
@@ -19,10 +19,10 @@ def solve_least_squares(
     start: Array,
     steps: int,
 ) -> Array:
-    """Return a better x in ``W ≈ apply(x)``; the error falls at each step.
+    """Return an x that improves ``W ≈ apply(x)``; the error falls at each step.
 
-    ``apply`` is linear and ``adjoint`` its transpose; ``weigh`` is half the gradient of the error's
-    square. What is solved is ``adjoint(weigh(W − apply(x))) = 0``.
+    ``apply`` is linear and ``adjoint`` is its transpose. ``weigh`` maps a residual to half the
+    gradient of its squared error. The equation solved is ``adjoint(weigh(W − apply(x))) = 0``.
     """
     gradient = adjoint(weigh(W - apply(start)))
     enough = CONVERGED * float(np.sum(gradient**2))
@@ -41,7 +41,8 @@ def conjugate_gradients(
 ) -> Array:
     """Return a better x in ``matrix(x) = b``, where ``residual`` is ``b − matrix(start)``.
 
-    ``matrix`` is linear, symmetric and positive semidefinite. Ends once ‖residual‖² is ``enough``.
+    ``matrix`` is linear, symmetric and positive semidefinite. The iteration stops after ``steps``
+    steps, or once ‖residual‖² is at most ``enough``.
     """
     x = start.copy()
     direction, size = residual, float(np.sum(residual**2))

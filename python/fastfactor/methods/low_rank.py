@@ -20,13 +20,13 @@ from .stored import stored_tensor
 
 BLOCK_BYTES = 64 << 20
 SWEEPS = 30
-MIN_GAIN = 1e-4  # of the error, for one more sweep
-RIDGE = 1e-6  # of the mean weight, so that rows without weight have a solution
+MIN_GAIN = 1e-4  # the sweeps stop when the error falls by a smaller fraction
+RIDGE = 1e-6  # relative to the mean weight; with it, rows without weight have a solution
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LowRankFactors(Factors):
-    """``W ≈ B C``.
+    """A product of two thin matrices, ``W ≈ B C``.
 
     Attributes
     ----------
@@ -74,27 +74,28 @@ class LowRankFactors(Factors):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Method):
-    """Truncated singular values: ``W ≈ B C`` with ``B = U √S`` and ``C = √S Vᵀ``.
+    """Truncated singular value decomposition: ``W ≈ B C`` with ``B = U √S`` and ``C = √S Vᵀ``.
 
     Parameters
     ----------
     rank : int, optional
-        Columns of B, at least 1. More than the rank of W are left out.
+        Number of columns of B, at least 1. Columns beyond the rank of W are left out.
     ratio, max_error : float, optional
         As in :class:`Method`.
 
     Raises
     ------
     TypeError, ValueError
-        For a rank that is no integer or less than 1.
+        For a rank that is not an integer or is less than 1.
 
     Notes
     -----
-    Factors have W's dtype. The least error under the sum of squares (Eckart and Young, 1936) and
-    under an input covariance Σ, where ``B`` spans the leading left singular vectors of ``W Σ^½``.
-    Under an importance alternating least squares finds a local minimum, from the plain factors on:
-    each sweep costs ``2 · out · in · rank²`` operations. The rest goes through LAPACK, in float64,
-    with NumPy's own threads; bits may depend on their number.
+    Factors have W's dtype. The error is the least possible under the sum of squares (Eckart and
+    Young, 1936) and under an input covariance Σ, where ``B`` spans the leading left singular
+    vectors of ``W Σ^½``. Under an importance, alternating least squares finds a local minimum,
+    starting from the plain factors or from better ones; each sweep costs ``2 · out · in · rank²``
+    operations. Everything goes through NumPy's BLAS and LAPACK, in float64 and with their own
+    threads, so bits may depend on the number of threads.
 
     Examples
     --------
@@ -124,7 +125,7 @@ class LowRank(Method):
 
     def _size(self, problem: Problem) -> Size:
         rank = min(self.rank or 1, *problem.W.shape)
-        # Less where the matrix has less rank.
+        # A matrix of lower rank takes less.
         return Size(rank * sum(problem.W.shape) * problem.W.itemsize, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
@@ -138,16 +139,16 @@ class LowRank(Method):
         enough = lost <= goal.limit * spectrum.energy
         rank = int(np.argmax(enough)) + 1 if enough.any() else len(ranks)
         factors = _factors(spectrum, problem, rank)
-        # Rounding to W's dtype is not in the singular values.
+        # The singular values do not include the error of rounding to W's dtype.
         if not goal.allows(goal.measure(factors)):
             return self._bisect(ranks, problem)
         return factors
 
 
 class _Spectrum:
-    """Squared singular values of W Σ^½, falling, and its left singular vectors, in float64.
+    """The squared singular values of W Σ^½, descending, and its left singular vectors, in float64.
 
-    W is within ±1 here, 2**−exponent of what was given, so that squares stay in range.
+    Here W is scaled by 2**−exponent to lie within ±1, so that squares stay in range.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -166,7 +167,7 @@ class _Spectrum:
             values, vectors = np.linalg.eigh(weighted @ weighted.T)
             self.values, self.left = np.maximum(values[::-1], 0), vectors[:, ::-1]
         else:
-            # The Gram matrix squares the condition; what that loses lies below float32's rounding.
+            # The Gram matrix squares the condition number; the loss is below float32's rounding.
             values, vectors = np.linalg.eigh(weighted.T @ weighted)
             self.values = np.maximum(values[::-1], 0)
             lengths = np.sqrt(self.values)
@@ -194,15 +195,16 @@ def _factors(spectrum: _Spectrum, problem: Problem, rank: int) -> LowRankFactors
 
 
 def _weighted(W: Array, importance: Array, B: Array, C: Array) -> tuple[Array, Array]:
-    """Alternating least squares on Σ a (W − B C)², until a sweep gains little.
+    """Return B and C from alternating least squares on Σ a (W − B C)², until a sweep gains little.
 
-    From the given factors, or from those of W weighed by what of the importance is not separable,
-    which pass over large weights that do not matter: whichever is better to begin with.
+    Start from the given factors or from those of W · a / s, whichever are better, where s is the
+    separable part of a: the outer product of its row and column means over its mean. The latter
+    factors ignore large weights that do not matter.
     """
     separable = np.outer(importance.mean(axis=1), importance.mean(axis=0)) / importance.mean()
     scale = np.sqrt(np.maximum(separable, RIDGE * importance.mean()))
     left, values, right = np.linalg.svd(importance / scale * W, full_matrices=False)
-    # scale is an outer product of roots: its first row and column undo it.
+    # scale is an outer product, so dividing by its first row and column (normalised) undoes it.
     rows, columns = scale[:, 0] / np.sqrt(scale[0, 0]), scale[0] / np.sqrt(scale[0, 0])
     rank = B.shape[1]
     other = left[:, :rank] * values[:rank] / rows[:, None], right[:rank] / columns
@@ -225,7 +227,7 @@ def _weighted_error(W: Array, importance: Array, B: Array, C: Array) -> float:
 
 
 def _weighted_solve(W: Array, importance: Array, basis: Array, ridge: float) -> Array:
-    """Row i of the result minimises Σ_j a[i, j] (W[i, j] − result[i] · basis[j])²."""
+    """Return the rows r[i] that minimise Σ_j a[i, j] (W[i, j] − r[i] · basis[j])²."""
     n, rank = basis.shape
     result = np.empty((len(W), rank))
     block = max(BLOCK_BYTES // max(n * rank * 8, 1), 1)

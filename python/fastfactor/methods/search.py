@@ -1,4 +1,4 @@
-"""How `ratio` and `max_error` are met: a goal, and bisection over the levels of a parameter."""
+"""The search for `ratio` and `max_error`: a goal, and bisection over the levels of a parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .factors import Factors
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A matrix to compress, what its errors weigh, and how many threads may work on it."""
+    """A matrix to compress, the metric of its errors, and how many threads may work on it."""
 
     W: Array
     metric: Metric
@@ -29,12 +29,12 @@ class Problem:
         return self.metric.input_covariance if isinstance(self.metric, Covariance) else None
 
     def error_of(self, factors: Factors) -> float:
-        """Return the error of factors of this matrix, under this metric."""
+        """Return the error of factors of this matrix, under its metric."""
         return factors._error(self.W, self.metric, self.n_threads)
 
 
 class Size(NamedTuple):
-    """What factors take: just so many bytes, or at most so many where their values decide."""
+    """The size of factors: exactly ``nbytes``, or at most that if it depends on W's values."""
 
     nbytes: int
     exact: bool
@@ -42,7 +42,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """What the factors of a problem must not exceed: a size or an error."""
+    """The limit that the factors of a problem must not exceed: a size or an error."""
 
     problem: Problem
     limit: float  # the most bytes, or the largest error
@@ -50,11 +50,11 @@ class Goal:
 
     @classmethod
     def of_ratio(cls, problem: Problem, ratio: float) -> Goal:
-        """Return the size that a ratio allows; a ratio of two sizes may have been rounded up."""
+        """Return the size that a ratio allows, with a margin in case the ratio was rounded up."""
         return cls(problem, problem.W.nbytes * (1 + 1e-12) / ratio, is_size=True)
 
     def measure(self, factors: Factors) -> float:
-        """Return what is limited: the size of the factors or their error."""
+        """Return the quantity that is limited: the size of the factors or their error."""
         return factors.nbytes if self.is_size else self.problem.error_of(factors)
 
     def allows(self, measured: float) -> bool:
@@ -62,17 +62,17 @@ class Goal:
 
 
 class Found(NamedTuple):
-    """What a search ended with."""
+    """The result of a search."""
 
-    factors: Factors | None  # the best that meet the goal, None where no level does
-    nearest: float  # the size or error that was tried last: the least, where no level fits
+    factors: Factors | None  # the best that meet the goal; None if no level does
+    nearest: float  # the size or error tried last: the least of all if no level meets the goal
 
 
 def bisect_levels(levels: Sequence[Any], compress: Callable[[Any], Factors], goal: Goal) -> Found:
-    """Return the best factors that meet the goal, from log₂(levels) compressions.
+    """Return the best factors that meet the goal, after about log₂(len(levels)) compressions.
 
-    Sizes rise along the levels and errors fall. So the best that fit are the largest where a size
-    is the goal, and the smallest where an error is.
+    Along the levels sizes rise and errors fall. The best factors are the largest that meet a size,
+    or the smallest that meet an error.
     """
     best: Factors | None = None
     low, high = 0, len(levels)
@@ -91,5 +91,5 @@ def bisect_levels(levels: Sequence[Any], compress: Callable[[Any], Factors], goa
 
 
 def n_fitting(levels: Sequence[Any], nbytes_of: Callable[[Any], int], goal: Goal) -> int:
-    """Return how many levels, from the smallest on, take no more bytes than the goal allows."""
+    """Return how many levels, counted from the smallest, take at most the bytes allowed."""
     return bisect_right(levels, False, key=lambda level: not goal.allows(nbytes_of(level)))

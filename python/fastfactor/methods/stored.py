@@ -1,4 +1,4 @@
-"""What a file gave, checked: it may hold anything."""
+"""Checks of tensors and numbers from a file, which may contain anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import CorruptDataError
 def stored_tensor(
     tensors: Mapping[str, Array], name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]
 ) -> Array:
-    """One of the tensors that a file gave, if it is what this kind has; None: any length."""
+    """Return a tensor of a file; refuse another dtype or shape. A length of None fits any."""
     if name not in tensors:
         raise CorruptDataError(f"tensor {name!r} is missing")
     array = tensors[name]
@@ -29,7 +29,7 @@ def stored_tensor(
 
 
 def stored_number(config: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    """One of the integers that a file gave, if it is there and in [low, high]."""
+    """Return an integer from a file's configuration; refuse one outside [low, high]."""
     value = config.get(name)
     if type(value) is not int or not low <= value <= high:
         raise CorruptDataError(f"{name!r} must be an integer in [{low}, {high}], got {value!r}")

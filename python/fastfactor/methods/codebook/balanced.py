@@ -1,4 +1,4 @@
-"""Balanced codebooks: every vector of a table is used equally often, to one."""
+"""Balanced codebooks: the vectors of a table are used equally often, give or take one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def find_balanced(
 ) -> tuple[Array, Array]:
     """Return tables (cells, K, d) and codes (cells, n) of samples (cells, n, d).
 
-    With weights a table has the weighted means of each code's vectors, and the codes are those of
-    plain or, for scalars, of weighted k-means: in each cell whichever costs least, plain k-means'
-    own tables among it. Options are k-means'.
+    With weights, each cell gets whichever costs least: the unweighted result, its codes with the
+    weighted means of their vectors, or, for scalars, the codes of weighted k-means with such means.
+    The options are those of `kmeans`.
     """
     plain = kmeans(samples, n_vectors, balanced=True, **options)
     tables, codes = plain.centroids.astype(dtype), plain.labels
@@ -27,7 +27,7 @@ def find_balanced(
         return tables, codes
     weights = np.stack([scaled(each) for each in weights])
     starts = [plain]
-    if samples.shape[2] == 1:  # one weight a vector is all that balancing knows
+    if samples.shape[2] == 1:  # balanced k-means takes only one weight for each vector
         weighted = kmeans(
             samples, n_vectors, balanced=True, sample_weight=weights[:, :, 0], **options
         )
@@ -46,5 +46,5 @@ def find_balanced(
 
 
 def _cost(x: Array, a: Array, table: Array, labels: Array) -> float:
-    """Σ a (x − c)², c the vector of each label."""
+    """Return Σ a (x − c)², where c is the table's vector for each label."""
     return float(np.sum(a * np.square(x - table[labels].astype(np.float64))))

@@ -1,4 +1,4 @@
-"""Tables and codes of a matrix, for every cell of it that has tables of its own."""
+"""Tables and codes of a matrix, found for each of its cells: the parts that share a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .weights import find_weighted
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookSettings:
-    """What is wanted of tables and codes."""
+    """Settings for finding tables and codes."""
 
     sharing: Sharing
     n_bits: int
@@ -55,13 +55,13 @@ def find_codes(W: Array, importance: Array | None, settings: CodebookSettings) -
 
 
 def _find(samples: Array, weights: Array | None, settings: CodebookSettings) -> Coded:
-    """Cluster the vectors of each cell by the way that these settings need.
+    """Cluster the vectors of each cell with the algorithm that these settings need.
 
-    Of samples (cells, n, d) it returns tables (n_codebooks, cells, K, d), of the dtype that they
-    are stored in, and codes (n_codebooks, cells, n).
+    For samples (cells, n, d), return tables (n_codebooks, cells, K, d) in the dtype in which they
+    are stored, and codes (n_codebooks, cells, n).
     """
     if weights is not None:
-        weights = _somewhere_positive(weights)
+        weights = _ones_where_all_zero(weights)
     if settings.n_codebooks > 1:
         return Coded(
             *find_sums(
@@ -89,8 +89,8 @@ def _find(samples: Array, weights: Array | None, settings: CodebookSettings) -> 
     return Coded(tables[None], codes[None])
 
 
-def _somewhere_positive(weights: Array) -> Array:
-    """Return weights of one in cells where all are zero: there must be an optimum."""
+def _ones_where_all_zero(weights: Array) -> Array:
+    """Return weights with ones in cells where all are zero, which would have no unique optimum."""
     idle = weights.max(axis=(1, 2)) == 0
     if not idle.any():
         return weights
@@ -106,7 +106,7 @@ def _kmeans_options(settings: CodebookSettings) -> dict[str, Any]:
 
 
 def _find_scalars(samples: Array, weights: Array | None, settings: CodebookSettings) -> Coded:
-    """Return the optimum, among values of the tables' dtype where that has 16 bits."""
+    """Return optimal tables and codes; for tables of 16 bits, optimal among their values."""
     best = kmeans1d(
         samples[:, :, 0],
         settings.n_vectors,
@@ -118,7 +118,7 @@ def _find_scalars(samples: Array, weights: Array | None, settings: CodebookSetti
 
 
 def _find_vectors(samples: Array, settings: CodebookSettings) -> Coded:
-    """Return what k-means finds, coded once more where its tables were rounded."""
+    """Return the result of k-means; if its tables are rounded, codes are assigned once more."""
     best = kmeans(samples, settings.n_vectors, **_kmeans_options(settings))
     tables = best.centroids.astype(settings.dtype)
     if tables.dtype == best.centroids.dtype:

@@ -30,17 +30,17 @@ TABLE_DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CodebookFactors(Factors):
-    """Every ``vector_dim`` neighbours in a row are a vector of a table, or a sum of several.
+    """``vector_dim`` neighbours in a row are one vector of a table, or the sum of several.
 
     Attributes
     ----------
     packed : PackedCodes
-        Which vector; its bytes are the tensor ``codes``.
+        The codes; their bytes are the tensor ``codes``.
     codebook : array of shape ([n_codebooks,] [out_features,] [n_groups,] 2**n_bits, vector_dim)
-        float16, bfloat16 or float32. One table for all, or for each row, each group of columns, or
-        each row and group; an axis of codebooks before where there is more than one.
+        float16, bfloat16 or float32. One table for the whole matrix, or one for each row, each
+        group of columns, or each row and group. With several codebooks, they are the first axis.
     group_size : int
-        Columns of a group; 0 where all columns share a table.
+        Number of columns in a group; 0 if all columns share a table.
     """
 
     kind: ClassVar[str] = "codebook"
@@ -63,7 +63,7 @@ class CodebookFactors(Factors):
                 group_size=self.group_size or None,
                 n_threads=n_threads,
             )
-        # The product from codes is float32's: float64 takes a few decoded rows at a time.
+        # `codebook_matmul` computes in float32; for float64, decode a few rows at a time.
         result = np.empty((len(x), self.shape[0]))
         for first in range(0, self.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, self.shape[0])
@@ -98,13 +98,13 @@ class CodebookFactors(Factors):
         dtype: np.dtype[Any],
     ) -> CodebookFactors:
         n_bits = stored_number(config, "n_bits", 1, MAX_CODE_BITS)
-        # Where there are no columns any length fits them, and the tables say whether it is theirs.
+        # Without columns any vector_dim is possible here; the shape of the tables is checked below.
         vector_dim = stored_number(config, "vector_dim", 1, shape[1] or 2**31 - 1)
         n_codebooks = stored_number(config, "n_codebooks", 1, MAX_CODEBOOKS)
         group_size = stored_number(config, "group_size", 0, max(shape[1] - 1, 0))
         if shape[1] % vector_dim or group_size % vector_dim:
             raise CorruptDataError(
-                f"'vector_dim' must divide the columns and 'group_size', {shape[1]} and "
+                f"'vector_dim' must divide the number of columns, {shape[1]}, and 'group_size', "
                 f"{group_size}, got {vector_dim}"
             )
         segment = packed_nbytes(shape[1] // vector_dim, n_bits)
@@ -131,7 +131,7 @@ class CodebookFactors(Factors):
 
     @cached_property
     def _places(self) -> Array:
-        """(n_codebooks, codes): which vector of all tables, laid one after the other."""
+        """The index of each code's vector among all tables end to end, (n_codebooks, codes)."""
         packed = self.packed
         codes = packed.unpack().reshape(
             packed.n_codebooks, self.shape[0], self.shape[1] // packed.vector_dim
@@ -143,63 +143,63 @@ class CodebookFactors(Factors):
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook(Method):
-    """k-means of a matrix's scalars or vectors: codes of ``n_bits`` and tables of 2**n_bits.
+    """k-means of a matrix's scalars or vectors: codes of ``n_bits`` bits into tables of 2**n_bits.
 
     Parameters
     ----------
     n_bits : int, optional
-        Bits of a code, 1 to 8. A weight takes ``n_bits · n_codebooks / vector_dim`` bits, tables
-        apart.
+        Bits of a code, 1 to 8. A weight takes ``n_bits · n_codebooks / vector_dim`` bits, not
+        counting the tables.
     vector_dim : int
-        Neighbours in a row that a code stands for; divides the columns of W.
+        Number of neighbours in a row that a code stands for. It must divide the columns of W.
     granularity : {"tensor", "row"}
-        Who shares a table: the whole matrix, or each row by itself.
+        Whether all rows share a table or each row has its own.
     group_size : int, optional
-        Every so many columns have tables of their own; a multiple of ``vector_dim``, the last group
-        may be shorter. Equal to ``vector_dim`` it is product quantization.
+        Number of columns in a group that has its own tables: a multiple of ``vector_dim``. The last
+        group may be shorter. If equal to ``vector_dim``, this is product quantization.
     n_codebooks : int
-        More than 1: a vector is the sum of one vector of each of so many tables.
+        If more than 1, a vector is the sum of one vector from each of this many tables.
     balanced : bool
-        Every vector of a table is used equally often, to one. For one codebook only. Takes 8 bytes
-        of memory for each pair of a vector of W and one of the table that it shares.
+        Use the vectors of a table equally often, give or take one. For one codebook only. Needs 8
+        bytes of memory for each pair of a vector of W and a vector of its table.
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
-        Of the tables. Unless given, W's, and float32 for float64.
+        Dtype of the tables. Defaults to W's, or to float32 if W is float64.
     n_init : int
-        How often vectors of one codebook, or scalars that are balanced, are clustered, each time
-        from another start; the best counts. Of wordllama's embeddings, vectors of 8 in 8 bits, the
-        error is 0.3295, 0.3292 and 0.3290 with 1, 2 and 3.
+        Number of starts for the clustering of vectors with one codebook, or of balanced scalars.
+        The best result is kept. On wordllama's embeddings, vectors of 8 in 8 bits have the error
+        0.3295, 0.3292 and 0.3290 with 1, 2 and 3 starts.
     random_state : int, Generator, RandomState or None
-        Seed of the starts. Scalars that are not balanced need none.
+        Seed of the starts. With one codebook, scalars that are not balanced do not use it.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``n_bits``; all else stays as it is set.
+        As in :class:`Method`: they choose ``n_bits``, and all other settings apply.
 
     Raises
     ------
     TypeError, ValueError
-        For settings out of range or at odds with each other and, when a matrix is compressed,
-        columns that `vector_dim` does not divide and weights beyond the range of the tables'
-        dtype.
+        For settings out of range or in conflict with each other. In `compress`, also for columns
+        that `vector_dim` does not divide and weights beyond the range of the tables' dtype.
 
     Notes
     -----
-    Scalars: the optimum (:func:`fastfactor.kmeans1d`), among values of ``codebook_dtype`` where
-    that has 16 bits. Vectors: k-means++ and Lloyd; what is rounded is coded once more.
+    For scalars the result is optimal (:func:`fastfactor.kmeans1d`), among values of
+    ``codebook_dtype`` if that has 16 bits. Vectors are clustered by k-means++ and Lloyd's
+    algorithm; if the tables are rounded, codes are assigned once more.
 
-    Sums begin as a product quantizer or, each codebook on what those before left over, as a
-    residual one, whichever has less error. Then all tables are refitted by least squares and codes
-    improved in turn by iterated local search, tables with noise that dies away (as in LSQ++). That
-    takes some 20 times as long as product quantization with as many codes, and at least 15 ms for
-    each part of W that has tables of its own.
+    Sums of several codebooks start as a product quantizer or as a residual quantizer (each codebook
+    fits what those before left over), whichever has less error. Then least squares refits the
+    tables and iterated local search improves the codes, in turn, while noise is added to the tables
+    and fades away (as in LSQ++). This takes about 20 times as long as product quantization with as
+    many codes, and at least 15 ms for each part of W that has its own tables.
 
-    Under an importance each coordinate of each vector has its own weight, in distances and means.
-    Under an input covariance codes are improved by coordinate descent, each place given all others,
-    and tables by conjugate gradients, from the plain result on or that for the inputs' variances;
-    a round costs some ``25 · out · in²`` operations: 4096 x 1024 at 4 bits took 24 s of one core.
-    What is balanced keeps its codes, and tables are improved. Under no metric is a result worse
-    than without it.
+    Under an importance, each coordinate of each vector has its own weight in distances and means.
+    Under an input covariance, coordinate descent improves the codes, each with all others fixed,
+    and conjugate gradients improve the tables. The start is the plain result or that for the
+    inputs' variances. A round costs about ``25 · out · in²`` operations: 4096 x 1024 at 4 bits took
+    24 s on one core. Balanced codes are kept, and only the tables are improved. The result for a
+    metric is never worse under it than the plain result.
 
-    The same bits for any number of threads, but with several codebooks, an importance of vectors
-    or an input covariance, which go through NumPy's BLAS and LAPACK.
+    Results have the same bits for any number of threads. The exceptions are several codebooks, an
+    importance of vectors and an input covariance, which go through NumPy's BLAS and LAPACK.
 
     Sources: H. Jégou, M. Douze, C. Schmid, Product Quantization for Nearest Neighbor Search, 2011;
     J. Martinez et al., LSQ++: lower running time and higher recall in multi-codebook quantization,
@@ -247,7 +247,7 @@ class Codebook(Method):
         _checks.boolean(self.balanced, "balanced")
         if self.balanced and self.n_codebooks > 1:
             raise ValueError(
-                f"balanced must be False where there are several codebooks, got True and "
+                f"balanced must be False if n_codebooks is above 1, got True and "
                 f"n_codebooks = {self.n_codebooks}"
             )
         if self.codebook_dtype is not None:
@@ -310,7 +310,10 @@ class Codebook(Method):
 def _improved_for_outputs(
     W: Array, covariance: Array, settings: CodebookSettings, plain: Coded
 ) -> Coded:
-    """Improve codes and tables for the outputs, from the plain ones or those for the variances."""
+    """Return codes and tables that have less error in the layer's outputs.
+
+    The start is the plain result or that for the inputs' variances, whichever has less.
+    """
     starts = [plain]
     variances = np.diagonal(covariance)
     if settings.n_codebooks == 1 and variances.max() > 0:
@@ -323,16 +326,16 @@ def _improved_for_outputs(
 
 
 def table_dtype(name: str | None, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """What a table is held in: the dtype named, else W's, float32 for float64."""
+    """Return the dtype to store tables in: the one named, else W's, or float32 for float64."""
     if name is None:
         return np.dtype(np.float32) if dtype == np.float64 else dtype
     return _checks.dtype_named(name)
 
 
 def check_range(W: Array, dtype: np.dtype[Any]) -> None:
-    """That tables can hold what W, which is finite, holds."""
+    """Check that the values of a finite W are within the range of the tables' dtype."""
     if W.dtype in (dtype, np.float16):
-        return  # it must; NumPy's maximum of 16-bit floats took a sixth of a file's time
+        return  # always in range; NumPy's maximum of 16-bit floats took a sixth of a file's time
     limit = float(np.finfo(np.float16 if dtype == np.float16 else np.float32).max)
     largest = max(float(W.max(initial=0)), -float(W.min(initial=0)))
     if largest > limit:

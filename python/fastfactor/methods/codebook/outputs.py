@@ -1,4 +1,4 @@
-"""Tables and codes improved for the outputs of a layer: the least trace(E Σ Eᵀ), E = Ŵ − W."""
+"""Improvement of tables and codes for a layer's outputs: minimise trace(E Σ Eᵀ), E = Ŵ − W."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..factors import narrowed
 from .sharing import Coded, Sharing
 
 ROUNDS = 8
-MIN_GAIN = 1e-3  # of the error, for one more round
+MIN_GAIN = 1e-3  # the rounds stop when the error falls by a smaller fraction
 STEPS = 10  # of conjugate gradients, for tables
 COLUMNS_AT_ONCE = 128
-RIDGE = 1e-6  # of the mean variance of a place, so that inputs that never came have a solution
-MIN_VARIANCE = 1e-12  # of the largest
+RIDGE = 1e-6  # relative to a place's mean variance; gives inputs that are always 0 a solution
+MIN_VARIANCE = 1e-12  # relative to the largest
 DISTANCES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class OutputProblem:
-    """W, Σ and who shares a table; codes stay as they are where ``codes_stay``."""
+    """W, Σ, and which weights share a table. With ``codes_stay`` only tables are improved."""
 
     W: Array
     covariance: Array
@@ -35,11 +35,12 @@ class OutputProblem:
 
 
 def improve_outputs(problem: OutputProblem, starts: list[Coded]) -> Coded:
-    """Return tables in their stored shape and codes (B, rows, vectors), no worse than any given.
+    """Return tables in their stored shape and codes (B, rows, vectors), no worse than any start.
 
-    Codes by coordinate descent: given all others, the best vector for a place is the one nearest,
-    in the metric of its own columns, to what makes up for the others' errors. Tables, which are
-    linear in Ŵ, by conjugate gradients. In turn, until little is gained.
+    Coordinate descent improves the codes: given all others, the best vector for a place is the one
+    nearest to the value that compensates their errors, in the metric of the place's columns.
+    Conjugate gradients improve the tables, in which Ŵ is linear. They take turns until a round
+    gains little.
     """
     begun = [_Search(problem, *start) for start in starts]
     given = min(begun, key=_Search.error)
@@ -61,12 +62,12 @@ def improve_outputs(problem: OutputProblem, starts: list[Coded]) -> Coded:
 
 
 class _Search:
-    """The state: tables (all vectors, d), codes, and E."""
+    """The state of the search: tables (all vectors, d), codes, and the scaled W and Σ."""
 
     def __init__(self, problem: OutputProblem, tables: Array, codes: Array) -> None:
         self.problem = problem
         self.n_vectors, self.d = tables.shape[-2:]
-        # Errors stay in range.
+        # W and the tables are scaled to lie within ±1, so that errors stay in range.
         self.exponent = exponent_of(problem.W)
         self.tables = np.ldexp(tables.astype(np.float32), -self.exponent).reshape(-1, self.d)
         self.codes = codes.copy()
@@ -74,7 +75,7 @@ class _Search:
         covariance = problem.covariance.astype(np.float64)
         top = float(np.abs(covariance).max(initial=0))
         self.covariance = (covariance / (top if top > 0 else 1)).astype(np.float32)
-        # Where the vectors of a place begin among all tables: a code more is a vector more.
+        # The index of each place's first vector among all tables; adding the code gives its own.
         self.bases = problem.sharing.places(np.zeros_like(codes), self.n_vectors)
 
     def copy(self) -> _Search:
@@ -100,14 +101,14 @@ class _Search:
         self.tables = np.ldexp(self.held().astype(np.float32), -self.exponent)
 
     def held(self) -> Array:
-        """The tables as they will be stored."""
+        """Return the tables as they will be stored."""
         wide = np.ldexp(self.tables.astype(np.float64), self.exponent)
         return narrowed(wide, self.problem.dtype)
 
     # --- codes
 
     def recode(self) -> None:
-        """Every place once, left to right: one column of vectors in all rows at a time."""
+        """Choose every code once, left to right: one column of vectors in all rows at a time."""
         rebuilt = self.dense()
         gap = rebuilt - self.W
         width = max(COLUMNS_AT_ONCE // self.d, 1) * self.d
@@ -125,13 +126,13 @@ class _Search:
                 rebuilt[:, columns] = self._recode_place(left // self.d, wanted, own)
                 moved = rebuilt[:, columns] - before
                 gap[:, columns] += moved
-                # What lies to the left is not asked for again.
+                # Columns to the left are done, so their part of `pull` is not updated.
                 after = slice(left + self.d, block.stop)
                 pull[:, here.stop :] += moved @ self.covariance[columns, after]
 
     def _recode_place(self, place: int, wanted: Array, own: Array) -> Array:
-        """Codes of one column of vectors; what they then stand for."""
-        # (c − t)ᵀ S (c − t) = ‖Lᵀ c − Lᵀ t‖² with S = L Lᵀ: distances as they are elsewhere.
+        """Choose the codes of one column of vectors and return the vectors they stand for."""
+        # (c − t)ᵀ S (c − t) = ‖Lᵀ c − Lᵀ t‖² with S = L Lᵀ: a plain distance after multiplication.
         metric = np.linalg.cholesky(own).astype(np.float32)
         bases, codes = self.bases[:, :, place], self.codes[:, :, place]
         total: Array = self.tables[bases + codes].sum(axis=0)
@@ -144,8 +145,8 @@ class _Search:
     def _nearest(self, target: Array, bases: Array, metric: Array) -> Array:
         if not self.problem.sharing.by_row:
             table = self.tables[bases[0] : bases[0] + self.n_vectors] @ metric
-            # One column of vectors is little work, and NumPy's threads run between these calls: a
-            # second pool that waits for work by spinning would hold them up.
+            # One column of vectors is little work, and NumPy's threads run between these calls.
+            # A second thread pool that spins while it waits for work would slow them down.
             return assign(target, table, n_threads=1)[0]
         labels = np.empty(len(target), np.int32)
         step = max(DISTANCES_AT_ONCE // (self.n_vectors * self.d), 1)
@@ -159,7 +160,7 @@ class _Search:
     # --- tables
 
     def refit(self) -> None:
-        """Conjugate gradients on the tables: their products are look-up, · Σ, and summing up."""
+        """Improve the tables by conjugate gradients; a product is a look-up, · Σ and a sum."""
         places = self.places()
         scale = self._gathered(np.broadcast_to(np.diag(self.covariance), self.W.shape), places)
         scale = np.where(scale > 0, scale, 1)
@@ -186,7 +187,7 @@ class _Search:
         self.tables = tables.astype(np.float32)
 
     def _gathered(self, values: Array, places: Array) -> Array:
-        """For each vector of the tables the sum over the places that it stands in."""
+        """Return for each vector of the tables the sum of the values at the places that use it."""
         result = np.zeros(self.tables.shape)
         for where in places:
             flat = where.reshape(-1)

@@ -1,4 +1,4 @@
-"""Which weights of a matrix share a table of vectors: the cells that it is cut into."""
+"""The cells that a matrix is cut into: the weights of a cell share a table of vectors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from ..._checks import Array
 
-ENTRIES_AT_ONCE = 1 << 22  # of rows with tables of their own: bounds the labels in memory
+ENTRIES_AT_ONCE = 1 << 22  # in a piece of rows with their own tables; limits memory for labels
 
 
 class Coded(NamedTuple):
-    """Tables of vectors, and which vector each code means."""
+    """Tables of vectors, and codes that are indices into them."""
 
     tables: Array
     codes: Array
@@ -22,9 +22,9 @@ class Coded(NamedTuple):
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who shares a table: all or each row, all columns (group_size 0) or groups of them.
+    """Which weights share a table: all rows or each row, all columns (group_size 0) or groups.
 
-    What shares one table is a cell. The last group of columns may be narrower.
+    The weights that share a table are a cell. The last group of columns may be narrower.
     """
 
     shape: tuple[int, int]
@@ -37,14 +37,20 @@ class Sharing:
         return -(-self.shape[1] // self.group_size) if self.group_size else 1
 
     def table_shape(self, n_codebooks: int, n_vectors: int) -> tuple[int, ...]:
-        """Return the shape that tables are stored in: without sides that have one table."""
+        """Return the stored shape of the tables.
+
+        It has axes for codebooks, rows and groups only where each has its own table.
+        """
         books = (n_codebooks,) if n_codebooks > 1 else ()
         rows = (self.shape[0],) if self.by_row else ()
         groups = (self.n_groups,) if self.group_size else ()
         return (*books, *rows, *groups, n_vectors, self.vector_dim)
 
     def places(self, codes: Array, n_vectors: int) -> Array:
-        """Return which vector codes (n_codebooks, rows, vectors) mean, of all tables end to end."""
+        """Return the index of each code's vector among the vectors of all tables, end to end.
+
+        Codes and indices have the shape (n_codebooks, rows, vectors).
+        """
         n_codebooks, rows, vectors = codes.shape
         group: Any = 0
         if self.group_size:
@@ -56,12 +62,12 @@ class Sharing:
         return places
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the matrix in pieces of whole cells of one width, as large as is convenient."""
+        """Yield the matrix in pieces, each of whole cells of one width."""
         columns = self.shape[1]
         width = self.group_size or columns
         in_full_groups = columns - columns % width if width else 0
-        # Groups of one vector are cells of the matrix as it lies; wider ones are copied, one by
-        # one, unless each row is cut by itself.
+        # `cells` returns a view of groups of one vector, and of groups within a row. Other groups
+        # have to be copied, so they are taken one at a time.
         all_at_once = self.by_row or width == self.vector_dim
         step = max(in_full_groups if all_at_once else width, 1)
         for rows in self._row_spans():
@@ -96,7 +102,7 @@ class Piece:
 
     @property
     def vectors_per_row(self) -> int:
-        """Of one cell."""
+        """The number of vectors in one row of a cell."""
         return self.cell_width // self.sharing.vector_dim
 
     def cells(self, matrix: Array) -> Array:

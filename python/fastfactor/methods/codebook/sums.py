@@ -12,16 +12,16 @@ from ...kernels.clustering import assign, kmeans
 from ...metrics import exponent_of, scaled
 from .weights import nearest
 
-# On columns 32 to 47 of a word embedding of 32,000 rows, two tables of 256: a residual quantizer
-# has the error 0.315, refits and coordinate descent alone end at 0.310, with local search at 0.292,
-# with noise of 0.3 (as here) at 0.288, of 1.0 at 0.299.
+# Errors on columns 32 to 47 of a word embedding of 32,000 rows, with two tables of 256: a residual
+# quantizer 0.315, refits and coordinate descent alone 0.310, with local search 0.292, and with
+# noise of 0.3 (as here) 0.288, of 1.0 0.299.
 ROUNDS = 25
 NOISE = 0.3
 SEARCH_TRIES = 2  # of local search in a round, times the number of tables
 LAST_TRIES = 8
 NEIGHBOURS = 8
-JOINT_VECTORS = 4096  # that are refitted at once; where there are more, some tables at a time
-RIDGE = 1e-3  # of one sample, towards where a vector was: those unused stay
+JOINT_VECTORS = 4096  # the most vectors refitted at once; with more, some tables at a time
+RIDGE = 1e-3  # relative to one sample; pulls vectors to their last values, so unused ones stay
 
 
 def find_sums(
@@ -34,16 +34,17 @@ def find_sums(
     seed: int,
     n_threads: int | None,
 ) -> tuple[Array, Array]:
-    """Tables (n_codebooks, cells, K, d) and codes (n_codebooks, cells, n) of samples (cells, n, d).
+    """Return tables (n_codebooks, cells, K, d) and codes (n_codebooks, cells, n).
 
-    With weights the plain result is improved under them, so that it cannot end worse.
+    Samples have the shape (cells, n, d). With weights, the plain result is improved under them, so
+    it cannot get worse.
     """
     n_cells, n, d = samples.shape
     tables = np.empty((n_codebooks, n_cells, n_vectors, d), dtype)
     codes = np.empty((n_codebooks, n_cells, n), np.int32)
     for cell in range(n_cells):
         x = samples[cell].astype(np.float32)
-        # Squares stay in range; a power of two rounds nothing.
+        # Scaling keeps squares in range; with a power of two it is exact.
         exponent = exponent_of(x)
         problem = _Problem(np.ldexp(x, -exponent), None, exponent, dtype, n_threads)
         sums = _initial(problem, n_codebooks, n_vectors, seed)
@@ -58,7 +59,7 @@ def find_sums(
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Vectors x (n, d) · 2**exponent with weights, to code with tables of a dtype."""
+    """Vectors x · 2**exponent, x (n, d), with weights, to code with tables of a dtype."""
 
     x: Array
     weights: Array | None
@@ -67,7 +68,7 @@ class _Problem:
     n_threads: int | None
 
     def costs(self, total: Array) -> Array:
-        """Of each vector, where ``total`` stands for it."""
+        """Return the squared error of each vector if ``total`` stands for it."""
         gap = self.x - total
         if self.weights is None:
             costs: Array = np.einsum("ij,ij->i", gap, gap)
@@ -84,7 +85,7 @@ class _Problem:
         return nearest(target, self.weights, table)[0]
 
     def held(self, tables: Array) -> Array:
-        """As they are once rounded to the dtype they are held in."""
+        """Return tables rounded to the dtype in which they are stored."""
         rounded = np.ldexp(tables, self.exponent).astype(self.dtype).astype(np.float32)
         return np.ldexp(rounded, -self.exponent)
 
@@ -104,7 +105,7 @@ class _Sums:
 
 
 def _initial(problem: _Problem, n_codebooks: int, n_vectors: int, seed: int) -> _Sums:
-    """A residual or, where pieces of a vector can be told apart, a product quantizer."""
+    """Return the start that costs less: a residual or, if d allows one, a product quantizer."""
     x = problem.x
     d = x.shape[1]
     spans = [slice(0, d)] * n_codebooks
@@ -117,7 +118,7 @@ def _initial(problem: _Problem, n_codebooks: int, n_vectors: int, seed: int) -> 
 
 
 def _greedy(problem: _Problem, spans: list[slice], n_vectors: int, seed: int) -> _Sums:
-    """One codebook after the other, each for its span of what is left."""
+    """Fit one codebook after the other, each to its span of what those before left over."""
     left = problem.x.copy()
     tables = np.zeros((len(spans), n_vectors, left.shape[1]), np.float32)
     codes = np.empty((len(spans), len(left)), np.int32)
@@ -132,7 +133,10 @@ def _greedy(problem: _Problem, spans: list[slice], n_vectors: int, seed: int) ->
 
 
 def _improve(problem: _Problem, start: _Sums, rng: np.random.Generator) -> _Sums:
-    """Refits and local search in turn, tables shaken less and less; held as they will be stored."""
+    """Improve sums by refits and local search in turn, with noise on the tables that fades away.
+
+    The resulting tables are rounded as they will be stored.
+    """
     n_codebooks, _, d = start.tables.shape
     sums = start
     for done in range(1, ROUNDS + 1):
@@ -153,14 +157,14 @@ def _improve(problem: _Problem, start: _Sums, rng: np.random.Generator) -> _Sums
 
 
 def _mean_square(problem: _Problem, cost: float) -> float:
-    """Of a vector's error, as its weights see it."""
+    """Return the weighted mean of the vectors' squared errors."""
     n, d = problem.x.shape
     weight: float = n if problem.weights is None else float(problem.weights.sum()) / d
     return cost / max(weight, 1e-300)
 
 
 def _refit(problem: _Problem, sums: _Sums) -> _Sums:
-    """The best tables for the codes: exact least squares, of so many tables at once as fit."""
+    """Return the best tables for the codes, by exact least squares on some tables at a time."""
     tables, codes = sums.tables.copy(), sums.codes
     n_codebooks, n_vectors, _ = tables.shape
     step = max(JOINT_VECTORS // n_vectors, 1)
@@ -175,7 +179,7 @@ def _refit(problem: _Problem, sums: _Sums) -> _Sums:
 
 
 def _solve(target: Array, weights: Array | None, before: Array, codes: Array) -> Array:
-    """Least squares: of S, the 0/1 matrix of who uses what, (Sᵀ A S + λ) C = Sᵀ A x + λ C₀."""
+    """Solve (Sᵀ A S + λ) C = Sᵀ A x + λ C₀ for C; S is 1 where a sample uses a vector, else 0."""
     n_vectors, d = before.shape[1:]
     flat = before.reshape(-1, d).astype(np.float64)
     if weights is None:
@@ -210,7 +214,7 @@ def _normal(codes: Array, n_vectors: int, weight: Array | None, ridge: float) ->
 
 
 def _descend(problem: _Problem, sums: _Sums) -> _Sums:
-    """Each table's codes once, the others given."""
+    """Choose the codes of each table once, with the others fixed."""
     codes = sums.codes.copy()
     total = sums.total()
     for b in range(len(codes)):
@@ -226,9 +230,9 @@ def _recode(problem: _Problem, table: Array, codes: Array, b: int, total: Array)
 
 
 def _search(problem: _Problem, sums: _Sums, tries: int, rng: np.random.Generator) -> _Sums:
-    """Iterated local search: one code moved to a neighbour, then the others and it refined.
+    """Improve codes by iterated local search: move one to a neighbour, then choose all again.
 
-    Kept where it costs less: no draw makes it worse.
+    A vector keeps its new codes only if they cost less.
     """
     tables, codes = sums.tables, sums.codes.copy()
     n_codebooks, n = codes.shape
@@ -252,7 +256,7 @@ def _search(problem: _Problem, sums: _Sums, tries: int, rng: np.random.Generator
 
 
 def _neighbours(table: Array) -> Array:
-    """(K, up to NEIGHBOURS): the other vectors nearest to each."""
+    """Return the indices of the other vectors nearest to each, (K, at most NEIGHBOURS)."""
     wide = table.astype(np.float64)
     squares = np.einsum("ij,ij->i", wide, wide)
     gaps = squares[:, None] + squares - 2 * (wide @ wide.T)

@@ -1,4 +1,4 @@
-"""k-means of vectors of which each coordinate of each has a weight of its own."""
+"""k-means of vectors in which every coordinate of every vector has its own weight."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ...metrics import scaled
 
 SCORES_AT_ONCE = 1 << 22
 MAX_ITER = 100
-MIN_GAIN = 1e-4  # of the cost, for one more iteration
-MIN_WEIGHT = 1e-12  # of the mean weight: k-means wants some weight to be there
+MIN_GAIN = 1e-4  # the iterations stop when the cost falls by a smaller fraction
+MIN_WEIGHT = 1e-12  # relative to the largest, since k-means needs a positive weight
 
 
 def find_weighted(
@@ -23,11 +23,10 @@ def find_weighted(
     dtype: np.dtype[Any],
     **options: Any,
 ) -> tuple[Array, Array]:
-    """Return tables (cells, K, d) and codes (cells, n) for the least Σ a (x − c)², a as x.
+    """Return tables (cells, K, d) and codes (cells, n) with a small Σ a (x − c)², weights a.
 
-    Begins at plain k-means or at k-means with each vector's mean weight, whichever costs less:
-    so it ends no worse than the plain one, whose codes alone would have to fit better already.
-    Options are k-means'.
+    The start is plain k-means or k-means with each vector's mean weight, whichever costs less. The
+    result is no worse than plain k-means. The options are those of `kmeans`.
     """
     starts = [
         kmeans(samples, n_vectors, **options).centroids,
@@ -40,7 +39,7 @@ def find_weighted(
         x, a = samples[cell].astype(np.float64), scaled(weights[cell])
         begun = [(cost_of(x, a, start[cell]), i) for i, start in enumerate(starts)]
         table = _lloyd(x, a, starts[min(begun)[1]][cell].astype(np.float64))
-        # As they will be held: k-means' own stays if rounding undid what was gained.
+        # The tables are compared as stored: rounding may undo the gain over plain k-means.
         candidates = [table.astype(dtype), starts[0][cell].astype(dtype)]
         costs = [cost_of(x, a, candidate) for candidate in candidates]
         tables[cell] = candidates[int(costs[1] < costs[0])]
@@ -49,7 +48,7 @@ def find_weighted(
 
 
 def weighted_means(x: Array, a: Array, labels: Array, table: Array) -> Array:
-    """Of the vectors of each label, coordinate by coordinate; the table's where nothing weighs."""
+    """Return each label's weighted means by coordinate; the table's values if weights are zero."""
     means = table.astype(np.float64)
     for d in range(x.shape[1]):
         weight = np.bincount(labels, a[:, d], len(table))
@@ -59,9 +58,9 @@ def weighted_means(x: Array, a: Array, labels: Array, table: Array) -> Array:
 
 
 def nearest(x: Array, a: Array | None, table: Array) -> tuple[Array, Array]:
-    """Labels (n,) with the least Σ_d a (x − c)², and those costs in float64.
+    """Return labels (n,) with the least Σ_d a (x − c)², and those costs in float64.
 
-    Σ a (x − c)² = Σ a x² − 2 (a x)·c + a·c²: two matrix products, and x² does not decide.
+    Σ a (x − c)² = Σ a x² − 2 (a x)·c + a·c²: two matrix products, and Σ a x² is the same for all c.
     """
     table = table.astype(np.float64)
     labels = np.empty(len(x), np.int32)

@@ -1,4 +1,4 @@
-"""An encoding: levels at one step, and the tables and centres that are fitted to them in turn."""
+"""An encoding: levels at one step of the grid, and the tables and centres fitted to them."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from ...kernels.trellis import (
 from .source import MOST_LOGS, Source
 from .tables import FIRSTS, Tables
 
-# Of a bit, in squared steps. On an embedding of 32000 × 256 at 1, 2 and 3 bits 0.3 and 0.36 come
-# within 0.4 % of each other, 0.22 loses 0.1, 0.4 and 1 % and 0.42 loses 1.2, 0.4 and 0.1 %.
+# The cost of a bit, in squared steps. On an embedding of 32000 × 256 at 1, 2 and 3 bits, 0.3 and
+# 0.36 differ by at most 0.4 %; 0.22 loses 0.1, 0.4 and 1 %, and 0.42 loses 1.2, 0.4 and 0.1 %.
 RATE_WEIGHT = 0.32
-CENTER_STEP = 1 / 128
-CLASS_ZERO = 16  # 4 log₂ of step over the scale of what is in class 0
-LANE_BYTES = 5  # of a block beyond what the tables say, on average: a state half used, its length
+CENTER_STEP = 1 / 128  # the unit of stored centres, in steps of the grid
+CLASS_ZERO = 16  # 4 log₂(step / scale) at the lower end of class 0
+LANE_BYTES = 5  # a block's average bytes beside its symbols: its length and a half-used state
 
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """What levels are chosen by: bits of their buckets, and centres, both float32, by context."""
+    """The costs that levels are chosen by, for each context: bits of buckets, and centres."""
 
     bits: Array
     centers: Array
 
     @classmethod
     def of_laplace(cls, scales: Array) -> Costs:
-        """Of classes whose values have Laplace's distribution, at these scales in steps."""
-        # Density e^(-√2 |v| / scale), a level 2 apart from the next.
+        """Return the costs of classes with Laplace's distribution at these scales, in steps."""
+        # The density is e^(-√2 |v| / scale), and neighbouring levels are 2 steps apart.
         fall = 2 * np.sqrt(2) / scales[:, None] / np.log(2)
-        none = -np.expm1(-np.log(2) * np.minimum(fall, 50))  # 1 − 2^-fall, where that is tiny too
+        none = -np.expm1(-np.log(2) * np.minimum(fall, 50))  # 1 − 2^-fall, precise if tiny
         cost = fall * FIRSTS - np.log2(none) + (FIRSTS > 0)
         wide = np.repeat(np.minimum(cost, 200), 2, axis=0).astype(np.float32)
         return cls(wide, np.zeros((len(wide), N_CENTERS), np.float32))
 
     def of_classes(self, count: int) -> Costs:
-        """The same for as many classes; more are like the last one."""
+        """Return these costs for another number of classes; added ones are like the last one."""
         kept = np.minimum(np.arange(2 * count), len(self.bits) - 2)
         kept += (np.arange(2 * count) - kept) & 1
-        # A level that was not met before may be now.
+        # A limit, so that levels that have not been used so far can be chosen.
         highest = 24 + 2 * np.arange(N_BUCKETS, dtype=np.float32)
         return Costs(np.minimum(self.bits[kept], highest), self.centers[kept])
 
@@ -60,11 +60,11 @@ class Encoding:
     ----------
     source : Source
     log_step : float
-        log₂ of the grid.
+        log₂ of the grid's step.
     shift : int, optional
-        A class is 2**shift quarters of an octave; None: one class.
+        A class spans 2**shift quarters of an octave. None for a single class.
     costs : Costs, optional
-        What levels are chosen by, or Laplace's distributions.
+        The costs that levels are chosen by. Defaults to those of Laplace's distributions.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Encoding:
 
     @property
     def fitted(self) -> Costs:
-        """What these levels cost: the next ones, chosen by it, take less for their error."""
+        """The costs fitted to these levels; levels chosen by them take less for their error."""
         return Costs(self.tables.bits[: 2 * self.classes.count], _wide(self.centers))
 
     def _laplace(self) -> Costs:
@@ -117,7 +117,7 @@ class Encoding:
         )
 
     def _with_rows(self, counts: Array) -> Array:
-        """Counts of the buckets of levels, and where they are stored of the scales of rows."""
+        """Return the counts of levels' buckets, followed by those of rows' scales if stored."""
         if self.classes.count == 1:
             return counts
         buckets = np.searchsorted(FIRSTS, np.abs(self.row_logs), side="right") - 1
@@ -125,14 +125,14 @@ class Encoding:
 
     @property
     def nbytes(self) -> float:
-        """What the factors will take, as the tables say, of all rows where these are a sample."""
+        """The bytes of the factors as the tables predict, for all rows even from a sample."""
         coded = float(np.sum(self.counts * self.tables.bits, dtype=np.float64)) / 8
         coded *= self.source.full_rows / max(len(self.source.values), 1)
         return float(coded + self.overhead)
 
     @property
     def overhead(self) -> float:
-        """Bytes beside the levels."""
+        """The bytes of everything but the levels."""
         source = self.source
         n_blocks = -(-source.full_rows // source.block_rows)
         fixed: float = 4 + self.tables.nbytes + self.centers.nbytes
@@ -143,12 +143,12 @@ class Encoding:
 
     @property
     def cost(self) -> float:
-        """Bytes, and those that an error this much larger is worth: half a bit for its double."""
+        """The bytes, plus half a bit for each weight and doubling of the squared error."""
         doublings = float(np.log2(max(self.error, 1e-300)))
         return self.nbytes + doublings * self.source.full_size / 16
 
     def tensors(self) -> dict[str, Any]:
-        """Fields of the factors."""
+        """Return the fields of the factors."""
         source = self.source
         words, lengths = trellis_encode(
             self._quantize(with_levels=True).levels,
@@ -181,14 +181,14 @@ def _wide(centers: Array) -> Array:
 
 
 def _fit_centers(sums: Array) -> Array:
-    """The centres that minimise the weighted error of these levels, as int8 of CENTER_STEP."""
+    """Return the centres with the least weighted error for these levels, int8 in CENTER_STEP."""
     mass, first = sums[:, 1:, 0], sums[:, 1:, 1]
     means = first / np.maximum(mass, 1e-30)
     return np.clip(np.rint(means / CENTER_STEP), -127, 127).astype(np.int8)
 
 
 def _squared_error(sums: Array, centers: Array) -> float:
-    """Σ weight · (away − centre)², in squared steps."""
+    """Return Σ weight · (away − centre)² in squared steps, with ``away`` as in `TrellisLevels`."""
     wide = np.concatenate([np.zeros((len(centers), 1)), centers.astype(np.float64)], axis=1)
     mass, first, second = np.moveaxis(sums, 2, 0)
     return float(np.maximum(second - 2 * wide * first + wide**2 * mass, 0).sum())

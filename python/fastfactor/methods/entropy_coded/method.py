@@ -1,4 +1,4 @@
-"""Entropy coding: a rotation, uneven rates, a trellis of quantizers and asymmetric numerals."""
+"""Entropy coding: a rotation, uneven rates, a trellis quantizer and asymmetric numeral systems."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from .search import search
 from .tables import Tables
 
 WEIGHTS_AT_ONCE = 1 << 20
-LARGEST_SCALE = 2.0**90  # a value is up to 2^17 of it, in sums over all columns
+LARGEST_SCALE = 2.0**90  # values are up to 2^17 times this and are summed over columns
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EntropyCodedFactors(Factors):
-    """``W ≈ Û diag(steps) Rᵀ``: Û from entropy-coded levels, R orthogonal.
+    """``W ≈ Û diag(steps) Rᵀ`` with Û from entropy-coded levels and R orthogonal.
 
     Attributes
     ----------
     words : uint16 array
-        The coded levels, `block_rows` rows of W a block, each block readable alone.
+        The coded levels. A block contains `block_rows` rows of W and can be decoded alone.
     lengths : uint16 or uint32 array of shape (n_blocks,)
-        Words of each block.
+        Number of words in each block.
     step : float32 array of shape (1,)
-        Grid of the levels.
+        Step of the levels' grid.
     table_lengths, table_logs : uint8 arrays
-        Probabilities of the levels; the last table is that of the rows' scales.
+        Probabilities of the levels. With several classes, the last table is for the rows' scales.
     centers : int8 array of shape (2 · classes, 3)
-        Where reconstructions lie, from the points of the grid on.
+        Offsets of reconstructed values from the points of the grid, in 1/128 of the step.
     columns : int8 array of shape (in_features,), optional
-        4 log₂ of each column's scale, which with the row's gives the class of a weight.
+        4 log₂ of each column's scale. With the row's scale it gives the class of a weight.
     column_steps : uint8 array of shape (in_features,), optional
-        4 log₂ of how much wider the grid of a column is.
+        4 log₂ of the factor by which each column's grid is wider.
     rotation : uint8 array of shape (in_features, bytes of a row), optional
-        Codes of a matrix whose nearest orthogonal one is R, `rotation_bits` each, packed as
-        :class:`fastfactor.PackedCodes`.
+        Codes of `rotation_bits` bits for a matrix to which R is the nearest orthogonal matrix,
+        packed as in :class:`fastfactor.PackedCodes`.
     block_rows : int
-        Rows of W in a block.
+        Number of rows of W in a block.
     classes : int
-        Classes of weights, each with tables of its own.
+        Number of classes of weights. Each has its own tables.
     class_shift : int
-        Classes are 2**class_shift quarters of an octave wide.
+        A class spans 2**class_shift quarters of an octave.
     rotation_bits : int
-        Bits of a code of the rotation, 0 where there is none.
+        Bits of a code of the rotation; 0 without a rotation.
     """
 
     kind: ClassVar[str] = "entropy_coded"
@@ -105,7 +105,7 @@ class EntropyCodedFactors(Factors):
         held: list[Any] = [0, np.empty((0, self.shape[1]))]
 
         def rows_of(first: int, last: int) -> Array:
-            # Asked for in order: each span is decoded once.
+            # Rows are requested in order, so each span is decoded once.
             parts = []
             while first < last:
                 if first >= held[0] + len(held[1]):
@@ -140,7 +140,7 @@ class EntropyCodedFactors(Factors):
         shape: tuple[int, int],
         dtype: np.dtype[Any],
     ) -> EntropyCodedFactors:
-        # A last block may be short, so that no tensor's length says how many rows there are.
+        # The last block may be short, so the number of rows does not follow from any tensor.
         stored_number(config, "out_features", shape[0], shape[0])
         stored_number(config, "in_features", shape[1], shape[1])
         block_rows = stored_number(config, "block_rows", 1, 1 << 16)
@@ -181,7 +181,9 @@ class EntropyCodedFactors(Factors):
             raise CorruptDataError(f"tensor 'step' must be finite, got {found['step'][0]}")
         total = int(found["lengths"].sum(dtype=np.int64))
         if total != len(found["words"]):
-            raise CorruptDataError(f"words must have length {total}, got {len(found['words'])}")
+            raise CorruptDataError(
+                f"tensor 'words' must have length {total}, got {len(found['words'])}"
+            )
         return cls(
             **found,
             **optional,
@@ -194,7 +196,7 @@ class EntropyCodedFactors(Factors):
         )
 
     def _spans(self, n_threads: int | None) -> Any:
-        """Every row's reconstruction in the rotated grid, some whole blocks at a time."""
+        """Yield the rows in coded coordinates, some whole blocks at a time, each with its start."""
         n_blocks = max(WEIGHTS_AT_ONCE // max(self.block_rows * self.shape[1], 1), 1)
         for first in range(0, self.shape[0], n_blocks * self.block_rows):
             last = min(first + n_blocks * self.block_rows, self.shape[0])
@@ -219,7 +221,7 @@ class EntropyCodedFactors(Factors):
 
     @cached_property
     def _basis(self) -> Array:
-        """R diag(2**(column_steps / 4)), float32; the diagonal where there is no rotation."""
+        """R diag(2**(column_steps / 4)), float32; only the diagonal if there is no rotation."""
         n = self.shape[1]
         basis = np.ones(n)
         if self.rotation is not None:
@@ -231,19 +233,19 @@ class EntropyCodedFactors(Factors):
 
     @cached_property
     def _scaled_basis(self) -> Array:
-        """The same times the step, float32; float64 where products may leave float32's range."""
+        """`_basis` times the step, float32; float64 if products may exceed float32's range."""
         scaled: Array = self._basis.astype(np.float64) * float(self.step[0])
         if np.abs(scaled).max(initial=0) < LARGEST_SCALE:
             scaled = self.step[0] * self._basis
         return scaled
 
     def _dense(self, values: Array) -> Array:
-        """Rows of W from their levels; what is beyond its dtype becomes the largest value."""
+        """Return rows of W from rows in coded coordinates, limited to the range of its dtype."""
         return narrowed(_times(values, self._scaled_basis.T), self.dtype)
 
 
 def _times(rows: Array, basis: Array) -> Array:
-    """Rows times a matrix, or times a diagonal one."""
+    """Return rows times a matrix, or times a diagonal matrix given as a vector."""
     found: Array = rows @ basis if basis.ndim == 2 else rows * basis
     return found
 
@@ -252,38 +254,40 @@ def _times(rows: Array, basis: Array) -> Array:
 class EntropyCoded(Method):
     """Entropy-coded, trellis-coded quantization in rotated coordinates.
 
-    One grid for all of W, in the coordinates of its principal directions: what varies little gets
-    few bits or none (reverse water-filling), as probabilities follow the scales of row and column.
+    All of W has one grid, in the coordinates of its principal directions. Directions that vary
+    little get few bits or none (reverse water-filling), because the probabilities of levels depend
+    on the scales of row and column.
 
     Parameters
     ----------
     bits_per_weight : float, optional
-        The most that a weight may take, everything stored counted.
+        The most bits that a weight may take, counting everything stored.
     block_rows : int
-        Rows that are coded as one stream: looking one up decodes those before it in its block.
+        Number of rows coded as one stream. Looking up a row decodes those before it in its block.
     ratio, max_error : float, optional
         As in :class:`Method`.
 
     Raises
     ------
     TypeError, ValueError
-        For settings out of range and, when a matrix is compressed, fewer bits than it can have.
+        For settings out of range. In `compress`, also for too few bits for the matrix.
 
     Notes
     -----
-    The rotation is stored in 2 to 8 bits an entry, or left out, whichever takes less in all. Under
-    an input covariance Σ it is Σ's eigenvectors, and grids are as wide as what a column counts
-    allows. Under an importance there is no rotation; grids follow its mean over columns, and each
-    weight's choice of level its own importance; one that does not count becomes zero. Quantizers
-    are as in Marcellin and Fischer (1990) with the 64-state code of Ungerboeck (1982); coding is
-    that of Duda (2013).
+    The rotation is stored with 2 to 8 bits an entry, or left out, whichever serves the goal best.
+    Under an input covariance Σ it consists of Σ's eigenvectors, and columns whose errors weigh less
+    get wider grids. Under an importance there is no rotation: each column's grid follows its mean
+    importance, and each weight's own importance decides on its level; weights of importance zero
+    become zero. Quantizers are as in Marcellin and Fischer (1990) with the 64-state code of
+    Ungerboeck (1982); coding is that of Duda (2013).
 
-    A size is met within 0.1 %, by few weights less closely; none is refused in which as many zeros
-    would fit. Levels are chosen some twenty times at 20 ns a weight, most of them on a
-    sample: 32000 × 256 take some 3 s of one core. Decoding takes 5 ns a weight, and so does a
-    product with few inputs, which decodes 1 M weights at a time; a row takes up to `block_rows`
-    times 8 ns a weight. The rotation goes through LAPACK, in float64: bits may depend on its
-    threads. Decoding is integers and the same everywhere, up to the rounding of the rotation.
+    A size is met within 0.1 %, less closely by small matrices. It is refused only if a matrix of
+    zeros would not fit either. Choosing levels takes 20 ns a weight and is done some twenty times,
+    mostly on a sample: 32000 × 256 takes about 3 s on one core. Decoding takes 5 ns a weight. So
+    does a product with few inputs, which decodes 1 M weights at a time. Looking up a row takes up
+    to `block_rows` times 8 ns a weight. The rotation goes through LAPACK in float64, so bits may
+    depend on its threads. Decoding uses integers and is the same everywhere, except for the
+    rounding of the rotation.
 
     Examples
     --------
@@ -336,10 +340,10 @@ class EntropyCoded(Method):
         return factors
 
     def _meet(self, goal: Goal) -> tuple[Factors, bool]:
-        """Return the best factors within a size or an error, or the nearest, and whether they fit.
+        """Return the factors that are best for a goal, or nearest to it, and whether they meet it.
 
-        Rounding to W's dtype, and what the metric couples, are not in the encodings' own errors:
-        the factors are measured.
+        An encoding's own error leaves out the rounding to W's dtype and the metric's correlations
+        between columns, so the factors are measured.
         """
         W = goal.problem.W
 

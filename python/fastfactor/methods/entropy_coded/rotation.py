@@ -1,6 +1,6 @@
-"""The rotation of columns that a coded matrix takes least room with, and how it is stored.
+"""The rotation of columns with which a matrix is coded best, and how it is stored.
 
-The prediction is that of rate–distortion theory for independent Gaussian columns.
+Sizes and errors are predicted by rate–distortion theory for independent Gaussian columns.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from ..._checks import Array
 from ...kernels.packing import PackedCodes
 
 LARGEST_ROTATION = 1024  # columns
-# By bits of an entry, the range in standard deviations that loses least of a normal one.
+# For each number of bits: the range, in standard deviations, that rounds a normal value best.
 RANGES = {2: 1.6, 3: 2.3, 4: 2.8, 5: 3.3, 6: 3.8, 8: 4.6}
 
 
 class Rotation(NamedTuple):
-    """An orthogonal matrix, as it is once its entries were rounded to a few bits."""
+    """An orthogonal matrix, rebuilt from entries that were rounded to a few bits."""
 
     basis: Array  # (n, n), float64
-    packed: Array  # the codes that `nearest_rotation` makes it from
+    packed: Array  # the codes from which `nearest_rotation` rebuilds it
     n_bits: int
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A goal a weight: either so many bits, or so much squared error."""
+    """The goal for each weight: a number of bits or a squared error."""
 
     n_weights: int
     bits: float | None
-    noise: float  # where bits is None
+    noise: float  # the squared error, if bits is None
 
     def cost(self, variances: Array, rotation_bits: int = 0) -> float:
-        """Return the squared error at these bits, or the bits at this error, whichever is open.
+        """Return the squared error if the goal gives the bits, or the bits if it gives the error.
 
-        ``variances`` are those of the columns. A rotation's entries take bits, too.
+        ``variances`` are those of the columns. The rotation's entries take bits, too.
         """
         of_rotation = rotation_bits * len(variances) ** 2 / self.n_weights
         if self.bits is None:
@@ -48,10 +48,10 @@ class Budget:
 def best_rotation(
     gram: Array, covariance: Array | None, budget: Budget, least: float
 ) -> tuple[Rotation | None, float]:
-    """Return the rotation that costs least and its cost, or None where none is below ``least``.
+    """Return the rotation that costs least and its cost, or None if none costs below ``least``.
 
-    To the eigenvectors of the inputs' covariance, or of the gram matrix of W's columns where every
-    direction weighs alike.
+    It rotates to the eigenvectors of the inputs' covariance, or, without one, of the Gram matrix of
+    W's columns.
     """
     best: Rotation | None = None
     if least <= 0:
@@ -78,13 +78,13 @@ def nearest_rotation(codes: Array, n_bits: int) -> Array:
 
 
 def along(basis: Array, matrix: Array) -> Array:
-    """Return bᵀ · matrix · b of each column b of a basis, at least 0."""
+    """Return bᵀ · matrix · b for each column b of a basis, with 0 for negative values."""
     found: Array = np.maximum(np.einsum("ij,ij->j", basis, matrix @ basis), 0)
     return found
 
 
 def _rounded(basis: Array, n_bits: int) -> Array:
-    """Return codes of the entries, on a grid that is symmetric about zero."""
+    """Return the entries rounded to codes on a grid that is symmetric about zero."""
     top = (1 << n_bits) - 1
     scaled = basis * np.sqrt(len(basis)) / RANGES[n_bits]
     codes: Array = np.clip(np.rint((scaled + 1) * top / 2), 0, top).astype(np.uint8)
@@ -92,19 +92,19 @@ def _rounded(basis: Array, n_bits: int) -> Array:
 
 
 def _weighed_variances(basis: Array, gram: Array, covariance: Array | None) -> Array:
-    """Return, for each column of a basis, the variance of what is coded times what it weighs."""
+    """Return for each column of a basis the variance along it times the weight of its errors."""
     variances = along(basis, gram)
     return variances if covariance is None else variances * along(basis, covariance)
 
 
 def _rate(variances: Array, noise: float) -> float:
-    """Return bits a weight of Gaussian columns at this squared error: reverse water-filling."""
+    """Return the bits a weight of Gaussian columns at a noise level, by reverse water-filling."""
     ratios = np.maximum(variances / max(noise, 1e-300), 1)
     return float(0.5 * np.log2(ratios).mean()) if variances.size else 0.0
 
 
 def _noise_at(variances: Array, bits: float) -> float:
-    """Return the squared error a weight at which `_rate` is this; infinite for negative bits."""
+    """Return the squared error a weight at which `_rate` is ``bits``; infinite if negative."""
     largest = float(variances.max(initial=0))
     if bits < 0 or largest == 0:
         return np.inf if bits < 0 else 0.0

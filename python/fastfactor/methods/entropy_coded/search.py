@@ -1,4 +1,4 @@
-"""The search for the best encoding: in which coordinates, with which classes, at which step."""
+"""The search for the best encoding: its coordinates, its classes and its step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from .source import Source
 from .step_search import SLOPE, Make, Met, meet, moved_step, octaves_off, safest_step
 
 SHIFTS = (None, 3, 2, 1, 0)
-TRIAL_PASSES = 3  # of each shift
-# Of a sample. On an embedding of 32000 × 256 12 lose 0.3 % of the error, 120 gain 0.1 %.
+TRIAL_PASSES = 3  # for each shift
+# Passes on a sample. On an embedding of 32000 × 256, 12 passes lose 0.3 % of error and 120 gain
+# 0.1 %.
 PASSES = 40
-FULL_PASSES = 4  # of all values, after those of a sample
-MUCH = 0.1  # of a size, for tables and what else is beside the levels
+FULL_PASSES = 4  # on all values, after those on a sample
+LARGE_OVERHEAD = 0.1  # of the allowed size, for everything but the levels
 
 
 def search(goal: Goal, block_rows: int, make: Make) -> tuple[Factors, bool]:
@@ -31,8 +32,8 @@ def search(goal: Goal, block_rows: int, make: Make) -> tuple[Factors, bool]:
     Returns
     -------
     factors
-        Where the goal is out of reach, what comes nearest to it: the smallest that there are, or
-        those of the finest step.
+        If the goal is out of reach, those nearest to it: the smallest factors or those of the
+        finest step.
     reached : bool
     """
     found: list[Met] = []
@@ -40,7 +41,7 @@ def search(goal: Goal, block_rows: int, make: Make) -> tuple[Factors, bool]:
         met = meet(start, goal, make)
         if met is not None:
             found.append(met)
-        if found and (not goal.is_size or start.overhead < MUCH * goal.limit):
+        if found and (not goal.is_size or start.overhead < LARGE_OVERHEAD * goal.limit):
             break
     if found:
         return min(found, key=lambda met: met.error).factors, True
@@ -49,9 +50,9 @@ def search(goal: Goal, block_rows: int, make: Make) -> tuple[Factors, bool]:
 
 
 def _starts(goal: Goal, block_rows: int) -> Iterator[Encoding]:
-    """Yield where to begin: the best that there is, then, for sizes, ever less beside the levels.
+    """Yield encodings to start from: the best one and then, for a size, those with less overhead.
 
-    Whoever has met the goal need not go on, unless tables take much of the size.
+    The later ones are only needed if the goal is not met or the overhead is a large part of it.
     """
     source = Source.of(goal, block_rows)
     if source.energy == 0:
@@ -69,7 +70,7 @@ def _starts(goal: Goal, block_rows: int) -> Iterator[Encoding]:
 
 
 def _trial(source: Source, shift: int | None) -> Encoding:
-    """Return an encoding with classes of this width, its costs fitted at the first step."""
+    """Return an encoding with classes of this width, with costs fitted at the first step."""
     encoding = Encoding(source, source.steps.first, shift)
     for _ in range(TRIAL_PASSES - 1):
         encoding = Encoding(source, source.steps.first, shift, encoding.fitted)
@@ -77,7 +78,7 @@ def _trial(source: Source, shift: int | None) -> Encoding:
 
 
 def _fit(encoding: Encoding, goal: Goal, passes: int) -> Encoding:
-    """Fit costs and levels to each other in turn, at a step that follows the goal."""
+    """Fit costs and levels to each other in turn, while the step moves towards the goal."""
     for _ in range(passes):
         step = moved_step(encoding, octaves_off(encoding, goal) / SLOPE, goal)
         encoding = Encoding(encoding.source, step, encoding.shift, encoding.fitted)
@@ -85,7 +86,7 @@ def _fit(encoding: Encoding, goal: Goal, passes: int) -> Encoding:
 
 
 def _on_all(source: Source, fitted: Encoding, goal: Goal) -> Encoding:
-    """Return the encoding of all of a source, by the costs that were fitted to a sample of it."""
+    """Return the encoding of a whole source, starting from costs fitted to a sample of it."""
     if fitted.source is source:
         return fitted
     begun = Encoding(source, fitted.log_step, fitted.shift, fitted.fitted)

@@ -1,4 +1,4 @@
-"""W in the coordinates that are coded: a rotation, what errors weigh there, scales of rows."""
+"""W in the coordinates in which it is coded: rotated, with weights of errors and row scales."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..search import Goal
 from .rotation import LARGEST_ROTATION, Budget, Rotation, along, best_rotation
 
 MOST_LOGS = 64  # classes cover this many quarters of an octave
-SAMPLE = 1 << 19  # weights of a sample
+SAMPLE = 1 << 19  # number of weights in a sample
 
 
 class StepRange(NamedTuple):
-    """log₂ of the grid's step: the bounds of a search, and where to begin."""
+    """Bounds for log₂ of the grid's step in a search, and the value to begin with."""
 
     finest: float
     coarsest: float
@@ -30,24 +30,24 @@ class StepRange(NamedTuple):
 
 @dataclass(eq=False, kw_only=True)
 class Source:
-    """W in the coordinates that are coded, and what its errors weigh there.
+    """W in the coordinates in which it is coded, and the weights of its errors there.
 
     Attributes
     ----------
     values : float32 array of shape (rows, columns)
-        W · 2**-exponent, rotated, each column over its width.
+        W · 2**-exponent, rotated, with each column divided by its width.
     weights : float32 array of shape (rows, columns)
-        What a squared error of each value counts.
+        The weight of each value's squared error.
     energy : float
         Σ weights · values².
     exponent : int
     rotation : Rotation or None
     column_steps : uint8 array of shape (columns,) or None
-        4 log₂ of each column's width; None where all are 1.
+        4 log₂ of each column's width; None if all widths are 1.
     steps : StepRange
     block_rows : int
     full_rows, full_size : int
-        Rows and weights of W, also where ``values`` are a sample of its rows.
+        Number of rows and weights of the whole W, even if ``values`` is a sample of its rows.
     n_threads : int or None
     """
 
@@ -65,14 +65,14 @@ class Source:
 
     @classmethod
     def of(cls, goal: Goal, block_rows: int, *, plain: bool = False) -> Source:
-        """Return the coordinates in which a goal is met best, as far as theory predicts.
+        """Return W in the coordinates in which theory predicts the best result for a goal.
 
-        ``plain`` leaves W as it is, on one grid: what takes least where there is little room.
+        ``plain`` leaves W as it is, on one grid, which has the least overhead.
         """
         problem = goal.problem
         if problem.W.dtype == np.float64:
             _checks.finite(problem.W, "W", np.float32)
-        # Within ±1, so that nothing leaves float32 on the way.
+        # W is scaled to lie within ±1, so that all that follows is in float32's range.
         exponent = max(exponent_of(problem.W), -100)
         W = np.ldexp(problem.W.astype(np.float64), -exponent)
         full_rows, full_size = len(W), max(W.size, 1)
@@ -93,7 +93,7 @@ class Source:
         values = (W / widths).astype(np.float32)
         each = column_weights if columns.importance is None else columns.importance
         weights = np.minimum(each * widths**2 / largest, MAX_WEIGHT).astype(np.float32)
-        # What does not count becomes zero: levels are chosen among those near to a value only.
+        # Levels are only chosen from those near a value, so values without weight become zero.
         values *= weights > 0
         weights = np.broadcast_to(weights, values.shape)
         energy = _energy(values, weights)
@@ -112,7 +112,7 @@ class Source:
         )
 
     def sample(self) -> Source:
-        """Return some rows, evenly spread, in the same coordinates; all where W is small."""
+        """Return some evenly spread rows in the same coordinates, or all rows if W is small."""
         n_rows = SAMPLE // max(self.values.shape[1], 1)
         if len(self.values) <= 4 * n_rows or n_rows < self.block_rows:
             return self
@@ -134,7 +134,7 @@ class Source:
 
     @cached_property
     def row_logs(self) -> Array:
-        """4 log₂ of each row's scale over the typical one, int64."""
+        """4 log₂ of each row's scale relative to the median one, int64."""
         scales = np.maximum(self.column_scales, 1e-30)
         spread = np.mean((self.values / scales.astype(np.float32)) ** 2, axis=1, dtype=np.float64)
         logs = 2 * np.log2(np.maximum(spread, 1e-12))
@@ -143,11 +143,11 @@ class Source:
 
 
 class _Columns(NamedTuple):
-    """What is known of W's columns before they are rotated."""
+    """Properties of W's columns before they are rotated."""
 
     variances: Array  # mean squares
-    weights: Array  # what a squared error counts in each
-    power: float  # ‖W‖² under the metric, over the number of rows
+    weights: Array  # the weight of each column's squared errors
+    power: float  # ‖W‖² under the metric, divided by the number of rows
     covariance: Array | None
     importance: Array | None
 
@@ -168,7 +168,7 @@ class _Columns(NamedTuple):
 
     @property
     def may_rotate(self) -> bool:
-        """Whether the weights of errors can be said in rotated coordinates, too."""
+        """True if errors have weights in rotated coordinates, too, and columns are few enough."""
         return self.importance is None and 2 <= len(self.weights) <= LARGEST_ROTATION
 
 
@@ -191,12 +191,12 @@ def _choose_rotation(
 
 
 def _column_steps(weights: Array, exponent: int) -> Array:
-    """Return 4 log₂ of each column's width, whole numbers: what counts less has a wider grid.
+    """Return 4 log₂ of each column's width, rounded: columns that weigh less have a wider grid.
 
-    ``weights`` are over the largest.
+    ``weights`` are relative to the largest.
     """
     steps = np.rint(-2 * np.log2(np.maximum(weights, 1e-18)))
-    # No wider than that the coarsest step of the widest grid is still a float32.
+    # Widths are limited so that the coarsest step of the widest grid fits into float32's range.
     widest = 4 * (123 - exponent - 0.5 * np.log2(max(len(weights), 1)))
     clipped: Array = np.clip(steps, 0, np.clip(np.floor(widest), 0, 239))
     return clipped
@@ -207,17 +207,17 @@ def _step_range(values: Array, energy: float, noise: float, exponent: int) -> St
         step = min(0.0, 100.0 - exponent)
         return StepRange(step, step, step)
     top = max(float(values.max()), -float(values.min()))
-    # Within what float32 holds of a step.
+    # The step has to be within float32's range.
     low, high = -122.0 - exponent, 126.0 - exponent
     finest = max(float(np.log2(top / (2 * MAX_LEVEL - 8))), low)
     coarsest = float(np.clip(np.log2(top) + 3, finest, max(high, finest)))
-    # High-rate noise of the trellis is about 0.27 of a squared step.
+    # At high rates the squared error of the trellis is about 0.27 squared steps.
     first = 0.5 * np.log2(max(noise, 1e-300) / 0.27)
     return StepRange(finest, coarsest, float(np.clip(first, finest, coarsest)))
 
 
 def _energy(values: Array, weights: Array) -> float:
-    """Return Σ weights · values², some rows at a time."""
+    """Return Σ weights · values², computed in float64 from some rows at a time."""
     total = 0.0
     for first in range(0, len(values), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""The step of the grid with which an encoding meets a goal, by one choice of levels."""
+"""The search for the step of the grid at which an encoding meets a goal, with costs fixed."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from .encoding import Encoding
 
 EVALUATIONS = 12
 ROUNDS = 8
-TOLERANCE = 5e-4  # of the goal
-SLOPE = 0.7  # octaves by which the goal's distance changes, about, where the step moves by one
-FLATTER = 0.7  # times the slope, where a move did not reach the other side of the goal
+TOLERANCE = 5e-4  # relative to the goal
+SLOPE = 0.7  # the expected change of `octaves_off` when the step moves by one octave
+FLATTER = 0.7  # the factor on the slope after a move that did not cross the goal
 
 Make = Callable[[Encoding], Factors]
 
 
 class Met(NamedTuple):
-    """Factors that meet the goal, and the error that their encoding has in its own coordinates."""
+    """Factors that meet the goal, and the error of their encoding in its own coordinates."""
 
     error: float
     factors: Factors
 
 
 def meet(start: Encoding, goal: Goal, make: Make) -> Met | None:
-    """Return factors that meet the goal, made of the start at some step; None if none does.
+    """Return factors that meet the goal, from the start at another step; None if no step does.
 
-    Sizes and errors of encodings are estimates: coding takes a little more than tables say, and
-    rounding to W's dtype adds to the error. So a little less is asked for until the factors fit.
+    Sizes and errors of encodings are estimates: coding takes a little more than the tables predict,
+    and rounding to W's dtype adds to the error. So the goal is tightened until the factors meet it.
     """
     asked = goal
     for attempt in range(ROUNDS):
@@ -53,37 +53,36 @@ def meet(start: Encoding, goal: Goal, make: Make) -> Met | None:
 
 
 def octaves_off(encoding: Encoding, goal: Goal) -> float:
-    """Return by how many octaves the step is off, about; positive where the goal is missed."""
+    """Return roughly how many octaves the step is off; positive if the goal is missed."""
     if goal.is_size:
         return (encoding.nbytes - goal.limit) * 8 / encoding.source.full_size
     return float(0.5 * np.log2(max(encoding.error, 1e-300) / goal.limit))
 
 
 def moved_step(encoding: Encoding, octaves: float, goal: Goal) -> float:
-    """Return log₂ of a step that is so many octaves safer: coarser for a size, else finer."""
+    """Return log₂ of a step that is safer by ``octaves``: coarser for a size, else finer."""
     steps = encoding.source.steps
     move = float(np.clip(octaves, -6, 6)) * (1 if goal.is_size else -1)
     return float(np.clip(encoding.log_step + move, steps.finest, steps.coarsest))
 
 
 def safest_step(start: Encoding, goal: Goal) -> Encoding:
-    """Return the encoding at the step that takes least, or that has the least error."""
+    """Return the encoding at the step with the least size or error, whichever is the goal."""
     steps = start.source.steps
     return _at(start, steps.coarsest if goal.is_size else steps.finest)
 
 
 def _best_step(start: Encoding, goal: Goal) -> Encoding | None:
-    """Return the best encoding that was found to meet the goal, or None if none does.
+    """Return the best encoding found that meets the goal, or None if none does.
 
-    Levels are chosen by the same costs at every step, so that the step alone decides on size and
-    error, which rise and fall with it. False position finds it, between a step that meets the goal
-    and one that misses; every third time bisection, for where both go by leaps, as those of few
-    weights do.
+    Levels are chosen by the same costs at every step, so only the step decides on size and error.
+    False position searches between a step that meets the goal and one that misses it. Every third
+    evaluation is a bisection, since size and error of few weights change in jumps.
     """
     tolerance = _tolerance(start, goal)
     best: Encoding | None = None
-    inside: _Point | None = None  # the last that met the goal
-    outside: _Point | None = None  # the last that missed it
+    inside: _Point | None = None  # the last step that met the goal
+    outside: _Point | None = None  # the last step that missed it
     encoding, slope = start, SLOPE
     for evaluation in range(EVALUATIONS):
         off = octaves_off(encoding, goal)
@@ -115,26 +114,29 @@ class _Point(NamedTuple):
 
 
 def _between(inside: _Point, outside: _Point, wanted: float, *, bisect: bool) -> float:
-    """Return the step between two at which `octaves_off` is as wanted, were it linear."""
+    """Return the step where linear interpolation gives the wanted `octaves_off`, or halfway."""
     part = 0.5 if bisect else (wanted - inside.off) / (outside.off - inside.off)
     move = float(np.clip(part, 0.02, 0.98)) * (outside.log_step - inside.log_step)
     return inside.log_step + move
 
 
 def _tolerance(encoding: Encoding, goal: Goal) -> float:
-    """Return how far inside the goal is near enough, in octaves of the step."""
+    """Return how far inside the goal is close enough, in octaves of the step."""
     if goal.is_size:
         return TOLERANCE * (8 * goal.limit / encoding.source.full_size)
     return TOLERANCE * 0.72  # ½ log₂(1 + x) is about 0.72 x
 
 
 def _is_better(one: Encoding, other: Encoding, goal: Goal) -> bool:
-    """Compare two that meet the goal: by leaps, the nearer one need not be the better."""
+    """Return whether the first of two encodings that meet the goal is better.
+
+    Size and error may change in jumps, so the one closer to the goal need not be better.
+    """
     if goal.is_size:
         return one.error < other.error
     return one.nbytes < other.nbytes
 
 
 def _at(encoding: Encoding, log_step: float) -> Encoding:
-    """Return the encoding by the same costs at another step."""
+    """Return the encoding with the same costs at another step."""
     return Encoding(encoding.source, log_step, encoding.shift, encoding.costs)

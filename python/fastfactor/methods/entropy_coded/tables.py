@@ -1,4 +1,4 @@
-"""Probabilities of levels, a byte each: what the tables of a coded matrix say."""
+"""The tables of a coded matrix: probabilities of levels, one byte each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.trellis import DIRECT, N_BUCKETS, N_SYMBOLS, TOTAL_BITS
 
-STEPS_AN_OCTAVE = 16  # of a probability, in a table's bytes
+STEPS_AN_OCTAVE = 16  # a table's byte rises by this where a probability halves
 
 # 2**(-i / 16) as integers of 24 bits.
 _POWERS = np.array([round(2.0 ** (24 - i / STEPS_AN_OCTAVE)) for i in range(STEPS_AN_OCTAVE)])
 
 
 def _buckets() -> tuple[Array, Array]:
-    """First magnitude of each bucket, and how many plain bits follow its symbol."""
+    """Return the first magnitude of each bucket and the number of plain bits after its symbol."""
     octaves = np.arange(N_BUCKETS - DIRECT)
     shift = octaves // 8 + 1
     firsts = np.concatenate([np.arange(DIRECT), (8 + octaves % 8) << shift])
@@ -30,14 +30,14 @@ FIRSTS, EXTRA = _buckets()
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Probabilities of magnitudes, one table a context; both signs are alike.
+    """Probabilities of magnitudes, one table for each context; both signs are equally likely.
 
     Attributes
     ----------
     lengths : uint8 array of shape (n_contexts,)
-        Buckets of each table.
+        Number of buckets in each table.
     logs : uint8 array of shape (sum of lengths,)
-        Of each bucket, −16 log₂ of its probability.
+        −16 log₂ of each bucket's probability.
     """
 
     lengths: Array
@@ -56,7 +56,7 @@ class Tables:
 
     @classmethod
     def of_counts(cls, counts: Array) -> Tables:
-        """From (n_contexts, N_BUCKETS) counts; what was never counted at the end is left out."""
+        """Return tables for counts (n_contexts, N_BUCKETS), without unused buckets at the end."""
         used = counts > 0
         lengths = np.where(used.any(axis=1), N_BUCKETS - np.argmax(used[:, ::-1], axis=1), 1)
         totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -71,7 +71,7 @@ class Tables:
 
     @cached_property
     def frequencies(self) -> Array:
-        """(n_contexts, N_SYMBOLS) uint16: of 0, +1, −1, +2, … in 2**14; 0 for what is not used."""
+        """The frequencies of 0, +1, −1, +2, … out of 2**14: uint16 (n_contexts, N_SYMBOLS)."""
         used = np.arange(N_BUCKETS) < self.lengths[:, None]
         logs = np.zeros(used.shape, np.int64)
         logs[used] = self.logs
@@ -87,7 +87,7 @@ class Tables:
 
     @cached_property
     def bits(self) -> Array:
-        """(n_contexts, N_BUCKETS) float32: cost of a level, its sign and plain bits included."""
+        """The bits of a level with its sign and plain bits: float32 (n_contexts, N_BUCKETS)."""
         frequencies = self.frequencies[:, np.r_[0, 1:N_SYMBOLS:2]].astype(np.float64)
         cost = np.where(frequencies > 0, TOTAL_BITS - np.log2(np.maximum(frequencies, 1)), 32.0)
         return (cost + EXTRA).astype(np.float32)

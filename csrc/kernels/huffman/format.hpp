@@ -5,26 +5,25 @@
 #include "core/checksum.hpp"
 #include "kernels/huffman/code.hpp"
 
-// What stands in front of the blocks of Huffman-coded data (numbers are little-endian; a varint has
+// The header in front of the blocks of Huffman-coded data (numbers are little-endian; a varint has
 // seven bits a byte, lowest first):
 //
 //   "H", 1                magic and version
 //   flags                 bit 0: symbols have two bytes; bits 1 and 2: the kind (0 coded, 1 raw,
-//                         2 constant); bits 3 and 4: log2 of the group; the others are zero
-//   varint                number of symbols; what follows up to the checksum is left out for none
-//   constant              varint: the symbol; one zero byte for every 16,384 symbols begun
+//                         2 constant); bits 3 and 4: log2 of the group; the other bits are zero
+//   varint                number of symbols; if it is 0, only the checksum follows
+//   constant              varint: the symbol; then one zero byte per 16,384 symbols, rounded up
 //   coded and raw         log2 of the block size in symbols
-//   coded                 symbol_bits; the number of symbols modulo the group, one by one with
-//   their
-//                         one or two bytes: the last ones, which fill no letter; the code lengths
+//   coded                 symbol_bits; the last symbols, too few to fill a group, in one or two
+//                         bytes each; the code lengths
 //   coded and raw         for each block a varint: 2 · its bytes + (1 if it is raw)
-//   4 bytes               checksum of all before
+//   4 bytes               checksum of everything before
 //
 // A letter of the code is a group of 1, 2 or 4 neighbouring symbols in symbol_bits bits each, the
-// first lowest. A block is a checksum of 4 bytes (seeded by the header's and the block's number)
-// and its content: raw symbols, or kStreams streams of equally many letters (the last may have
-// fewer; a block of less than kFewLetters letters is one stream), the bytes of each but the last in
-// 3 bytes first.
+// first symbol lowest. A block is a checksum of 4 bytes (seeded by the header's and the block's
+// number) and its content: raw symbols, or kStreams streams with the same number of letters (the
+// last may have fewer; a block of less than kFewLetters letters is one stream). The content begins
+// with the size of each stream except the last, in 3 bytes.
 namespace ff::huffman {
 
 inline constexpr index kConstantRun = 16384;
@@ -45,7 +44,7 @@ struct Format {
   Lengths lengths;
 
   struct Block {
-    index size;  // bytes, checksum included
+    index size;  // bytes, including the checksum
     bool raw;
   };
   std::vector<Block> blocks;
@@ -115,7 +114,7 @@ inline void read_code(ByteReader& in, Format& f) {
   f.lengths = lengths_from_bytes(in, f.n_letters());
 }
 
-// A letter takes a bit at least: what bounds the number of symbols by that of bytes.
+// A letter takes at least one bit, so the number of bytes bounds the number of symbols.
 inline void read_blocks(ByteReader& in, Format& f) {
   require(f.n_blocks() <= in.left(), "hold a size for each block, ends before it");
   for (index i = 0; i < f.n_blocks(); ++i) {
@@ -132,8 +131,8 @@ inline void read_blocks(ByteReader& in, Format& f) {
 
 }  // namespace detail
 
-// Leaves the reader at the first block. Every size is known to be there by then, so that what the
-// header declares may be allocated.
+// Reads the header and leaves the reader at the first block. By then all sizes are checked against
+// the bytes that there are, so it is safe to allocate what the header declares.
 inline Format read_header(ByteReader& in, std::uint32_t& header_checksum) {
   using detail::require;
   const std::uint8_t* begin = in.rest();

@@ -35,6 +35,7 @@ def open_store(path: Path) -> Store:
     Returns
     -------
     Store
+        Open; use it in a ``with`` statement or call its ``close``.
 
     Raises
     ------
@@ -140,11 +141,35 @@ class Store(Mapping[str, Value]):
         return name in self._entries
 
     def info(self, name: str) -> Entry:
-        """Return the description of an entry, without reading its tensors."""
+        """Return the description of an entry, without reading its tensors.
+
+        Parameters
+        ----------
+        name : str
+            The name of the entry.
+
+        Returns
+        -------
+        Entry
+            Its kind, shape, dtype, size, the names of its tensors and its configuration.
+        """
         return self._entries[name]
 
     def to_dense(self, name: str, *, n_threads: int | None = None) -> Array:
-        """Return an entry as a dense tensor in its original shape; a plain one as it is stored."""
+        """Return an entry as a dense tensor in its original shape.
+
+        Parameters
+        ----------
+        name : str
+            The name of the entry.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of the entry's shape and dtype
+            A plain entry as it is stored: read-only, in the memory map.
+        """
         value = self[name]
         if isinstance(value, Factors):
             return value.to_dense(n_threads=n_threads).reshape(self.info(name).shape)

@@ -203,6 +203,7 @@ class Writer:
         name : str
             A name that no earlier entry has.
         value : Factors or array
+            What to store: factors of a matrix, or a plain tensor.
         shape : sequence of int, optional
             Original shape of a tensor that was compressed as a matrix of shape
             (shape[0], product of the rest).

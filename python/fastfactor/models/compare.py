@@ -159,6 +159,7 @@ def compare_files(
     Returns
     -------
     Comparison
+        A row for each tensor, and the largest errors.
 
     Raises
     ------

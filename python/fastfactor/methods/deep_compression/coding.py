@@ -44,6 +44,7 @@ def encode(
     Returns
     -------
     DeepCompressionFactors
+        Of shape (shape[0], all else); ``sizes`` says what each stage takes.
 
     Raises
     ------

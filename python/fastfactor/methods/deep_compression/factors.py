@@ -81,7 +81,13 @@ class LayerSizes:
         return self.codes_nbytes + self.gaps_nbytes + self.codebook_nbytes
 
     def as_row(self) -> dict[str, Any]:
-        """Return a row of a table: the sizes by name, and compressed bytes over dense ones."""
+        """Return a row of a table: the sizes by name, and compressed bytes over dense ones.
+
+        Returns
+        -------
+        dict of str to number
+            Counts, bits and bytes; ``share`` and ``share_shared`` are fractions of the dense bytes.
+        """
         return {
             "weights": self.n_weights,
             "kept": self.kept,

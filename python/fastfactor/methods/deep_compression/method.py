@@ -21,13 +21,13 @@ class DeepCompression(Prune):
 
     Parameters
     ----------
-    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool : optional
         Which weights are kept, as in :class:`Prune`; weights that are zero are never kept.
     n_bits : int
         Bits of a code, 1 to 8. One of the 2**n_bits values is zero if any weight is pruned.
     gap_bits : int, optional
         Bits of a gap, 1 to 16. Default: the number for which codes and gaps take the fewest bytes.
-    init, codebook_dtype, random_state
+    init, codebook_dtype, random_state : optional
         As in :func:`fastfactor.deep_compression.share`.
     ratio, max_error : float, optional
         As in :class:`Method`, by ``sparsity``; ``n_bits`` does not change.

@@ -133,7 +133,13 @@ class SharedWeights(ArrayRecord):
             )
 
     def to_dense(self) -> Array:
-        """Return the weights, each with its shared value, in the codebook's dtype."""
+        """Return the weights, each with its shared value.
+
+        Returns
+        -------
+        array of the labels' shape
+            In the codebook's dtype; zero where nothing is kept.
+        """
         dense: Array = np.where(self.mask, self.codebook[self.labels], self.codebook.dtype.type(0))
         return dense
 

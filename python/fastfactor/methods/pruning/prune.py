@@ -194,7 +194,18 @@ class Prune(Method):
         )
 
     def mask_of(self, problem: Problem) -> Array:
-        """Return a mask of W's shape, True for kept weights; ratio and max_error must be None."""
+        """Return which weights are kept; ratio and max_error must be None.
+
+        Parameters
+        ----------
+        problem : Problem
+            The matrix, and the importance by which weights are ranked if it has one.
+
+        Returns
+        -------
+        bool array of W's shape
+            True for kept weights.
+        """
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)

@@ -128,7 +128,7 @@ class PruneCodebook(Prune):
 
     Parameters
     ----------
-    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool : optional
         Which weights are kept, as in :class:`Prune`.
     n_bits : int
         Bits of a code, 1 to 8. One of the table's 2**n_bits values is zero.

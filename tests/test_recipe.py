@@ -114,7 +114,7 @@ def test_a_file_says_the_same_as_a_dict(tmp_path):
         ({"default": {"method": "keep", "dtyp": 4}}, ["'dtyp'", "mean 'dtype'?"]),
         ({"default": {"method": "keep", "dtype": "int8"}}, ["dtype in [default]", "'int8'"]),
         ({"default": {"method": "codebook", "n_bits": 9}}, ["[default]: n_bits", "got 9"]),
-        ({"default": {"method": "codebook"}}, ["[default]: one of n_bits"]),
+        ({"default": {"method": "codebook"}}, ["[default]: exactly one of n_bits"]),
         ({"patterns": {"*.w": {"method": "lowrank"}}}, ['[patterns."*.w"]', "'low_rank'?"]),
         ({"default": DEFAULT, "min_side": 0}, ["min_side", "got 0"]),
         ({"default": DEFAULT, "if_impossible": "skip"}, ["if_impossible", "'skip'"]),

@@ -38,8 +38,8 @@ def test_each_tensor_becomes_what_the_recipe_says(model, tmp_path):
         "bias": "not a matrix",
         "norm.weight": "on the skip list",
         "small": "a side of 4",
-        "ids": "not of floats",
-        "flag": "not of floats",
+        "ids": "not floating-point",
+        "flag": "not floating-point",
         "empty": "a side of 0",
     }
     with store.open_store(target) as opened:

@@ -42,9 +42,9 @@ class Form:
 
 
 # The settings come from bench/experiments/demo_settings.py. Without retraining all forms classify
-# 97 % of the digits correctly, except simhash, which would need too many bytes for it, and block
-# diagonal, which cannot reach it. The last layer has 0.4 % of the weights; it stays dense where it
-# is too small for the method.
+# at least 97 % of the digits correctly, except simhash, which would need too many bytes for it, and
+# block diagonal, which cannot reach it. The last layer has 0.4 % of the weights; it stays dense
+# where it is too small for the method.
 FORMS = {
     "low rank": Form(
         "B is tall and C wide, from the largest singular values",

@@ -15,7 +15,7 @@ from ..methods.factors import Factors
 from ..models.recipe import method_names
 from ..models.report import Report, TensorRow
 
-MAX_SIDE = 1024  # a matrix with a longer shorter side is sampled for its singular values
+MAX_SIDE = 1024  # matrices whose shorter side is longer are sampled for singular values
 ROWS_AT_ONCE = 4096
 MAX_VALUES = 1 << 20  # of a histogram
 # The part of a matrix that is compressed at other sizes, which takes the slow methods seconds.

@@ -156,7 +156,7 @@ class _Reader:
             raise CorruptDataError(f"a name must be UTF-8 text, got {error}") from error
 
     def shape(self) -> list[int]:
-        """Read the number of dimensions and each of them; others check that they make sense."""
+        """Read the number of dimensions and each of them; callers check the shape as a whole."""
         n = self.size()
         if n > MAX_DIMENSIONS:
             raise CorruptDataError(

@@ -102,10 +102,10 @@ class Recipe:
             return KEPT, "on the skip list"
         if rule.compressor is None:
             if rule.dtype is not None and not is_float:
-                return KEPT, "not of floats"
+                return KEPT, "not floating-point"
             return rule, f"kept as {rule.dtype}" if rule.dtype else "kept by the recipe"
         if not is_float:
-            return KEPT, "not of floats"
+            return KEPT, "not floating-point"
         if len(shape) < 2:
             return KEPT, "not a matrix"
         sides = shape[0], math.prod(shape[1:])

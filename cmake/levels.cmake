@@ -1,12 +1,12 @@
-# Reads FASTFACTOR_LEVELS and sets `levels`, those to build, and flags_<level> for each there is.
+# Reads FASTFACTOR_LEVELS; sets `levels`, the levels to build, and flags_<level> for every level.
 
 # The features of x86-64-v2, -v3 and -v4, spelled out because compilers before GCC 11 do not know those names.
 set(flags_baseline "")
 set(flags_v2 -mcx16 -msahf -mpopcnt -msse3 -mssse3 -msse4.1 -msse4.2)
 set(flags_v3 ${flags_v2} -mavx -mavx2 -mbmi -mbmi2 -mf16c -mfma -mlzcnt -mmovbe)
 set(flags_v4 ${flags_v3} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl)
-# Not a level of the psABI: v4 with 8-bit dot products, which k-means filters with, and permutes of
-# bytes, which look codes up (Intel since Ice Lake, AMD since Zen 4).
+# Not a level of the psABI: v4 with 8-bit dot products, by which k-means filters centroids, and byte
+# permutes, which look up codes (Intel since Ice Lake, AMD since Zen 4).
 set(flags_v4_vnni ${flags_v4} -mavx512vnni -mavx512vbmi)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -15,8 +15,8 @@ else()
   set(all_levels baseline)
 endif()
 
-# Sets `best` to the best level of this processor, found by the code that chooses at import; to
-# nothing where it cannot be run (cross-compiling) or finds none.
+# Sets `best` to the best level of this processor, found by the same code that chooses a level at
+# import. `best` is empty when cross-compiling or if no level is found.
 function(find_best_level)
   set(best "" PARENT_SCOPE)
   if(CMAKE_CROSSCOMPILING)

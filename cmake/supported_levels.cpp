@@ -1,4 +1,4 @@
-// Run while configuring: prints the levels of the processor that builds, best first.
+// Runs during configuration: prints the levels that this processor supports, best first.
 #include <cstdio>
 
 #include "core/levels.hpp"

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def section(name: str, command: Any) -> str:
-    """A heading, how the command is called, what it does, and a row for each of its arguments."""
+    """Return a heading, how the command is called, what it does, and a table of its arguments."""
     positional = [p for p in command.params if p.param_type_name == "argument"]
     call = " ".join([f"fastfactor {name} [OPTIONS]", *map(argument_name, positional)])
     rows = [f"| {shown(p)} | {(p.help or '').replace('|', '/')} |" for p in command.params]
@@ -67,7 +67,7 @@ def argument_name(parameter: Any) -> str:
 
 
 def shown(parameter: Any) -> str:
-    """An argument or option as one types it."""
+    """Return an argument or option as a user types it."""
     if parameter.param_type_name == "argument":
         return f"`{argument_name(parameter)}`"
     value = "" if parameter.is_flag else parameter.metavar or NUMBERS[parameter.name]

@@ -39,7 +39,7 @@ def digits_right(path: Path) -> int:
 
 
 def linear(weight, x):
-    """x @ W.T, W an array or compressed."""
+    """Return x @ W.T for a W that is an array or factors."""
     return x @ weight.T if isinstance(weight, np.ndarray) else weight.linear(x)
 
 

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from fastfactor import CorruptDataError, store
 from fastfactor.files import compact, legacy_network
-from fastfactor.files.container import DTYPES, Place, header_bytes, read_plain_header
+from fastfactor.files.container import DTYPES, TensorInfo, header_bytes, read_plain_header
 from fastfactor.files.forms import read_header
 from fastfactor.methods import Factors
 from legacy_networks import sealed
@@ -64,11 +64,11 @@ def forged_headers(content):
             holder[key] = before
         sums = entry["crc32"]
         for long in [f"{name}.{part}" for part in sums] if isinstance(sums, dict) else [name]:
-            place = header.places[long]
+            place = header.tensors[long]
             for forged in _forged_places(place):
-                header.places[long] = forged
+                header.tensors[long] = forged
                 yield name, _forged(content, header)
-            header.places[long] = place
+            header.tensors[long] = place
 
 
 def forged_tensors(content, places, values=(0, 255)):
@@ -82,7 +82,7 @@ def forged_tensors(content, places, values=(0, 255)):
         if not isinstance(sums, dict):
             continue
         for part in sums:
-            place = header.places[f"{name}.{part}"]
+            place = header.tensors[f"{name}.{part}"]
             begin, end = header.size + place.begin, header.size + place.end
             before = sums[part]
             for at in places(begin, end) if end > begin else ():
@@ -138,14 +138,14 @@ def _forged(content, header):
     data, form = bytes(content[header.size :]), _form(content)
     if form == "compact":
         file = io.BytesIO()
-        head = compact.compact_head(header.places, header.metadata, header.index)
+        head = compact.compact_head(header.tensors, header.metadata, header.index)
         with compact.compact_file(file, head, len(data)) as rest:
             rest.write(data)
         return file.getvalue()
     if form == "ordinary":
-        return header_bytes(header.places, header.metadata, header.index) + data
+        return header_bytes(header.tensors, header.metadata, header.index) + data
     data = sealed(data[legacy_network.START.size :])
-    places = {legacy_network.NAME: Place("U8", (len(data),), 0, len(data))}
+    places = {legacy_network.NAME: TensorInfo("U8", (len(data),), 0, len(data))}
     index = {"version": 1, "entries": {legacy_network.NAME: {"crc32": zlib.crc32(data)}}}
     return header_bytes(places, header.metadata, index) + data
 

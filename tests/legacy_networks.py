@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 from fastfactor import store
-from fastfactor.files.container import code_of, raw
+from fastfactor.files.container import array_to_bytes, code_of
 from fastfactor.files.legacy_network import CODEBOOK_CODES, PLAIN_CODES
 from fastfactor.kernels.packing import code_bits_for
 from fastfactor.methods.deep_compression.streams import stream_nbytes
@@ -30,7 +30,10 @@ def network_bytes(entries, shapes):
         if isinstance(entry, np.ndarray):
             code = code_of(entry, name)
             body += bytes([1 + PLAIN_CODES.index(code)])
-            body += b"".join(map(leb128, (entry.ndim, *entry.shape))) + raw(entry, code).tobytes()
+            body += (
+                b"".join(map(leb128, (entry.ndim, *entry.shape)))
+                + array_to_bytes(entry, code).tobytes()
+            )
         else:
             body += b"\0" + layer_of(entry, shapes.get(name, entry.shape))
     return sealed(body)
@@ -48,7 +51,7 @@ def layer_of(factors, shape):
         shape=shape,
         n_values=len(factors.codebook),
         n_entries=n,
-        table=raw(factors.codebook, code).tobytes(),
+        table=array_to_bytes(factors.codebook, code).tobytes(),
         codes=factors.codes.tobytes(),
         gaps=factors.gaps.tobytes(),
     )

@@ -59,11 +59,11 @@ def test_targets_that_cannot_be(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["weight_map"].pop("bias"), "must be in .*index"),
+        (lambda c: c["weight_map"].pop("bias"), "index.json must assign tensor 'bias' to"),
         (lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more'"),
-        (lambda c: c["weight_map"].update(bias="../x.safetensors"), "beside it"),
-        (lambda c: c["weight_map"].update(bias="/x.safetensors"), "beside it"),
-        (lambda c: c["weight_map"].update(bias="a\0b"), "beside it"),
+        (lambda c: c["weight_map"].update(bias="../x.safetensors"), "in its own folder"),
+        (lambda c: c["weight_map"].update(bias="/x.safetensors"), "in its own folder"),
+        (lambda c: c["weight_map"].update(bias="a\0b"), "in its own folder"),
         (lambda c: c["weight_map"].update(bias=3), "weight_map"),
         (lambda c: c.pop("weight_map"), "weight_map"),
     ],
@@ -103,7 +103,7 @@ def test_damaged_sources(model, tmp_path):
     with pytest.raises(FileNotFoundError):
         open_checkpoint(tmp_path / "none.safetensors")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="got 0 of them"):
+    with pytest.raises(ValueError, match="got 0 files"):
         open_checkpoint(tmp_path / "folder")
 
 
@@ -113,7 +113,7 @@ def test_damaged_sources(model, tmp_path):
 def test_an_index_that_is_no_json_is_refused(tmp_path, text):
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(text.encode("latin-1"))
-    with pytest.raises(CorruptDataError, match=r"must be JSON|must differ"):
+    with pytest.raises(CorruptDataError, match=r"must be JSON|must be unique"):
         open_checkpoint(index)
 
 

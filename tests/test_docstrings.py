@@ -18,20 +18,8 @@ NOT_CHECKED = {
     "ES01",  # an extended summary: one line may say all
     "SA01",  # a See Also section
     "EX01",  # examples of every method and property
-    *(
-        "GL08",
-        "PR01",
-        "PR03",
-        "PR04",
-        "PR06",
-        "PR07",
-        "PR08",
-        "RT01",
-        "RT03",
-        "RT04",
-        "SS02",
-        "SS05",
-    ),
+    "PR08",  # a capital letter first: descriptions may begin with a dtype, such as float32
+    "RT04",  # the same of return values
 }
 
 

@@ -316,7 +316,7 @@ def test_noise_is_refused(noise):
 def test_a_newer_version_is_named():
     data = huffman_encode(np.arange(9, dtype=np.uint8))
     data[1] = 2
-    with pytest.raises(CorruptDataError, match="data must be of version 1, the only one known"):
+    with pytest.raises(CorruptDataError, match="data must be of version 1, the only known one"):
         huffman_decode(data)
 
 

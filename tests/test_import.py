@@ -56,8 +56,8 @@ def test_what_needs_ml_dtypes_says_so_where_it_is_not_installed(tmp_path):
     values = np.ones((8, 8), ml_dtypes.bfloat16)
     store.save(tmp_path / "half", {"W": values})
     places = {
-        "a": container.Place("BF16", (4,), 0, 8),
-        "b": container.Place("F8_E5M2", (3,), 8, 12),
+        "a": container.TensorInfo("BF16", (4,), 0, 8),
+        "b": container.TensorInfo("F8_E5M2", (3,), 8, 12),
     }
     (tmp_path / "damaged").write_bytes(container.header_bytes(places, {}, {}) + bytes(12))
     code = """

@@ -201,13 +201,13 @@ def test_a_layer_made_by_hand_is_read(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flags": 3}, "begin with its flags"),
-        ({"flags": 16}, "begin with its flags"),
+        ({"flags": 3}, r"dtype bits in \[0, 2\], got 3"),
+        ({"flags": 16}, r"flags of layer 'a' must be in \[0, 15\]"),
         ({"gap_bits": 0}, r"'gap_bits' must be an integer in \[1, 16\], got 0"),
         ({"gap_bits": 17}, r"'gap_bits' must be an integer in \[1, 16\], got 17"),
-        ({"shape": ()}, "must have a shape"),
-        ({"shape": (2**40, 2**40)}, "must have a shape"),
-        ({"shape": (1,) * 40}, "32 sizes at most"),
+        ({"shape": ()}, "shape of entry 'a' must be a list of sizes"),
+        ({"shape": (2**40, 2**40)}, "shape of entry 'a' must be a list of sizes"),
+        ({"shape": (1,) * 40}, "at most 32 dimensions, got 40"),
         ({"shape": (1, 2)}, "gap"),
         ({"shape": (0, 3)}, r"'n_entries' must be an integer in \[0, 0\], got 1"),
         ({"n_values": 0}, "1 to 256 values, got 0"),
@@ -233,12 +233,12 @@ def test_layers_that_contradict_themselves_are_refused(path, change, message):
         (leb128(100_000), "must have 1 bytes from"),
         (b"\1" + leb128(2**40), "data must have 1099511627776 bytes from"),
         (b"\1\2\xff\xff\0", "a name must be UTF-8 text"),
-        (b"\1\1a\x20\1\1", "'a' must be of a kind up to 17, got 32"),
-        (b"\1\1a\x02\2" + leb128(2**30) + leb128(2**30), r"less than 2\*\*59 places"),
+        (b"\1\1a\x20\1\1", r"dtype number of 'a' must be in \[1, 17\], got 32"),
+        (b"\1\1a\x02\2" + leb128(2**30) + leb128(2**30), r"fewer than 2\*\*59 elements"),
         (b"\1\1a\x02\1" + leb128(2**50), "must have 4503599627370496 bytes from"),
-        (b"\2\1a\x0c\0\7\1a\x0c\0\7", "names must differ, got 'a' twice"),
-        (b"\2\1a\0" + layer_bytes() + b"\7a.codes\x0c\0\7", "names must differ, got 'a.codes'"),
-        (b"\0\0", "data must end at 10, got 1 bytes more"),
+        (b"\2\1a\x0c\0\7\1a\x0c\0\7", "names must be unique, got 'a' twice"),
+        (b"\2\1a\0" + layer_bytes() + b"\7a.codes\x0c\0\7", "names must be unique, got 'a.codes'"),
+        (b"\0\0", "data must end at byte 10, got 1 more bytes"),
         (b"\x80\0", "a size must be below"),
         (b"\xff" * 12, "a size must be below"),
         (leb128(2**59), "a size must be below"),
@@ -252,6 +252,8 @@ def test_networks_that_contradict_themselves_are_refused(path, body, message):
 
 def test_a_newer_version_is_named(path, network):
     save(path, sealed(network[9:], version=2))
-    with pytest.raises(ValueError, match=r"format version 1, .* got 2") as caught:
+    with pytest.raises(
+        ValueError, match=r"format version of a network must be 1 .*, got 2"
+    ) as caught:
         store.open_store(path)
     assert not isinstance(caught.value, CorruptDataError)

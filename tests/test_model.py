@@ -38,8 +38,8 @@ def test_each_tensor_becomes_what_the_recipe_says(model, tmp_path):
         "bias": "not a matrix",
         "norm.weight": "on the skip list",
         "small": "a side of 4",
-        "ids": "not of floats",
-        "flag": "not of floats",
+        "ids": "not floating-point",
+        "flag": "not floating-point",
         "empty": "a side of 0",
     }
     with store.open_store(target) as opened:
@@ -216,7 +216,7 @@ def test_a_dry_run_says_which_sizes_it_does_not_know(model, tmp_path):
     totals = dry.totals()
     assert (totals["n_unknown"], totals["bytes_after"], totals["at_most"]) == (5, None, False)
     last = dry.table().to_text().splitlines()[-1]
-    assert last.endswith("bytes, 5 not counted, as values decide")
+    assert last.endswith("bytes, 5 not counted, whose sizes depend on their values")
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,17 @@ def test_both_weigh_one_model_but_not_one_tensor(model, tmp_path, rng):
     ("what", "given", "message"),
     [
         ("importance", {"conv": np.ones((40, 48))}, "'conv': importance must have the shape of W"),
-        ("importance", {"cov": np.ones(3)}, "importance must name .* 'cov'; did you mean 'conv'"),
-        ("importance", {"bias": np.ones(64)}, "importance must hold a tensor that is compressed"),
-        ("importance", {"conv": np.ones((40, 144), int)}, "'conv': importance must be of floats"),
+        (
+            "importance",
+            {"cov": np.ones(3)},
+            "importance must only have names .* 'cov'; did you mean 'conv'",
+        ),
+        ("importance", {"bias": np.ones(64)}, "importance must have a tensor for at least one"),
+        (
+            "importance",
+            {"conv": np.ones((40, 144), int)},
+            "'conv': importance must have a floating-point dtype",
+        ),
         ("importance", {"conv": -np.ones((40, 144))}, "'conv': importance must not be negative"),
         ("input_covariance", {"conv": np.eye(40)}, r"must have shape \(144, 144\), got \(40, 40"),
         ("input_covariance", {"conv": np.triu(np.ones((144, 144)))}, "must be symmetric"),
@@ -369,7 +377,7 @@ def test_damaged_weights_are_no_reason_to_keep(model, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CorruptDataError, match="'conv' must fit its checksum"):
+    with pytest.raises(CorruptDataError, match="checksum mismatch in tensor 'conv'"):
         compress_file(
             path,
             tmp_path / "out.safetensors",
@@ -458,9 +466,9 @@ def test_comparing_says_what_cannot_be_compared(tmp_path):
     np.savez(tmp_path / "1.npz", **one, big=np.array([2**60 + 1]), cx=np.array([1 + 2j], "c8"))
     np.savez(tmp_path / "2.npz", **two, big=np.array([2**60]), cx=np.array([1 + 3j], "c8"))
     rows = {r.name: r for r in compare_files(tmp_path / "1.npz", tmp_path / "2.npz").rows}
-    assert rows["a"].fault == "shape (3, 1) in the second"
-    assert rows["b"].fault == "only in the first"
-    assert rows["c"].fault == "only in the second"
+    assert rows["a"].fault == "shape (3, 1) in the second file"
+    assert rows["b"].fault == "only in the first file"
+    assert rows["c"].fault == "only in the second file"
     assert (rows["n"].equal, rows["n"].relative_error) == (True, 0)
     assert (rows["z"].equal, rows["z"].relative_error, rows["z"].largest) == (False, np.inf, 1)
     assert (rows["t"].equal, rows["t"].dtype) == (True, "float64, float32")

@@ -101,9 +101,9 @@ def test_resuming_to_decompress_another_file_is_refused(model, tmp_path):
         recipe = {"default": {"method": "codebook", "n_bits": n_bits}}
         compress_file(path, tmp_path / f"{n_bits}.safetensors", recipe)
     killed(tmp_path / "4.safetensors", target, 3, "decompress")
-    with pytest.raises(ValueError, match="resume must go on with the source and settings"):
+    with pytest.raises(ValueError, match="resume must have the source and settings"):
         decompress_file(tmp_path / "3.safetensors", target, resume=True)
-    with pytest.raises(ValueError, match="resume must go on with the source and settings"):
+    with pytest.raises(ValueError, match="resume must have the source and settings"):
         compress_file(path, target, RECIPE, resume=True)
     report = decompress_file(tmp_path / "4.safetensors", target, resume=True)
     assert sum(row.seconds is None for row in report.rows) == 3
@@ -160,7 +160,7 @@ def test_resuming_another_job_is_refused(model, tmp_path, what):
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     left = (tmp_path / "out.safetensors.partial").read_bytes()
-    with pytest.raises(ValueError, match="resume must go on with the source and settings"):
+    with pytest.raises(ValueError, match="resume must have the source and settings"):
         compress_file(path, target, recipe, resume=True, **options)
     assert (tmp_path / "out.safetensors.partial").read_bytes() == left
     compress_file(path, target, recipe, **options)
@@ -181,7 +181,7 @@ def test_what_an_earlier_run_kept_is_said(tmp_path, rng):
         compress_file(path, target, recipe, resume=True, progress=stop)
     report = compress_file(path, target, recipe, resume=True)
     assert [row.reason for row in report.rows] == [
-        "left so by the earlier run",
-        "left so by the earlier run",
+        "kept by the earlier run",
+        "kept by the earlier run",
         "not smaller as low_rank: 4320 bytes",
     ]

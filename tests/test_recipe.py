@@ -53,7 +53,7 @@ def test_the_whole_name_then_the_skip_list_then_the_last_pattern_then_the_defaul
         ((64, 0), True, "a side of 0"),
         ((64,), True, "not a matrix"),
         ((), True, "not a matrix"),
-        ((64, 64), False, "not of floats"),
+        ((64, 64), False, "not floating-point"),
     ],
 )
 def test_which_tensors_the_default_takes(shape, is_float, reason):
@@ -72,7 +72,7 @@ def test_a_whole_name_takes_small_matrices_but_not_empty_ones():
 def test_keep_with_a_dtype():
     recipe = {"default": {"method": "keep", "dtype": "float16"}}
     assert decided(recipe, "bias", (3,)) == ("keep", "kept as float16")
-    assert decided(recipe, "steps", (3,), is_float=False) == ("keep", "not of floats")
+    assert decided(recipe, "steps", (3,), is_float=False) == ("keep", "not floating-point")
 
 
 def test_settings_make_the_method_lists_as_tuples():
@@ -114,7 +114,7 @@ def test_a_file_says_the_same_as_a_dict(tmp_path):
         ({"default": {"method": "keep", "dtyp": 4}}, ["'dtyp'", "mean 'dtype'?"]),
         ({"default": {"method": "keep", "dtype": "int8"}}, ["dtype in [default]", "'int8'"]),
         ({"default": {"method": "codebook", "n_bits": 9}}, ["[default]: n_bits", "got 9"]),
-        ({"default": {"method": "codebook"}}, ["[default]: one of n_bits"]),
+        ({"default": {"method": "codebook"}}, ["[default]: exactly one of n_bits"]),
         ({"patterns": {"*.w": {"method": "lowrank"}}}, ['[patterns."*.w"]', "'low_rank'?"]),
         ({"default": DEFAULT, "min_side": 0}, ["min_side", "got 0"]),
         ({"default": DEFAULT, "if_impossible": "skip"}, ["if_impossible", "'skip'"]),

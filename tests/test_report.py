@@ -90,15 +90,16 @@ def test_text_of_a_dry_run_says_what_is_known():
     unknown = replace(dry, rows=(replace(ROWS[0], bytes_after=None), *ROWS[1:]))
     plain = [" ".join(line.split()) for line in unknown.table().to_text().splitlines()]
     assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 – –" in plain
-    assert plain[-1].endswith("192 → 52 bytes, 1 not counted, as values decide")
+    assert plain[-1].endswith("192 → 52 bytes, 1 not counted, whose sizes depend on their values")
 
 
 def test_text_says_what_an_error_counts_where_it_is_not_plain():
-    assert "under" not in REPORT.table().to_text()
+    assert "metric" not in REPORT.table().to_text()
     rows = tuple(replace(row, metric="squares") for row in ROWS[:1])
     rows += (replace(ROWS[1], metric="input_covariance"), *ROWS[2:])
     text = replace(REPORT, rows=rows).table().to_text()
     plain = [" ".join(line.split()) for line in text.splitlines()]
+    assert any("error metric s" in line for line in plain)
     assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 24 6.00 0.0123 squares 0.25" in plain
     assert any("0.5 covariance" in line for line in plain)
 

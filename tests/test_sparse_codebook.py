@@ -340,7 +340,7 @@ def test_bad_stored_forms_are_named():
             r"codes must be in \[0, 2\), got 2 at \[0\]",
             {"codes": 2 * codes},
         ),
-        (CorruptDataError, r"gaps must be in \[0, 2\), got more", {"gap_bits": 1}),
+        (CorruptDataError, r"gaps must be in \[0, 2\), got a larger one", {"gap_bits": 1}),
         (CorruptDataError, r"positions in \[0, 8\), got 8", {"shape": (2, 4)}),
         (CorruptDataError, r"positions in \[0, 0\), got 8", {"shape": (5, 0)}),
         (ValueError, "codes must be as long as gaps, 3, got 2", {"codes": codes[:2]}),

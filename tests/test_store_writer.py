@@ -159,14 +159,14 @@ def test_an_entry_that_is_refused_leaves_no_trace(path, entries):
     with store.Writer(path) as writer:
         for name, value in entries.items():
             writer.add(name, value, shape=SHAPES.get(name))
-            with pytest.raises(ValueError, match=f"names of tensors must differ, got '{name}"):
+            with pytest.raises(ValueError, match=f"names of tensors must be unique, got '{name}"):
                 writer.add(name, value, shape=SHAPES.get(name))
             with pytest.raises(TypeError, match="must be Factors or a NumPy array"):
                 writer.add("other", 3)
         with pytest.raises(ValueError, match=r"got 'fc.B' twice"):
             writer.add("fc.B", np.ones(2))
         assert list(writer) == list(entries)
-    with pytest.raises(ValueError, match="must be open to add 'late', got a closed one"):
+    with pytest.raises(ValueError, match="must be open to add 'late', got a closed writer"):
         writer.add("late", np.ones(2))
     writer.close()
     assert path.read_bytes() == expected
@@ -251,7 +251,7 @@ def test_side_files_that_change_while_they_are_written_are_noticed(path, entries
         writer.add("bias", entries["bias"])
         with open(f"{path}.partial", "r+b") as side:
             side.write(b"\7")
-        with pytest.raises(CorruptDataError, match="must hold 'bias' as written"):
+        with pytest.raises(CorruptDataError, match="must hold tensor 'bias' as it was written"):
             writer.close()
         with open(f"{path}.partial", "r+b") as side:
             side.write(entries["bias"].tobytes())

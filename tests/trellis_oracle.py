@@ -147,7 +147,7 @@ class Stream:
     def word(self):
         found = next(self.words, None)
         if found is None:
-            raise CorruptDataError("data must hold every level, got a lane that ends before")
+            raise CorruptDataError("data must hold every level, got a lane that ends too early")
         return found
 
     def next(self, context):
@@ -170,7 +170,7 @@ class Stream:
 
     def check_end(self):
         if self.state != LOW or next(self.words, None) is not None:
-            raise CorruptDataError("data must end with its last level, got a lane that does not")
+            raise CorruptDataError("data must end with its last level, got a lane that goes on")
 
 
 def read_block(words, frequencies, n_rows, columns, shift, classes, *, to_the_end=True):

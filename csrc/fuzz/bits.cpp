@@ -1,5 +1,5 @@
-// Bits a code, codebooks, rows, codes a row, packed bytes: unpacked where the sizes fit, and packed
-// to the same bits again.
+// The input gives bits per code, codebooks, rows, codes per row, and packed bytes. They are
+// unpacked if the sizes fit, and must pack to the same bits again.
 #include "kernels/bits/bits.hpp"
 
 #include <vector>

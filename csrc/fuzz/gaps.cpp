@@ -1,5 +1,5 @@
-// Width and whether the largest gap is an escape, size of the array, gaps: positions that rise and
-// fit, and encode to the same gaps again, or CorruptData.
+// The input gives the width, whether the largest gap is an escape, the size of the array, and gaps.
+// They must decode to positions that rise, fit and encode to the same gaps, or throw CorruptData.
 #include "kernels/gaps/gaps.hpp"
 
 #include <cstring>
@@ -19,7 +19,7 @@ void try_gaps(const std::uint8_t* data, std::size_t size, int n_bits, bool escap
   } catch (const ff::CorruptData&) {
     return;
   }
-  // Escapes after the last position lead nowhere.
+  // Escapes after the last position have no effect.
   const auto largest = Field((1 << n_bits) - 1);
   while (escape && !gaps.empty() && gaps.back() == largest) gaps.pop_back();
   const ff::index n = positions.size();

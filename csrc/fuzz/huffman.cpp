@@ -1,5 +1,5 @@
-// Any bytes: decoded, or refused by CorruptData. Checksums count as right here (checksum.hpp), so
-// that what lies behind them is reached.
+// Any bytes must be decoded or refused with CorruptData. Checksums always count as right here
+// (checksum.hpp), so that the code after their check is reached.
 #include "kernels/huffman/huffman.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

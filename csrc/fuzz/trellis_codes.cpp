@@ -1,5 +1,6 @@
-// Sizes, columns, tables, lengths, words: decoded, row by row as all at once, or refused by
-// CorruptData. What follows the sizes is taken as levels as well, which must come back.
+// The input gives sizes, columns, tables, lengths and words. Either CorruptData is thrown, or each
+// row decoded alone equals the same row of all decoded at once. What follows the sizes is also
+// taken as levels, which must come back after encoding.
 #include "kernels/trellis/trellis_codes.hpp"
 
 #include <cstring>
@@ -30,8 +31,8 @@ struct Tables {
     view.frequencies = frequencies.data();
   }
 
-  // A few symbols by the input, one for each other where the table is whole, the rest of 2^14 for
-  // zeros: less where the input asks for more than there is, which must be refused.
+  // Raises a few symbols chosen by the input; if the table is whole, every symbol has at least 1.
+  // Level 0 gets the rest of 2^14, or nothing if the sum is larger, which must be refused.
   void fill(Input& in, bool whole) {
     std::vector<int> table(trellis::kSymbols, whole ? 1 : 0);
     for (int k = in.byte() % 6; k > 0; --k) table[in.byte() % trellis::kSymbols] += 16 * in.byte();

@@ -1,8 +1,9 @@
-"""Deep Compression: prune, share weights, code what is left; each stage usable alone.
+"""Deep Compression in three stages: prune, share weights, code; each can be used alone.
 
-S. Han, H. Mao, W. Dally, Deep Compression, 2016. The network is trained on between the stages, by
-whoever trains it: `prune` gives the mask to hold, `SharedWeights.gradient` what moves the shared
-values. Without training in between, :class:`fastfactor.methods.DeepCompression` does all three.
+The method is that of S. Han, H. Mao, W. Dally, Deep Compression, 2016. A training loop of your own
+may retrain the network between the stages: `prune` returns the mask of weights to keep,
+`SharedWeights.gradient` the gradient by the shared values. Without retraining,
+:class:`fastfactor.methods.DeepCompression` does all three stages.
 
 >>> import numpy as np
 >>> from fastfactor import deep_compression
@@ -55,29 +56,32 @@ def compress_network(
     Parameters
     ----------
     weights : mapping of names to arrays
-        Of more than two dimensions as matrices of (shape[0], all else).
-    settings : DeepCompression, or a mapping of the same names to one each
+        Weights of the layers. Those of more than two dimensions are compressed as matrices of shape
+        (shape[0], product of the rest).
+    settings : DeepCompression, or mapping of names to DeepCompression
+        The settings of all layers, or of each layer.
     plain : mapping of names to arrays, optional
-        What is not compressed, biases say.
+        Arrays that are not compressed, such as biases.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     dict
-        DeepCompressionFactors by the names of weights, then what is plain: the entries for
-        :func:`fastfactor.store.save`. Its ``shapes`` says what shape weights had that are no
-        matrices; ``compact=True`` keeps files of small networks small.
+        DeepCompressionFactors by the names of weights, then the plain arrays: the entries for
+        :func:`fastfactor.store.save`. Pass it ``shapes`` to record the shapes of weights that are
+        not matrices, and ``compact=True`` to make files of small networks smaller.
 
     Raises
     ------
     TypeError, ValueError
-        For a layer without settings, settings without a layer, a name that is given twice, and what
-        a stage refuses.
+        For a layer without settings, settings without a layer, a name in both weights and plain,
+        and for weights or settings that a stage refuses.
 
     Notes
     -----
-    The cost of the stages, :func:`share` above all. The same bytes for any number of threads.
+    The cost is that of the stages, mostly of :func:`share`. The same bytes for any number of
+    threads.
 
     Source: S. Han, H. Mao, W. Dally, Deep Compression, 2016.
 
@@ -103,7 +107,9 @@ def compress_network(
         settings = dict.fromkeys(weights, settings)
     if settings.keys() != weights.keys():
         unmatched = ", ".join(sorted(map(repr, settings.keys() ^ weights.keys())))
-        raise ValueError(f"settings must be given for each of weights, got one only of {unmatched}")
+        raise ValueError(
+            f"settings and weights must have the same names, got only in one: {unmatched}"
+        )
     plain = plain or {}
     twice = weights.keys() & plain.keys()
     if twice:
@@ -116,5 +122,6 @@ def compress_network(
 
 
 def _as_matrix(W: Any) -> Array:
+    """Return weights of more than two dimensions as a matrix, and others as they are."""
     array = np.asarray(W)
     return array.reshape(matrix_shape(array.shape)) if array.ndim > 2 else array

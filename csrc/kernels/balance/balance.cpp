@@ -1,11 +1,10 @@
-// Balanced assignment: min Σ_i c_i,label(i) with ⌊n/K⌋ or ⌈n/K⌉ points a cluster, a transport
-// problem whose sources are single points, so that its optimum is one of whole points.
+// Balanced assignment: min Σ_i c_i,label(i) with ⌊n/K⌋ or ⌈n/K⌉ points a cluster. This is a
+// transport problem whose sources are single points, so it has an optimum that moves whole points.
 //
-// 1. costs, n × K, in float64 (here)
-// 2. prices at which the points' own choices nearly fill the clusters: from a sample, where there
-// are
-//    none to start from, and Newton's method on the dual (prices.hpp)
-// 3. successive shortest paths for what is left (paths.hpp, exits.hpp)
+// 1. Compute the costs, n × K, in float64 (here).
+// 2. Find prices at which the points' own choices nearly fill the clusters: Newton's method on the
+//    dual (prices.hpp), from prices of a sample if the given prices are not near.
+// 3. Find successive shortest paths for the points that are left over (paths.hpp, exits.hpp).
 #include "kernels/balance/balance.hpp"
 
 #include <cmath>
@@ -34,7 +33,7 @@ struct OutOfMemory : std::bad_alloc {
   std::string text_;
 };
 
-// Exponents that bring the largest magnitudes of points and of weights into [1, 2). Scaling by
+// The exponents that bring the largest magnitudes of points and of weights into [1, 2). Scaling by
 // powers of two is exact, so data of any magnitude is assigned alike and no square overflows.
 struct Scale {
   int points = 0, weights = 0;
@@ -53,7 +52,7 @@ double largest_in(const MatrixView& x, const char* name, int n_threads, Stop& st
     std::vector<double> row(x.cols);
     for (index i = chunk * kChunk; i < std::min(x.rows, (chunk + 1) * kChunk); ++i) {
       load_row(x, i, row.data());
-      double largest = 0, probe = 0;  // 0 · v is NaN where v is not finite
+      double largest = 0, probe = 0;  // 0 · v is NaN if v is not finite
       for (const double v : row) {
         largest = std::max(largest, std::abs(v));
         probe += 0 * v;
@@ -83,7 +82,7 @@ Buffer<double> allocate_costs(index n, index ld) {
   const std::string text = "balanced clusters need " + std::to_string(bytes * 0x1p-30) +
                            " GiB for the costs of n_samples × n_clusters, got less";
 #if defined(_SC_PHYS_PAGES) && defined(_SC_PAGESIZE)
-  // Some systems grant what they cannot give, and end the process later.
+  // Some systems grant memory that they do not have, and end the process later.
   if (bytes > double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)))
     throw OutOfMemory(text);
 #endif
@@ -95,7 +94,7 @@ Buffer<double> allocate_costs(index n, index ld) {
 }
 
 // w_i ‖x_i − c_j‖² as Σ (x − c)², which needs no centring: nothing cancels, a point on a centroid
-// costs nothing, and equal centroids cost the same bits.
+// costs nothing, and equal centroids give the same bits.
 class CostMatrix {
  public:
   CostMatrix(const MatrixView& x, const MatrixView& centroids, const double* weights, Scale scale,
@@ -177,12 +176,12 @@ class CostMatrix {
 std::vector<double> optimal_prices(const Costs& costs, const std::vector<double>& start,
                                    int n_threads, Stop& stop);
 
-// Below so many points a cluster borders have no density, and paths alone are as fast.
+// With fewer points per cluster, borders have no density, and paths alone are as fast.
 constexpr index kDense = 8;
 
-// Where the prices at hand leave much to move, better ones come from a quarter of the points, and
-// so down: what a sample's prices leave is its noise, O(√(n K)), wherever the points lie. The
-// sample is a function of positions alone.
+// Improves the prices. If they leave many points to move, better ones are first found from a
+// quarter of the points, and so on recursively: a sample's prices leave only its noise, O(√(n K))
+// points, wherever the points lie. The sample depends on the points' positions in the array alone.
 void approach(Choices& choices, int n_threads, Stop& stop) {
   const Costs& costs = choices.costs();
   if (costs.n < kDense * costs.n_clusters) return;
@@ -211,8 +210,8 @@ std::vector<double> optimal_prices(const Costs& costs, const std::vector<double>
   return router.prices();
 }
 
-// The state's prices in the costs' scale; zeros where there are none or they are out of all
-// proportion to the costs, so that sums would lose these.
+// Returns the state's prices in the scale of the costs. Returns zeros if there are no prices, or if
+// they are so much larger than the costs that sums would lose the costs.
 std::vector<double> starting_prices(const BalanceState& state, const Costs& costs, Scale scale,
                                     index depth) {
   std::vector<double> prices(costs.ld, 0.0);
@@ -226,7 +225,7 @@ std::vector<double> starting_prices(const BalanceState& state, const Costs& cost
   return prices;
 }
 
-// Σ over points in a fixed order of additions.
+// Returns Σ over points, added in a fixed order.
 template <class Term>
 double sum_over_points(index n, int n_threads, Stop& stop, Term term) {
   std::vector<double> parts(ceil_div(n, kChunk), 0.0);
@@ -239,8 +238,9 @@ double sum_over_points(index n, int n_threads, Stop& stop, Term term) {
   return sum;
 }
 
-// Primal less dual, term by term so that nothing cancels: what each point pays above its cheapest
-// choice, and what the prices of the large clusters lack to the highest.
+// Returns the primal minus the dual value, term by term so that nothing cancels: what each point
+// pays above its cheapest choice, and how far the prices of the large clusters lie below the
+// highest.
 double absolute_gap(const Costs& costs, const Router& router, int n_threads, Stop& stop) {
   const std::vector<double> prices = router.prices();
   const double points = sum_over_points(costs.n, n_threads, stop, [&](index i) {
@@ -284,7 +284,7 @@ BalanceResult balanced_assign(const MatrixView& x, const MatrixView& centroids,
   for (index j = 0; j < K; ++j)
     state.prices[j] = std::ldexp(prices[j] - lowest_price, -scale.costs());
 
-  const int used = n * simd::kLanes<double> < kAlone ? 1 : n_threads;  // a cache line a point
+  const int used = n * simd::kLanes<double> < kAlone ? 1 : n_threads;  // a cache line per point
   const double cost =
       sum_over_points(n, used, stop, [&](index i) { return costs.row(i)[labels[i]]; });
   BalanceResult result;

@@ -1,11 +1,11 @@
 #pragma once
 #include "kernels/balance/prices.hpp"
 
-// For each pair of clusters j → l the point of j that moves to l at the least cost, kept while
-// points move. A move's cost, δ = c_il − c_ij, does not depend on prices.
+// For each pair of clusters j → l, the point of j that moves to l at the least cost, kept up to
+// date while points move. The cost of a move, δ = c_il − c_ij, does not depend on prices.
 namespace ff::balance {
 
-// Which points each cluster holds.
+// The points that each cluster holds.
 class Members {
  public:
   Members(index n_clusters, const std::vector<std::int32_t>& labels)
@@ -35,14 +35,15 @@ class Members {
   std::vector<std::int32_t> place_;
 };
 
-// Of the n · K moves a few lie on shortest paths. So each pair has a heap of its cheapest moves
-// only and a bound below which none is missing; where a path would lead over a bound, refill()
-// reads the cluster again. A move whose point has left stays in its heap until it comes to the top.
+// Few of the n · K moves lie on shortest paths. So each pair has a heap of its cheapest moves only,
+// and a bound: every move below it is in the heap. If a path would need a move above the bound,
+// refill() reads the cluster again. A move whose point has left stays in its heap until it reaches
+// the top.
 class Exits {
  public:
   static constexpr std::int32_t kUnknown = -1;  // the pair's δ is a lower bound, not a move
 
-  // Starts with the moves that prices make dearer than staying by at most radius.
+  // Starts with the moves that cost at most `radius` more than staying, prices included.
   Exits(const Choices& choices, const std::vector<std::int32_t>& labels, const Members& members,
         double radius, index ld, Stop& stop)
       : costs_(choices.costs()),
@@ -66,7 +67,8 @@ class Exits {
       }
   }
 
-  // δ of the cheapest move from j to each l, or a lower bound of it; infinite where there is none.
+  // Returns δ of the cheapest move from j to each l, or a lower bound of it; infinite if there is
+  // none.
   const double* costs_of(index j) const { return costs_of_.data() + j * ld_; }
   double cost(index j, index l) const { return costs_of_[j * ld_ + l]; }
   std::int32_t point(index j, index l) const { return points_[j * ld_ + l]; }
@@ -76,7 +78,7 @@ class Exits {
     heap.clear();
     for (const std::int32_t i : members_[j])
       heap.push_back({costs_.row(i)[l] - costs_.row(i)[j], i});
-    // A constant share at a time, so that a pair is read no more than that many times over.
+    // Keeps a constant share, so that a pair is read at most a constant number of times.
     const index wanted = std::max<index>(16, index(heap.size()) / 8);
     double& bound = bounds_[j * ld_ + l];
     bound = kInfinity;
@@ -89,7 +91,7 @@ class Exits {
     show(j, l);
   }
 
-  // To be called once labels and members have changed.
+  // left() and entered() must be called after labels and members have changed.
   void left(std::int32_t i, index j) {
     for (index l = 0; l < costs_.n_clusters; ++l)
       if (points_[j * ld_ + l] == i) show(j, l);
@@ -157,8 +159,8 @@ class Exits {
   const Members& members_;
   const index ld_;
   std::vector<Heap> heaps_;
-  std::vector<double> bounds_;    // no move below it is missing from the heap
-  std::vector<double> costs_of_;  // the heap's lowest, or else the bound
+  std::vector<double> bounds_;    // every move below it is in the heap
+  std::vector<double> costs_of_;  // the lowest of the heap, or the bound if it is empty
   std::vector<std::int32_t> points_;
 };
 

@@ -3,15 +3,15 @@
 
 #include "kernels/balance/exits.hpp"
 
-// From prices and choices to the optimum: successive shortest paths between clusters.
+// Gets from prices and choices to the optimum by successive shortest paths between clusters.
 namespace ff::balance {
 
-// Clusters are nodes; the edge j → l is the cheapest point of j to move to l and has the length
-// c_il + p_l − c_ij − p_j ≥ 0. Besides there is the hub, through which clusters trade the right to
-// hold one point more: j → hub where j may take that right, hub → l where l has it. A unit of
-// excess moves along a shortest path to a cluster that lacks one, and the prices of the nodes that
-// are nearer rise to keep every length from falling below zero. With no excess left, the choices
-// are optimal.
+// Clusters are nodes. The edge j → l stands for the cheapest point of j to move to l and has the
+// length c_il + p_l − c_ij − p_j ≥ 0. One more node, the hub, lets clusters trade the right to hold
+// one point more: there is an edge j → hub if j may take that right, and hub → l if l has it. A
+// unit of excess moves along a shortest path to a cluster that lacks one. The prices of the nodes
+// nearer than that cluster then rise, which keeps all lengths from falling below zero. When no
+// excess is left, the choices are optimal.
 class Router {
  public:
   Router(Choices& choices, Stop& stop)
@@ -33,7 +33,7 @@ class Router {
                      ld_, stop);
   }
 
-  // How many units had to move.
+  // Moves all excess; returns how many units had to move.
   index run() {
     for (auto* v : {&distances_, &closed_, &targets_, &traded_, &edges_}) v->assign(ld_, kInfinity);
     parents_.assign(ld_, kNone);
@@ -50,7 +50,7 @@ class Router {
     return moved;
   }
 
-  // Of the clusters, as Choices takes them.
+  // Returns the prices of the clusters in the form that Choices takes.
   std::vector<double> prices() const {
     std::vector<double> prices(costs_.ld, 0.0);
     std::copy_n(prices_.begin(), costs_.n_clusters, prices.begin());
@@ -60,13 +60,14 @@ class Router {
   const std::vector<char>& large() const { return large_; }
 
  private:
-  // Up to so many points a cluster an edge is found by reading their rows, beyond it by Exits.
+  // With at most this many points a cluster, an edge is found by reading their rows; otherwise by
+  // Exits.
   static constexpr index kScanned = 8;
   static constexpr std::int32_t kNone = -1;
 
   struct Step {
     index from, to;
-    std::int32_t point;  // that moves; none to and from the hub
+    std::int32_t point;  // the point that moves; none to and from the hub
     double cost;
   };
   using Path = std::vector<Step>;
@@ -77,9 +78,9 @@ class Router {
     return sum;
   }
 
-  // Which clusters hold one more: those of the highest prices, of equals the fullest. And points
-  // that cost the same in several clusters go where there is room, which spares duplicates their
-  // paths.
+  // Gives the right to one more point to the clusters with the highest prices; ties go to the
+  // fullest. Points that cost the same in several clusters go where there is room, so that
+  // duplicates need no paths.
   const std::vector<std::int32_t>& settle_ties(Choices& choices) {
     const index K = costs_.n_clusters;
     const std::vector<index>& sizes = choices.sizes();
@@ -112,7 +113,7 @@ class Router {
     return labels_;
   }
 
-  // A few roundings of what is compared: far below the gap that is promised.
+  // A few roundings of the compared values: far below the gap that is promised.
   static constexpr double kTie = 0x1p-46;
 
   void set_hub_price() {
@@ -122,8 +123,8 @@ class Router {
     prices_[hub_] = price;
   }
 
-  // Dijkstra from all clusters with excess to the nearest of those that lack a point: a quarter of
-  // them, as one search serves many paths. Returns the distance of the last.
+  // Runs Dijkstra's algorithm from all clusters with excess to the nearest quarter of those that
+  // lack a point, so that one search serves many paths. Returns the distance of the last one found.
   double search() {
     for (index j = 0; j < ld_; ++j)
       distances_[j] = kInfinity, closed_[j] = 0, targets_[j] = kInfinity;
@@ -135,7 +136,8 @@ class Router {
     }
     found_.clear();
     for (;;) {
-      // Of equals a cluster that lacks points first, then the hub, past which such clusters are.
+      // Ties go first to a cluster that lacks points, then to the hub, which may lead to such a
+      // cluster.
       const Lowest next = lowest(distances_.data(), closed_.data(), ld_);
       index j = closed_[hub_] == 0 && distances_[hub_] == next.value ? hub_ : next.at;
       if (nearest_target() <= next.value) {
@@ -174,7 +176,7 @@ class Router {
     }
   }
 
-  // min_i (c_il − c_ij) over the points of j.
+  // Returns min_i (c_il − c_ij) over the points of j, for each l.
   const double* read_edges(index j) {
     stop_.throw_if_requested();
     rows_.clear();
@@ -188,8 +190,9 @@ class Router {
     return edges_.data();
   }
 
-  // The paths to what was found, each last step first, without those that lead over bounds: these
-  // become moves for the next search, and only once all paths are read, since moves may cost more.
+  // Collects the paths to the clusters found, each with its last step first. Paths over edges that
+  // are only bounds are left out: these edges are refilled for the next search, after all paths are
+  // read, because refilling may raise their costs.
   void trace() {
     paths_.clear();
     unknown_.clear();
@@ -209,7 +212,7 @@ class Router {
     for (const auto& [from, to] : unknown_) exits_->refill(from, to);
   }
 
-  // Without Exits: the point that leads from one cluster to the other.
+  // Returns, without Exits, the point that moves from one cluster to the other.
   std::int32_t mover(index from, index to) const {
     std::int32_t best = kNone;
     if (exits_ || from == hub_ || to == hub_) return best;
@@ -221,8 +224,8 @@ class Router {
     return best;
   }
 
-  // Whether a unit can go this way at no more than the searched cost: paths of one search share
-  // steps, and with duplicates many units go the same way. Sets the points that move.
+  // Returns whether a unit can go this way at no more than the cost that was searched: paths of one
+  // search share steps, and with duplicates many units go the same way. Sets the points that move.
   bool open(Path& path) const {
     if (excess_[path.back().from] <= 0 || excess_[path.front().to] >= 0) return false;
     for (Step& step : path) {
@@ -267,13 +270,13 @@ class Router {
   Stop& stop_;
   const index hub_, ld_;
   std::vector<std::int32_t>& labels_;
-  std::vector<double> prices_;  // the hub's among them
-  std::vector<char> large_;     // holds one more than the floor
+  std::vector<double> prices_;  // including the hub's
+  std::vector<char> large_;     // whether a cluster holds one more than the floor
   std::vector<index> excess_;
   Members members_;
   std::optional<Exits> exits_;
 
-  std::vector<double> distances_;                  // of nodes, as all of these
+  std::vector<double> distances_;                  // of nodes, like the following ones
   std::vector<double> closed_, targets_, traded_;  // 0 or infinity, to be added
   std::vector<double> edges_;
   std::vector<std::int64_t> parents_;

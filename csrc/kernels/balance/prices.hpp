@@ -7,20 +7,22 @@
 #include "core/parallel.hpp"
 #include "core/simd.hpp"
 
-// Prices for a balanced assignment, nearly right. The dual of the transport problem,
+// Nearly optimal prices for a balanced assignment. The dual of the transport problem,
 //
 //   D(p) = Σ_i min_j (c_ij + p_j) − Σ_j room_j p_j,
 //
-// is concave and piecewise linear; its slope in p_j is what cluster j holds less what it should.
+// is concave and piecewise linear. Its slope in p_j is the number of points that cluster j holds
+// minus the number that it should hold.
 namespace ff::balance {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Points are cut into tasks of so many, whatever the number of threads.
+// Points are cut into tasks of this size for any number of threads.
 inline constexpr index kChunk = 1024;
 
-// Fewer costs are read by one thread: some 0.4 ms, against which waking others gains little on an
-// idle machine (bench balanced, 10,240 × 32, K 64) and loses time slices of 8 ms on a busy one.
+// Fewer costs than this are read by one thread: that takes about 0.4 ms, so waking others gains
+// little on an idle machine (bench balanced, 10,240 × 32, K 64) and loses time slices of 8 ms on a
+// busy one.
 inline constexpr index kAlone = 1 << 20;
 
 // Some rows of a matrix of costs. Columns from n_clusters up to ld are infinite.
@@ -41,7 +43,8 @@ struct Lowest {
   double value, runner_up;
 };
 
-// The two lowest of a[k] + b[k], k in [0, ld); of equals the lower index. ld is whole vectors.
+// Returns the two lowest of a[k] + b[k], k in [0, ld); ties go to the lower index. ld must be a
+// multiple of the vector length.
 inline Lowest lowest(const double* a, const double* b, index ld) {
   using simd::Vec;
   using Ids = Vec<std::int64_t>;
@@ -64,7 +67,7 @@ inline Lowest lowest(const double* a, const double* b, index ld) {
   return {first, value, simd::reduce_min<double>(winner ? second : best)};
 }
 
-// Which cluster each point would choose at given prices.
+// The cluster that each point would choose at given prices.
 class Choices {
  public:
   Choices(const Costs& costs, const std::vector<double>& prices, int n_threads, Stop& stop)
@@ -79,13 +82,14 @@ class Choices {
   }
 
   const Costs& costs() const { return costs_; }
-  const std::vector<double>& prices() const { return prices_; }  // ld of them
+  const std::vector<double>& prices() const { return prices_; }  // has length ld
   std::vector<std::int32_t>& labels() { return labels_; }
-  // At most the difference between a point's two lowest costs, prices included.
+  // Returns for each point a lower bound of the difference between its two lowest costs, prices
+  // included.
   const std::vector<double>& gaps() const { return gaps_; }
   const std::vector<index>& sizes() const { return sizes_; }
 
-  // How many points must leave their clusters, at the least.
+  // Returns the least number of points that must leave their clusters.
   index excess() const {
     const index largest = costs_.floor() + (costs_.n_large() > 0);
     index sum = 0;
@@ -94,7 +98,8 @@ class Choices {
   }
 
   void set_prices(const std::vector<double>& prices) {
-    // No difference of two prices changes by more than spread, so no point with a wider gap moves.
+    // No difference of two prices changes by more than `spread`, so no point with a wider gap
+    // moves.
     double low = kInfinity, high = -kInfinity;
     for (index j = 0; j < costs_.n_clusters; ++j) {
       low = std::min(low, prices[j] - prices_[j]);
@@ -104,14 +109,14 @@ class Choices {
     choose((high - low) * (1 + 1e-12));
   }
 
-  // Threads to read the rows of the points whose gaps are at most this.
+  // Returns how many threads should read the rows of the points whose gaps are at most this.
   int threads_for(double gap) const {
     const index rows =
         std::count_if(gaps_.begin(), gaps_.end(), [=](double g) { return g <= gap; });
     return rows * costs_.ld < kAlone ? 1 : n_threads_;
   }
 
-  // The gap that about so many points do not exceed.
+  // Returns a gap that about `count` points do not exceed.
   double gap_of(index count) const {
     const index stride = std::max<index>(1, costs_.n / 8192);
     std::vector<double> sample;
@@ -149,9 +154,9 @@ class Choices {
   std::vector<index> sizes_;
 };
 
-// Newton steps on the dual. Raising p_a against p_b by t drives over the border between the two
-// clusters the points that lie within t of it, so that with N_ab points within h of the border the
-// curvature is N_ab / 2h, a graph's Laplacian; Δp solves L Δp = sizes − n / K.
+// Newton steps on the dual. Raising p_a over p_b by t moves the points within t of the border
+// between the two clusters across it. With N_ab points within h of the border, the curvature is
+// N_ab / 2h: the Laplacian L of a graph. Δp solves L Δp = sizes − n / K.
 class Newton {
  public:
   explicit Newton(Choices& choices) : choices_(choices), costs_(choices.costs()) {}
@@ -209,8 +214,9 @@ class Newton {
     }
   }
 
-  // Conjugate gradients, preconditioned by the diagonal. A little more than L keeps clusters apart
-  // that no border joins from dividing by zero. Points are samples of a density, so two digits do.
+  // Solves by conjugate gradients, preconditioned by the diagonal. Slightly more than L is solved,
+  // so that clusters without a common border do not divide by zero. Points are samples of a
+  // density, so two digits are enough.
   std::vector<double> solve(double h) const {
     const index K = costs_.n_clusters;
     const double weight = 1 / (2 * h);

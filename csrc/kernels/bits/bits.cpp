@@ -1,7 +1,8 @@
-// Up to 8 bits, eight codes are one step both ways: eight bytes and n_bits bytes, one load, one
-// pext or pdep, one store. One thread of Zen 5, 16M codes of 2 to 6 bits into fresh memory: 8 G
-// codes/s packed, 12 unpacked; by shifts, on levels without BMI2, 2 and 3. Wider codes, which are
-// stored but never multiplied, go one by one through a buffer of bits.
+// Up to 8 bits, packing and unpacking take eight codes a step, eight bytes on one side and n_bits
+// bytes on the other, with one load, one pext or pdep, and one store. One thread of Zen 5 packs 8 G
+// and unpacks 12 G codes/s (16M codes of 2 to 6 bits into fresh memory); with shifts, on levels
+// without BMI2, 2 and 3. Wider codes, which are stored but never multiplied, pass one by one
+// through a buffer of bits.
 #include "kernels/bits/bits.hpp"
 
 #include <algorithm>
@@ -16,9 +17,9 @@ namespace ff {
 namespace {
 
 constexpr index kTaskCodes = index(1) << 16;
-constexpr index kBlockCodes = 4096;  // what pack widens or narrows at a time; a multiple of 8
+constexpr index kBlockCodes = 4096;  // codes that pack converts at a time; a multiple of 8
 
-// n_bits of each of eight bytes, and those bits side by side.
+// Joins the low n_bits of eight bytes, and spreads them to eight bytes again.
 struct Octet {
   int n_bits;
   std::uint64_t mask;  // the bits in use, byte by byte
@@ -30,7 +31,7 @@ struct Octet {
   std::uint64_t together(std::uint64_t bytes) const { return _pext_u64(bytes, mask); }
   std::uint64_t apart(std::uint64_t bits) const { return _pdep_u64(bits, mask); }
 #else
-  // Pairs of lanes, three times: 8 → 16 → 32 → 64 bits wide.
+  // Joins pairs of lanes three times: 8 → 16 → 32 → 64 bits wide.
   std::uint64_t together(std::uint64_t x) const {
     x &= mask;
     x = (x & 0x00ff00ff00ff00ffu) | (x >> 8 & 0x00ff00ff00ff00ffu) << n_bits;
@@ -48,7 +49,7 @@ struct Octet {
 #endif
 };
 
-// Bytes in memory order as a number whose lowest byte comes first, at most eight of them.
+// Loads at most eight bytes in memory order as a number, the first byte lowest.
 inline std::uint64_t load_bytes(const std::uint8_t* p, index n) {
   std::uint64_t x = 0;
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -78,7 +79,7 @@ void pack_row(const std::uint8_t* codes, index n, int n_bits, std::uint8_t* pack
   }
   const Octet octet(n_bits);
   index i = 0;
-  // Eight bytes are stored where n_bits are meant; the next step writes over the rest.
+  // Stores eight bytes although only n_bits are final; the next step overwrites the rest.
   for (const index end = bytes_of(n, n_bits); i + 8 <= n && i / 8 * n_bits + 8 <= end; i += 8)
     store_bytes(packed + i / 8 * n_bits, octet.together(load_bytes(codes + i, 8)), 8);
   for (; i < n; i += 8) {
@@ -90,7 +91,7 @@ void pack_row(const std::uint8_t* codes, index n, int n_bits, std::uint8_t* pack
 
 void pack_row(const std::uint32_t* codes, index n, int n_bits, std::uint8_t* packed) {
   std::uint64_t bits = 0;
-  int held = 0;  // below 32 between codes
+  int held = 0;  // less than 32 between codes
   for (index i = 0; i < n; ++i) {
     bits |= std::uint64_t(codes[i]) << held;
     held += n_bits;
@@ -118,7 +119,8 @@ void unpack_row(const std::uint8_t* packed, index n, int n_bits, Code* codes) {
   }
 }
 
-// Pieces of rows, or several short rows, of about kTaskCodes codes: body(row, first, last).
+// Calls body(row, first, last) for pieces of rows; a task takes about kTaskCodes codes, in several
+// rows if they are short.
 template <class Body>
 void for_pieces(index rows, index cols, int n_threads, Stop& stop, Body body) {
   if (rows == 0 || cols == 0) return;
@@ -135,10 +137,10 @@ template <class T>
 std::uint64_t code_at(const char* p) {
   T value;
   std::memcpy(&value, p, sizeof value);
-  return std::uint64_t(value);  // what is negative becomes too large
+  return std::uint64_t(value);  // negative values become too large
 }
 
-// Codes in the width that packing takes; whether all of them are below the limit.
+// Converts codes to the width that packing takes; returns whether all of them are below the limit.
 template <class T, class Code>
 bool narrow(const char* p, index stride, index n, std::uint64_t limit, Code* out) {
   std::uint64_t all = 0;

@@ -10,7 +10,7 @@ inline constexpr int kMaxCodeBits = 32;
 
 enum class IntType { i8, i16, i32, i64, u8, u16, u32, u64 };
 
-// Codes that somebody else owns: any integer type, any strides (in bytes), never written to.
+// A read-only view of codes of any integer type with any strides (in bytes).
 struct CodesView {
   const char* data = nullptr;
   IntType type = IntType::u8;
@@ -19,9 +19,8 @@ struct CodesView {
 };
 
 // Packed codes. Row i holds the codes of codebook 0, then those of codebook 1, …; the codes of each
-// codebook begin on a byte. Code j fills the bits [j·n_bits, (j + 1)·n_bits) from there on, bit k
-// being bit k mod 8 (the least significant is 0) of byte ⌊k / 8⌋. Bits after the last code are
-// zero.
+// codebook begin on a byte. Code j fills bits [j·n_bits, (j + 1)·n_bits) of these; bit k is bit k
+// mod 8 (0 is the least significant) of byte ⌊k / 8⌋. Bits after the last code are zero.
 struct PackedShape {
   int n_bits = 8;  // 1 … kMaxCodeBits
   index books = 1, rows = 0, cols = 0;
@@ -35,17 +34,18 @@ struct PackedShape {
 };
 
 // Packs every code. Throws std::invalid_argument for the first one (by codebook, row and column)
-// that needs more bits; what has been written then is not specified.
+// that needs more bits; the content of `packed` is then unspecified.
 void pack_codes(const CodesView& codes, int n_bits, std::uint8_t* packed, int n_threads,
                 Stop& stop);
 
-// codes (books, rows, cols), of the narrowest of 1, 2 and 4 bytes that holds n_bits. `packed` has
-// `size` bytes; false, and nothing written, where that is not what the shape takes.
+// Writes codes (books, rows, cols); Code must be the narrowest of 1, 2 and 4 bytes that holds
+// n_bits. Returns false, and writes nothing, if the shape does not take exactly `size` bytes.
 template <class Code>
 bool unpack_codes(const std::uint8_t* packed, index size, const PackedShape& shape, Code* codes,
                   int n_threads, Stop& stop);
 
-// The first n codes of a row that begins at `packed`, one a byte; nothing is read past the last.
+// Writes the first n codes of a row that begins at `packed`, one per byte; reads nothing after the
+// last.
 void unpack_row(const std::uint8_t* packed, index n, int n_bits, std::uint8_t* codes);
 
 }  // namespace ff

@@ -1,6 +1,7 @@
-// Products from packed codes and the codebooks they index. One input against scalar codes: values
-// come out of registers and are multiplied as they come. Few inputs against vectors that all rows
-// share: sums of products that are made first. Else tiles of a few rows and a few inputs.
+// Products of packed codes and the codebooks they index, in one of three ways. One input with
+// scalar codes: values are looked up in registers and multiplied at once. Few inputs with code
+// vectors shared by all rows: partial products are tabulated first and then summed. Otherwise:
+// tiles of a few rows and a few inputs.
 #include "kernels/codebook/codebook.hpp"
 
 #include <vector>
@@ -12,9 +13,10 @@ namespace {
 
 using tables::kLanes;
 
-// Whether sums of products cost less than tiles. 4096 × 4096 on one thread of Zen 5, permuting
-// bytes: sums take 1.3 ms · books / dim an input, tiles 0.17 ms an input and 9 ms · books / dim to
-// decode. Elsewhere a look-up is a load and costs five times as much, and one or two inputs pay.
+// Returns whether sums of tabulated products cost less than tiles. For 4096 × 4096 on one thread of
+// Zen 5 with byte permutes, sums take 1.3 ms · books / dim per input; tiles take 0.17 ms per input
+// plus 9 ms · books / dim to decode. Without byte permutes a look-up is a load and costs five times
+// as much, so sums pay for one or two inputs only.
 bool sums_pay(const CodebookView& codebook, index batch) {
 #if defined(__AVX512VBMI__)
   constexpr index kLongest = 64;  // products are summed in float

@@ -4,8 +4,7 @@
 
 namespace ff {
 
-// Packed codes that somebody else owns, of a matrix with shape.rows rows and shape.cols · dim
-// columns.
+// A view of packed codes for a matrix with shape.rows rows and shape.cols · dim columns.
 struct PackedView {
   const std::uint8_t* data = nullptr;
   PackedShape shape;
@@ -15,8 +14,9 @@ struct PackedView {
   }
 };
 
-// Code vectors [book][row][group][entry][dim], front to back, of which rows and groups may be one
-// for all. A group is so many neighbouring columns of the matrix, the last one maybe fewer.
+// Code vectors, contiguous as [book][row][group][entry][dim]; `rows` or `groups` is 1 if all rows
+// or groups share them. A group is group_size neighbouring columns of the matrix; the last group
+// may be smaller.
 struct CodebookView {
   const char* data = nullptr;
   DType dtype = DType::f32;  // not f64
@@ -27,12 +27,13 @@ struct CodebookView {
   void load(index book, index row, index group, float* out) const;
 };
 
-// out (x.rows, packed rows) = x · Wᵀ, where W is what codes and codebook stand for and is never
-// built. In float, so that |y − Wx| ≤ 1e-5 · Σ|w x|, each book's part of w counted by itself.
+// Computes out (x.rows, packed rows) = x · Wᵀ, where W is the matrix that codes and codebook stand
+// for and is never built. Works in float, so that |y − Wx| ≤ 1e-5 · Σ|w x|, with the parts of w
+// from each book counted separately.
 void codebook_matmul(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
                      float* out, int n_threads, Stop& stop);
 
-// out (n, columns) = rows ids[0 … n) of W; of all rows, in order, where ids is null.
+// Writes rows ids[0 … n) of W to out (n, columns), or all rows in order if ids is null.
 void codebook_rows(const PackedView& packed, const CodebookView& codebook, const std::int64_t* ids,
                    index n, float* out, int n_threads, Stop& stop);
 

@@ -1,5 +1,5 @@
-// Sums of products by permutes of bytes: 64 rows of one column of codes are one vector, and the
-// table that they index, the products of one piece of x, lies in registers.
+// Sums of products by byte permutes: one vector holds 64 rows of one column of codes, and the table
+// that they index, the products of one piece of x, lies in registers.
 #include <vector>
 
 #include "kernels/codebook/products.hpp"
@@ -11,14 +11,14 @@ namespace {
 
 using tables::Floats;
 using tables::kLanes;
-constexpr index kByteRows = 64;  // a byte of a vector each
-constexpr index kColumns = 16;   // of codes, transposed at a time
+constexpr index kByteRows = 64;  // one per byte of a vector
+constexpr index kColumns = 16;   // columns of codes transposed at a time
 constexpr index kPlaneRows = 8 * kByteRows;
-constexpr index kPart = 64;       // products that are added in float before they go to a sum,
-constexpr index kParts = 16;      // and how many of those before they go to double
+constexpr index kPart = 64;       // products added in float before they go to a sum
+constexpr index kParts = 16;      // sums added in float before they go to double
 constexpr index kTileInputs = 8;  // inputs that share a transposition
 constexpr index kTableBytes = index(1) << 20;
-constexpr index kAheadOfTables = 8;  // pairs of lines of codes fetched for each table that is made
+constexpr index kAheadOfTables = 8;  // pairs of lines of codes fetched for each table
 
 // Transposes kByteRows × kColumns bytes: to[column · pitch + row].
 void transpose(const std::uint8_t* from, index from_pitch, std::uint8_t* to, index pitch) {
@@ -31,7 +31,7 @@ void transpose(const std::uint8_t* from, index from_pitch, std::uint8_t* to, ind
     a[i] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
     a[i] = _mm512_inserti32x4(_mm512_inserti32x4(a[i], row(2), 2), row(3), 3);
   }
-  // Four times: what lies eight rows apart becomes neighbours.
+  // Four rounds, each of which brings rows that are eight apart next to each other.
   const auto interleave = [](const __m512i* x, __m512i* y) FASTFACTOR_INLINE {
 #  pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
@@ -44,13 +44,14 @@ void transpose(const std::uint8_t* from, index from_pitch, std::uint8_t* to, ind
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * pitch, a[i]);
 }
 
-// Codes of one book, column by column: [column][row], kPlaneRows of them.
+// Codes of one book, column by column: [column][row], with kPlaneRows rows.
 class Columns {
  public:
   Columns(const PackedView& packed, const CodebookView& codebook, index span)
       : row_(packed, codebook), staged_(kByteRows * span), columns_(kPlaneRows * span) {}
 
-  // Rows from `first_row` on, columns [first, first + n); what pads rows to kByteRows is zero.
+  // Loads rows from `first_row` on, columns [first, first + n); rows are padded to kByteRows with
+  // zeros.
   void load(index first_row, index n_rows, index book, index first, index n) {
     const PackedShape& shape = row_.packed().shape;
     const index width = round_up(n, kColumns);
@@ -77,8 +78,8 @@ class Columns {
   Buffer<std::uint8_t> staged_, columns_;
 };
 
-// Codes that will be wanted, fetched into L2 a few lines at a time: all at once they would wait for
-// each other.
+// Fetches codes that will be needed into L2, a few lines at a time: requested all at once, they
+// would wait for each other.
 class Ahead {
  public:
   Ahead(const PackedView& packed, index first_row, index book, index first, index n)
@@ -88,7 +89,7 @@ class Ahead {
     left_ = kPlaneRows;
   }
 
-  // So many times a line of two rows.
+  // Fetches one line of each of two rows, n times.
   void fetch(index n) {
     for (index i = 0; i < n && left_ >= 2; ++i) {
       _mm_prefetch(from_ + at_, _MM_HINT_T1);
@@ -103,7 +104,7 @@ class Ahead {
   index pitch_, bytes_, at_ = 0, left_ = 0;
 };
 
-// sums[r] += table[codes[r]], in the table's order of 64 rows.
+// Adds table[codes[r]] to sums[r], in the table's order of 64 rows.
 template <class Table>
 void add_products(const Table& products, const std::uint8_t* codes, index n_rows, float* sums) {
   const Table table = products;  // in registers
@@ -119,7 +120,7 @@ struct PlaneScratch {
   Buffer<float> part, sum;
 };
 
-// totals[r] += the products of columns [first, first + n) of a span, whose tables are given.
+// Adds the products of the n columns of a span, whose tables are given, to totals[r].
 template <class Table>
 void add_span(const Table* products, PlaneScratch& my, index n, index n_rows, Ahead& ahead,
               double* totals) {
@@ -152,12 +153,13 @@ void multiply(const Inputs& inputs, const PackedView& packed, const CodebookView
   const index tile = std::min(inputs.batch, kTileInputs);
   const CodeVectors vectors(codebook, kEntries);
   const index most = std::min(kTableBytes / (tile * index(sizeof(Table))), kColumnBlock);
-  // Spans alike, so that none is left with little to do.
+  // Spans of equal size, so that no small one is left over.
   const index span = round_up(ceil_div(cols, ceil_div(cols, most)), kColumns);
   Buffer<Table> tables(tile * span);
   PerWorker<PlaneScratch> scratch(n_threads);
   std::vector<double> totals(inputs.batch * rows, 0.0);
-  // Tables for columns [first, first + n) and inputs from `input` on, then all rows.
+  // Makes the tables for columns [first, first + n) and the inputs from `input` on, then processes
+  // all rows.
   const auto add = [&](index input, index n_inputs, index book, index first, index n) {
     const index pieces = ceil_div(n, kColumns), row_tasks = ceil_div(rows, kPlaneRows);
     PerWorker<Ahead> own_codes(n_threads);

@@ -7,19 +7,20 @@
 #include "kernels/codebook/codebook.hpp"
 #include "kernels/codebook/walk.hpp"
 
-// The ways in which codebook_matmul() multiplies; it chooses.
+// The ways in which codebook_matmul() multiplies; it chooses between them.
 namespace ff {
 
-// x in float, columns in the order in which a look-up gives values, vectors of a few inputs side by
-// side: [tile of inputs][vector][input of the tile][lane]. A product of a tile so reads one stream,
-// and no two rows of x fall on the same lines of L1.
+// x in float. Columns are in the order in which a look-up gives values, and the vectors of a few
+// inputs lie side by side: [tile of inputs][vector][input of the tile][lane]. So a product of a
+// tile reads one stream, and no two rows of x fall on the same lines of L1.
 struct Inputs {
   index batch, tile, width;
   Buffer<float> values;
 
   index tile_size(index b) const { return std::min(tile, batch - b); }
 
-  // Of the tile that begins with input b; `column` begins a vector.
+  // Returns the values of the tile that begins with input b, from `column` on, which must begin a
+  // vector.
   const float* at(index b, index column) const {
     return values.data() + b * width + column * tile_size(b);
   }
@@ -27,8 +28,8 @@ struct Inputs {
 
 Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_threads, Stop& stop);
 
-// What a worker needs for its tasks, made by its first one. On cache lines of its own: on shared
-// ones two threads took longer than one.
+// The scratch memory of each worker, created by the worker's first task. Each lies on cache lines
+// of its own: on shared lines two threads took longer than one.
 template <class T>
 class PerWorker {
  public:
@@ -48,14 +49,14 @@ class PerWorker {
   std::vector<Own> all_;
 };
 
-// tiles.cpp: any codes, any number of inputs.
+// In tiles.cpp: any codes, any number of inputs.
 void multiply_tiles(const MatrixView& x, const PackedView& packed, const CodebookView& codebook,
                     const Lookup& lookup, float* out, int n_threads, Stop& stop);
 
-// planes.cpp on levels that permute bytes, elsewhere sums.cpp: codebooks that all
-// rows share. Products of the inputs' pieces with every code vector first, then sums of those (the
-// asymmetric distance of product quantization, H. Jégou, M. Douze, C. Schmid 2011). Inputs lie one
-// after the other.
+// In planes.cpp on levels that permute bytes, otherwise in sums.cpp: for codebooks that all rows
+// share. Products of the inputs' pieces with every code vector are computed first and then summed
+// (the asymmetric distance of product quantization, H. Jégou, M. Douze, C. Schmid 2011). Inputs lie
+// one after the other.
 void multiply_sums(const Inputs& inputs, const PackedView& packed, const CodebookView& codebook,
                    float* out, int n_threads, Stop& stop);
 

@@ -1,4 +1,4 @@
-// Sums of products where bytes cannot be permuted: loads from a table in cache.
+// Sums of products on levels without byte permutes: loads from a table in cache.
 #include <vector>
 
 #include "kernels/codebook/products.hpp"
@@ -21,8 +21,8 @@ float sum_products(const float* products, index pitch, const std::uint8_t* codes
 
 void multiply_sums(const Inputs& inputs, const PackedView& packed, const CodebookView& codebook,
                    float* out, int n_threads, Stop& stop) {
-  // Codes whose products are added in float before they go to double; a multiple of 8, a table of
-  // 256 entries then takes 128 KB.
+  // kPiece: codes whose products are added in float before they go to double. It is a multiple of
+  // 8; a table of 256 entries then takes 128 KB.
   constexpr index kPiece = 128, kRows = 128, kTask = 16, kTableBytes = index(512) << 10;
   const index rows = packed.shape.rows, cols = packed.shape.cols, books = codebook.books;
   const index pitch = round_up(codebook.entries, simd::kLanes<float>);

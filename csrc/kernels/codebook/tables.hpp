@@ -5,9 +5,9 @@
 #include "core/simd.hpp"
 #include "core/types.hpp"
 
-// Scalar codebooks in registers: a block of codes in, their values out, by permutes. The order in
-// which a block's values come is the one that costs least; column(position) names it, and x is
-// brought into it once.
+// Scalar codebooks in registers: permutes turn a block of codes into their values. The values of a
+// block come in the cheapest order; column(position) returns the column of each, and x is brought
+// into this order once.
 namespace ff::tables {
 
 using Floats = simd::Vec<float>;
@@ -16,7 +16,7 @@ inline constexpr int kLanes = simd::kLanes<float>;
 #if defined(__AVX512F__)
 struct Table16 {
   explicit Table16(const float* values) : table(_mm512_loadu_ps(values)) {}
-  Floats operator[](__m512i index) const {  // of each lane the low four bits count
+  Floats operator[](__m512i index) const {  // the low four bits of each lane count
     return (Floats)_mm512_permutexvar_ps(index, table);
   }
   __m512 table;
@@ -37,8 +37,9 @@ struct Table16 {
 #endif
 
 #if defined(__AVX2__)
-// Codes of 1, 2 or 4 bits as they are packed: a 32-bit lane holds 32 / Bits of them, and step s
-// shifts code s of every lane down. Lookups take four bits, so a table of fewer entries repeats.
+// Codes of 1, 2 or 4 bits in their packed form: a 32-bit lane holds 32 / Bits of them, and step s
+// shifts code s of every lane down. Look-ups use four bits, so a table with fewer entries is
+// repeated.
 template <int Bits>
 struct Nibbles {
   static constexpr bool kPacked = true;
@@ -77,7 +78,7 @@ struct Nibbles {
   Table16 table;
 };
 
-// Codes one a byte, values gathered from memory.
+// Codes of one byte each; values are gathered from memory.
 struct Gathered {
   static constexpr bool kPacked = false;
   static constexpr index kBlock = kLanes;
@@ -101,7 +102,7 @@ struct Gathered {
 #endif
 
 #if defined(__SSSE3__) && !defined(__AVX2__)
-// Codes of 1, 2 or 4 bits by shuffles of bytes: a table of 16 for each byte of the values.
+// Codes of 1, 2 or 4 bits by byte shuffles: a table of 16 entries for each byte of the values.
 template <int Bits>
 struct ByteShuffles {
   static constexpr bool kPacked = true;
@@ -118,7 +119,7 @@ struct ByteShuffles {
       table[p] = _mm_load_si128(reinterpret_cast<const __m128i*>(planes[p]));
   }
 
-  // Code s of each of 16 bytes, four bytes to a vector.
+  // A step gives code s of each of 16 bytes, in four vectors of four bytes each.
   static index column(index position) { return position % 16 * kCodesByte + position / 16; }
 
   template <class Sink>
@@ -144,7 +145,7 @@ struct ByteShuffles {
 #endif
 
 #if defined(__AVX512F__)
-// Codes one a byte, up to 6 bits: 32 entries are two registers and one permute.
+// Codes of up to 6 bits, one per byte: 32 entries are two registers and one permute.
 template <int Entries>
 struct Permuted {
   static_assert(Entries == 32 || Entries == 64);
@@ -173,11 +174,12 @@ struct Permuted {
 #endif
 
 #if defined(__AVX512VBMI__)
-// A table for each byte of the values: 64 look-ups a permute, then the bytes are brought together.
-// Values that were widened from 16 bits have low bytes of zero, which need none: Bytes is how many
-// of the upper ones count (bfloat16 2, float16 3). Codes of 8 bits are bytes. Of fewer, eight codes
-// are brought to eight bytes and shifted each; look-ups take six bits, so tables of fewer repeat.
-// Codes of 7 and 8 bits have tables of two and four registers.
+// One table for each byte of the values: a permute looks up 64 bytes, and the bytes are then
+// joined. Values widened from 16 bits have zeros as low bytes, which need no table: Bytes is the
+// number of upper bytes that do (bfloat16 2, float16 3). Codes of 8 bits are bytes already. For
+// shorter codes, eight codes are spread to eight bytes and shifted. Look-ups use six bits, so
+// tables with fewer entries are repeated; codes of 7 and 8 bits have tables of two and four
+// registers.
 template <int Bits, int Bytes>
 struct BytePlanes {
   static_assert(Bits <= 8);
@@ -201,7 +203,7 @@ struct BytePlanes {
     shift = _mm512_load_si512(shifts);
   }
 
-  // Two rounds of interleaving leave quarters of each 128-bit lane to one vector.
+  // Two rounds of interleaving put a quarter of each 128-bit lane into each vector.
   static index column(index position) {
     const index vector = position / 16, lane = position % 16 / 4;
     return 16 * lane + 4 * vector + position % 4;
@@ -239,12 +241,13 @@ struct BytePlanes {
 
   __m512i indices(const std::uint8_t* codes) const {
     if constexpr (Bits == 8) return _mm512_loadu_si512(codes);
-    constexpr __mmask64 kOwn = (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // nothing past the block
+    constexpr __mmask64 kOwn = (std::uint64_t(1) << (8 * Bits % 64)) - 1;  // only the block
     const __m512i packed = _mm512_maskz_loadu_epi8(kOwn, codes);
     return _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(spread, packed));
   }
 
-  // Bytes of 64 values: a lane's are brought together, then the four lanes of each of four vectors.
+  // Splits 64 values into their bytes: first within each lane, then across the four lanes of each
+  // of four vectors.
   void split(const float* values, int q) {
     const __m512i by_byte = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
     const __m512i low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);

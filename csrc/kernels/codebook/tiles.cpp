@@ -1,4 +1,4 @@
-// Several inputs: tiles of W, decoded in registers where a permute does that, else in L1.
+// Several inputs: tiles of W, decoded in registers if a permute can do that, otherwise in L1.
 #include "kernels/codebook/tiles.hpp"
 
 #include <vector>
@@ -13,7 +13,7 @@ using tables::kLanes;
 using tiles::kInputs;
 using tiles::kRows;
 
-// Sums of some rows with a batch: [tile of inputs][row][input of the tile].
+// Sums of some rows for a batch: [tile of inputs][row][input of the tile].
 class Sums {
  public:
   Sums(index n_rows, index batch)
@@ -37,7 +37,7 @@ class Sums {
     }
   }
 
-  // Rows of W are columns of `out`, `pitch` of them.
+  // Writes the sums; rows of W become columns of `out`, whose rows are `pitch` elements apart.
   void store(index n_rows, float* out, index pitch) const {
     for (index b = 0; b < batch_; ++b)
       for (index r = 0; r < n_rows; ++r)
@@ -51,7 +51,7 @@ class Sums {
   std::vector<double> totals_;
 };
 
-// Every tile of n_rows rows and all inputs, columns [first, first + blocks · a block of Source).
+// Multiplies n_rows rows with all inputs, for `blocks` blocks of Source from column `first` on.
 template <class Rows>
 void multiply_span(index n_rows, const Inputs& inputs, index first, index blocks, Sums& sums,
                    const Rows& rows) {
@@ -70,7 +70,7 @@ void multiply_decoded(const PackedView& packed, const CodebookView& codebook, co
   constexpr index kTaskRows = 4 * kRows;
   const index rows = packed.shape.rows, columns = packed.shape.cols * codebook.dim;
   const index block = column_block(codebook.dim, tiles::kColumns);
-  // A line more than the block, so that rows do not fall on the same lines of L1.
+  // A cache line longer than the block, so that rows do not fall on the same lines of L1.
   const index pitch = round_up(block, kLanes) + 16;
   struct Scratch {
     CodeRow row;
@@ -105,7 +105,7 @@ void multiply_decoded(const PackedView& packed, const CodebookView& codebook, co
 }
 
 #if defined(__AVX512F__)
-// Tables of n rows: [group][row][16].
+// Loads the tables of n rows: [group][row][16].
 template <int Bits>
 void load_tables(const CodebookView& codebook, index first_row, index n, index pitch, float* to) {
   for (index group = 0; group < codebook.groups; ++group)
@@ -116,7 +116,7 @@ void load_tables(const CodebookView& codebook, index first_row, index n, index p
     }
 }
 
-// Groups are whole blocks of the look-up.
+// Groups must be whole blocks of the look-up.
 template <int Bits>
 void multiply_packed(const PackedView& packed, const CodebookView& codebook, const Lookup& lookup,
                      const Inputs& inputs, float* out, int n_threads, Stop& stop) {
@@ -149,7 +149,8 @@ void multiply_packed(const PackedView& packed, const CodebookView& codebook, con
     for (index c = 0; c < whole;) {
       const index group = c / codebook.group_size;
       const index next = std::min({whole, c + tiles::kColumns, (group + 1) * codebook.group_size});
-      // The next span of these rows; after their last, the first of the next task's.
+      // How far ahead the next codes are: the next span of these rows, or after the last span the
+      // first one of the next task's rows.
       const index ahead = next < whole ? (next - c) / 8 * Bits
                           : first_row + 2 * kTaskRows <= rows
                               ? n * packed.shape.row_bytes() - c / 8 * Bits

@@ -6,8 +6,8 @@
 #include "core/types.hpp"
 #include "kernels/codebook/tables.hpp"
 
-// A few rows of W by a few inputs, every sum in a register: each value of x that is loaded serves
-// all the rows, each value of W all the inputs.
+// Multiplies a few rows of W with a few inputs, with every sum in a register: each loaded value of
+// x is used for all the rows and each value of W for all the inputs.
 namespace ff::tiles {
 
 using tables::Floats;
@@ -16,12 +16,12 @@ using tables::kLanes;
 inline constexpr int kRows = 3;
 inline constexpr int kInputs = simd::kBytes == 64 ? 8 : 4;  // 24 or 12 sums
 
-// Columns whose products a sum takes before it goes where longer sums are made, and how many of
-// those go into one: at most 128 + 16 + 4 roundings, 9e-6, before the rest is done in double.
+// kColumns: columns whose products go into one short sum. kSpans: short sums that go into one
+// longer sum. This makes at most 128 + 16 + 4 roundings, 9e-6, before the rest is added in double.
 inline constexpr index kColumns = std::min(1024, 128 * kLanes);
 inline constexpr index kSpans = 16;
 
-// Rows that lie decoded in memory.
+// Rows that are already decoded in memory.
 struct Decoded {
   static constexpr int kVectors = 1;
 
@@ -33,9 +33,10 @@ struct Decoded {
 };
 
 #if defined(__AVX512F__)
-// Rows that are decoded as they are multiplied: a permute more for each value of W costs less than
-// to store and load it. 4096 × 4096 codes of 4 bits by 8 inputs, one thread of Zen 5: 1.5 ms, and
-// 2.9 decoded into L1 first; multiply-adds alone would take 1.25 at the peak.
+// Rows that are decoded while they are multiplied: one more permute for each vector of W costs less
+// than storing and loading it. 4096 × 4096 codes of 4 bits with 8 inputs on one thread of Zen 5
+// take 1.5 ms, and 2.9 ms when decoded into L1 first; the multiply-adds alone would take 1.25 ms at
+// peak speed.
 template <int Bits>
 struct Packed {
   using Table = tables::Nibbles<Bits>;
@@ -54,19 +55,20 @@ struct Packed {
   const std::uint8_t* codes;
   index pitch;
   const float* tables;  // [row][16], aligned
-  index ahead;          // from codes in use to those that will be next
+  index ahead;          // distance from the codes in use to those to fetch
 };
 #endif
 
-// Loaded once: compilers like to fold the load into each of the multiply-adds that need it, which
-// are then bound by loads. (The packed product above takes 1.5 ms so, 1.3 with this.)
+// Keeps a loaded value in its register: compilers like to fold the load into each multiply-add that
+// uses it, and the loop is then limited by loads. (The packed product above takes 1.5 ms like that
+// and 1.3 ms with this.)
 inline void hold([[maybe_unused]] Floats& v) {
 #if defined(__SSE2__)
   asm("" : "+v"(v));
 #endif
 }
 
-// sums[r·kInputs + b] += Σ_k w[r][k] x[k][b] over so many blocks of kVectors vectors.
+// Computes sums[r·kInputs + b] += Σ_k w[r][k] x[k][b] over `blocks` blocks of kVectors vectors.
 template <int R, int B, class Source>
 void multiply(Source w, const float* x, index blocks, Floats* sums) {
   Floats sum[R][B] = {};
@@ -100,9 +102,9 @@ Product<Source> product(int n_inputs, std::integer_sequence<int, B...>) {
 }
 }  // namespace detail
 
-// multiply() for kRows rows, or for one, and so many inputs, at most kInputs. Rows that are left
-// over come one by one: they are two at most, and a product of its own for two would be a third of
-// what there is to compile here.
+// Returns multiply() for kRows rows or for one, and for n_inputs ≤ kInputs inputs. Left-over rows
+// are multiplied one by one: there are at most two of them, and a version for two rows would add a
+// third to what has to be compiled here.
 template <class Source>
 Product<Source> product(index n_rows, index n_inputs) {
   const auto sizes = std::make_integer_sequence<int, kInputs>();

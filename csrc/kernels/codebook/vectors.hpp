@@ -8,8 +8,8 @@
 
 namespace ff {
 
-// Code vectors that all rows share, entries side by side, padded with zeros to a pitch: what is
-// multiplied with pieces of x.
+// Code vectors that all rows share, entries side by side and padded with zeros to a pitch, in the
+// layout in which they are multiplied with pieces of x.
 class CodeVectors {
  public:
   CodeVectors(const CodebookView& codebook, index pitch)
@@ -30,7 +30,8 @@ class CodeVectors {
 
   index pitch() const { return pitch_; }
 
-  // Products of the piece of x that code j multiplies with every vector that it may name.
+  // Computes the products of the piece of x that belongs to code j with every vector that j may
+  // name.
   void multiply(const float* x, index book, index j, float* products) const {
     constexpr int kLanes = simd::kLanes<float>;
     const index d = codebook_.dim, group = j * d / codebook_.group_size;

@@ -44,7 +44,7 @@ index in_order(index position) {
   return position;
 }
 
-// Columns stay where they are, and there is no dot.
+// Keeps columns in order and has no dot.
 constexpr Lookup kAnyLookup = {1, in_order, nullptr, decode_any};
 
 #if defined(__SSSE3__)

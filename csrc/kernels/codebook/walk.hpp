@@ -5,19 +5,21 @@
 #include "kernels/codebook/codebook.hpp"
 #include "kernels/codebook/tables.hpp"
 
-// One row of codes from left to right: its values, in the order of the look-up that makes them.
+// Reads one row of codes from left to right: its values come in the order of the look-up that makes
+// them.
 namespace ff {
 
-// Columns at a time: a multiple of every look-up's block, few enough for L1 beside the operand.
+// Columns processed at a time: a multiple of every look-up's block, few enough to stay in L1 with
+// the operand.
 inline constexpr index kColumnBlock = 1024;
 
-// The same for vectors of any length: whole ones, and a multiple of 16, so that codes begin on a
-// byte and columns on a vector of any level.
+// Returns such a number for code vectors of length dim: whole code vectors, and a multiple of 16 of
+// them, so that codes begin on a byte and columns on a SIMD vector at any level.
 inline index column_block(index dim, index most = kColumnBlock) {
   return std::max<index>(most / (16 * dim), 1) * 16 * dim;
 }
 
-// What one worker knows of the row it is at. Codes are unpacked and tables widened here.
+// The current row of one worker. Unpacks codes and widens tables.
 class CodeRow {
  public:
   CodeRow(const PackedView& packed, const CodebookView& codebook)
@@ -29,7 +31,7 @@ class CodeRow {
   }
 
   void go_to(index row) {
-    // Tables that all rows share stay where they are.
+    // Tables that all rows share stay loaded.
     if (codebook_.rows > 1) loaded_book_ = loaded_group_ = -1;
     row_ = row;
   }
@@ -46,12 +48,12 @@ class CodeRow {
     return table_.data();
   }
 
-  // As they are stored; `first` a multiple of 8.
+  // Returns the codes in packed form; `first` must be a multiple of 8.
   const std::uint8_t* bits(index book, index first) const {
     return packed_.row(row_, book) + first / 8 * packed_.shape.n_bits;
   }
 
-  // One a byte, at most kColumnBlock of them; `first` a multiple of 8.
+  // Returns at most kColumnBlock codes, one per byte; `first` must be a multiple of 8.
   const std::uint8_t* codes(index book, index first, index n) {
     const std::uint8_t* from = bits(book, first);
     if (packed_.shape.n_bits == 8) return from;
@@ -69,13 +71,14 @@ class CodeRow {
   index row_ = 0, loaded_book_ = -1, loaded_group_ = -1;
 };
 
-// Loops below must become one, their sums in registers. GCC 12 leaves calls in it otherwise: one
-// input against 4096 × 4096 codes of 4 bits then took 1.26 ms on one thread, 0.54 so.
+// The loops below must be inlined into one with its sums in registers. GCC 12 otherwise leaves
+// calls in it: one input with 4096 × 4096 codes of 4 bits then took 1.26 ms on one thread, instead
+// of 0.54.
 #define FASTFACTOR_INLINE __attribute__((always_inline))
 
-// Scalar codes of one codebook by look-up Table: vector(position, v, values) for vector v of the
-// block at `position` of the columns [first, last), scalar(position, value) for the rest; positions
-// count from `first`, which is a multiple of the look-up's block.
+// Walks the scalar codes of one codebook with look-up Table. Calls vector(position, v, values) for
+// vector v of the block at `position` of the columns [first, last), and scalar(position, value) for
+// the rest. Positions count from `first`, which is a multiple of the look-up's block.
 template <class Table, class Vector, class Scalar>
 [[gnu::always_inline]] inline void walk_scalars(CodeRow& row, index first, index last,
                                                 Vector&& vector, Scalar&& scalar) {
@@ -109,19 +112,20 @@ template <class Table, class Vector, class Scalar>
   }
 }
 
-// What a look-up offers to the products.
+// What a look-up provides for the products.
 struct Lookup {
-  index block;  // columns that change places among each other
+  index block;  // columns are permuted only within a block
   index (*column)(index position);
-  float (*dot)(CodeRow&, const float* x);  // with x in that order
+  float (*dot)(CodeRow&, const float* x);  // x in the order of column()
   void (*decode)(CodeRow&, index first, index last, float* out);
 };
 
 template <class Table>
 float dot_scalars(CodeRow& row, const float* x) {
   using tables::Floats;
-  // Sums of 64 terms a lane and 4 lanes, of 16 of those, and the rest in double: at most 90
-  // roundings, which stay below 1e-5 of the sum of magnitudes however long the row.
+  // A partial sum has at most 64 terms per lane; 4 of these, and then 16 such blocks, are added in
+  // float and the rest in double. That makes at most 90 roundings, which stay below 1e-5 of the sum
+  // of magnitudes for a row of any length.
   constexpr index kBlock = Table::kPacked ? 256 * tables::kLanes : kColumnBlock;
   constexpr index kSpan = 16 * kBlock;
   double total = 0;
@@ -162,11 +166,11 @@ Lookup lookup_by() {
   return {Table::kBlock, Table::column, dot_scalars<Table>, decode_scalars<Table>};
 }
 
-// Any codes: vectors, several codebooks, groups that begin anywhere. Columns stay in order; `first`
-// is a multiple of column_block(dim), and no more columns than that are asked for.
+// Decodes any codes: vectors, several codebooks, groups that begin anywhere. Columns stay in order;
+// `first` must be a multiple of column_block(dim), and last − first at most that.
 void decode_any(CodeRow& row, index first, index last, float* out);
 
-// The look-up that suits; block 1 and no dot: decode_any.
+// Returns the look-up that suits; block 1 and a null dot stand for decode_any.
 Lookup choose_lookup(const PackedView& packed, const CodebookView& codebook);
 
 }  // namespace ff

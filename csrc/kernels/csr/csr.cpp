@@ -8,8 +8,8 @@ namespace {
 
 constexpr index kCheckChunk = index(1) << 16;
 
-// The first i in [first, last) for which a column lies outside [0, cols), else last. Whole groups
-// are tested without a branch: a negative column is a huge unsigned one.
+// Returns the first i in [first, last) whose column lies outside [0, cols), or last. Groups are
+// tested without a branch; a negative column is a huge unsigned one.
 template <class I>
 index first_outside(const I* indices, index first, index last, index cols) {
   using U = std::make_unsigned_t<I>;
@@ -29,7 +29,8 @@ index first_outside(const I* indices, index first, index last, index cols) {
   return last;
 }
 
-// The first fault that find(first, last) reports in [0, n), chunk by chunk; n where there is none.
+// Returns the first fault in [0, n) that find(first, last) reports for a chunk, or n if there is
+// none.
 template <class Find>
 index first_fault(index n, int n_threads, Stop& stop, Find find) {
   std::vector<index> faults(ceil_div(n, kCheckChunk), n);
@@ -84,7 +85,7 @@ RowPieces cut_rows(const CsrView& a) {
   index first = 0;
   while (first < a.rows) {
     const index limit = ((a.start(first) + first) / size + 1) * size;
-    index low = first + 1, high = a.rows;  // the first row of a later piece
+    index low = first + 1, high = a.rows;  // low becomes the first row of the next piece
     while (low < high) {
       const index middle = low + (high - low) / 2;
       if (a.start(middle) + middle < limit) {

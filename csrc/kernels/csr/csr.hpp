@@ -7,8 +7,8 @@
 
 namespace ff {
 
-// A sparse matrix in compressed rows that somebody else owns. Row i holds the nonzeros
-// [start(i), start(i + 1)); duplicates sum, columns may come in any order.
+// A view of a sparse matrix in compressed rows. Row i holds the nonzeros [start(i), start(i + 1));
+// duplicates are summed, and columns may come in any order.
 struct CsrView {
   const void* data = nullptr;
   DType dtype = DType::f32;
@@ -24,15 +24,16 @@ struct CsrView {
   }
 };
 
-// What reading the matrix without bounds checks rests on: indptr begins at 0, never falls, ends at
-// the number of nonzeros, and every column is in [0, cols). Throws std::invalid_argument for the
-// first fault, its message beginning with `name` (such as "A.") and the array.
+// Checks what reading the matrix without bounds checks requires: indptr begins at 0, never falls
+// and ends at the number of nonzeros, and every column is in [0, cols). Throws
+// std::invalid_argument for the first fault; the message begins with `name` (such as "A.") and the
+// array.
 void check_csr(const CsrView& a, const std::string& name, int n_threads, Stop& stop);
 
-// The rows of a matrix as pieces of work of about equal size, whatever the rows are like. Where the
-// cuts fall depends on the matrix alone.
+// The rows of a matrix in pieces of work of about equal size for any distribution of nonzeros. The
+// cuts depend on the matrix alone.
 struct RowPieces {
-  static constexpr index kSize = index(1) << 15;  // most nonzeros + rows in a piece, about
+  static constexpr index kSize = index(1) << 15;  // approximate limit of nonzeros + rows in a piece
 
   struct Range {
     index first, last;

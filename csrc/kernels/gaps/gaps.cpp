@@ -13,17 +13,19 @@ index chunk_end(index chunk, index n) {
   return std::min((chunk + 1) * kChunk, n);
 }
 
-// gap − 1 of entry i
+// Returns the gap of entry i less 1: the number of positions it skips.
 std::int64_t skipped(const std::int64_t* positions, index i) {
   return positions[i] - (i ? positions[i - 1] : -1) - 1;
 }
 
-// Fillers, which reach over 2^b positions, or escapes, over one less, in so many zeros.
+// Returns how many fillers, each of which spans 2^b positions, or escapes, which span one less, a
+// gap over this many zeros needs.
 std::int64_t bridges(std::int64_t zeros, int n_bits, bool escape) {
   return escape ? zeros / ((1 << n_bits) - 1) : zeros >> n_bits;
 }
 
-// before[c] = the sum of what of(c) gives for the chunks before c; one entry more than chunks.
+// Returns before[c] = the sum of of(k) for the chunks k before c; it has one entry more than there
+// are chunks.
 template <class Of>
 std::vector<std::int64_t> sums_before(index n_chunks, int n_threads, Stop& stop, Of of) {
   std::vector<std::int64_t> before(n_chunks + 1, 0);
@@ -59,7 +61,7 @@ FillerCounts count_fillers(const std::int64_t* positions, index n, bool escape, 
     FillerCounts counts{};
     for (index i = c * kChunk; i < chunk_end(c, n); ++i) {
       const std::int64_t zeros = skipped(positions, i);
-      // Wider fields have none either once one has none.
+      // If a field needs none, wider fields need none either.
       for (int b = 1; b <= kMaxGapBits; ++b) {
         const std::int64_t n_bridges = bridges(zeros, b, escape);
         if (n_bridges == 0) break;
@@ -121,7 +123,8 @@ Buffer<std::int64_t> read_gaps(const Field* fields, index n, int n_bits, bool es
     Field all = 0;
     for (index i = c * kChunk; i < chunk_end(c, n); ++i) sum += fields[i], all |= fields[i];
     if (all > largest)
-      throw CorruptData("gaps must be in [0, " + std::to_string(1 << n_bits) + "), got more");
+      throw CorruptData("gaps must be in [0, " + std::to_string(1 << n_bits) +
+                        "), got a larger one");
     return sum + (chunk_end(c, n) - c * kChunk) - (escapes[c + 1] - escapes[c]);
   });
   if (before[n_chunks] > size)

@@ -7,7 +7,7 @@
 
 #include "core/bytes.hpp"
 
-// Prefix codes: optimal lengths under a limit, the canonical words of given lengths, and the
+// Prefix codes: the optimal lengths under a limit, the canonical words of given lengths, and the
 // lengths as stored bytes.
 namespace ff::huffman {
 
@@ -16,10 +16,10 @@ using Lengths = std::vector<std::uint8_t>;  // of each letter's word; 0: the let
 
 inline constexpr int kMaxLength = 20;
 
-// Lengths that minimise Σ count · length with no length above max_length, by package-merge (Larmore
-// and Hirschberg, 1990). Letters of count 0 get none; at least two must occur, at most
-// 2^max_length. O(n · max_length) after sorting. Ties go to packages of lighter letters first, then
-// by letter: a function of the counts alone.
+// Returns the lengths that minimise Σ count · length with no length above max_length, by
+// package-merge (Larmore and Hirschberg, 1990). Letters of count 0 get length 0; at least two and
+// at most 2^max_length letters must occur. Takes O(n · max_length) after sorting. Ties go first to
+// packages of lighter letters, then to the lower letter, so the counts alone determine the result.
 inline Lengths optimal_lengths(const Counts& counts, int max_length) {
   std::vector<std::uint32_t> letters;
   for (std::size_t i = 0; i < counts.size(); ++i)
@@ -28,7 +28,7 @@ inline Lengths optimal_lengths(const Counts& counts, int max_length) {
                    [&](std::uint32_t a, std::uint32_t b) { return counts[a] < counts[b]; });
   const std::size_t n = letters.size();
   // List k holds, by rising weight, the letters and the pairs of neighbours of list k − 1. Only
-  // which entries are letters needs keeping.
+  // which entries are letters has to be kept.
   std::vector<std::vector<bool>> is_letter(max_length);
   std::vector<std::uint64_t> list, next;
   for (int k = 0; k < max_length; ++k) {
@@ -44,8 +44,8 @@ inline Lengths optimal_lengths(const Counts& counts, int max_length) {
     }
     list.swap(next);
   }
-  // The first 2n − 2 of the last list; of the list before, the pairs that those hold; and so on.
-  // Every list in which a letter is among these adds one to its length.
+  // Take the first 2n − 2 entries of the last list, from the list before it the pairs that these
+  // contain, and so on. Every list in which a letter is taken adds one to its length.
   Lengths lengths(counts.size(), 0);
   std::size_t taken = 2 * n - 2;
   for (int k = max_length - 1; k >= 0; --k) {
@@ -57,18 +57,18 @@ inline Lengths optimal_lengths(const Counts& counts, int max_length) {
   return lengths;
 }
 
-// The canonical code: words are numbered in order of length, then letter, so that the lengths say
-// everything. Left-aligned in kMaxLength bits, a word of length l lies below limit[l] and not below
-// limit[l − 1].
+// The canonical code: words are numbered in order of length, then letter, so that the lengths
+// determine everything. Left-aligned in kMaxLength bits, a word of length l is less than limit[l]
+// and at least limit[l − 1].
 struct CanonicalCode {
-  // The rank of the first word of a length; behind the longest, how many words there are.
+  // The rank of the first word of each length; after the longest, the number of words.
   std::array<std::uint32_t, kMaxLength + 2> first{};
   std::array<std::uint32_t, kMaxLength + 1> limit{};
-  std::vector<std::uint16_t> by_rank;  // letters in that order
+  std::vector<std::uint16_t> by_rank;  // letters by rank
   int max_length = 0;
 
-  // Whether the lengths make a complete prefix code of at least two words. Any kMaxLength bits then
-  // begin with exactly one word.
+  // Returns whether the lengths make a complete prefix code of at least two words. If they do, any
+  // kMaxLength bits begin with exactly one word.
   bool assign(const Lengths& lengths) {
     std::array<std::uint32_t, kMaxLength + 1> counts{};
     for (const int length : lengths) {
@@ -94,7 +94,7 @@ struct CanonicalCode {
     return true;
   }
 
-  // The word of length l with rank r, in its l low bits.
+  // Returns the word of length l with rank r, in its l low bits.
   std::uint32_t word(int l, std::uint32_t rank) const {
     return (limit[l - 1] >> (kMaxLength - l)) + rank - first[l];
   }
@@ -103,18 +103,19 @@ struct CanonicalCode {
     std::uint16_t letter;
     std::uint8_t length;
   };
-  // The letter whose word these kMaxLength bits begin with; its length is l or more.
+  // Returns the letter whose word these kMaxLength bits begin with; the word must have at least l
+  // bits.
   Found find(std::uint32_t bits, int l = 1) const {
     while (bits >= limit[l]) ++l;
     return {by_rank[first[l] + ((bits - limit[l - 1]) >> (kMaxLength - l))], std::uint8_t(l)};
   }
 };
 
-// Lengths as bits, lowest first in each byte. Neighbours resemble each other, so a length is coded
-// by how it differs from the last one that was not 0 (at first 4), as a number v in Elias' gamma
-// code (v + 1 has k bits: k − 1 zeros, then those bits from the top):
-//   v = 0 the same;  1, 2, 4, 5, 6, 7 … one more, one less, two more, two less, …;  3 a run of
-//   zeros, its length less one coded the same way. Zeros at the end are not coded.
+// Lengths as bits, lowest bit of each byte first. Neighbours are often alike, so a length is coded
+// by its difference from the last one that was not 0 (at first 4). The difference is a number v in
+// Elias' gamma code (v + 1 has k bits: k − 1 zeros, then those bits from the top):
+//   v = 0: the same;  1, 2, 4, 5, 6, 7 …: one more, one less, two more, two less, …;  3: a run of
+//   zeros, followed by its length less one in the same code. Zeros at the end are not coded.
 namespace detail {
 
 class BitWriter {
@@ -147,14 +148,15 @@ class BitReader {
     for (; k > 0; --k) v = v << 1 | std::uint32_t(bit());
     return v - 1;
   }
-  // How many bytes have been read, the last one to its end.
+  // Checks that the rest of the last byte is zero; returns how many bytes have been read.
   index finish() {
     while (at_ % 8)
       if (bit()) fail();
     return at_ / 8;
   }
   [[noreturn]] static void fail() {
-    throw CorruptData("data must hold the code lengths of a complete prefix code, got others");
+    throw CorruptData(
+        "data must hold the code lengths of a complete prefix code, got lengths that make none");
   }
 
  private:
@@ -195,8 +197,8 @@ inline Bytes lengths_to_bytes(const Lengths& lengths) {
 }
 
 // Reads the lengths of `n_letters` letters; throws CorruptData unless they make a complete code.
-// Such a code says itself where it is complete, so that the bytes need no count; what is left of
-// the last one has to be zero.
+// The reader notices when the code is complete, so the bytes need no count; the rest of the last
+// byte must be zero.
 inline Lengths lengths_from_bytes(ByteReader& from, index n_letters) {
   detail::BitReader in(from.rest(), from.left());
   Lengths lengths(n_letters, 0);

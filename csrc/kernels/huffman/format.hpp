@@ -5,26 +5,25 @@
 #include "core/checksum.hpp"
 #include "kernels/huffman/code.hpp"
 
-// What stands in front of the blocks of Huffman-coded data (numbers are little-endian; a varint has
+// The header in front of the blocks of Huffman-coded data (numbers are little-endian; a varint has
 // seven bits a byte, lowest first):
 //
 //   "H", 1                magic and version
 //   flags                 bit 0: symbols have two bytes; bits 1 and 2: the kind (0 coded, 1 raw,
-//                         2 constant); bits 3 and 4: log2 of the group; the others are zero
-//   varint                number of symbols; what follows up to the checksum is left out for none
-//   constant              varint: the symbol; one zero byte for every 16,384 symbols begun
+//                         2 constant); bits 3 and 4: log2 of the group; the other bits are zero
+//   varint                number of symbols; if it is 0, only the checksum follows
+//   constant              varint: the symbol; then one zero byte per 16,384 symbols, rounded up
 //   coded and raw         log2 of the block size in symbols
-//   coded                 symbol_bits; the number of symbols modulo the group, one by one with
-//   their
-//                         one or two bytes: the last ones, which fill no letter; the code lengths
+//   coded                 symbol_bits; the last symbols, too few to fill a group, in one or two
+//                         bytes each; the code lengths
 //   coded and raw         for each block a varint: 2 · its bytes + (1 if it is raw)
-//   4 bytes               checksum of all before
+//   4 bytes               checksum of everything before
 //
 // A letter of the code is a group of 1, 2 or 4 neighbouring symbols in symbol_bits bits each, the
-// first lowest. A block is a checksum of 4 bytes (seeded by the header's and the block's number)
-// and its content: raw symbols, or kStreams streams of equally many letters (the last may have
-// fewer; a block of less than kFewLetters letters is one stream), the bytes of each but the last in
-// 3 bytes first.
+// first symbol lowest. A block is a checksum of 4 bytes (seeded by the header's and the block's
+// number) and its content: raw symbols, or kStreams streams with the same number of letters (the
+// last may have fewer; a block of less than kFewLetters letters is one stream). The content begins
+// with the size of each stream except the last, in 3 bytes.
 namespace ff::huffman {
 
 inline constexpr index kConstantRun = 16384;
@@ -45,7 +44,7 @@ struct Format {
   Lengths lengths;
 
   struct Block {
-    index size;  // bytes, checksum included
+    index size;  // bytes, including the checksum
     bool raw;
   };
   std::vector<Block> blocks;
@@ -98,49 +97,50 @@ inline void require(bool held, const char* what) {
 
 inline void read_constant(ByteReader& in, Format& f) {
   f.constant = std::uint32_t(in.varint("a symbol"));
-  require(f.constant >> 8 * f.symbol_bytes() == 0, "hold a symbol of its dtype, got a larger one");
+  require(f.constant >> 8 * f.symbol_bytes() == 0,
+          "hold a symbol of its dtype, got a larger number");
   const index zeros = ceil_div(f.n_symbols, kConstantRun);
   const std::uint8_t* p = in.take(zeros, "a zero for every 16,384 symbols");
   require(std::all_of(p, p + zeros, [](int byte) { return byte == 0; }),
-          "hold a zero for every 16,384 symbols, got another byte");
+          "hold a zero byte for every 16,384 symbols, got another byte");
 }
 
 inline void read_code(ByteReader& in, Format& f) {
   f.symbol_bits = int(in.fixed(1, "the bits of a symbol"));
   require(
       f.symbol_bits >= 1 && f.symbol_bits <= 8 * f.symbol_bytes() && f.symbol_bits * f.group <= 16,
-      "hold letters of 1 to 16 bits and symbols of their dtype, got others");
+      "name 1 to 16 bits for a letter and symbols that fit their dtype, got other widths");
   for (index i = f.in_groups(); i < f.n_symbols; ++i)
     f.rest.push_back(std::uint16_t(in.fixed(f.symbol_bytes(), "the last symbols")));
   f.lengths = lengths_from_bytes(in, f.n_letters());
 }
 
-// A letter takes a bit at least: what bounds the number of symbols by that of bytes.
+// A letter takes at least one bit, so the number of bytes bounds the number of symbols.
 inline void read_blocks(ByteReader& in, Format& f) {
-  require(f.n_blocks() <= in.left(), "hold a size for each block, ends before it");
+  require(f.n_blocks() <= in.left(), "hold a size for each block, got data that ends before it");
   for (index i = 0; i < f.n_blocks(); ++i) {
     const std::uint64_t stored = in.varint("the size of a block");
     const Format::Block block{index(stored >> 1), (stored & 1) != 0};
     const index n = f.block_end(i) - f.block_begin(i), content = block.size - kChecksumBytes;
     require(block.raw || f.kind == Kind::coded,
-            "hold raw blocks alone where it says so, got others");
+            "hold only raw blocks if its header says so, got a coded block");
     require(block.raw ? content == n * f.symbol_bytes() : content > 0 && n / f.group <= content * 8,
-            "hold blocks of a size that their symbols can have, got another");
+            "hold blocks of a size that their symbols can take, got an impossible size");
     f.blocks.push_back(block);
   }
 }
 
 }  // namespace detail
 
-// Leaves the reader at the first block. Every size is known to be there by then, so that what the
-// header declares may be allocated.
+// Reads the header and leaves the reader at the first block. By then all sizes are checked against
+// the bytes that there are, so it is safe to allocate what the header declares.
 inline Format read_header(ByteReader& in, std::uint32_t& header_checksum) {
   using detail::require;
   const std::uint8_t* begin = in.rest();
   const index start = in.position();
   require(in.fixed(1, "a header") == 'H', "begin with \"H\", got another byte");
   const int version = int(in.fixed(1, "a version"));
-  require(version == 1, "be of version 1, the only one known, got another");
+  require(version == 1, "be of version 1, the only known one, got another version");
   const int flags = int(in.fixed(1, "flags"));
   Format f;
   f.wide = flags & 1;
@@ -148,24 +148,24 @@ inline Format read_header(ByteReader& in, std::uint32_t& header_checksum) {
   f.group = 1 << (flags >> 3 & 3);
   require(flags < 32 && int(f.kind) <= int(Kind::constant) && f.group <= 4 &&
               (f.kind == Kind::coded || f.group == 1),
-          "have flags that are known, got others");
+          "have known flags, got unknown ones");
   f.n_symbols = index(in.varint("the number of symbols"));
   if (f.n_symbols && f.kind == Kind::constant) {
     detail::read_constant(in, f);
   } else if (f.n_symbols) {
     f.block_log = int(in.fixed(1, "the block size"));
     require(f.block_log >= kMinBlockLog && f.block_log <= kMaxBlockLog,
-            "have blocks of 2^12 to 2^22 symbols, got others");
+            "have blocks of 2^12 to 2^22 symbols, got another size");
     if (f.kind == Kind::coded) detail::read_code(in, f);
     detail::read_blocks(in, f);
   }
   const index size = in.position() - start;
   header_checksum = std::uint32_t(in.fixed(kChecksumBytes, "a checksum of its header"));
   require(checksum_fits(begin, size, 0, header_checksum),
-          "have a header that its checksum fits, got another");
+          "match its checksums, but the header does not");
   index left = in.left();
   for (const auto& block : f.blocks) {
-    require(block.size <= left, "hold all blocks that its header names, ends before");
+    require(block.size <= left, "hold all blocks that its header names, got data that ends before");
     left -= block.size;
   }
   require(left == 0, "end with its last block, got more bytes");

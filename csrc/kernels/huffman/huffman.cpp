@@ -1,9 +1,9 @@
-// Huffman coding in blocks: format.hpp says how it is stored, code.hpp where the
-// words come from, streams.hpp how they are written and read.
+// Huffman coding in blocks: format.hpp describes how it is stored, code.hpp makes the words, and
+// streams.hpp writes and reads them.
 //
-// One code for all blocks, of the symbols one by one or in groups of two or four, where one by one
-// wastes more than 0.5 %: four bits a symbol, 2.9 bits of entropy: 1.6 % over it one by one, 0.9 %
-// in pairs.
+// All blocks share one code. It codes single symbols, or groups of two or four if single symbols
+// waste more than 0.5 %: for symbols of four bits with an entropy of 2.9 bits, single symbols take
+// 1.6 % more than the entropy and pairs 0.9 %.
 #include "kernels/huffman/huffman.hpp"
 
 #include <atomic>
@@ -31,10 +31,10 @@ struct Word {
 struct Code {
   int group = 1, symbol_bits = 1;
   Lengths lengths;
-  double bits = 0;  // that all letters take
+  double bits = 0;  // of all letters together
 };
 
-// call(symbols, std::integral_constant<int, group>)
+// Calls call(symbols, std::integral_constant<int, group>).
 template <class Call>
 void with_types(const SymbolsView& s, int group, Call call) {
   const auto with_group = [&](const auto* symbols) {
@@ -53,14 +53,14 @@ void with_types(const SymbolsView& s, int group, Call call) {
   }
 }
 
-// How often each letter comes. Integers, so that the order of adding does not matter.
+// Counts the letters. Counts are integers, so the order of adding does not matter.
 Counts count_letters(const SymbolsView& s, int group, int symbol_bits, int n_threads, Stop& stop) {
   const index n = s.size / group, size = index(1) << symbol_bits * group;
   std::vector<Counts> partial(n_threads);
   with_types(s, group, [&](const auto* symbols, auto size_of_group) {
     constexpr int g = decltype(size_of_group)::value;
     parallel_for(ceil_div(n, kCountChunk), n_threads, stop, [&](index chunk, int worker) {
-      // Four counters a letter, because equal neighbours would wait for each other.
+      // Four counters for each letter, because equal neighbours would wait for each other.
       constexpr int kWays = 4;
       Counts& mine = partial[worker];
       if (mine.empty()) mine.assign(size, 0);
@@ -104,7 +104,8 @@ index n_different(const Counts& counts) {
   return index(counts.size()) - std::count(counts.begin(), counts.end(), 0u);
 }
 
-// Words that one look-up reads, unless there are so many letters that these would waste much.
+// Returns the longest word to allow: as long as one look-up reads, or longer if there are so many
+// letters that this limit would waste much.
 int default_length(index n_letters) {
   constexpr index kManyLetters = 1024;
   if (n_letters <= kManyLetters) return DecodeTable::kTableBits;
@@ -118,7 +119,7 @@ Code code_for(const Counts& counts, int group, int symbol_bits, int max_length) 
   return code;
 }
 
-// How many bits every symbol fits.
+// Returns the number of bits that every symbol fits.
 int bits_of_symbols(const SymbolsView& s, int n_threads, Stop& stop) {
   std::atomic<unsigned> all{0};
   with_types(s, 1, [&](const auto* symbols, auto) {
@@ -132,7 +133,7 @@ int bits_of_symbols(const SymbolsView& s, int n_threads, Stop& stop) {
   return std::max(1, ceil_log2(index(all.load()) + 1));
 }
 
-// Counts of the symbols from those of their pairs, and of the last one where it has no pair.
+// Returns the counts of symbols from those of their pairs, plus the last symbol if it has no pair.
 Counts split_pairs(const Counts& pairs, const SymbolsView& s, int symbol_bits) {
   Counts counts(std::size_t(1) << symbol_bits, 0);
   for (std::size_t i = 0; i < pairs.size(); ++i) {
@@ -146,7 +147,7 @@ Counts split_pairs(const Counts& pairs, const SymbolsView& s, int symbol_bits) {
 
 struct LetterCounts {
   int symbol_bits;
-  Counts symbols, pairs;  // pairs only where a code of them comes into question
+  Counts symbols, pairs;  // pairs: only if coding pairs is possible
 };
 
 LetterCounts count_all(const SymbolsView& s, int n_threads, Stop& stop) {
@@ -160,7 +161,7 @@ LetterCounts count_all(const SymbolsView& s, int n_threads, Stop& stop) {
   return counts;
 }
 
-// Groups as long as they are worth it and their letters fit.
+// Chooses groups as long as that saves bytes and their letters fit.
 Code choose_code(const SymbolsView& s, const LetterCounts& counts, int max_length, int n_threads,
                  Stop& stop) {
   const index different = n_different(counts.symbols);
@@ -197,7 +198,7 @@ std::vector<Word> words_of(const Lengths& lengths) {
   return words;
 }
 
-// The content of one block: its streams and their sizes.
+// Writes the content of one block: the sizes of its streams and the streams.
 template <int Group, class Symbol>
 index write_streams(const Symbol* symbols, index n_letters, const Code& code, int max_length,
                     const Word* words, std::uint8_t* out) {
@@ -231,7 +232,7 @@ void copy_symbols(const Symbol* from, index n, std::uint8_t* to) {
 #endif
 }
 
-// The blocks, each with room for its checksum, and their sizes into the format.
+// Writes the blocks, each with room for its checksum, and their sizes into the format.
 template <int Group, class Symbol>
 std::vector<Buffer<std::uint8_t>> write_blocks(const Symbol* symbols, const Code& code, Format& f,
                                                int n_threads, Stop& stop) {
@@ -319,7 +320,7 @@ struct HuffmanDecoder::Header {
 
 namespace {
 
-// Where the streams of a block lie and what they become.
+// Finds the streams of a block and decodes them.
 template <int Group, class Symbol>
 void read_streams(const std::uint8_t* data, index size, const DecodeTable& table, Symbol* symbols,
                   index n) {
@@ -337,7 +338,7 @@ void read_streams(const std::uint8_t* data, index size, const DecodeTable& table
     readers.emplace_back(in.take(bytes, "all its streams"), bytes, symbols + first * Group,
                          letters * Group);
   }
-  // Where one is too short for a register, all are.
+  // If one stream is too short to be read through a register, all are read letter by letter.
   bool entered = table.many() != nullptr && streams == kStreams;
   for (auto& reader : readers) entered = entered && reader.enter();
   if (entered) {
@@ -395,8 +396,8 @@ void HuffmanDecoder::decode(void* symbols, int n_threads, Stop& stop) const {
       const index bytes = f.blocks[i].size - kChecksumBytes;
       const auto sum = std::uint32_t(ByteReader(block, kChecksumBytes).fixed(kChecksumBytes, ""));
       if (!checksum_fits(content, bytes, block_seed(header_->checksum, i), sum))
-        throw CorruptData("data must hold blocks that their checksums fit, got another as block " +
-                          std::to_string(i));
+        throw CorruptData("data must match its checksums, but block " + std::to_string(i) +
+                          " does not");
       const index n = f.block_end(i) - f.block_begin(i);
       Symbol* to = out + f.block_begin(i);
       if (f.blocks[i].raw) {

@@ -7,7 +7,7 @@
 
 namespace ff {
 
-// Symbols of one byte each, or of two (wide), that somebody else owns.
+// A view of symbols of one byte each, or of two (wide).
 struct SymbolsView {
   const void* data = nullptr;
   bool wide = false;
@@ -15,27 +15,28 @@ struct SymbolsView {
 };
 
 struct HuffmanOptions {
-  int max_length = 0;                 // bits of a word, at most 20; 0: chosen
+  int max_length = 0;                 // bits of a word, at most 20; 0: chosen by the encoder
   index block_size = index(1) << 20;  // symbols, a power of two in [2^12, 2^22]
 };
 
-// The stored form that format.hpp describes, into what allocate(its bytes) gives. Throws
-// std::invalid_argument where max_length is too small for as many different symbols as there are.
+// Writes the form that format.hpp describes into the memory that allocate(its size in bytes)
+// returns. Throws std::invalid_argument if max_length is too small for the number of different
+// symbols.
 void huffman_encode(const SymbolsView& symbols, const HuffmanOptions& options,
                     const std::function<std::uint8_t*(index)>& allocate, int n_threads, Stop& stop);
 
-// Reads that form from any bytes: what is wrong with them is thrown as CorruptData, and nothing
-// outside them is read. They must outlive the decoder.
+// Reads that form from any bytes. Throws CorruptData if they are faulty and never reads outside
+// them. The bytes must outlive the decoder.
 class HuffmanDecoder {
  public:
-  // Reads and checks the header, and that the bytes are enough for as many symbols as it declares:
-  // no more than 16,384 a byte.
+  // Reads and checks the header, and that there are enough bytes for the number of symbols that it
+  // declares: at most 16,384 symbols a byte.
   HuffmanDecoder(const std::uint8_t* data, index size);
   ~HuffmanDecoder();
 
   bool wide() const;
   index n_symbols() const;
-  // n_symbols() symbols of one byte, or two where wide().
+  // Writes n_symbols() symbols of one byte each, or of two if wide().
   void decode(void* symbols, int n_threads, Stop& stop) const;
 
  private:

@@ -4,21 +4,21 @@
 #include "core/buffer.hpp"
 #include "kernels/huffman/code.hpp"
 
-// Words of a prefix code in streams of bits, written forward and read backward: the encoder puts
-// each word above the bits that it has, so that the decoder, which begins at the end, finds a
-// word's first bit on top and the last symbols first. A one above the last bit marks where that is.
-// Reading backward, a look-up may store 8 bytes of which the upper ones are symbols and the lower
-// ones nothing, with no shift in between.
+// The words of a prefix code in streams of bits that are written forward and read backward. The
+// encoder puts each word above the bits before it, so the decoder, which starts at the end, finds a
+// word's first bit on top and the last symbols first. A one above the last bit marks the end.
+// Reading backward allows a look-up to store 8 bytes whose upper bytes are symbols and whose lower
+// bytes are overwritten later, without a shift in between.
 //
-// What limits decoding, one core of Zen 5, pairs of 16 symbols with 2.9 bits of entropy
-// (bench/coding.py, "gaussian"): instructions. A look-up of 12 bits gives 3.5 symbols for 11 of
-// them, a sixth of the refill and a spill or two included: 2.1 cycles, 0.62 a symbol, 5
-// instructions a cycle. Streams at once: 4, 5, 6, 7, 8 give 3.9, 5.4, 5.8, 5.0 and 5.8 G symbols/s;
-// up to 6 a look-up waits for the one before it in its stream (shift, load, shift: 7 cycles), from
-// there on registers run out. No gain: shifting by a register, which saves a copy a look-up;
-// prefetching where symbols go; three streams after the other three (5 % slower); looking longer
-// words up on the way (0.4 % smaller, 8 % slower). 13 bits would need 64 KB, more than L1 holds,
-// and give 6 % more symbols.
+// What limits decoding, on one core of Zen 5 for pairs of 16 symbols with 2.9 bits of entropy
+// (bench/coding.py, "gaussian"), is the number of instructions. A look-up of 12 bits gives 3.5
+// symbols for 11 instructions, including a sixth of the refill and a spill or two; it takes 2.1
+// cycles, 0.62 a symbol, at 5 instructions a cycle. 4, 5, 6, 7 and 8 streams at once give 3.9, 5.4,
+// 5.8, 5.0 and 5.8 G symbols/s: up to 6, a look-up waits for the one before it in its stream
+// (shift, load, shift: 7 cycles); beyond that, registers run out. No gain came from shifting by a
+// register, which saves a copy per look-up; from prefetching the symbols' place; from three streams
+// after the other three (5 % slower); or from looking up longer words on the way (0.4 % smaller, 8
+// % slower). 13 bits would need 64 KB, more than L1 holds, and give 6 % more symbols.
 //
 // A letter stands for `group` symbols, each in `symbol_bits` bits, the first symbol lowest.
 namespace ff::huffman {
@@ -29,8 +29,8 @@ inline constexpr bool kLittleEndian = false;
 inline constexpr bool kLittleEndian = true;
 #endif
 
-// Seven bits of the stream may be pending; what else fits 64 bits is how many words go between two
-// flushes.
+// At most seven bits of the stream are pending after a flush; the number of words between two
+// flushes is what fits 64 bits with them.
 template <int Group, class Symbol, class Word>
 index write_stream(const Symbol* symbols, index n_letters, int symbol_bits, int max_length,
                    const Word* words, std::uint8_t* out) {
@@ -68,27 +68,27 @@ index write_stream(const Symbol* symbols, index n_letters, int symbol_bits, int 
   return out - begin + 1;
 }
 
-// Bytes that write_stream may touch beyond the words' own.
+// Bytes that write_stream may touch after the end of the words.
 inline constexpr index kStreamSlack = 8;
 
-// What the decoder looks up with the next kTableBits bits.
+// The tables that the decoder looks up with the next kTableBits bits.
 class DecodeTable {
  public:
-  // 4,096 entries of 8 bytes, 32 KB, fit the L1 cache of any processor that has AVX2.
+  // 4,096 entries of 8 bytes, 32 KB, fit the L1 cache of any processor with AVX2.
   static constexpr int kTableBits = 12;
   // Bytes of symbols in an entry of `many`.
   static constexpr int kPayload = 6;
 
-  // `many`: as many whole letters as the bits hold and kPayload has room for, their symbols in the
-  // upper bytes, the first letter uppermost; byte 1 their number of bytes, byte 0 their length in
-  // bits. Made only where no word is longer than kTableBits. `one`: the first letter alone, of
-  // length 0 where its word is longer.
+  // `many` holds as many whole letters as the bits contain and kPayload has room for: their symbols
+  // in the upper bytes, the first letter uppermost; in byte 1 their number of bytes; in byte 0
+  // their length in bits. It is made only if no word is longer than kTableBits. `one` holds the
+  // first letter alone, with length 0 if its word is longer.
   DecodeTable(const CanonicalCode& code, int group, int bits_of_symbol, int symbol_bytes)
       : symbol_bits(bits_of_symbol),
         symbol_mask((std::uint32_t(1) << bits_of_symbol) - 1),
         code_(code),
         one_(index(1) << kTableBits) {
-    index filled = 0;  // shorter words first: they take the low end
+    index filled = 0;  // shorter words first, from the low end
     for (int l = 1; l <= kTableBits; ++l)
       for (std::uint32_t rank = code.first[l]; rank < code.first[l + 1]; ++rank) {
         const index end = filled + (index(1) << (kTableBits - l));
@@ -120,10 +120,10 @@ class DecodeTable {
   const int symbol_bits;
   const std::uint32_t symbol_mask;
 
-  // Null where it has not been made.
+  // Returns null if `many` has not been made.
   const std::uint64_t* many() const { return many_.data(); }
 
-  // The letter that these bits, left-aligned in 64, begin with.
+  // Returns the letter whose word these bits, left-aligned in 64, begin with.
   CanonicalCode::Found letter(std::uint64_t bits) const {
     const auto found = one_[index(bits >> (64 - kTableBits))];
     if (found.length) return found;
@@ -136,13 +136,13 @@ class DecodeTable {
   Buffer<CanonicalCode::Found> one_;
 };
 
-// One stream while it is read: bits of [begin, …) from the top, symbols of [first, …) from the end.
+// Reads one stream: bits of [begin, …) from the top, symbols of [first, …) from the end.
 template <int Group, class Symbol>
 struct Reader {
   const std::uint8_t* begin;
   Symbol* first;
   const std::uint8_t* in = nullptr;  // where `bits` was loaded from
-  std::uint64_t bits = 0;            // the next bit on top; below the unread ones a single 1
+  std::uint64_t bits = 0;            // the next bit on top; below the unread bits a single 1
   Symbol* out;
 
   Reader(const std::uint8_t* data, index size, Symbol* symbols, index n)
@@ -152,7 +152,7 @@ struct Reader {
     left_ = 8 * (size - 1) + 31 - __builtin_clz(data[size - 1]);
   }
 
-  // Goes over to bits in a register; false where the stream is too short for that.
+  // Switches to bits in a register; returns false if the stream is too short for that.
   bool enter() {
     if (left_ < 64) return false;
     in = begin + (left_ + 7) / 8 - 8;
@@ -161,7 +161,7 @@ struct Reader {
   }
   void leave() { left_ = 8 * (in - begin) + 64 - __builtin_ctzll(bits); }
 
-  // Letter by letter to the end, with every bound checked.
+  // Reads letter by letter to the end and checks every bound.
   void finish(const DecodeTable& table) {
     while (out > first) {
       const auto found = table.letter(peek());
@@ -172,13 +172,14 @@ struct Reader {
         out[g] = Symbol(found.letter >> g * table.symbol_bits & table.symbol_mask);
     }
     if (left_ != 0)
-      throw CorruptData("data must hold streams as long as their symbols, got others");
+      throw CorruptData(
+          "data must hold streams that end with their last symbol, got one that does not");
   }
 
  private:
-  index left_;  // unread bits; out of date between enter and leave
+  index left_;  // unread bits; out of date between enter() and leave()
 
-  // The next 57 bits or more on top, zeros after the last.
+  // Returns the next 57 bits or more on top, followed by zeros after the last.
   std::uint64_t peek() const {
     const index end = (left_ + 7) / 8;
     std::uint64_t x = 0;
@@ -191,16 +192,16 @@ struct Reader {
   }
 };
 
-// How many rounds of four look-ups are safe: one takes at most 7 + 48 bits, which moves `in` by 6
-// bytes at most, and makes at most 24 bytes of symbols; a look-up writes 8 bytes, whose lower ones
-// may belong to nobody yet but must lie in this stream's part.
+// Returns how many rounds of four look-ups are safe. A round takes at most 7 + 48 bits, which moves
+// `in` by at most 6 bytes, and makes at most 24 bytes of symbols. A look-up writes 8 bytes; the
+// lower ones may not be final yet but must lie in this stream's part of the output.
 template <int Group, class Symbol>
 index safe_rounds(const Reader<Group, Symbol>& s) {
   const index room = (s.out - s.first) * index(sizeof(Symbol)) - 8;
   return std::min((s.in - s.begin) / 6, room / (4 * DecodeTable::kPayload));
 }
 
-// Rounds of four look-ups for `N` streams at once, until one of them is near its end.
+// Reads rounds of four look-ups for `N` streams at once, until one of them is near its end.
 template <int N, int Group, class Symbol>
 void read_rounds(Reader<Group, Symbol>* streams, const std::uint64_t* many) {
   for (;;) {

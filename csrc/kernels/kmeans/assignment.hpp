@@ -6,7 +6,8 @@
 #include "kernels/kmeans/nearest_lanes.hpp"
 #include "kernels/kmeans/samples.hpp"
 
-// The first half of a Lloyd iteration: centroids → labels, by the search that suits the sizes.
+// The first half of a Lloyd iteration: computes labels from centroids, by the search that suits the
+// sizes.
 namespace ff {
 
 template <class T>
@@ -22,7 +23,7 @@ class Assignment {
     }
   }
 
-  // Labels of all rows; whether any differs from what was there (−1 before the first time).
+  // Writes the labels of all rows; returns whether any of them changed (−1 before the first call).
   bool run(const T* centroids, std::int32_t* labels) {
     if (small_) return run_small(centroids, labels);
     switch (choice()) {
@@ -50,13 +51,14 @@ class Assignment {
   enum class Search { lanes, plain };
 #endif
 
-  // A problem that stays in a core's L2 beside its sums is laid out for the search once.
+  // A problem of at most this size stays in a core's L2 with its sums, so its rows are laid out for
+  // the search only once.
   static constexpr index kSmallBytes = index(256) << 10;
 
   Search choice() const {
     const index d = samples_.x.cols;
 #if defined(__AVX512VNNI__)
-    // ns a row and thread:      lanes  coded lanes  filtered
+    // ns per row and thread:    lanes  coded lanes  filtered
     //   d  8,   64 centroids     5.9      5.9
     //   d  8,  256              20       17
     //   d 12,  256              33       23          31

@@ -2,11 +2,12 @@
 #include "core/prefetch.hpp"
 #include "kernels/kmeans/samples.hpp"
 
-// The second half of a Lloyd iteration: labels → centroids, and what a labelling costs.
+// The second half of a Lloyd iteration: computes centroids from labels, and the inertia of labels.
 namespace ff {
 
 namespace detail {
-// lanes += w ((x_k − c_k) scale)²; returns the sum of what whole vectors do not hold.
+// Adds w ((x_k − c_k) scale)² to lanes; returns the sum over the elements after the last whole
+// vector.
 template <class T, class Width>
 inline double add_squares(const T* x, const T* c, Width d, double scale, double w,
                           simd::Vec<double>& lanes) {
@@ -25,7 +26,7 @@ inline double add_squares(const T* x, const T* c, Width d, double scale, double 
 }
 }  // namespace detail
 
-// Σ (x − c)² in double.
+// Returns Σ (x − c)² in double.
 template <class T>
 inline double squared_distance(const T* x, const T* c, index d) {
   simd::Vec<double> lanes = {};
@@ -33,7 +34,7 @@ inline double squared_distance(const T* x, const T* c, index d) {
   return rest + simd::reduce_add<double>(lanes);
 }
 
-// Σ w ‖x − c‖²
+// Returns Σ w ‖x − c‖².
 template <class T>
 double inertia(const Samples<T>& samples, const T* centroids, const std::int32_t* labels,
                int n_threads, Stop& stop) {
@@ -55,24 +56,24 @@ double inertia(const Samples<T>& samples, const T* centroids, const std::int32_t
   return sum;
 }
 
-// Centroids as means, sums in double. The work is cut into pieces of rows × slices of columns, so
-// that the sums one task adds to stay in its caches; pieces are then added in order.
+// Computes centroids as means, with sums in double. The work is cut into pieces of rows and slices
+// of columns, so that the sums of one task stay in its caches. The pieces are then added in order.
 template <class T>
 class CentroidUpdate {
  public:
   CentroidUpdate(const Samples<T>& samples, index n_clusters, int n_threads, Stop& stop)
       : samples_(samples), k_(n_clusters), d_(samples.x.cols), n_threads_(n_threads), stop_(stop) {
-    // One update of kmeans c on one thread: 22 ms with slices of 256 KB, which read x in short
-    // pieces, 14 with 2 MB, although sums are in L3 then. 8 pieces take 11 ms, 16 take 12, and 32
-    // take 14, but 8 would leave larger machines idle.
+    // One update of kmeans c on one thread takes 22 ms with slices of 256 KB, which read x in short
+    // runs, and 14 ms with 2 MB, although the sums are then in L3. 8 pieces take 11 ms, 16 take 12
+    // and 32 take 14, but 8 would leave larger machines idle.
     constexpr index kSliceBytes = index(2) << 20, kTasks = 16;
     const index fit = kSliceBytes / (k_ * index(sizeof(double))) / 16 * 16;
     width_ = std::clamp<index>(fit, 16, std::max<index>(d_, 16));
     slices_ = std::max<index>(ceil_div(d_, width_), 1);
-    // Adding the pieces up must cost less than making them.
+    // Adding the pieces up must cost less than computing them.
     pieces_ = std::clamp<index>(ceil_div(kTasks, slices_), 1,
                                 std::max<index>(samples.x.rows / std::max<index>(4 * k_, 2048), 1));
-    // Of few clusters the next row often goes to sums that the one before is still on its way to:
+    // With few clusters the next row often adds to a sum whose last addition is not yet finished:
     // 512 rows of 8 and 16 clusters take 1.0 ns a row with four sets of sums, 1.47 with one.
     if (k_ * d_ <= 512) banks_ = kBanks;
     sums_ = Buffer<double>(pieces_ * banks_ * k_ * d_);
@@ -81,8 +82,8 @@ class CentroidUpdate {
     mean_.resize(d_);
   }
 
-  // Moves the centroids to the means of their rows; returns the squared shift of all together, in
-  // the frame's units.
+  // Moves the centroids to the means of their rows; returns the squared shift of all of them
+  // together, in the frame's units.
   double move(const std::int32_t* labels, T* centroids) {
     parallel_ranges(pieces_ * slices_, n_threads_, stop_,
                     [&](index task, int) { add_piece(task / slices_, task % slices_, labels); });
@@ -101,7 +102,7 @@ class CentroidUpdate {
     simd::Vec<double> lanes = {};
     for (index j = 0; j < k_; ++j) {
       const double mass = mass_[j];
-      if (!(mass > 0)) continue;  // nothing to refill it with: it stays
+      if (!(mass > 0)) continue;  // no row could refill it: it stays where it is
       const double* sum = sums_.data() + j * d;
       T* centroid = centroids + j * d;
       for (index k = 0; k < d; ++k) mean[k] = T(sum[k] / mass);
@@ -174,7 +175,7 @@ class CentroidUpdate {
     });
   }
 
-  // body(i, bank) for rows [begin, end), banks in turn.
+  // Calls body(i, bank) for rows [begin, end), with the banks in turn.
   template <class Body>
   void in_banks(index begin, index end, Body body) const {
     index i = begin;
@@ -184,7 +185,8 @@ class CentroidUpdate {
     for (; i < end; ++i) body(i, 0);
   }
 
-  // A row of x from memory and the sums it goes to from L2, while rows before it are added.
+  // Fetches a row of x from memory, and the sums it will be added to from L2, while earlier rows
+  // are added.
   void prefetch(const MatrixView& part, const double* sums, const std::int32_t* labels,
                 index i) const {
     ff::prefetch(part.row(i), part.cols * part.col_stride);
@@ -194,7 +196,7 @@ class CentroidUpdate {
   void add_up() {
     const index parts = pieces_ * banks_;
     if (parts == 1) return;
-    constexpr index kClusters = 32;  // a task
+    constexpr index kClusters = 32;  // per task
     parallel_for(ceil_div(k_, kClusters), n_threads_, stop_, [&](index task, int) {
       const index first = task * kClusters, n = std::min(kClusters, k_ - first);
       for (index part = 1; part < parts; ++part) {
@@ -208,8 +210,9 @@ class CentroidUpdate {
     });
   }
 
-  // An empty cluster, lowest index first, takes the row that is farthest from its centroid (equally
-  // far: the lowest index) among rows that weigh something and do not leave their cluster empty.
+  // Refills empty clusters, lowest index first. Each takes the row farthest from its centroid (ties
+  // go to the lowest index) among the rows that have a positive weight and are not alone in their
+  // cluster.
   void refill_empty(const std::int32_t* labels, const T* centroids) {
     std::vector<index> empty;
     for (index j = 0; j < k_; ++j)
@@ -225,7 +228,7 @@ class CentroidUpdate {
         farthest[i] = {samples_.weight(i) > 0 ? -distance : 0.0, i};
       }
     });
-    // Sorted as far as is needed: a heap gives the next farthest in O(log n).
+    // A heap sorts only as far as is needed: it gives the next farthest row in O(log n).
     const auto later = std::greater<>();
     std::make_heap(farthest.begin(), farthest.end(), later);
     std::vector<std::int32_t> moved(labels, labels + n);
@@ -233,7 +236,7 @@ class CentroidUpdate {
     auto end = farthest.end();
     for (auto j = empty.begin(); j != empty.end() && end != farthest.begin();) {
       std::pop_heap(farthest.begin(), end--, later);
-      if (end->first == 0) break;  // all that is left lies on its centroid
+      if (end->first == 0) break;  // all remaining rows lie on their centroids
       const index i = end->second, from = labels[i];
       if (count_[from] == 1) continue;
       --count_[from];
@@ -243,7 +246,8 @@ class CentroidUpdate {
     add_afresh(moved, affected);
   }
 
-  // The sums of some clusters from their rows: subtracting what left would leave rounding behind.
+  // Computes the sums of some clusters from their rows again: subtracting the rows that left would
+  // leave rounding behind.
   void add_afresh(const std::vector<std::int32_t>& labels, const std::vector<bool>& affected) {
     for (index j = 0; j < k_; ++j)
       if (affected[j]) std::fill_n(sums_.data() + j * d_, d_, mass_[j] = 0.0);
@@ -268,7 +272,7 @@ class CentroidUpdate {
   index width_, slices_, pieces_, banks_ = 1;
   Buffer<double> sums_, mass_;
   std::vector<T> mean_;
-  Buffer<std::int64_t> count_;  // rows that weigh something
+  Buffer<std::int64_t> count_;  // rows of positive weight
 };
 
 }  // namespace ff

@@ -6,16 +6,16 @@
 
 #if defined(__AVX512VNNI__)
 
-// Rows and centroids as 8-bit integers: their products, four times as many an instruction as FMA
-// does in float32, bound from above what float32 could give.
+// Rows and centroids as 8-bit integers. Their products, four times as many per instruction as an
+// FMA computes in float32, give an upper bound of the float32 score.
 //
 // For a tile of rows x and centroids c, with x = σq + e and c = τp + f (q, p integers in ±127):
 //
-//   x·c ≤ στ q·p + ‖e‖‖c‖ + ‖σq‖‖f‖                       (Cauchy-Schwarz on what rounding left)
+//   x·c ≤ στ q·p + ‖e‖‖c‖ + ‖σq‖‖f‖                       (Cauchy-Schwarz on the rounding errors)
 //   score = x·c − ‖c‖²/2,   b = 1/στ
 //   b · score ≤ q·p − b(‖c‖²/2 − max‖e‖ ‖c‖ − max‖σq‖ ‖f‖)
 //
-// so that the right side, an integer accumulator with an offset per centroid, is compared with
+// so that the right side, an integer accumulator with an offset per centroid, can be compared with
 // b · (the score to reach) directly.
 namespace ff::coded {
 
@@ -25,7 +25,8 @@ inline constexpr float kUp = 1.0001f;  // covers the rounding of a norm
 // Beyond this depth a 32-bit accumulator could overflow.
 inline constexpr index kMaxDepth = 16384;
 
-// A frame's coordinates reach 2⁻⁴⁰ at least: steps need not be finer, and 1/στ stays finite.
+// The largest coordinate in a frame is at least 2⁻⁴⁰: steps need not be finer, and 1/στ stays
+// finite.
 inline constexpr float kFinest = 0x1p-60f;
 
 using Ints = __m512i;
@@ -34,14 +35,14 @@ inline __mmask16 lanes_below(index n) {
   return __mmask16(n >= kLanes ? 0xffff : (1u << n) - 1);
 }
 
-// What is known of a tile beside its codes.
+// The scale and the bounds of a tile of codes.
 struct Tile {
   float sigma;
   float max_lost;  // max ‖e‖
   float max_norm;  // max ‖σq‖
 };
 
-// Rows in a search's frame, padded with zeros to whole vectors.
+// Loads rows in the frame of the search, padded with zeros to whole vectors.
 class RowLoader {
  public:
   RowLoader(const MatrixView& x, const Frame<float>& frame)
@@ -62,8 +63,8 @@ class RowLoader {
     const auto to_frame = [&](__m512 v, __m512 c) {
       return _mm512_mul_ps(_mm512_sub_ps(v, c), scale);
     };
-    // Whole vectors without a mask: where they straddle cache lines a masked load of 256 bytes a
-    // row took 81 ns on Zen 5, this one 17.
+    // Whole vectors are loaded without a mask: for rows of 256 bytes that straddle cache lines, a
+    // masked load took 81 ns a row on Zen 5 and this one 17.
     const index whole = x_.cols / kLanes * kLanes;
     for (index k = 0; k < whole; k += kLanes)
       _mm512_store_ps(out + k, to_frame(_mm512_loadu_ps(from + k), _mm512_loadu_ps(centre + k)));
@@ -73,7 +74,7 @@ class RowLoader {
                                           _mm512_maskz_loadu_ps(inside, centre + whole)));
   }
 
-  // Begins to read a row that will be loaded soon, or lies past the end.
+  // Begins to fetch a row that will be loaded soon; it may lie past the end.
   void prefetch(index row) const {
     if (plain_) ff::prefetch(x_.row(row), 4 * x_.cols);
   }
@@ -85,8 +86,8 @@ class RowLoader {
   bool plain_;
 };
 
-// column[k][r] = rows[r][k] of a 16 × 16 block, rows past the n-th repeating it: pairs, quads, then
-// 128-bit lanes.
+// Sets column[k][r] = rows[r][k] for a 16 × 16 block; rows past the n-th repeat it. It interleaves
+// pairs, then quads, then 128-bit lanes.
 inline void transpose(const float* rows, index ld, index n, __m512 (&column)[kLanes]) {
   __m512 a[kLanes], b[kLanes];
 #  pragma GCC unroll 16
@@ -117,10 +118,10 @@ inline void transpose(const float* rows, index ld, index n, __m512 (&column)[kLa
   }
 }
 
-// Codes of n ≤ kTileRows loaded rows: four depths a number, kTileRows of them side by side, those
-// past the last row repeating it; `norm2` takes ‖x‖² of each.
+// Codes n ≤ kTileRows loaded rows. Each number holds four depths, and the numbers of kTileRows rows
+// lie side by side; rows past the last repeat it. `norm2` gets each row's ‖x‖².
 inline Tile code_tile(const float* rows, index n, index depth, std::int32_t* codes, __m512& norm2) {
-  constexpr int kOffset = 128;  // x goes in unsigned, as code + 128
+  constexpr int kOffset = 128;  // rows are stored unsigned, as code + 128
   const index ld = round_up(depth, kLanes);
   __m512 largest = _mm512_setzero_ps();
   for (index k = 0; k < n * ld; k += kLanes)
@@ -169,7 +170,8 @@ class Centroids {
         base_(panels_ * kCols),
         codes_(panels_ * quads_ * kCols) {
     std::fill_n(rows_.data(), count * ld_, 0.0f);
-    // What pads the last panel: products of zero and an offset that nothing to reach lets through.
+    // Padding of the last panel: its products are zero and its offset is below any accumulator to
+    // reach.
     std::fill_n(codes_.data(), codes_.size(), 0);
     for (Buffer<float>* each : {&half_norm_, &norm_, &lost_})
       std::fill_n(each->data(), each->size(), 0.0f);
@@ -186,7 +188,7 @@ class Centroids {
   float max_half_norm() const { return max_half_norm_; }
   float max_norm() const { return max_norm_; }
 
-  // Centroid j, in the frame's coordinates. After the last one: ready().
+  // Sets centroid j, given in the frame's coordinates. Call ready() after the last one.
   void set(index j, const float* centroid) {
     std::copy_n(centroid, depth_, rows_.data() + j * ld_);
     for (index k = 0; k < depth_; ++k) largest_ = std::max(largest_, std::abs(centroid[k]));
@@ -218,7 +220,7 @@ class Centroids {
     }
   }
 
-  // acc[r][·] = q·p + offset: above b · score for each centroid of the panel.
+  // Computes acc[r][·] = q·p + offset, which is at least b · score, for each centroid of the panel.
   void bound(const std::int32_t* x, const Tile& tile, index p,
              Ints (&acc)[kTileRows][kPanelVectors]) const {
     Ints offset[kPanelVectors];
@@ -229,7 +231,8 @@ class Centroids {
                                below);
       below = _mm512_fnmadd_ps(_mm512_set1_ps(tile.max_norm), _mm512_loadu_ps(lost_.data() + at),
                                below);
-      // Where rows are tiny beside a centroid, b is huge: less is taken off than could be.
+      // If rows are tiny compared with a centroid, b is huge; the amount subtracted is then
+      // limited.
       const __m512 units = _mm512_min_ps(_mm512_mul_ps(below, _mm512_set1_ps(per_unit(tile))),
                                          _mm512_set1_ps(0x1p29f));
       offset[v] =
@@ -252,15 +255,16 @@ class Centroids {
     for (int r = 0; r < kTileRows; ++r) acc[r][0] = sum[r][0], acc[r][1] = sum[r][1];
   }
 
-  // What an accumulator must be for its centroid to score more than `score`, a lane a row: less
-  // what float32 may have rounded away in it and in the offsets.
+  // Returns, one lane per row, the value that an accumulator must reach for its centroid to score
+  // more than `score`. It is lowered by what float32 may have rounded away in the score and in the
+  // offsets.
   Ints to_reach(__m512 score, const Tile& tile) const {
     const float b = per_unit(tile);
     const __m512 units = _mm512_mul_ps(_mm512_set1_ps(b), score);
     const float offsets = b * (max_half_norm_ + max_norm_ * tile.max_lost);
     const __m512 rounding = _mm512_fmadd_ps(_mm512_abs_ps(units), _mm512_set1_ps(0x1p-21f),
                                             _mm512_set1_ps(2 + 0x1p-21f * offsets));
-    // Between what pads a panel and what any centroid has at least, to a number that none has.
+    // The result is above the padding of a panel and at most a value that no centroid reaches.
     const __m512 within =
         _mm512_min_ps(_mm512_max_ps(_mm512_sub_ps(units, rounding), _mm512_set1_ps(kAny)),
                       _mm512_set1_ps(0x1p30f));
@@ -269,27 +273,28 @@ class Centroids {
 
  private:
   static constexpr std::int32_t kNever = std::numeric_limits<std::int32_t>::min() / 2;
-  // |q·p| < 2²⁸ and at most 2²⁹ is taken off.
+  // |q·p| < 2²⁸, and at most 2²⁹ is subtracted.
   static constexpr float kAny = -0x1p29f - 0x1p28f;
 
   float per_unit(const Tile& tile) const { return 1 / (tile.sigma * tau_); }  // b
 
-  // acc + x·c, four unsigned by four signed bytes a lane. Written out because GCC 12 copies and
-  // spills the accumulators around its intrinsic: 63 against 49 ms an assignment of kmeans b.
+  // Returns acc + x·c, four unsigned by four signed bytes per lane. Written in assembly because GCC
+  // 12 copies and spills the accumulators around its intrinsic: an assignment of kmeans b takes 63
+  // ms with the intrinsic and 49 ms with this.
   static Ints add_products(Ints acc, Ints x, Ints c) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(c));
     return acc;
   }
 
   index count_, depth_, ld_, quads_, panels_;
-  Buffer<float> rows_;                     // as they are, ld_ apart
+  Buffer<float> rows_;                     // the centroids themselves, ld_ apart
   Buffer<float> half_norm_, norm_, lost_;  // ‖c‖²/2, ‖c‖, ‖f‖
-  Buffer<std::int32_t> base_;              // takes the 128 back out of x
+  Buffer<std::int32_t> base_;              // cancels the 128 that is added to the codes of x
   Buffer<std::int32_t> codes_;             // panels of four 8-bit codes
   float largest_ = 0, tau_ = 1, max_norm_ = 0, max_half_norm_ = 0;
 };
 
-// The centroids of a panel that reach, a bit each.
+// Returns which centroids of a panel reach, one bit each.
 inline std::uint32_t reaching(const Ints (&acc)[kPanelVectors], std::int32_t reach) {
   const Ints least = _mm512_set1_epi32(reach);
   return std::uint32_t(_mm512_cmpge_epi32_mask(acc[0], least)) |

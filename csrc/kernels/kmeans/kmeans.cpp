@@ -1,5 +1,5 @@
-// Lloyd's k-means (S. Lloyd 1982): assign each row to its nearest centroid, move each centroid to
-// the mean of its rows, until no label or hardly a centroid moves.
+// Lloyd's k-means (S. Lloyd 1982): assign each row to its nearest centroid and move each centroid
+// to the mean of its rows, until no label changes or the centroids hardly move.
 #include "kernels/kmeans/kmeans.hpp"
 
 #include "core/random.hpp"
@@ -10,7 +10,8 @@
 namespace ff {
 namespace {
 
-// Labels for clusters of equal size; the prices go from one iteration to the next.
+// Computes labels for clusters of equal size; the prices are carried from one iteration to the
+// next.
 template <class T>
 bool balance_rows(const Samples<T>& samples, const std::vector<T>& centroids, BalanceState& prices,
                   int n_threads, Stop& stop, std::vector<std::int32_t>& labels) {
@@ -50,7 +51,7 @@ Run<T> lloyd(const Samples<T>& samples, std::vector<T> centroids, const KMeansOp
       return balance_rows(samples, run.centroids, prices, n_threads, stop, run.labels);
     return assignment.run(run.centroids.data(), run.labels.data());
   };
-  bool settled = false;  // labels belong to the centroids as they are
+  bool settled = false;  // the labels belong to the current centroids
   while (run.n_iter < options.max_iter && !settled) {
     ++run.n_iter;
     settled = !assign_all();
@@ -83,7 +84,8 @@ Run<T> best_run(const Samples<T>& samples, const MatrixView* initial, index grou
   return best;
 }
 
-// body(group, threads): over the groups where there are enough of them, else inside each in turn.
+// Calls body(group, threads) for every group: groups in parallel if there are enough of them,
+// otherwise one after the other with all threads inside each.
 template <class Body>
 void for_groups(index count, int n_threads, Stop& stop, Body&& body) {
   if (count >= n_threads) {

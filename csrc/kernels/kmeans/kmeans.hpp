@@ -10,14 +10,14 @@ struct KMeansOptions {
   Init init;
   index n_init;
   index max_iter;
-  double
-      tol;  // times the mean variance of the columns: the squared shift of all centroids to stop at
+  // Stop at a squared shift of all centroids of tol times the mean variance of the columns.
+  double tol;
   bool balanced;
   std::uint64_t seed;
   int n_threads;
 };
 
-// A leading axis of x.count groups on everything.
+// Every array has a leading axis of x.count groups.
 template <class T>
 struct KMeansResult {
   Buffer<T> centroids;
@@ -26,13 +26,13 @@ struct KMeansResult {
   Buffer<std::int64_t> n_iter;
 };
 
-// weights: null, or x.first.rows of them for every group. initial: null, or one set of centroids a
-// group (a stride of zero gives all groups the same).
+// weights: null, or x.first.rows weights, used for every group. initial: null, or one set of
+// centroids per group (a stride of zero gives all groups the same set).
 template <class T>
 KMeansResult<T> kmeans(const StackView& x, const double* weights, const StackView* initial,
                        const KMeansOptions& options, Stop& stop);
 
-// The nearest centroid of each row and the squared distance to it.
+// Finds the nearest centroid of each row and the squared distance to it.
 template <class T>
 void assign(const StackView& x, const StackView& centroids, std::int32_t* labels, T* distances,
             int n_threads, Stop& stop);

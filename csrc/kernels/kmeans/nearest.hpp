@@ -7,13 +7,13 @@
 #include "core/panels.hpp"
 #include "core/view.hpp"
 
-// The nearest of K centroids for each row, without the n × K distances ever being stored.
+// Finds the nearest of K centroids for each row without storing the n × K distances.
 namespace ff {
 
-// The coordinates that a search works in: x ↦ (x − centre) · scale. Distances near the data's own
-// spread keep float32 accurate far from the origin; scale is a power of two and 1 for magnitudes
-// that cannot overflow. The centre is rounded to few bits, so that for data on a grid (integers)
-// the shift is exact and ties stay ties.
+// The coordinates that a search works in: x ↦ (x − centre) · scale. Subtracting the centre keeps
+// float32 accurate for data far from the origin. scale is a power of two, and 1 unless the
+// magnitudes could overflow or vanish when squared. The centre is rounded to few bits, so that for
+// data on a grid (integers) the shift is exact and ties stay ties.
 template <class T>
 struct Frame {
   std::vector<T> centre;
@@ -30,7 +30,7 @@ struct Frame {
   }
 };
 
-// Σ x² in double.
+// Returns Σ x² in double.
 template <class T>
 inline double squared_norm(const T* x, index d) {
   simd::Vec<double> lanes = {};
@@ -47,7 +47,7 @@ inline double squared_norm(const T* x, index d) {
 template <class T>
 class Nearest {
  public:
-  // Scratch of one thread, for as many rows as a block has.
+  // The scratch memory of one thread, for the rows of one block.
   class Scratch {
    public:
     explicit Scratch(const Nearest& search)
@@ -64,12 +64,12 @@ class Nearest {
 
   Nearest(index n_centroids, index depth)
       : panels_(n_centroids, depth), minus_half_norm_(panels_.padded()) {
-    // x of a block and the panels that pass over it share an L2 of 1 MB with what else is there.
+    // A block of x and the panels that pass over it share an L2 of 1 MB with other data.
     constexpr index kBlockBytes = index(96) << 10, kGroupBytes = index(256) << 10;
     const index depth_bytes = std::max<index>(depth, 1) * index(sizeof(T));
     block_tiles_ = std::clamp<index>(kBlockBytes / (depth_bytes * kTileRows), 1, 64);
     group_panels_ = std::max<index>(kGroupBytes / (depth_bytes * kPanelCols<T>), 1);
-    // What pads the last panel never wins.
+    // The padding of the last panel never wins.
     std::fill_n(minus_half_norm_.data(), panels_.padded(), -std::numeric_limits<T>::infinity());
   }
 
@@ -77,7 +77,7 @@ class Nearest {
   index count() const { return panels_.count(); }
   index block_rows() const { return block_tiles_ * kTileRows; }
 
-  // Centroid j, in the frame's coordinates. After the last one: ready().
+  // Sets centroid j, given in the frame's coordinates. Call ready() after the last one.
   void set(index j, const T* centroid) {
     panels_.set(j, centroid);
     minus_half_norm_[j] = T(-0.5 * squared_norm(centroid, depth()));
@@ -85,8 +85,8 @@ class Nearest {
 
   void ready() {}
 
-  // labels[i] for n ≤ block_rows() rows from `first` on. ‖x−c‖² = ‖x‖² − 2(x·c − ‖c‖²/2), so the
-  // nearest has the largest x·c − ‖c‖²/2; of equals the lowest index.
+  // Writes labels[i] for n ≤ block_rows() rows from `first` on. ‖x−c‖² = ‖x‖² − 2(x·c − ‖c‖²/2), so
+  // the nearest centroid has the largest x·c − ‖c‖²/2; ties go to the lowest index.
   void search(const MatrixView& x, const Frame<T>& frame, index first, index n, Scratch& scratch,
               std::int32_t* labels) const {
     const index tiles = ceil_div(n, kTileRows);

@@ -5,19 +5,20 @@
 
 #if defined(__AVX512VNNI__)
 
-// LaneNearest<float> with half its multiplications: coordinates as integers of up to 15 bits, two
-// a lane, whose products come two an instruction. The best score and the second best are kept; a
-// row whose two are closer than rounding can have moved them is searched again in float32. So a
-// label is that of the nearest centroid, or what LaneNearest finds.
+// LaneNearest<float> with half its multiplications: coordinates are integers of up to 15 bits, two
+// per lane, and one instruction computes two products per lane. The search keeps the best and the
+// second best score. If these are closer than rounding can have moved them, the row is searched
+// again in float32. So a label is either certainly that of the nearest centroid or the one that
+// LaneNearest finds.
 //
-// With x = σq + e and c = σp + f, ‖x·c − σ² q·p‖ ≤ ‖e‖‖c‖ + ‖σq‖‖f‖ (Cauchy-Schwarz).
+// With x = σq + e and c = σp + f, |x·c − σ² q·p| ≤ ‖e‖‖c‖ + ‖σq‖‖f‖ (Cauchy-Schwarz).
 namespace ff {
 
 namespace detail {
 
-inline constexpr int kCodedVectors = 2;  // of rows, searched at a time
+inline constexpr int kCodedVectors = 2;  // vectors of rows searched at a time
 
-// centroids: n times P pairs and −‖c‖²/2, all in units of σ². gaps: best less second best.
+// centroids: n times P pairs and −‖c‖²/2, all in units of σ². gaps: best minus second best score.
 template <int P>
 void search_coded(const std::int32_t* x, const std::int32_t* centroids, index n,
                   std::int32_t* labels, std::int32_t* gaps) {
@@ -88,10 +89,10 @@ class CodedLaneNearest {
     Buffer<float> lanes;
     Buffer<std::int32_t> codes;
     Buffer<std::int32_t> close;  // rows of a block to search again
-    Buffer<float> rows;          // and what is in them
+    Buffer<float> rows;          // their coordinates
   };
 
-  // No coordinate of rows or centroids is larger than `reach`.
+  // No coordinate of rows or centroids may be larger than `reach`.
   CodedLaneNearest(index n_centroids, index depth, float reach)
       : exact_(n_centroids, depth),
         load_(detail::lane_kernels<float>(depth, std::make_integer_sequence<int, kMaxLaneDepth>())
@@ -101,7 +102,7 @@ class CodedLaneNearest {
         depth_(depth),
         pairs_(ceil_div(depth, 2)),
         centroids_(n_centroids * (pairs_ + 1)) {
-    // Scores are between −1.5 d L² and d L²/2, codes ±L.
+    // Scores lie between −1.5 d L² and d L²/2, where codes lie between −L and L.
     const double largest = std::min(std::sqrt(0x1p30 / double(depth)), 32767.0);
     sigma_ = std::max(float(reach / std::floor(largest - 1)), 0x1p-60f);
   }
@@ -109,7 +110,7 @@ class CodedLaneNearest {
   index count() const { return exact_.count(); }
   index block_rows() const { return kBlockRows; }
 
-  // Centroid j, in the frame's coordinates. After the last one: ready().
+  // Sets centroid j, given in the frame's coordinates. Call ready() after the last one.
   void set(index j, const float* centroid) {
     exact_.set(j, centroid);
     std::int32_t* to = centroids_.data() + j * (pairs_ + 1);
@@ -137,7 +138,8 @@ class CodedLaneNearest {
     for (index i = 0; i < n; i += kStep) {
       n_close =
           search_step(x, frame, first + i, std::min(kStep, n - i), i, scratch, labels, n_close);
-      // Where codes are too coarse (say, one outlier sets the scale for all) the rest goes without.
+      // If codes are too coarse (for example because one outlier sets the scale for all), the
+      // remaining rows are searched in float32.
       if (n_close > i / 2 + kStep && i + kStep < n) {
         exact_.search(x, frame, first + i + kStep, n - i - kStep, scratch.exact,
                       labels + i + kStep);
@@ -172,7 +174,8 @@ class CodedLaneNearest {
     return n_close;
   }
 
-  // Pairs of codes of 16 rows; returns how far rounding may have moved two of a row's scores apart.
+  // Writes pairs of codes of 16 rows; returns how far rounding may have moved two of a row's scores
+  // apart.
   __m512i code_rows(const float* lanes, std::int32_t* codes) const {
     const __m512 inverse = _mm512_set1_ps(1 / sigma_), step = _mm512_set1_ps(sigma_);
     __m512 lost2 = _mm512_setzero_ps(), norm2 = _mm512_setzero_ps();

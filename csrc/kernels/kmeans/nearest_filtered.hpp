@@ -3,9 +3,9 @@
 
 #if defined(__AVX512VNNI__)
 
-// Nearest<float> with a filter in front: 8-bit products bound every score from above; only
-// centroids whose bound reaches the best score met so far are scored in float32. No centroid that
-// could win is lost, so the labels do not depend on the filter's coarseness, which costs time only.
+// Nearest<float> with a filter in front: 8-bit products bound every score from above, and only
+// centroids whose bound reaches the best score so far are scored in float32. No centroid that could
+// win is skipped, so a coarse filter costs time but does not change the labels.
 namespace ff {
 
 class FilteredNearest {
@@ -30,7 +30,7 @@ class FilteredNearest {
   index count() const { return exact_.count(); }
   index block_rows() const { return exact_.block_rows(); }
 
-  // Centroid j, in the frame's coordinates. After the last one: ready().
+  // Sets centroid j, given in the frame's coordinates. Call ready() after the last one.
   void set(index j, const float* centroid) {
     exact_.set(j, centroid);
     centroids_.set(j, centroid);
@@ -38,17 +38,17 @@ class FilteredNearest {
 
   void ready() { centroids_.ready(); }
 
-  // As Nearest::search; what stands in labels (−1: nothing) is tried first.
+  // Does what Nearest::search does, but tries the labels that are already there first (−1: none).
   void search(const MatrixView& x, const Frame<float>& frame, index first, index n,
               Scratch& scratch, std::int32_t* labels) const {
     const coded::RowLoader loader(x, frame);
     for (index t = 0; t < n; t += kTileRows) {
       const index rows = std::min<index>(kTileRows, n - t);
       const index scored = search_tile(loader, first + t, rows, scratch, labels + t);
-      // Where bounds are too coarse to tell centroids apart (say, one outlier sets the scale for
-      // all) the rest of the block goes without them. On 50,000 rows of kmeans b with the bounds
-      // widened, 2, 10, 21 and 42 scored of 1,024 took 11, 15, 18 and 23 ms, the plain tile 33: on
-      // that line it is the faster one from some 77 on.
+      // If bounds are too coarse to tell centroids apart (for example because one outlier sets the
+      // scale for all), the rest of the block is searched without them. On 50,000 rows of kmeans b
+      // with wider bounds, scoring 2, 10, 21 and 42 of 1,024 centroids took 11, 15, 18 and 23 ms
+      // and the plain tile 33 ms: by extrapolation the plain tile is faster from about 77 on.
       if (scored > rows * (16 + count() / 16) && t + rows < n) {
         exact_.search(x, frame, first + t + rows, n - t - rows, scratch.exact, labels + t + rows);
         return;
@@ -60,19 +60,19 @@ class FilteredNearest {
   static constexpr int kLanes = coded::kLanes;
   static constexpr index kCols = coded::kCols;
   static constexpr std::int32_t kNoLabel = std::numeric_limits<std::int32_t>::max();
-  static constexpr index kGroup = 8;  // panels between two looks at what they hit
+  static constexpr index kGroup = 8;  // panels that are bounded before their hits are scored
   using Ints = coded::Ints;
 
-  // Rows of a tile as lanes; those past the last repeat it and are never looked at.
+  // The rows of a tile, one per lane; lanes past the last row repeat it and are never read.
   struct Tile {
     coded::Tile codes;
     __m512 margin;                   // how far rounding may move a score
     alignas(64) float best[kLanes];  // score of the label
     alignas(64) std::int32_t label[kLanes];
-    alignas(64) std::int32_t reach[kLanes];  // an accumulator below this belongs to a lower score
+    alignas(64) std::int32_t reach[kLanes];  // accumulators below this score less
   };
 
-  // How many centroids were scored in float32.
+  // Labels the rows of a tile; returns how many centroids were scored in float32.
   index search_tile(const coded::RowLoader& loader, index first, index n, Scratch& scratch,
                     std::int32_t* labels) const {
     Tile tile;
@@ -96,7 +96,7 @@ class FilteredNearest {
       const index group = std::min(kGroup, n_panels - p);
       for (index q = 0; q < group; ++q) hit_panel(scratch.codes.data(), tile, p + q, q, hits);
       for (index r = 0; r < n; ++r) {
-        const index own = tile.label[r] - p * kCols;  // always among what it hits
+        const index own = tile.label[r] - p * kCols;  // always among the hits
         const bool here = own >= 0 && own < group * kCols;
         if (hits.count[r] == std::uint32_t(here)) continue;
         if (here) hits.lanes[r][own / kCols] &= ~(1u << own % kCols);
@@ -133,7 +133,7 @@ class FilteredNearest {
     __m512 norm2;
     tile.codes =
         coded::code_tile(scratch.rows.data(), n, centroids_.depth(), scratch.codes.data(), norm2);
-    // score() adds d/16 terms in order in each lane, then 4 levels of lanes.
+    // score() adds d/16 terms in order in each lane and then combines the lanes in 4 levels.
     const float unit =
         std::numeric_limits<float>::epsilon() * float(8 + centroids_.depth() / kLanes);
     const __m512 norm = _mm512_mul_ps(_mm512_sqrt_ps(norm2), _mm512_set1_ps(coded::kUp));
@@ -152,7 +152,8 @@ class FilteredNearest {
     }
   }
 
-  // Where nothing is known of a tile: the centroid with the highest bound is a good first guess.
+  // Labels a tile without previous labels: the centroid with the highest bound is a good first
+  // guess.
   void highest_bounds(const std::int32_t* x, Tile& tile) const {
     alignas(64) std::int32_t top[kTileRows][kLanes], at[kTileRows][kLanes];
     for (index p = 0; p < centroids_.n_panels(); ++p) {
@@ -184,7 +185,7 @@ class FilteredNearest {
     _mm512_store_si512(tile.reach, centroids_.to_reach(score, tile.codes));
   }
 
-  // x·c − ‖c‖²/2 in float32; the same for the same x and c, whatever led here.
+  // Returns x·c − ‖c‖²/2 in float32; the same x and c always give the same bits.
   float score(const float* x, index j) const {
     const float* c = centroids_.row(j);
     const index ld = centroids_.ld();

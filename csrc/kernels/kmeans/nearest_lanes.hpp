@@ -3,18 +3,18 @@
 
 #include "kernels/kmeans/nearest.hpp"
 
-// The nearest of K centroids where rows are short: a lane holds a row, so that a few vectors hold
-// all coordinates of many rows, centroids pass by as broadcasts, and each lane keeps its own best.
-// Nothing is reduced across lanes and no accumulator is padded, which is what Nearest loses its
-// time with when there are few columns to multiply.
+// Finds the nearest of K centroids for short rows. A lane holds a row, so a few vectors hold all
+// coordinates of many rows; centroids are broadcast, and each lane keeps its own best. Nothing is
+// reduced across lanes and no accumulator is padded, which is where Nearest spends its time if
+// there are few columns to multiply.
 namespace ff {
 
-// Columns that fit the registers beside what the loop needs.
+// The most columns that fit the registers together with what the loop needs.
 inline constexpr int kMaxLaneDepth = simd::kBytes == 64 ? 16 : 8;
 
 namespace detail {
 
-// Vectors of rows searched at a time. Two share each broadcast.
+// The number of vectors of rows searched at a time. Two of them share each broadcast.
 template <int D>
 inline constexpr int kLaneVectors = 2 * D + 7 <= (simd::kBytes == 64 ? 32 : 16) ? 2 : 1;
 
@@ -48,7 +48,7 @@ struct Quad {
   }
 };
 
-// out[k][lane] = (row first + lane)[k] in the frame; lanes past the n-th repeat it.
+// Sets out[k][lane] = (row first + lane)[k] in the frame; lanes past the n-th repeat it.
 template <class T, int D>
 void load_lanes(const MatrixView& x, const Frame<T>& frame, index first, index n, T* out) {
   constexpr int kLanes = simd::kLanes<T>, kQuads = D / 4 * 4;
@@ -78,8 +78,8 @@ void load_lanes(const MatrixView& x, const Frame<T>& frame, index first, index n
   }
 }
 
-// centroids: n rows of D coordinates and −‖c‖²/2. Of equals the lowest index wins, because a later
-// one must be better.
+// centroids: n rows of D coordinates and −‖c‖²/2. Ties go to the lowest index, because a later
+// centroid must be strictly better.
 template <class T, int D>
 void search_lanes(const T* x, const T* centroids, index n, std::int32_t* labels) {
   using I = simd::Int<T>;
@@ -114,8 +114,8 @@ void search_lanes(const T* x, const T* centroids, index n, std::int32_t* labels)
     for (int lane = 0; lane < kLanes; ++lane) labels[r * kLanes + lane] = std::int32_t(at[r][lane]);
 }
 
-// nearest[i] = min(nearest[i], ‖x_i − c‖²) over all centroids. The differences are squared as they
-// stand, so that a row on a centroid is at distance zero exactly.
+// Sets nearest[i] = min(nearest[i], ‖x_i − c‖²) over all centroids. It squares the differences
+// themselves, so that a row on a centroid has a distance of exactly zero.
 template <class T, int D>
 void shrink_lanes(const T* x, const T* centroids, index n, T* nearest) {
   constexpr int R = kLaneVectors<D>, kLanes = simd::kLanes<T>;
@@ -149,7 +149,7 @@ struct LaneKernels {
   void (*load)(const MatrixView&, const Frame<T>&, index, index, T*);
   void (*search)(const T*, const T*, index, std::int32_t*);
   void (*shrink)(const T*, const T*, index, T*);
-  int rows;  // a step
+  int rows;  // per step
 };
 
 template <class T, int... D>
@@ -185,7 +185,7 @@ class LaneNearest {
   index count() const { return count_; }
   index block_rows() const { return 2048; }
 
-  // Centroid j, in the frame's coordinates. After the last one: ready().
+  // Sets centroid j, given in the frame's coordinates. Call ready() after the last one.
   void set(index j, const T* centroid) {
     T* to = centroids_.data() + j * (depth_ + 1);
     std::copy_n(centroid, depth_, to);
@@ -202,7 +202,7 @@ class LaneNearest {
     }
   }
 
-  // Squared distances to the nearest of other centroids in, of those and these out.
+  // Lowers squared distances to the nearest of earlier centroids to include these centroids too.
   void shrink(const MatrixView& x, const Frame<T>& frame, index first, index n, Scratch& scratch,
               T* nearest) const {
     for (index i = 0; i < n; i += kernels_.rows) {
@@ -219,7 +219,7 @@ class LaneNearest {
     }
   }
 
-  // All rows of x as search() wants them, for small problems that are searched many times.
+  // Lays out all rows of x as search() needs them, for small problems that are searched many times.
   Buffer<T> lanes(const MatrixView& x, const Frame<T>& frame) const {
     Buffer<T> all(round_up(x.rows, kernels_.rows) * depth_);
     for (index i = 0; i < x.rows; i += kernels_.rows)

@@ -11,8 +11,8 @@
 
 namespace ff {
 
-// Rows in fixed pieces, whose partial results are combined in order: what keeps sums the same for
-// any number of threads. At most 256 pieces, so that partial results stay small.
+// Cuts rows into fixed pieces whose partial results are combined in order, so that sums are the
+// same for any number of threads. There are at most 256 pieces, so partial results stay small.
 struct Chunks {
   explicit Chunks(index n_rows)
       : n(n_rows),
@@ -33,14 +33,14 @@ void with_one_of(index d, Body& body, std::integer_sequence<int, D...>) {
 }
 }  // namespace detail
 
-// body(d), d a constant of the compiler's where it is small: loops over short rows then keep what
-// they add to in registers.
+// Calls body(d), with d a compile-time constant if it is small: loops over short rows then keep
+// their sums in registers.
 template <class Body>
 void with_width(index d, Body&& body) {
   detail::with_one_of(d, body, std::integer_sequence<int, 1, 2, 3, 4, 8, 16>());
 }
 
-// The columns [first, first + n) of a view.
+// Returns the columns [first, first + n) of a view.
 inline MatrixView columns(const MatrixView& x, index first, index n) {
   MatrixView part = x;
   part.data += first * x.col_stride;
@@ -48,14 +48,15 @@ inline MatrixView columns(const MatrixView& x, index first, index n) {
   return part;
 }
 
-// One clustering problem: rows, their weights (null: one each), and the frame to search in.
+// One clustering problem: rows, their weights (null: 1 each), and the frame to search in.
 template <class T>
 struct Samples {
   MatrixView x;
   const double* weights = nullptr;
   Frame<T> frame;
-  // In the frame's units: over the columns, unweighted, as scikit-learn has it; and a bound of the
-  // magnitude of any coordinate, of rows as of the others that make_samples() was told of.
+  // Both in the frame's units. mean_variance is over the columns and unweighted, as in
+  // scikit-learn. reach bounds the magnitude of every coordinate of the rows and of the other
+  // points that make_samples() was given.
   double mean_variance = 0, reach = 0;
 
   double weight(index i) const { return weights ? weights[i] : 1; }
@@ -66,7 +67,8 @@ namespace detail {
 struct ColumnMoments {
   explicit ColumnMoments(index d) : sum(d), square(d), low(d, INFINITY), high(d, -INFINITY) {}
 
-  // Values relative to the first row, so that a large common offset cancels before it is squared.
+  // Values are taken relative to the first row, so that a large common offset cancels before
+  // squaring.
   template <class T>
   void add_rows(const MatrixView& x, index begin, index end, const double* origin, double scale) {
     with_width(x.cols, [&](auto d) {
@@ -149,8 +151,8 @@ ColumnMoments column_moments(const MatrixView& x, const double* origin, double s
 
 }  // namespace detail
 
-// Reads x once; twice where its spread is too small to be squared. `others` (centroids that were
-// given; null: none) count towards the scale.
+// Reads x once, or twice if its spread is too small or too large to be squared. `others` (given
+// centroids; null: none) count towards the scale.
 template <class T>
 Samples<T> make_samples(const MatrixView& x, const double* weights, const MatrixView* others,
                         int n_threads, Stop& stop) {
@@ -166,7 +168,8 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
     const double mean = moments.sum[k] / n;
     const double reach = std::max(moments.high[k] - mean, mean - moments.low[k]);
     spread = std::max(spread, reach);
-    // An eighth of the reach's power of two: few bits, so that integers minus it stay exact.
+    // An eighth of the reach's power of two: few bits, so that subtracting it from integers is
+    // exact.
     const double unit = reach > 0 ? std::ldexp(1.0, std::ilogb(reach) - 3) : 0;
     samples.frame.centre[k] =
         T(unit > 0 ? std::round((origin[k] + mean) / unit) * unit : origin[k]);
@@ -177,14 +180,15 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
     for (index k = 0; k < d; ++k)
       spread = std::max(spread, std::abs(row[k] - double(samples.frame.centre[k])));
   }
-  // Squares of 2^±40 are safe in float32 and of 2^±400 in float64, sums over the columns included.
+  // Squares of 2^±40 are safe in float32 and of 2^±400 in float64, including their sums over the
+  // columns.
   const int safe = sizeof(T) == 4 ? 40 : 400, limit = std::numeric_limits<T>::max_exponent - 2;
   if (spread > 0 && std::abs(std::ilogb(spread)) > safe) {
     const double scale = std::ldexp(1.0, std::clamp(-std::ilogb(spread), -limit, limit));
     samples.frame.scale = T(scale);
     moments = detail::column_moments<T>(x, origin.data(), scale, n_threads, stop);
   }
-  // The centre is off the mean by a sixteenth of a reach at most.
+  // The rounded centre differs from the mean by at most a sixteenth of the reach.
   samples.reach = spread * double(samples.frame.scale) * (1 + 1.0 / 15);
   for (index k = 0; k < d; ++k) {
     const double mean = moments.sum[k] / n;

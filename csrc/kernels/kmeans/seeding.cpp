@@ -14,10 +14,11 @@
 namespace ff {
 namespace {
 
-// k-means++ (D. Arthur, S. Vassilvitskii 2007), one candidate a draw. A centroid is drawn with
-// probability proportional to w·D², D the distance to the nearest one drawn before. Distances are
-// refreshed for a block of centroids in one pass over the data. Between refreshes a row is drawn by
-// its stale D² and accepted with probability true/stale: that is a draw by the true D² again.
+// k-means++ (D. Arthur, S. Vassilvitskii 2007) with one candidate per draw. A centroid is drawn
+// with probability proportional to w·D², where D is the distance to the nearest one drawn before.
+// Distances are refreshed for a block of centroids in one pass over the data. Between refreshes a
+// row is drawn by its stale D² and accepted with probability true/stale, which equals a draw by the
+// true D².
 template <class T>
 class PlusPlus {
  public:
@@ -34,12 +35,12 @@ class PlusPlus {
         part_sum_(ceil_div(n_, kPart)),
         row_(d_) {
 #if defined(__AVX512VNNI__)
-    // Rows are coded once, which is worth it where they meet many centroids.
+    // Coding the rows once is worth it if they meet many centroids.
     if constexpr (sizeof(T) == 4)
       if (d_ > 10 && d_ <= coded::kMaxDepth && n_clusters >= 64)
         filter_.emplace(samples.x, samples.frame, kPart, n_threads, stop);
 #endif
-    // So that the first draw is by weight alone.
+    // Equal distances make the first draw depend on the weights alone.
     refresh_parts([&](index, index first, index n) { std::fill_n(&distance_[first], n, T(1)); });
   }
 
@@ -49,19 +50,20 @@ class PlusPlus {
       pending_.resize(pending_.size() + d_);
       samples_.frame.to_frame(centroids + j * d_, pending_.data() + pending_.size() - d_);
       if (j == 0) std::fill_n(distance_.data(), n_, std::numeric_limits<T>::infinity());
-      // Blocks no larger than what came before them: a row then finds about one centroid nearer.
+      // A block is no larger than the number of centroids before it: a row then finds about one
+      // nearer centroid in it.
       if (j + 1 < n_clusters_ && n_pending() >= std::min((j + 2) / 2, kBlock)) refresh();
     }
   }
 
  private:
-  static constexpr index kBlock = 32;   // centroids a refresh, at most
-  static constexpr index kPart = 1024;  // rows summed together, searched one by one
+  static constexpr index kBlock = 32;   // centroids per refresh, at most
+  static constexpr index kPart = 1024;  // rows summed together and searched one by one
 
   index n_pending() const { return index(pending_.size()) / d_; }
 
   index next() {
-    // Once rejected draws have cost a quarter of a refresh, a refresh makes the next ones cheap.
+    // Once rejected draws have cost a quarter of a refresh, refresh: later draws then become cheap.
     index spent = 0;
     for (;;) {
       if (!(total_ > 0)) return any_row();
@@ -75,7 +77,7 @@ class PlusPlus {
     }
   }
 
-  // Every row lies on a centroid: any will do, of those that weigh something.
+  // Returns a random row of positive weight. Used when every row lies on a centroid.
   index any_row() {
     for (;;) {
       const index i = index(random_.below(std::uint64_t(n_)));
@@ -99,7 +101,7 @@ class PlusPlus {
     return last;
   }
 
-  // Whether row i is farther from all pending centroids than that.
+  // Returns whether row i is farther than sqrt(distance2) from all pending centroids.
   bool farther(index i, double distance2) {
     samples_.frame.load(samples_.x, i, row_.data());
     for (index j = 0; j < n_pending(); ++j)
@@ -150,7 +152,7 @@ class PlusPlus {
     for (index j = 0; j < n_pending(); ++j) search.set(j, pending_.data() + j * d_);
   }
 
-  // shrink(part, first, n) for the rows of each part; then nothing is pending.
+  // Calls shrink(part, first, n) for the rows of each part; afterwards nothing is pending.
   template <class Shrink>
   void refresh_parts(Shrink shrink) {
     parallel_ranges(index(part_sum_.size()), n_threads_, stop_, [&](index part, int) {
@@ -180,9 +182,9 @@ class PlusPlus {
 #endif
 };
 
-// Distinct rows, each set equally likely; with weights a row comes next in proportion to its weight
-// among those left (P. Efraimidis, P. Spirakis 2006). More clusters than rows that weigh something:
-// rows repeat.
+// Draws distinct rows, each set equally likely. With weights, each next row is drawn in proportion
+// to its weight among those left (P. Efraimidis, P. Spirakis 2006). If there are more clusters than
+// rows of positive weight, rows repeat.
 template <class T>
 void draw_rows(const Samples<T>& samples, index n_clusters, std::uint64_t seed, T* centroids) {
   Random random(seed, 0);
@@ -210,7 +212,7 @@ void draw_rows(const Samples<T>& samples, index n_clusters, std::uint64_t seed, 
     load_row(samples.x, rows[j % index(rows.size())], centroids + j * samples.x.cols);
 }
 
-// Even between the least and the largest value, both included.
+// Spaces centroids evenly between the smallest and the largest value, both included.
 template <class T>
 void spread_evenly(const Samples<T>& samples, index n_clusters, T* centroids) {
   double low = INFINITY, high = -INFINITY;
@@ -227,7 +229,7 @@ void spread_evenly(const Samples<T>& samples, index n_clusters, T* centroids) {
   }
 }
 
-// The (j + ½)/K quantiles of the weighted values.
+// Takes the (j + ½)/K quantiles of the weighted values.
 template <class T>
 void spread_by_density(const Samples<T>& samples, index n_clusters, T* centroids) {
   std::vector<std::pair<T, double>> values;

@@ -5,8 +5,8 @@ namespace ff {
 
 enum class Init { plus_plus, random, linear, density };
 
-// Initial centroids (n_clusters, d), in the coordinates of x. Draws are a function of the seed
-// alone. linear and density need d = 1.
+// Writes initial centroids (n_clusters, d) in the coordinates of x. The seed alone determines the
+// draws. linear and density need d = 1.
 template <class T>
 void seed_centroids(const Samples<T>& samples, Init init, index n_clusters, std::uint64_t seed,
                     int n_threads, Stop& stop, T* centroids);

@@ -7,12 +7,12 @@
 namespace ff {
 
 // Squared distances to the nearest of a growing set of centroids. Rows are coded once, in a quarter
-// of their bytes; of the centroids that come, those are measured whose 8-bit bound says that they
-// may be nearer than what a row has. They are measured as Σ (x − c)², so that a row on a centroid
-// is at distance zero exactly.
+// of their bytes. A new centroid's distance to a row is computed only if its 8-bit bound says that
+// it may be nearer than the nearest so far. It is computed as Σ (x − c)², so that a row on a
+// centroid has a distance of exactly zero.
 class FilteredShrink {
   struct Hit {
-    std::int32_t row;  // of the part
+    std::int32_t row;  // within the part
     std::uint32_t centroids;
   };
 
@@ -24,10 +24,10 @@ class FilteredShrink {
    private:
     friend class FilteredShrink;
     Buffer<float> row;
-    Buffer<Hit> hits;  // one more than there are rows: the place to write the next one to
+    Buffer<Hit> hits;  // one more than there are rows: every write goes to the next place
   };
 
-  // Rows are cut into parts, which are coded and shrunk each on its own.
+  // Cuts the rows into parts, each of which is coded and shrunk independently.
   FilteredShrink(const MatrixView& x, const Frame<float>& frame, index part_rows, int n_threads,
                  Stop& stop)
       : loader_(x, frame),
@@ -44,9 +44,9 @@ class FilteredShrink {
     parallel_ranges(parts, n_threads, stop, [&](index part, int) { code_part(part); });
   }
 
-  // nearest[i] = min(nearest[i], ‖x_i − c‖²) over all centroids, for the rows of a part; or
-  // nothing, and false, where bounds are too coarse to be worth it (say, one outlier sets the scale
-  // for all).
+  // Sets nearest[i] = min(nearest[i], ‖x_i − c‖²) over all centroids, for the rows of a part.
+  // Changes nothing and returns false if the bounds are too coarse to be worth it (for example
+  // because one outlier sets the scale for all).
   bool shrink(index part, const coded::Centroids& centroids, Scratch& scratch,
               float* nearest) const {
     const index first = part * part_rows_, n = std::min(part_rows_, n_ - first);
@@ -57,7 +57,7 @@ class FilteredShrink {
                               std::min<index>(kTileRows, n - t), centroids, nearest, end);
     if (to_measure > kWorthIt * n) return false;
     for (const Hit* hit = scratch.hits.data(); hit != end; ++hit) {
-      // Rows that are far apart come from memory while others are measured.
+      // Rows that are far apart are fetched from memory while others are measured.
       if (hit + kAhead < end) loader_.prefetch(first + hit[kAhead].row);
       loader_.load(first + hit->row, scratch.row.data());
       float least = nearest[hit->row];
@@ -71,7 +71,7 @@ class FilteredShrink {
 
  private:
   static constexpr int kLanes = coded::kLanes;
-  static constexpr index kWorthIt = 8;  // centroids measured a row
+  static constexpr index kWorthIt = 8;  // computed distances per row
   static constexpr index kAhead = 16;
 
   void code_part(index part) {
@@ -89,7 +89,8 @@ class FilteredShrink {
     }
   }
 
-  // Rows of a tile that some centroids may be nearer to; returns how many pairs that makes.
+  // Appends the rows of a tile that some centroid may be nearer to, with those centroids; returns
+  // the number of pairs of row and centroid.
   index find_hits(index tile, index first, index n, const coded::Centroids& centroids,
                   const float* nearest, Hit*& hits) const {
     alignas(64) std::int32_t reach[kLanes];
@@ -114,7 +115,7 @@ class FilteredShrink {
     const __mmask16 own = coded::lanes_below(n);
     const __m512 norm2 = _mm512_maskz_loadu_ps(own, norm2_.data() + tile * kTileRows);
     const __m512 distance2 = _mm512_maskz_loadu_ps(own, nearest);
-    // ‖x‖² adds d terms in order, D² a sixteenth of them.
+    // The sum ‖x‖² has d terms in order, D² a sixteenth of them.
     const float unit = std::numeric_limits<float>::epsilon() * float(8 + depth_);
     const __m512 rounding = _mm512_mul_ps(_mm512_add_ps(norm2, distance2), _mm512_set1_ps(unit));
     const __m512 score =

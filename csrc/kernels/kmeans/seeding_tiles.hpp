@@ -3,16 +3,16 @@
 
 namespace ff {
 
-// nearest[i] = min(nearest[i], ‖x_i − c‖²) over a block of centroids, for rows of the samples: by
-// the tile that a search uses, on differences as they stand, so that a row on a centroid is at
-// distance zero exactly.
+// Sets nearest[i] = min(nearest[i], ‖x_i − c‖²) over a block of centroids, for rows of the samples.
+// It works in tiles like Nearest but squares the differences themselves, so that a row on a
+// centroid has a distance of exactly zero.
 template <class T>
 class TileShrink {
  public:
   TileShrink(const Samples<T>& samples, const std::vector<T>& centroids)
       : samples_(samples), d_(samples.x.cols), panels_(index(centroids.size()) / d_, d_) {
     for (index j = 0; j < panels_.count(); ++j) panels_.set(j, centroids.data() + j * d_);
-    // Columns that pad the last panel repeat the first centroid.
+    // Padding columns of the last panel repeat the first centroid.
     for (index j = panels_.count(); j < panels_.padded(); ++j) panels_.set(j, centroids.data());
   }
 

@@ -4,19 +4,19 @@
 #include "kernels/kmeans1d/grid.hpp"
 #include "kernels/kmeans1d/penalty.hpp"
 
-// The least inertia of k clusters, f(k), is convex in k where interval costs have the Monge
-// property. So there is a penalty a cluster at which the cheapest partition into any number of
-// intervals has k of them, or fewer and more at once; the search is for that penalty, and it needs
-// memory for one row of F, not for k.
+// Let f(k) be the least inertia of k clusters. It is convex in k if interval costs have the Monge
+// property. So there is a penalty per cluster at which the cheapest partition into any number of
+// intervals has k of them, or at which one with fewer and one with more are equally cheap. The
+// search looks for that penalty and needs memory for one row of F instead of k.
 //
 // Sources: Aggarwal, Schieber, Tokuyama (1994) for the penalty and the exchange of paths; Grønlund
 // et al. (2017) for k-means.
 namespace ff {
 
-// A partition: for every stretch, where its free clusters begin and where the last one ends.
+// A partition: for every stretch, where its free clusters begin and where the last of them ends.
 struct Partition {
   std::vector<index> cuts;
-  std::vector<std::size_t> ends;  // of each stretch, in cuts
+  std::vector<std::size_t> ends;  // the end of each stretch, as a position in cuts
 
   index n_clusters() const { return index(cuts.size()) - index(ends.size()); }
   std::size_t begin(std::size_t s) const { return s == 0 ? 0 : ends[s - 1]; }
@@ -35,7 +35,8 @@ class ExactPartition {
         stop_(stop),
         penalized_(y, w, n, grid, n_threads, stop) {}
 
-  // At most k free clusters, k at least 1 and less than the number of values. Adds to n_solved.
+  // Returns a partition into at most k free clusters; k is at least 1 and less than the number of
+  // values. Adds the number of problems solved to n_solved.
   Partition solve(index k, std::int64_t& n_solved) {
     Search search(k, first_penalty(k));
     for (int step = 0;; ++step) {
@@ -47,7 +48,7 @@ class ExactPartition {
       if (count < k && step >= kModelSteps &&
           search.penalty * double(k - count) <= kNothing * cost_of(found))
         return found;
-      // Both ends of a chord are cheapest at its slope, and so is what lies between.
+      // Both ends of a chord are cheapest at its slope, and so is every partition between them.
       if (search.on_chord &&
           (count <= search.few.n_clusters() || count >= search.many.n_clusters()))
         return exchange(search.few, search.many, k);
@@ -64,9 +65,9 @@ class ExactPartition {
   }
 
  private:
-  static constexpr double kNothing = 1e-16;  // of the cost: less than rounding leaves
+  static constexpr double kNothing = 1e-16;  // share of the cost; less than its rounding error
   static constexpr int kModelSteps = 6;
-  static constexpr index kCoarse = 24;  // values a cluster in a coarse problem
+  static constexpr index kCoarse = 24;  // values per cluster in a coarse problem
 
   Partition partition(double penalty) {
     Partition found;
@@ -77,7 +78,8 @@ class ExactPartition {
     return found;
   }
 
-  // What is known of the penalty sought, between that of too few clusters and of too many.
+  // Bounds on the penalty sought: that of a partition with too few clusters and of one with too
+  // many.
   struct Search {
     Search(index n_clusters, double first) : k(n_clusters), penalty(first) {}
 
@@ -85,7 +87,8 @@ class ExactPartition {
 
     void learn(Partition found) {
       const double count = double(found.n_clusters()) + 0.5, wanted = double(k) + 0.5;
-      // f(k) falls like 1/k², its slope like 1/k³: or as the last two steps say.
+      // f(k) falls like 1/k² and its slope like 1/k³, or with the power that the last two steps
+      // show.
       double power = 3;
       if (last_count > 0 && last_count != count)
         power = std::log(penalty / last_penalty) / std::log(last_count / count);
@@ -103,7 +106,7 @@ class ExactPartition {
       return true;
     }
 
-    // Ever farther, as long as one side is not in sight.
+    // Takes larger and larger steps until the penalty is bounded on both sides.
     void leap() {
       penalty = few.ends.empty() ? penalty * stride : penalty / stride;
       stride *= stride;
@@ -122,8 +125,9 @@ class ExactPartition {
     bool on_chord = false;
   };
 
-  // The answer for fewer, coarser values where there are many a cluster, else Panter and Dite: f(k)
-  // is about (∫ density^⅓)³ / 12k², its slope twice that over k.
+  // Returns the answer of a problem with fewer, coarser values if there are many values per
+  // cluster, otherwise an estimate after Panter and Dite: f(k) is about (∫ density^⅓)³ / 12k², and
+  // its slope twice that over k.
   double first_penalty(index k) const {
     const index coarse = kCoarse * k;
     if (n_ >= 8 * coarse && stretches_.size() == 1) return coarse_penalty(coarse, k);
@@ -178,10 +182,11 @@ class ExactPartition {
     return total;
   }
 
-  // k clusters from two partitions cheapest at one penalty, with fewer and with more. Where an edge
-  // of the one spans an edge of the other, (p, p') ⊇ (q, q'), each may go on as the other does:
-  // c(q, p') + c(p, q') ≤ c(p, p') + c(q, q'). With the ends of a stretch as nodes before and after
-  // all, such edges are found at any difference x of their numbers, 0 < x < |Q| − |P|.
+  // Returns a partition into k clusters made from two that are cheapest at the same penalty, one
+  // with fewer and one with more. If an edge (p, p') of one spans an edge (q, q') of the other, the
+  // two paths may swap what follows: c(q, p') + c(p, q') ≤ c(p, p') + c(q, q'). With the ends of a
+  // stretch as nodes before and after all, such edges exist for any difference x of their numbers,
+  // 0 < x < |Q| − |P|.
   Partition exchange(const Partition& few, const Partition& many, index k) const {
     Partition mixed;
     index missing = k - few.n_clusters();
@@ -190,7 +195,7 @@ class ExactPartition {
       const index* q = many.cuts.data() + many.begin(s);
       const index n_p = index(few.ends[s] - few.begin(s));
       const index n_q = index(many.ends[s] - many.begin(s)), more = n_q - n_p;
-      index from_q = 0, from_p = 0;  // so many cuts of q, then p's from this one on
+      index from_q = 0, from_p = 0;  // take q's cuts before from_q, then p's from from_p on
       if (more > 0 && more <= missing) {
         from_q = n_q, from_p = n_p;
       } else if (more > 0 && missing > 0) {

@@ -4,18 +4,18 @@
 #include "core/simd.hpp"
 #include "kernels/kmeans1d/kmeans1d.hpp"
 
-// Where centroids may lie, and what the best of them costs an interval of values.
+// Where centroids may lie, and what the best of these places costs for an interval of values.
 //
-// With W = Σw, S = Σw(x−a), Q = Σw(x−a)² about any a, an interval served from a + r costs
-// Q + r(rW − 2S): least, −S²/W, at r = S/W, and among permitted places at the one nearest to that.
-// Whatever the set of places is, these least costs have the Monge property, which the search stands
-// on: let r serve [i, j') best and r' serve [i', j), i ≤ i' ≤ j ≤ j'. If r' ≤ r, what lies left of
-// i' is at least as well off with r' as what lies in [i', j) is, and there r' wins; so giving r'
-// [i, j) and r [i', j') costs no more. r' > r mirrors it.
+// With W = Σw, S = Σw(x−a), Q = Σw(x−a)² about any a, an interval with its centroid at a + r costs
+// Q + r(rW − 2S). This is least, Q − S²/W, at r = S/W, and among permitted places at the one
+// nearest to that. For any set of places these least costs have the Monge property, which the
+// search relies on: let r be best for [i, j') and r' for [i', j), i ≤ i' ≤ j ≤ j'. If r' ≤ r, then
+// r' wins on [i', j), and for values left of i' it is better still compared with r; so using r' for
+// [i, j) and r for [i', j') costs no more. r' > r is the mirror image.
 namespace ff {
 
 namespace detail {
-// x + m − m rounds to a multiple of the step whose 2^52-fold is in m.
+// x + m − m rounds x to a multiple of a step if m is kRound times that step.
 inline constexpr double kRound = 0x1.8p52;
 
 template <class V>
@@ -34,8 +34,8 @@ inline simd::Vec<double> in_float(simd::Vec<double> x) {
 }
 }  // namespace detail
 
-// Three kinds of places. Each has rounded(x), the permitted place nearest to x in the caller's
-// coordinates; V is double or a vector of them.
+// Three kinds of places. Each has rounded(x), which returns the permitted place nearest to x in the
+// caller's coordinates; V is double or a vector of doubles.
 struct AnyPlace {
   static constexpr bool kEverywhere = true;
 
@@ -45,7 +45,7 @@ struct AnyPlace {
   }
 };
 
-// A float of n_bits significant bits, its least normal exponent and its largest number.
+// Floats with n_bits significant bits, given their least normal exponent and largest number.
 class FloatPlaces {
  public:
   static constexpr bool kEverywhere = false;
@@ -69,12 +69,12 @@ class FloatPlaces {
   double split_, magic_, normal_, largest_;
 };
 
-// Multiples of a step, −127 to 127 of them, as float64 or (narrow) as float32 has them.
+// Multiples of a step from −127 to 127 times it, as float64 or (narrow) float32 represents them.
 class Int8Places {
  public:
   static constexpr bool kEverywhere = false;
 
-  // largest: the number whose 127th part is the step.
+  // largest: 127 times the step.
   Int8Places(double largest, bool narrow)
       : step_(narrow ? double(float(largest) / 127) : largest / 127), narrow_(narrow) {}
 
@@ -90,20 +90,21 @@ class Int8Places {
   bool narrow_;
 };
 
-// The same on values in units of `unit`, what the caller's coordinates are multiples of.
+// The same places for values in units of `unit`: the caller's coordinates are these values times
+// unit.
 template <class Places>
 class Grid {
  public:
   Grid(double unit, const Places& places) : places_(places), unit_(unit), per_unit_(1 / unit) {}
 
-  // The permitted place nearest to x.
+  // Returns the permitted place nearest to x.
   template <class V>
   V nearest(V x) const {
     if constexpr (Places::kEverywhere) return x;
     else return places_.rounded(x * unit_) * per_unit_;
   }
 
-  // Σ over an interval of w(x−c)² − Q, about the anchor.
+  // Returns Σ w(x−c)² − Q of an interval for its best centroid c, all about the anchor.
   template <class V>
   V least(V sum, V weight, double anchor) const {
     if constexpr (Places::kEverywhere) {
@@ -114,7 +115,7 @@ class Grid {
     }
   }
 
-  // The centroid itself, in the caller's coordinates: exact where not every place is permitted.
+  // Returns the centroid in the caller's coordinates; exact if not every place is permitted.
   double value(double x) const { return places_.rounded(x * unit_); }
 
  private:
@@ -122,7 +123,8 @@ class Grid {
   double unit_, per_unit_;
 };
 
-// The best permitted place for the values [first, last), one at least.
+// Returns the best permitted place for the values [first, last), of which there must be at least
+// one.
 template <class Grid>
 double best_place(const double* y, const double* w, index first, index last, const Grid& grid) {
   using Vec = simd::Vec<double>;
@@ -143,7 +145,7 @@ double best_place(const double* y, const double* w, index first, index last, con
   return grid.nearest(anchor + sum / weight);
 }
 
-// Σ w(y − place)² over [first, last).
+// Returns Σ w(y − place)² over [first, last).
 inline double squares_about(const double* y, const double* w, index first, index last,
                             double place) {
   using Vec = simd::Vec<double>;

@@ -1,4 +1,4 @@
-// k-means of scalars: values are sorted once, and a cluster is an interval of them.
+// k-means of scalars: values are sorted once, and each cluster is an interval of them.
 #include "kernels/kmeans1d/kmeans1d.hpp"
 
 #include <cmath>
@@ -13,9 +13,9 @@
 namespace ff {
 namespace {
 
-// From so many 16-bit floats on, counting patterns is cheaper than sorting.
+// From this many 16-bit floats on, counting bit patterns is faster than sorting.
 constexpr index kManyHalves = index(1) << 15;
-// From so many values on, threads share a group; below, each has groups of its own.
+// From this many values on, all threads work on one group; below, each thread takes its own groups.
 constexpr index kManyValues = index(1) << 18;
 
 bool is_half(DType dtype) {
@@ -37,7 +37,7 @@ bool is_half(DType dtype) {
   throw std::logic_error("no value of x is at fault");
 }
 
-// A row of weights in float64.
+// Returns one row of weights in float64.
 Buffer<double> load_weights(const MatrixView& weights, index group, bool one_vector) {
   Buffer<double> row(weights.cols);
   load_row(weights, group, row.data());
@@ -71,8 +71,8 @@ class Group {
     std::sort(fixed_.begin(), fixed_.end());
   }
 
-  // The centroids that are free to move, at most n_clusters − n_fixed. Counts in n_iter how often
-  // it went over the values.
+  // Returns the centroids that are free to move, at most n_clusters − n_fixed. Sets n_iter to the
+  // number of passes over the values.
   std::vector<double> run(std::int64_t& n_iter) {
     n_iter = 0;
     std::vector<double> places;
@@ -155,7 +155,7 @@ class Group {
   std::vector<double> fixed_;
 };
 
-// Σ w(x − c)², each value served as its label says.
+// Returns Σ w(x − c)² with each value assigned as its label says.
 template <class T>
 double inertia_of(const Points& points, const Labeller<T>& labeller, const T* centroids) {
   const double *y = points.y.data(), *w = points.w.data(), *end = y + points.count;
@@ -224,8 +224,8 @@ class Solver {
     return counted_points<double>(x, weights, reach, n_threads, stop_);
   }
 
-  // The centroids of a group that are free to move. The search runs in float64 whatever T is, so it
-  // is compiled once for each kind of places.
+  // Returns the centroids of a group that are free to move. The search runs in float64 for any T,
+  // so it is compiled only once for each kind of places.
   std::vector<double> find_centroids(const Points& points, const double* fixed, const double* given,
                                      int n_threads, std::int64_t& n_iter) {
     const auto on = [&](const auto& places) {
@@ -246,7 +246,7 @@ class Solver {
     return on(AnyPlace());
   }
 
-  // All centroids, rising; those to spare repeat the last.
+  // Writes all centroids in rising order; if there are too few, the last one is repeated.
   void fill_centroids(const std::vector<double>& moved, const double* fixed, T* centroids) const {
     T* end = centroids;
     for (const double place : moved) *end++ = T(place);

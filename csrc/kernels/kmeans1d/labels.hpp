@@ -6,10 +6,11 @@
 #include "core/simd.hpp"
 #include "kernels/kmeans1d/points.hpp"
 
-// Labels by comparison: values above the midpoint of two neighbouring centroids belong further up.
+// Labels by comparison: a value above the midpoint of two neighbouring centroids belongs to the
+// upper one or further up.
 namespace ff {
 
-// The largest T that is not nearer to b than to a, a < b.
+// Returns the largest T that is not nearer to b than to a, for a < b.
 template <class T>
 T last_of_lower(T a, T b) {
   if constexpr (sizeof(T) == 4) {
@@ -20,7 +21,7 @@ T last_of_lower(T a, T b) {
     const bool large = std::abs(a) > 1e300 || std::abs(b) > 1e300;
     if (large) a *= 0.5, b *= 0.5;
     const T sum = a + b, part = sum - a, lost = (a - (sum - part)) + (b - part);
-    const T middle = large ? sum : 0.5 * sum;  // rounded; what was lost says which way
+    const T middle = large ? sum : 0.5 * sum;  // rounded; `lost` tells in which direction
     return lost < 0 ? std::nextafter(middle, -std::numeric_limits<T>::infinity()) : middle;
   }
 }
@@ -28,7 +29,7 @@ T last_of_lower(T a, T b) {
 template <class T>
 class Labeller {
  public:
-  // Rising centroids. Of equal ones the first serves.
+  // centroids must rise. If some are equal, the first of them gets the label.
   Labeller(const T* centroids, index k) {
     labels_.push_back(0);
     for (index c = 1; c < k; ++c) {
@@ -39,7 +40,8 @@ class Labeller {
     renamed_ = index(labels_.size()) < k;
   }
 
-  // The position of the cluster among those that differ, and its label.
+  // rank() returns the position of a value's cluster among the distinct centroids, and
+  // label_of_rank() its label.
   index rank(T x) const { return std::lower_bound(cuts_.begin(), cuts_.end(), x) - cuts_.begin(); }
   std::int32_t label_of_rank(index r) const { return labels_[std::size_t(r)]; }
   index n_ranks() const { return index(labels_.size()); }
@@ -58,7 +60,7 @@ class Labeller {
  private:
   static constexpr index kFewCuts = 32;
 
-  // So few cuts are counted, a vector of values at a time.
+  // For few cuts: counts the cuts below each value, for a vector of values at a time.
   void count(const T* x, index n, std::int32_t* labels) const {
     constexpr int kLanes = simd::kLanes<T>;
     using Counts = simd::Vec<simd::Int<T>>;
@@ -103,7 +105,7 @@ class Labeller {
   bool renamed_;
 };
 
-// Labels of a whole group, in parallel.
+// Writes the labels of a whole group, in parallel.
 template <class T>
 void label_group(const MatrixView& x, const Labeller<T>& labeller, std::int32_t* labels,
                  int n_threads, Stop& stop) {
@@ -119,7 +121,7 @@ void label_group(const MatrixView& x, const Labeller<T>& labeller, std::int32_t*
   });
 }
 
-// The same for 16-bit floats, by a table of all patterns.
+// Does the same for 16-bit floats, by a table of all bit patterns.
 template <class T>
 void label_patterns(const MatrixView& x, const Labeller<T>& labeller, std::int32_t* labels,
                     int n_threads, Stop& stop) {

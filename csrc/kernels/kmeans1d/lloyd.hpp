@@ -5,8 +5,8 @@
 
 #include "kernels/kmeans1d/points.hpp"
 
-// Lloyd's iterations on sorted values: a cluster is an interval, its mean two differences of prefix
-// sums, and an iteration costs K searches.
+// Lloyd's iterations on sorted values. A cluster is an interval, its mean comes from two
+// differences of prefix sums, and an iteration costs K searches.
 namespace ff {
 
 struct Place {
@@ -31,7 +31,7 @@ class PrefixSums {
     return shift_ + (sum_[last] - sum_[first]) / weight(first, last);
   }
 
-  // The first value with more than this share of the weight up to it.
+  // Returns the first value at which the cumulative weight exceeds this share of the total.
   index quantile(double share) const {
     const index n = weight_.size() - 1;
     const double target = share * weight_[n];
@@ -44,8 +44,8 @@ class PrefixSums {
   Buffer<double> weight_, sum_;
 };
 
-// The first position whose value exceeds x, sought from where it was before: mostly near by, where
-// a search without branches finds it.
+// Returns the first position whose value exceeds x. It starts from the position of the last search:
+// the new one is mostly near, where a search without branches finds it.
 inline index first_above(const double* y, index n, double x, index near) {
   constexpr index kWindow = 32;
   index low = std::max<index>(0, std::min(near - kWindow / 2, n - kWindow));
@@ -65,8 +65,8 @@ inline index first_above(const double* y, index n, double x, index near) {
   return std::upper_bound(y + low, y + high, x) - y;
 }
 
-// Moves the places, in rising order, until no value changes its cluster. Of equally near ones the
-// lower serves; a place that serves nothing stays. Returns the number of iterations.
+// Moves the places, which rise, until no value changes its cluster. Ties go to the lower place; a
+// place without values stays. Returns the number of iterations.
 template <class Grid>
 std::int64_t lloyd(const Points& points, const PrefixSums& sums, const Grid& grid,
                    std::vector<Place>& places, Stop& stop) {

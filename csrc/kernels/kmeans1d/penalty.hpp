@@ -7,23 +7,23 @@
 #include "core/parallel.hpp"
 #include "core/simd.hpp"
 
-// The cheapest partition of sorted values into intervals, any number of them, each of which costs a
-// penalty λ besides:
+// The cheapest partition of sorted values into any number of intervals, each of which costs a
+// penalty λ in addition:
 //
 //     F(j) = λ + min over i < j of F(i) + c(i, j),      c Monge, so the best i rises with j.
 //
 // F never falls. So if extending the last cluster of J to j costs at most λ, then F(j) ≤ F(J) + λ,
 // and no cluster that begins between J and j can be the last of an optimal partition of [0, j). All
-// such j, nearly half the length of a cluster, depend on candidates up to J alone: a block, of
-// which rows and columns are known, and whose minima are found by divide and conquer with no
-// recurrence in between.
+// such j, nearly half the length of a cluster, depend only on candidates up to J. They form a block
+// whose rows and columns are known; its minima are found by divide and conquer, without a
+// recurrence inside the block.
 //
-// Sums within a block are about its first value, so they are as small as its clusters are: nothing
-// cancels, wherever zero is and whatever lies elsewhere.
+// Sums within a block are taken about its first value, so they are as small as its clusters are:
+// nothing cancels, wherever zero is and whatever the other values are.
 namespace ff {
 
-// A stretch of values between fixed centroids (or the ends): what lies left of the first free
-// cluster is served by `left`, what lies right of the last by `right`, where there are such.
+// A stretch of values between fixed centroids (or the ends). Values left of the first free cluster
+// belong to `left` and values right of the last one to `right`, if these exist.
 struct Stretch {
   index first, last;
   bool has_left, has_right;
@@ -46,7 +46,8 @@ class PenalizedPartition {
         best_(n + 1 + kGroup),
         from_(n + 1 + kGroup) {}
 
-  // Appends where clusters begin and where the last ends: one more than there are clusters.
+  // Appends where clusters begin and where the last one ends: one position more than there are
+  // clusters.
   void solve(const Stretch& part, double penalty, std::vector<index>& cuts) {
     penalty_ = penalty;
     index at = part.first, low = part.first, since_asked = 0;
@@ -71,15 +72,16 @@ class PenalizedPartition {
   static constexpr int kLanes = simd::kLanes<double>;
   static constexpr int kGroup = 8;  // columns whose minima are found together
   static constexpr int kVectors = kGroup / kLanes;
-  static constexpr index kFewRows = 16;       // 8 to 24: no difference to be measured
-  static constexpr index kManyGroups = 1024;  // so many, and it is worth waking other threads
+  static constexpr index kFewRows = 16;       // 8 to 24 made no measurable difference
+  static constexpr index kManyGroups = 1024;  // from this many on, it is worth waking other threads
   static constexpr std::size_t kPieces = 16;
   static constexpr index kAskEvery = 1 << 14;
   static constexpr std::int64_t kNone = -1;  // no free cluster yet
   using Vec = simd::Vec<double>;
   using Index = simd::Vec<std::int64_t>;
 
-  // Prefix sums from `at` on, as far as F(j) ≤ F(at) + λ is sure; at least one column.
+  // Computes prefix sums from `at` on as far as F(j) ≤ F(at) + λ is certain, for at least one
+  // column; returns where it stopped.
   index extend(index at, const Stretch& part, bool left_serves) {
     const double anchor = y_[at];
     const index begin = from_[at] == kNone ? at : from_[at];
@@ -114,7 +116,7 @@ class PenalizedPartition {
     return j;
   }
 
-  struct Piece {  // groups of columns, and the rows among which their minima are
+  struct Piece {  // groups of columns, and the rows that hold their minima
     index first, last, low, high;
   };
 
@@ -152,7 +154,7 @@ class PenalizedPartition {
     right = {middle, piece.last, row, piece.high};
   }
 
-  // F and the row it comes from, for the columns of one group.
+  // Computes F and the row it comes from for the columns of one group.
   void fill(index column, const Piece& piece) {
     Vec best[kVectors], sum[kVectors], weight[kVectors];
     Index from[kVectors];
@@ -181,7 +183,7 @@ class PenalizedPartition {
     }
   }
 
-  // The best row of one column, of equals the lowest.
+  // Returns the best row of one column; ties go to the lowest.
   index best_row(index column, index low, index high) const {
     const double s = sum_[column], w = weight_[column];
     if (high - low + 1 < kLanes) return best_of_few(column, low, high);
@@ -200,7 +202,7 @@ class PenalizedPartition {
       look(i);
       row += kLanes;
     }
-    if (i <= high) {  // the last rows again, some of them twice
+    if (i <= high) {  // the last rows again; some are compared twice
       row -= i - (high + 1 - kLanes);
       look(high + 1 - kLanes);
     }
@@ -221,7 +223,8 @@ class PenalizedPartition {
     return found;
   }
 
-  // Where all of [first, j) is better left to the fixed centroid. Whether it still is at `end`.
+  // Sets F(j) wherever leaving all of [first, j) to the fixed centroid at the left is cheaper;
+  // returns whether it still is at `end`.
   bool compare_left(index at, index end, double left) {
     const double shift = anchor_ - left, begin = best_[at];
     for (index j = at + 1; j <= end; ++j) {
@@ -233,7 +236,8 @@ class PenalizedPartition {
     return true;
   }
 
-  // Sums of [i, at) about y[at], or [at, i) for i after it, become sums of [i, end) about y[end].
+  // Turns sums of [i, at) about y[at], or of [at, i) if i lies after it, into sums of [i, end)
+  // about y[end].
   void move_anchor(index at, index end, index low) {
     const double shift = y_[end] - y_[at];
     const double weight = weight_[end], sum = sum_[end], square = square_[end];
@@ -249,7 +253,7 @@ class PenalizedPartition {
       move(i, weight - ws[i], sum - ss[i], square - qs[i]);
   }
 
-  // The position from which on the fixed centroid at the right serves.
+  // Returns the position from which on values belong to the fixed centroid at the right.
   index cheapest_end(const Stretch& part) const {
     double served = 0, least = best_[part.last];
     index found = part.last;
@@ -273,8 +277,8 @@ class PenalizedPartition {
   const int n_threads_;
   Stop& stop_;
   double penalty_ = 0, anchor_ = 0;
-  // For a position i: Σ w, Σ w(y−a), Σ w(y−a)² between it and the block's first column; F(i); the
-  // row of its minimum.
+  // For each position i: Σ w, Σ w(y−a), Σ w(y−a)² between it and the block's first column; F(i);
+  // the row of its minimum.
   Buffer<double> weight_, sum_, square_, best_;
   Buffer<std::int64_t> from_;
 };

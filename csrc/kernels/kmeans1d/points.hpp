@@ -6,16 +6,16 @@
 #include "core/sort.hpp"
 #include "core/view.hpp"
 
-// A group as the searches want it: its distinct values in rising order, each with the weight of all
-// that are equal to it.
+// A group in the form that the searches need: its distinct values in rising order, each with the
+// total weight of all equal values.
 namespace ff {
 
-// Values are y · unit, weights w · weight_unit; both units are powers of two, and y and w at most
-// 2, so that squares neither overflow nor vanish. Zero weights are left out.
+// Values are y · unit and weights w · weight_unit. Both units are powers of two, and y and w are at
+// most 2, so that squares neither overflow nor vanish. Values of zero weight are left out.
 struct Points {
   index count = 0;
   Buffer<double> y, w;
-  double low = 0, high = 0;  // of all values, in no unit; not finite where a value is not
+  double low = 0, high = 0;  // of all values, not in units; not finite if a value is not
   double unit = 1, weight_unit = 1;
 };
 
@@ -27,13 +27,13 @@ inline MatrixView columns(MatrixView x, index first, index count) {
   return x;
 }
 
-// 2^e ≥ |x|, within a range whose inverse is a number too.
+// Returns the least 2^e > |x|, limited to a range whose inverses are finite.
 inline double power_above(double x) {
   if (!(x > 0) || !std::isfinite(x)) return 1;
   return std::ldexp(1.0, std::min(std::max(std::ilogb(x) + 1, -1000), 1000));
 }
 
-// Takes values with weights, equal ones together, in rising order.
+// Collects values with weights in rising order and merges equal ones.
 class PointsWriter {
  public:
   PointsWriter(index capacity, double unit, double weight_unit)
@@ -61,7 +61,7 @@ inline double heaviest(const double* weights, index n) {
   return weights == nullptr ? 1 : *std::max_element(weights, weights + n);
 }
 
-// The largest magnitude that a unit has to hold: of the values and of the fixed centroids.
+// Returns the largest magnitude that a unit has to cover: of the values and of the fixed centroids.
 inline double reach(double low, double high, double fixed) {
   return std::max(fixed, std::max(std::abs(low), std::abs(high)));
 }
@@ -86,7 +86,8 @@ void make_items(const MatrixView& x, Item* items, int n_threads, Stop& stop, Mak
   });
 }
 
-// Distinct values of sorted items; key(item) and weight(item) say what one is.
+// Returns the distinct values of sorted items; key(item) and weight(item) give an item's value and
+// weight.
 template <class Item, class KeyOf, class WeightOf>
 Points merge_equal(const Item* items, index n, double fixed, double weight_unit, KeyOf key,
                    WeightOf weight) {
@@ -104,7 +105,7 @@ Points merge_equal(const Item* items, index n, double fixed, double weight_unit,
   return points;
 }
 
-// The same where all weigh one.
+// Does the same if every weight is one.
 template <class Key>
 Points merge_equal_keys(const Key* keys, index n, double fixed) {
   Points points;
@@ -156,8 +157,8 @@ Points sorted_points(const MatrixView& x, const double* weights, double fixed, i
 
 }  // namespace detail
 
-// 16-bit floats have 65,536 values at most, so their weights are counted by bit pattern: one pass,
-// cut into chunks by n alone and added up in order.
+// 16-bit floats have at most 65,536 values, so their weights are counted by bit pattern: one pass
+// over the data in chunks that depend on n alone, added up in order.
 inline constexpr index kPatterns = 65536;
 
 inline float widen_pattern(std::uint32_t bits, DType dtype) {
@@ -177,7 +178,7 @@ Points counted_points(const MatrixView& x, const double* weights, double fixed, 
   const index n_chunks = std::min(kMostChunks, ceil_div(n, kChunk));
   const index length = ceil_div(n, n_chunks);
   Buffer<Count> counts(n_chunks * kPatterns);
-  Buffer<std::uint8_t> seen(n_chunks * kPatterns);  // a value of no weight is a value
+  Buffer<std::uint8_t> seen(n_chunks * kPatterns);  // set even if the value's weight is zero
   parallel_for(n_chunks, n_threads, stop, [&](index c, int) {
     Count* mine = counts.data() + c * kPatterns;
     std::uint8_t* met = seen.data() + c * kPatterns;
@@ -195,7 +196,7 @@ Points counted_points(const MatrixView& x, const double* weights, double fixed, 
     for (index p = 0; p < kPatterns; ++p) seen[p] |= seen[c * kPatterns + p];
   }
 
-  Buffer<std::uint32_t> order(kPatterns);  // patterns that occur, by value
+  Buffer<std::uint32_t> order(kPatterns);  // patterns that occur, ordered by value
   index n_found = 0;
   for (std::uint32_t k = 0; k < kPatterns; ++k) {
     const std::uint32_t bits = k < 0x8000 ? 0xffff - k : k - 0x8000;

@@ -5,18 +5,18 @@
 
 #include "kernels/omp/atoms.hpp"
 
-// Blocks of rows, and what every atom answers to them.
+// Blocks of rows and the correlations of every atom with them.
 namespace ff {
 
-// Rows whose x and α together take about a quarter of an L2 of 1 MB: the panels then stream past
-// them once a block, not once a tile.
+// Returns how many rows a block has: their x and α together take about a quarter of an L2 cache of
+// 1 MB, so that the panels are read once a block and not once a tile.
 template <class T>
 index rows_per_block(const Atoms<T>& atoms) {
   const index bytes = (atoms.depth() + atoms.ld()) * index(sizeof(T));
   return std::clamp<index>((index(256) << 10) / bytes / kTileRows, 1, 64) * kTileRows;
 }
 
-// One worker's block: rows scaled to magnitude 1, in tiles, and α = D·x of each.
+// One worker's block: the rows, scaled to magnitude 1 and laid out in tiles, and α = D·x of each.
 template <class T>
 class Answers {
  public:
@@ -31,7 +31,8 @@ class Answers {
         scale_(block),
         norm2_(block) {}
 
-  // Takes rows [first, first + n). Throws std::invalid_argument where one is not finite.
+  // Loads rows [first, first + n) and computes their α. Throws std::invalid_argument if one of them
+  // is not finite.
   void compute(index first, index n) {
     load(first, n);
     multiply(n);
@@ -56,7 +57,7 @@ class Answers {
     for (index r = n; r < round_up(n, kTileRows); ++r) put_row(r, 1);
   }
 
-  // Row r of the tiles and its squared norm.
+  // Writes row_ times scale as row r of the tiles; returns its squared norm.
   double put_row(index r, T scale) {
     double norm2 = 0;
     for (index k = 0; k < atoms_.depth(); k += kDepthPart) {

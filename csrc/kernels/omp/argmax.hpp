@@ -4,10 +4,10 @@
 #include "core/simd.hpp"
 #include "core/types.hpp"
 
-// The largest of many scores, and of equals the one with the lowest index.
+// The largest of many scores; ties go to the lowest index.
 namespace ff {
 
-// A sweep over the atoms takes so many vectors a step.
+// The number of vectors that a sweep over the atoms takes in one step.
 inline constexpr int kSweepVectors = 8;
 template <class T>
 inline constexpr index kSweep = kSweepVectors * simd::kLanes<T>;
@@ -18,12 +18,14 @@ struct Best {
   T score;
 };
 
-// Per lane the best score so far and where it was met. A step's vectors are compared in a tree: one
-// after another each waits for the last, and omp a takes 42 ms on one thread in place of 38.
+// Keeps in each lane the best score so far and its place. The vectors of a step are compared as a
+// tree: compared one after another, each would wait for the one before, and omp a takes 42 ms on
+// one thread instead of 38.
 template <class T>
 class Argmax {
  public:
-  // The scores of atoms [first, first + kSweep), steps in rising or, where Down, falling order.
+  // Takes the scores of atoms [first, first + kSweep). Steps come in rising order, or in falling
+  // order if Down.
   template <bool Down = false>
   void offer(const simd::Vec<T> (&scores)[kSweepVectors], index first) {
     const Lanes step = best_of<kSweepVectors>(scores, 0);

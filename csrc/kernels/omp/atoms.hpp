@@ -10,15 +10,15 @@
 #include "core/view.hpp"
 #include "kernels/omp/argmax.hpp"
 
-// The dictionary of a pursuit: packed for products with rows, and its Gram matrix.
+// The dictionary of a pursuit: its atoms packed for products with rows, and its Gram matrix.
 namespace ff {
 
-// Powers of two that bring the largest magnitude into [1, 2): scaling by them is exact, so rows of
-// any magnitude are coded alike.
+// Returns the power of two that brings the largest magnitude into [1, 2). Scaling by it is exact,
+// so rows of any magnitude are coded alike.
 template <class T>
 T exact_scale(T largest) {
   if (!(largest > 0 && std::isfinite(largest))) return 1;
-  // The biased exponent e of 2^n is bias + n: that of 2^-n is 2·bias − e.
+  // If 2^n has the biased exponent e = bias + n, then 2^-n has 2·bias − e.
   using I = simd::Int<T>;
   constexpr int kFraction = std::numeric_limits<T>::digits - 1;
   constexpr I kBias = std::numeric_limits<T>::max_exponent - 1;
@@ -30,8 +30,8 @@ T exact_scale(T largest) {
   return scale;
 }
 
-// NaN counts as larger than all. In integers, whose maximum compilers vectorise: floats without
-// their sign are ordered as their bits are.
+// Returns the largest |value|; NaN counts as larger than any number. It compares integers, whose
+// maximum compilers vectorise: floats without their sign are ordered like their bits.
 template <class T>
 T largest_magnitude(const T* values, index n) {
   using I = simd::Int<T>;
@@ -59,15 +59,16 @@ double squared_norm(const T* values, index n) {
   return sum;
 }
 
-// Whether the whole Gram matrix is worth its time when so many of its rows will be used: often
-// enough, and only where it fits.
+// Returns whether computing the whole Gram matrix is worth its time if its rows are used this
+// often, and whether it fits.
 template <class T>
 bool gram_pays(index n_atoms, index uses) {
   constexpr index kMostBytes = index(2) << 30;
   return 4 * uses >= n_atoms && n_atoms <= kMostBytes / index(sizeof(T)) / n_atoms;
 }
 
-// The dictionary as the coder wants it: scaled, packed in panels, its Gram matrix whole or by row.
+// The dictionary as the coder needs it: scaled, packed in panels, with its Gram matrix held whole
+// or computed row by row.
 template <class T>
 class Atoms {
  public:
@@ -92,9 +93,8 @@ class Atoms {
 
   index count() const { return panels_.count(); }
   index depth() const { return panels_.depth(); }
-  index ld() const {
-    return ld_;
-  }  // atoms, rounded up to whole steps; what is past the last is zero
+  // Returns the number of atoms, rounded up to whole steps; entries past the last atom are zero.
+  index ld() const { return ld_; }
   T scale() const { return scale_; }
   const Panels<T>& panels() const { return panels_; }
   const T* diagonal() const { return diagonal_.data(); }
@@ -102,24 +102,24 @@ class Atoms {
     return panels_.panel(atom / kPanelCols<T>)[k * kPanelCols<T> + atom % kPanelCols<T>];
   }
 
-  // Whether a residual's correlation with atom s, n atoms being taken, is more than rounding alone
-  // can make it.
+  // Returns whether a residual's correlation with atom s is larger than rounding alone can make it,
+  // given that n atoms are chosen.
   bool answers(index s, double correlation, double norm2, index n) const {
     const double noise = double(kEps) * (noise_ulps_ + 0.5 * double(n));
     return correlation * correlation > noise * noise * norm2 * double(diagonal_[s]);
   }
 
-  // What n others leave of an atom is rounding below this share of its square: each of up to n
-  // subtractions errs by half an ulp of G[s,s].
+  // If less than this share of an atom's square lies outside the span of n others, it is rounding:
+  // each of up to n subtractions is off by half an ulp of G[s,s].
   static T dependent(index n) { return kEps * T(8 + n); }
 
-  // A square whose inverse is a number. Atoms with less (in float, shorter than about 1e-19 of the
-  // dictionary's largest magnitude) count as zero.
+  // The smallest square that still has a finite inverse. Atoms with a smaller one (in float,
+  // shorter than about 1e-19 of the dictionary's largest magnitude) count as zero.
   static constexpr T kLeast = std::numeric_limits<T>::min();
 
   bool has_gram() const { return gram_.size() > 0; }
 
-  // Row s of the Gram matrix; computed into scratch where the matrix is not held.
+  // Returns row s of the Gram matrix; computes it into scratch if the matrix is not held.
   const T* gram_row(index s, T* scratch, T* atom) const {
     if (gram_.size()) return gram_.data() + s * ld_;
     for (index k = 0; k < depth(); ++k) atom[k] = at(s, k);
@@ -127,7 +127,7 @@ class Atoms {
     return scratch;
   }
 
-  // out[r·ld + c] = ⟨row r, atom c⟩ for R interleaved rows.
+  // Computes out[r·ld + c] = ⟨row r, atom c⟩ for R interleaved rows.
   template <int R>
   void multiply(const T* rows, T* out) const {
     for (index p = 0; p < panels_.n_panels(); ++p) multiply_panel<R>(rows, p, out);
@@ -149,7 +149,7 @@ class Atoms {
   static constexpr T kEps = std::numeric_limits<T>::epsilon();
 
   void pack(const MatrixView& dictionary, int n_threads, Stop& stop) {
-    // One task a panel, so that no two threads write into the same one.
+    // One task per panel, so that no two threads write into the same panel.
     const index n_panels = panels_.n_panels();
     std::vector<T> largest(n_panels, T(0));
     parallel_for(n_panels, n_threads, stop, [&](index p, int) {
@@ -199,7 +199,7 @@ class Atoms {
     });
   }
 
-  // G[s,s] with the rounding that the whole matrix would have.
+  // Returns G[s,s] with the rounding that it has in the whole matrix.
   T gram_diagonal(index s) const {
     T total = 0;
     for (index first = 0; first < depth(); first += kDepthPart) {
@@ -213,7 +213,7 @@ class Atoms {
 
   Panels<T> panels_;
   index ld_;
-  double noise_ulps_;  // how far rounding alone carries the correlation of unit vectors
+  double noise_ulps_;  // the rounding error of a correlation of unit vectors, in ulps
   T scale_ = 1;
   Buffer<T> gram_;
   Buffer<T> diagonal_;

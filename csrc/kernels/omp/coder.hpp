@@ -8,19 +8,19 @@
 
 // The pursuit of one row.
 //
-// Let q_0 … q_{j-1} be the chosen atoms, orthogonalised, ν_i their squared norms. For every row we
-// keep α = Dr, the correlation of each atom with the residual, and Q_i = Dq_i. Choosing atom s then
-// costs one Gram row and no square root (Cholesky in its LDLᵀ form):
+// Let q_0 … q_{j-1} be the chosen atoms after orthogonalisation and ν_i their squared norms. For
+// every row we keep α = Dr, the correlation of each atom with the residual, and Q_i = Dq_i.
+// Choosing atom s then costs one Gram row and no square root (Cholesky in its LDLᵀ form):
 //
 //   w_i = Q_i[s] / ν_i            the new atom's coordinates: row j of the unit triangle L
-//   ν_j = G[s,s] − Σ w_i Q_i[s]   what of it lies outside the span
+//   ν_j = G[s,s] − Σ w_i Q_i[s]   the atom's squared norm outside the span
 //   Q_j = G[s] − Σ w_i Q_i
 //   a_j = α[s] / ν_j,   α ← α − a_j Q_j,   ‖r‖² ← ‖r‖² − a_j α[s]
 //
-// and the coefficients solve Lᵀγ = a at the end. All but G stays in the caches of one core.
+// At the end the coefficients γ solve Lᵀγ = a. Everything but G stays in the caches of one core.
 namespace ff {
 
-// One worker's scratch, and the coding of one row in it.
+// Codes one row at a time, with the scratch memory of one worker.
 template <class T>
 class Coder {
  public:
@@ -34,7 +34,7 @@ class Coder {
     grow(std::min<index>(options.max_nonzeros, 16));
   }
 
-  // alpha: D·x, which step() changes. x: the row, scaled to magnitude 1, in a tile.
+  // Starts a row. alpha: D·x, which step() changes. x: the row, scaled to magnitude 1, in a tile.
   void start(T* alpha, const T* x, double norm2, double tol) {
     alpha_ = alpha;
     x_ = x;
@@ -47,21 +47,21 @@ class Coder {
     best_ = options_.orthogonal_select ? select<true>() : select<false>();
   }
 
-  // One more atom; false when the row is done.
+  // Adds one atom; returns false when the row is done.
   bool step() {
     if (n_ == options_.max_nonzeros || reached()) return false;
     const index s = best_.atom;
     const T correlation = alpha_[s];
     if (!(best_.score > 0) || !add(s, correlation)) return false;
     error_ -= double(a_[n_ - 1]) * double(correlation);
-    if (n_ == options_.max_nonzeros) return false;  // nobody asks for α again
+    if (n_ == options_.max_nonzeros) return false;  // α is not needed any more
     best_ = options_.orthogonal_select ? update<true>(s) : update<false>(s);
     return true;
   }
 
   index count() const { return n_; }
 
-  // The chosen atoms in ascending order and their coefficients times `unscale`.
+  // Writes the chosen atoms in ascending order and their coefficients times `unscale`.
   void result(T unscale, std::int32_t* indices, T* data) {
     solve();
     const index padded = round_up(n_, simd::kLanes<T>);
@@ -82,8 +82,9 @@ class Coder {
   using Vec = simd::Vec<U>;
   static constexpr T kEps = std::numeric_limits<T>::epsilon();
 
-  // Q_i from column c on, c a multiple of the step. Laid out step by step, so that a sweep reads
-  // it front to back: rows a power of two apart would share a few sets of the cache.
+  // Returns Q_i from column c on; c is a multiple of the step. Q is laid out step by step, so that
+  // a sweep reads it from front to back: rows a power of two apart would share a few sets of the
+  // cache.
   T* q(index i, index c) { return q_.data() + (c / kSweep<T> * capacity_ + i) * kSweep<T>; }
 
   void grow(index capacity) {
@@ -100,8 +101,8 @@ class Coder {
     capacity_ = capacity;
   }
 
-  // Row n of L and a_n. False where there is nothing to add: the residual is orthogonal to every
-  // atom as far as T can tell, or the atom lies in the span of those chosen.
+  // Computes row n of L and a_n. Returns false if there is nothing to add: the residual is
+  // orthogonal to every atom, as far as T can tell, or the atom lies in the span of those chosen.
   bool add(index s, T correlation) {
     if (n_ == capacity_) grow(std::min(options_.max_nonzeros, 2 * capacity_));
     const T full = atoms_.diagonal()[s];
@@ -109,7 +110,7 @@ class Coder {
     for (index i = 0; i < n_; ++i) common_[i] = q(i, s / kSweep<T> * kSweep<T>)[s % kSweep<T>];
     Vec<T> inside{};
     Vec<I> repeated{};
-    for (index i = 0; i < n_; i += simd::kLanes<T>) {  // past n_ common is 0 and chosen −1
+    for (index i = 0; i < n_; i += simd::kLanes<T>) {  // beyond n_, common is 0 and chosen is −1
       const Vec<T> common = simd::load(common_.data() + i);
       const Vec<T> w = common * simd::load(inverse_nu_.data() + i);
       inside = simd::mul_add(w, common, inside);
@@ -129,8 +130,9 @@ class Coder {
   template <bool Orthogonal>
   static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {
     if constexpr (!Orthogonal) return simd::abs(alpha);
-    // An atom that lies in the span but for a few √ε of its square: dividing by that little would
-    // let the rounding of α choose. (After a ν of √ε the next ones err by √ε themselves.)
+    // An atom with no more than a few √ε of its square outside the span gets no score: dividing by
+    // so little would let the rounding of α choose. (After a ν of √ε the next ones are off by √ε
+    // themselves.)
     const Vec<T> floor = full * simd::splat(4 * std::sqrt(kEps));
     return outside > floor ? alpha * alpha / outside : Vec<T>{};
   }
@@ -151,8 +153,9 @@ class Coder {
     return argmax.best();
   }
 
-  // Q_n-1, α and the next choice in one sweep: upwards and downwards in turn, so that a sweep
-  // begins with what the last one left in L1 when all of Q has outgrown it.
+  // Updates Q_n-1 and α and finds the next atom in one sweep. Sweeps run upwards and downwards in
+  // turn, so that each begins with what the last one left in L1 when Q as a whole no longer fits
+  // there.
   template <bool Orthogonal>
   Best<T> update(index s) {
     return n_ % 2 ? sweep<Orthogonal, false>(s) : sweep<Orthogonal, true>(s);
@@ -195,8 +198,9 @@ class Coder {
     return argmax.best();
   }
 
-  // ‖x‖² − Σ a²ν carries the rounding of T. Where that could decide, the error is computed as it is
-  // defined, in double.
+  // Returns whether the squared error is at most the tolerance. The recursion ‖x‖² − Σ a²ν carries
+  // the rounding of T; when that could change the answer, the error is computed from its
+  // definition, in double.
   bool reached() {
     if (tol_ < 0) return false;
     const double doubt = 256 * double(kEps) * norm2_;
@@ -226,7 +230,7 @@ class Coder {
   const OmpOptions& options_;
   const index ld_;
   Buffer<T> gram_scratch_, atom_scratch_;
-  Buffer<T> outside_;  // OLS: ‖part of each atom outside the span‖²
+  Buffer<T> outside_;  // OLS: each atom's squared norm outside the span
   Buffer<T> q_, l_;
   std::vector<T> common_, minus_w_, inverse_nu_, a_, gamma_;
   std::vector<I> chosen_;
@@ -234,7 +238,7 @@ class Coder {
   T* alpha_ = nullptr;
   const T* x_ = nullptr;
   Best<T> best_{};
-  double norm2_ = 0, error_ = 0, tol_ = 0;  // error: ‖r‖² by the recursion
+  double norm2_ = 0, error_ = 0, tol_ = 0;  // error_: ‖r‖² by the recursion
 };
 
 }  // namespace ff

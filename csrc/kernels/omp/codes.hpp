@@ -4,8 +4,9 @@
 
 #include "kernels/omp/omp.hpp"
 
-// Where the codes of blocks of rows go until all are known: where nearly every row has the most
-// nonzeros it may, straight to where they stay, else into a buffer a block, to be moved.
+// Storage for the codes of blocks of rows while the total is unknown. If nearly every row has the
+// most nonzeros allowed, they are written straight to their final place; otherwise each block fills
+// a buffer of its own, and the buffers are joined at the end.
 namespace ff {
 
 template <class T>
@@ -19,7 +20,7 @@ class BlockCodes {
   BlockCodes() = default;
   BlockCodes(Place place, index room) : place_(place), room_(room) {}
 
-  // Room for the next row.
+  // Returns where the next row's `count` values go.
   Place append(index count) {
     if (used_ + count > room_) grow(std::max(used_ + count, 2 * room_));
     const Place at{place_.data + used_, place_.indices + used_};
@@ -44,7 +45,7 @@ class BlockCodes {
     room_ = room;
   }
 
-  alignas(kCacheLine) Place place_{};  // blocks side by side are filled by different threads
+  alignas(kCacheLine) Place place_{};  // aligned because different threads fill neighbouring blocks
   index used_ = 0, room_ = 0;
   Buffer<T> data_;
   Buffer<std::int32_t> indices_;
@@ -53,7 +54,7 @@ class BlockCodes {
 template <class T>
 class Codes {
  public:
-  // Blocks of `block` rows of at most `most` nonzeros; full: nearly every row has that many.
+  // Blocks have `block` rows of at most `most` nonzeros each; full: nearly every row has that many.
   Codes(index rows, index block, index most, bool full)
       : block_(block), blocks_(ceil_div(rows, block)), indptr_(rows + 1) {
     indptr_[0] = 0;
@@ -67,7 +68,7 @@ class Codes {
   }
 
   BlockCodes<T>& block(index b) { return blocks_[b]; }
-  // The rows' numbers of nonzeros.
+  // Returns where the caller writes the number of nonzeros of each row.
   std::int64_t* counts() { return indptr_.data() + 1; }
 
   SparseRows<T> join(int n_threads, Stop& stop) && {

@@ -1,5 +1,6 @@
-// Exchange of atoms in sparse codes. V. V. Fedorov (1972) exchanges points of experiments in this
-// way; P. Jain, A. Tewari, I. S. Dhillon, "Orthogonal matching pursuit with replacement" (2011).
+// Exchange of atoms in sparse codes. V. V. Fedorov (1972) exchanges the points of experiments in
+// this way; P. Jain, A. Tewari, I. S. Dhillon, "Orthogonal matching pursuit with replacement"
+// (2011).
 #include "kernels/omp/exchange.hpp"
 
 #include <memory>
@@ -26,7 +27,7 @@ class ExchangeWorker {
         chosen_.push_back(codes.wide_indices
                               ? std::int32_t(static_cast<const std::int64_t*>(codes.indices)[k])
                               : static_cast<const std::int32_t*>(codes.indices)[k]);
-      // More than atoms have elements depend on each other.
+      // More atoms than features are always linearly dependent.
       if (end - begin > atoms_.depth() || !row_.start(unpacked(r), answers_.alpha(r), chosen_)) {
         keep(codes, begin, end, data, indices);
         continue;
@@ -39,7 +40,7 @@ class ExchangeWorker {
   }
 
  private:
-  // Row r out of its tile.
+  // Copies row r out of its tile.
   const T* unpacked(index r) {
     using Tile = typename Answers<T>::Tile;
     for (index k = 0; k < atoms_.depth(); k += kDepthPart)

@@ -13,19 +13,20 @@
 // Let s_1 … s_n be its atoms, A the inverse of their Gram matrix, u = A (α[s_1] … α[s_n]) their
 // coefficients. For every atom i
 //
-//   r = α[i] − Σ u_j G[s_j,i]          what it answers to the residual
+//   r = α[i] − Σ u_j G[s_j,i]          its correlation with the residual
 //   w_j = Σ_l A_jl G[s_l,i]            its coordinates in the span
-//   ν = G[i,i] − Σ w_j G[s_j,i]        what of its square lies outside
+//   ν = G[i,i] − Σ w_j G[s_j,i]        its squared norm outside the span
 //
-// Without s_j the error is u_j² / A_jj more, and as the part of s_j outside the span of the others
-// has the square 1 / A_jj and the coefficient u_j, r becomes r + w_j u_j / A_jj and ν becomes
-// ν + w_j² / A_jj. So i in place of s_j lowers the error by
+// Without s_j the error is larger by u_j² / A_jj. The part of s_j outside the span of the others
+// has the square 1 / A_jj and the coefficient u_j, so r + w_j u_j / A_jj takes the place of r and
+// ν + w_j² / A_jj that of ν. Replacing s_j by i therefore lowers the error by
 //
 //   (r + w_j u_j / A_jj)² / (ν + w_j² / A_jj) − u_j² / A_jj,
 //
-// and one sweep over the atoms finds the best of all exchanges: n² + 4 n multiplications an atom.
-// That is in T. Coefficients and errors are in double, from what x itself leaves, once refined:
-// G in float would be wrong in them by its rounding times the square of the atoms' condition.
+// and one sweep over the atoms finds the best of all exchanges, with n² + 4 n multiplications an
+// atom. The sweep works in T. Coefficients and errors are computed in double from x itself and
+// refined once: with G in float their error would be its rounding times the square of the atoms'
+// condition number.
 namespace ff {
 
 template <class T>
@@ -37,8 +38,8 @@ class ExchangedRow {
         atom_scratch_(atoms.has_gram() ? 0 : atoms.depth()),
         left_(by_row.ld) {}
 
-  // x: the row, zeros up to by_row.ld; alpha: D·x. False where the atoms depend on each other, as
-  // far as T can tell.
+  // Starts a row. x: the row, with zeros up to by_row.ld; alpha: D·x. Returns false if the atoms
+  // are linearly dependent, as far as T can tell.
   bool start(const T* x, const T* alpha, const std::vector<std::int32_t>& chosen) {
     x_ = x;
     alpha_ = alpha;
@@ -48,7 +49,8 @@ class ExchangedRow {
     return solve();
   }
 
-  // The exchange that lowers the error most; false, and nothing is changed, where none does.
+  // Makes the exchange that lowers the error most; returns false, and changes nothing, if none
+  // lowers it.
   bool step() {
     const index atom = best_atom();
     if (std::find(chosen_.begin(), chosen_.end(), std::int32_t(atom)) != chosen_.end())
@@ -58,14 +60,14 @@ class ExchangedRow {
     const double before = error_;
     const std::int32_t old = chosen_[place];
     put(place, std::int32_t(atom));
-    // By more than rounding, or two exchanges could undo each other for ever.
+    // The gain must exceed rounding, or two exchanges could undo each other for ever.
     if (solve() && error_ < (1 - kLeastGain) * before) return true;
     put(place, old);
     solve();
     return false;
   }
 
-  // The atoms in ascending order and their coefficients times `unscale`.
+  // Writes the atoms in ascending order and their coefficients times `unscale`.
   void result(T unscale, std::int32_t* indices, T* data) const {
     for (index j = 0; j < n(); ++j) {
       const index to = std::count_if(chosen_.begin(), chosen_.end(),
@@ -82,7 +84,8 @@ class ExchangedRow {
 
   index n() const { return index(chosen_.size()); }
 
-  // Of its square, what an atom must have outside the span of the others: as in Coder::score.
+  // The share of its square that an atom must have outside the span of the others, as in
+  // Coder::score.
   static T least_share() { return 4 * std::sqrt(kEps); }
 
   void grow() {
@@ -107,7 +110,7 @@ class ExchangedRow {
     rows_[place] = gram_row(place, atom);
   }
 
-  // A, u and the error. False where an atom depends on those before it.
+  // Computes A, u and the error. Returns false if an atom depends on those before it.
   bool solve() {
     using Wide = simd::Vec<double>;
     constexpr index kWide = simd::kLanes<double>;
@@ -118,14 +121,14 @@ class ExchangedRow {
       for (index l = 0; l < size; ++l) row[l] = double(rows_[j][chosen_[l]]);
       std::fill(row + size, row + ld_, 0.0);
     }
-    for (index p = 0; p < size; ++p) {  // Gauss and Jordan; positive definite, so without pivots
+    for (index p = 0; p < size; ++p) {  // Gauss–Jordan; A is positive definite, so no pivots
       double* pivot = inverse_.data() + p * ld_;
       const double full = double(atoms_.diagonal()[chosen_[p]]), outside = pivot[p];
       if (!(outside > double(Atoms<T>::dependent(size)) * full &&
             outside >= double(Atoms<T>::kLeast)))
         return false;
-      // Column p becomes that of the unit matrix first. By lanes: a vector that is loaded where a
-      // single number has just been stored waits for it to reach the cache.
+      // Column p becomes that of the unit matrix first. This is done by whole vectors: loading a
+      // vector right after storing one of its numbers waits until the store reaches the cache.
       const Wide inverse = simd::splat(1 / outside);
       for (index l = 0; l < ld_; l += kWide) {
         const auto column = simd::iota<std::int64_t>() == simd::splat(std::int64_t(p - l));
@@ -162,7 +165,7 @@ class ExchangedRow {
     return true;
   }
 
-  // u += A · answers; A is symmetric, so a sum of its rows.
+  // Adds A · answers to u. A is symmetric, so this is a sum of its rows.
   void add_coefficients() {
     constexpr index kWide = simd::kLanes<double>;
     for (index l = 0; l < ld_; l += kWide) {
@@ -174,7 +177,7 @@ class ExchangedRow {
     }
   }
 
-  // left = x − Σ u_j d_j, and its square.
+  // Computes left = x − Σ u_j d_j; returns its squared norm.
   double subtract() {
     constexpr index kWide = simd::kLanes<double>;
     simd::Vec<double> squares{};
@@ -189,7 +192,7 @@ class ExchangedRow {
     return simd::reduce_add<double>(squares);
   }
 
-  // The atom that lowers the error most in place of one of these.
+  // Returns the atom that lowers the error most when it replaces one of the row's atoms.
   index best_atom() {
     Argmax<T> argmax;
     const Vec least = simd::splat(least_share());
@@ -220,7 +223,7 @@ class ExchangedRow {
     return argmax.best().atom;
   }
 
-  // w_j of the atoms from c on, and its part in r and ν.
+  // Computes w_j of the atoms from c on and applies its terms to r and ν.
   void coordinates(index j, index c, Vec (&left)[kSweepVectors], Vec (&outside)[kSweepVectors]) {
     Vec w[kSweepVectors] = {};
     for (index l = 0; l < n(); ++l) {
@@ -239,7 +242,7 @@ class ExchangedRow {
     }
   }
 
-  // In whose place the atom lowers the error most; −1 where in none.
+  // Returns the place where this atom lowers the error most, or −1 if it does so nowhere.
   index place_for(index atom) {
     const double full = double(atoms_.diagonal()[atom]);
     double left = double(alpha_[atom]), outside = full;
@@ -271,11 +274,11 @@ class ExchangedRow {
   index capacity_ = 0, ld_ = 0;
   Buffer<T> atom_scratch_, gram_scratch_;
   std::vector<std::int32_t> chosen_;
-  std::vector<const T*> rows_;  // of the Gram matrix, those of the chosen atoms
+  std::vector<const T*> rows_;  // the chosen atoms' rows of the Gram matrix
   Buffer<double> inverse_, u_;  // A, rows ld_ apart
   std::vector<double> answers_, coordinates_;
-  Buffer<double> left_;                           // of x
-  Buffer<T> narrow_, w_;                          // A; the w of a step of the sweep
+  Buffer<double> left_;                           // x − Σ u_j d_j
+  Buffer<T> narrow_, w_;                          // A; w of one step of the sweep
   std::vector<T> minus_u_, gain_, share_, loss_;  // −u_j, u_j / A_jj, 1 / A_jj, u_j² / A_jj
   const T* x_ = nullptr;
   const T* alpha_ = nullptr;

@@ -6,16 +6,17 @@
 
 // The pursuit of several rows in step, for codes of few atoms.
 //
-// With s_i the chosen atoms and γ_i their coefficients, what every atom's correlation with the
-// residual is,
+// With s_i the chosen atoms and γ_i their coefficients, the correlation of every atom with the
+// residual,
 //
 //   α − Σ γ_i G[s_i],   α = Dx,
 //
-// is made anew in registers at each step, and only its largest is kept: a sweep stores nothing. The
-// rest is small and one lane a row, with LDLᵀ the factors of the Gram matrix of the chosen atoms:
+// is computed anew in registers at each step and only its largest entry is kept: a sweep stores
+// nothing. The rest is small and uses one lane per row. LDLᵀ is the factorisation of the Gram
+// matrix of the chosen atoms:
 //
 //   w_i = (G[s_i,s] − Σ_{t<i} L_it ν_t w_t) / ν_i   the new atom's coordinates: row j of L
-//   ν_j = G[s,s] − Σ w_i² ν_i                       what of it lies outside the span
+//   ν_j = G[s,s] − Σ w_i² ν_i                       its squared norm outside the span
 //   b_j = α[s] − Σ w_i b_i                          forward substitution
 //   γ_i = b_i / ν_i − Σ_{t>i} L_ti γ_t              backward, from the last to the first
 namespace ff {
@@ -23,9 +24,9 @@ namespace ff {
 template <class T>
 class Flight {
  public:
-  // Of the time that Coder takes (10,000 rows of 64 on one thread): codes of 8 of 256 and of 1024
-  // atoms 0.65 and 0.84, of 16 atoms 0.70 and 1.03, of 24 atoms 0.82 and 1.10, where the Gram rows
-  // of all rows in step outgrow L2.
+  // Time relative to Coder (10,000 rows of 64 on one thread), with 256 and with 1024 atoms: 0.65
+  // and 0.84 for codes of 8 atoms, 0.70 and 1.03 for 16, 0.82 and 1.10 for 24, whose Gram rows for
+  // all rows in step do not fit L2.
   static constexpr int kMostAtoms = 16;
 
   Flight(const Atoms<T>& atoms, index max_nonzeros)
@@ -34,17 +35,18 @@ class Flight {
         gram_scratch_(atoms.has_gram() ? 0 : max_nonzeros * atoms.ld()),
         atom_scratch_(atoms.has_gram() ? 0 : atoms.depth()) {}
 
-  // How many rows code() takes. One where their Gram rows have to be computed and stored.
+  // Returns how many rows code() takes: one if their Gram rows have to be computed and stored.
   index rows() const { return atoms_.has_gram() ? kLanes : 1; }
 
-  // alpha: D·x of n rows, ld apart; norm2: ‖x‖².
+  // Codes n rows. alpha: D·x of each row, ld apart; norm2: ‖x‖².
   void code(const T* alpha, const double* norm2, int n) {
     alignas(simd::kBytes) std::array<I, kLanes> going;
     for (int r = 0; r < kLanes; ++r) going[r] = r < n ? -1 : 0;
     count_ = Ints{};
     for (int j = 0; j < max_nonzeros_; ++j) {
-      // The largest are found after all sweeps, so that none waits for the end of another.
-      // To and fro, so that a step begins with the rows whose Gram rows are still in L1.
+      // The largest entries are looked up after all sweeps, so that no sweep waits for the end of
+      // another. Rows are taken forwards and backwards in turn, so that a step begins with those
+      // whose Gram rows are still in L1.
       for (int i = 0; i < n; ++i) {
         const int r = j % 2 ? n - 1 - i : i;
         if (going[r]) sweep(j, r, alpha + r * atoms_.ld());
@@ -60,7 +62,7 @@ class Flight {
 
   index count(int r) const { return index(count_[r]); }
 
-  // The chosen atoms of row r in ascending order and their coefficients times `unscale`.
+  // Writes the chosen atoms of row r in ascending order and their coefficients times `unscale`.
   void result(int r, T unscale, std::int32_t* indices, T* data) const {
     for (int i = 0; i < int(count_[r]); ++i) {
       const index to = index(rank_[i][r]);
@@ -99,8 +101,8 @@ class Flight {
     argmax_[r] = argmax;
   }
 
-  // Row r's next atom and all that append() asks of it. False where there is none: the residual is
-  // orthogonal to every atom as far as T can tell.
+  // Chooses row r's next atom and collects what append() needs for it. Returns false if there is
+  // none: the residual is orthogonal to every atom, as far as T can tell.
   bool choose(int j, int r, const T* alpha, double norm2) {
     const Best<T> best = argmax_[r].best();
     const index s = best.atom;
@@ -116,8 +118,8 @@ class Flight {
     return true;
   }
 
-  // Row j of every factor, and the γ that belong to it; which rows go on. A row whose atom lies in
-  // the span of those it has keeps these and ends.
+  // Computes row j of every factor and the γ that belong to it; returns which rows go on. A row
+  // whose new atom lies in the span of those it has keeps them and ends.
   Ints append(int j, Ints going) {
     const Vec full = simd::load(full_.data());
     const Ints atom = simd::load(chosen_[j].data());
@@ -145,8 +147,8 @@ class Flight {
     return going;
   }
 
-  // Where each chosen atom stands among a row's in ascending order: counted, for all rows at once,
-  // because what a sort would do next is anybody's guess.
+  // Finds the place of each chosen atom in its row's ascending order. It counts smaller atoms, for
+  // all rows at once, because the branches of a sort would be unpredictable.
   void rank() {
     for (int i = 0; i < max_nonzeros_; ++i) {
       Ints rank = {};

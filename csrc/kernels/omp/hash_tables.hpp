@@ -5,15 +5,15 @@
 #include "kernels/omp/atoms.hpp"
 #include "kernels/omp/rotations.hpp"
 
-// Atoms filed in hash tables. A table is a set of random directions, one a bucket, and an atom lies
-// in the bucket whose direction is nearest to it or to its negative: to be taken or not is the same
-// for both. (Cross-polytope hashing where there are as many buckets as features.) Every table holds
-// all atoms once, a bucket's side by side in panels, so that what looks into it reads them front to
-// back.
+// Hash tables of atoms. A table is a set of random directions, one per bucket. An atom lies in the
+// bucket whose direction is nearest to it or to its negative, because a pursuit chooses atoms
+// regardless of their sign. (With as many buckets as features this is cross-polytope hashing.)
+// Every table holds all atoms once, those of a bucket side by side in panels, so that a look-up
+// reads them from front to back.
 namespace ff {
 
-// The rows of one lane each that rotations want, from rows `ld` apart; past n, and past the depth,
-// zeros.
+// Lays n rows across the lanes, one lane a row, as Rotations needs them; lanes past n and
+// components past the depth are zero.
 template <class T>
 void lay_across(const T* const* rows, index n, index depth, index size, T* z) {
   constexpr int kLanes = simd::kLanes<T>;
@@ -25,8 +25,9 @@ void lay_across(const T* const* rows, index n, index depth, index size, T* z) {
 template <class T>
 class HashTables {
  public:
-  // A bucket's atoms: so many vectors wide, in panels of kPanelVectors, of which the last may be
-  // narrower. Column c is atom ids[c], rising; what is past the last is zero and has id 0.
+  // The atoms of a bucket: `vectors` vectors wide, in panels of kPanelVectors, of which the last
+  // may be narrower. Column c is atom ids[c], in rising order; columns past the last atom are zero
+  // and have id 0.
   struct Bucket {
     const T* data;
     const std::int32_t* ids;
@@ -74,13 +75,14 @@ class HashTables {
             from.begin[b + 1] - first};
   }
 
-  // The state of up to kLanes vectors, before the first table.
+  // Writes the state of up to kLanes vectors before the first table.
   void start(const T* const* members, index n, T* z) const {
     lay_across(members, n, depth_, size(), z);
     for (int i = 0; i < Rotations<T>::kMixing; ++i) rotations_.turn(i, z);
   }
 
-  // look(bucket, |⟨vector, direction⟩|) for each bucket of a table, tables in turn.
+  // Calls look(bucket, |⟨vector, direction⟩|) for each bucket of a table. Tables must come in
+  // order.
   template <class Look>
   void each_direction(index table, T* z, Look&& look) const {
     const index n_turns = turns(depth_, bits());
@@ -100,7 +102,7 @@ class HashTables {
     Buffer<T> data;
   };
 
-  // Rotations that give a table its directions.
+  // Returns how many rotations give a table its directions.
   static index turns(index depth, int n_bits) {
     return ceil_div(index(1) << n_bits, Rotations<T>::power_of_two(depth));
   }

@@ -1,11 +1,11 @@
-// Orthogonal matching pursuit among the atoms that a locality-sensitive hash gives. P. Indyk,
-// R. Motwani (1998); M. Charikar (2002); A. Andoni et al. (2015) for hashing angles by rotations;
-// A. Becker, L. Ducas, N. Gama, T. Laarhoven (2016) for looking into all buckets whose directions
-// are near enough; Pati, Rezaiifar, Krishnaprasad (1993) for the pursuit.
+// Orthogonal matching pursuit among the atoms found by locality-sensitive hashing. P. Indyk, R.
+// Motwani (1998); M. Charikar (2002); A. Andoni et al. (2015) for hashing angles by rotations; A.
+// Becker, L. Ducas, N. Gama, T. Laarhoven (2016) for looking into all buckets whose directions are
+// near enough; Pati, Rezaiifar, Krishnaprasad (1993) for the pursuit.
 //
-// Rows go through a step side by side, in blocks: first each asks which buckets are near its
-// residual, then each bucket is multiplied with all rows that ask for it. So the few atoms of a
-// bucket are read once a block, and products run in full tiles at the speed of a dense product.
+// Rows go through a step together, in blocks: first each row asks which buckets are near its
+// residual, then each bucket is multiplied with all rows that asked for it. So the few atoms of a
+// bucket are read once a block, and the products run in full tiles at the speed of a dense product.
 #include "kernels/omp/hashed_omp.hpp"
 
 #include <cmath>
@@ -22,7 +22,7 @@ namespace {
 template <class T>
 constexpr int kLanes = simd::kLanes<T>;
 
-// Rows of all atoms, and the numbers of their panels'.
+// The rows of all atoms, with the atom numbers of their panels' columns.
 template <class T>
 struct ListedRows : AtomRows<T> {
   ListedRows(const Atoms<T>& atoms, int n_threads, Stop& stop)
@@ -33,7 +33,7 @@ struct ListedRows : AtomRows<T> {
   Buffer<std::int32_t> ids;
 };
 
-// A row's best atom so far; none: −1.
+// A row's best atom so far; −1 if there is none.
 template <class T>
 struct BestAtom {
   T score = 0;
@@ -113,7 +113,7 @@ class HashedWorker {
     return norm2_[r] > 0 && supports_.count(r) < options_.max_nonzeros && left2_[r] > tol_[r];
   }
 
-  // One more atom for every active row.
+  // Adds one atom to every active row.
   void step(Stop& stop) {
     for (const I r : active_) best_[r] = {};
     if (tables_) look_into_buckets(stop);
@@ -121,7 +121,8 @@ class HashedWorker {
     missed_.clear();
     for (const I r : active_)
       if (!take(r)) missed_.push_back(r);
-    // What the buckets gave adds nothing: all atoms, and the row ends where these do not either.
+    // For rows that could use no atom of their buckets: look at all atoms; a row ends if none of
+    // these can be used.
     for (const I r : missed_) best_[r] = {};
     look_into(all_, missed_.data(), index(missed_.size()), stop);
     if (stop.requested()) return;
@@ -152,7 +153,7 @@ class HashedWorker {
         rows[i] = residuals_.data() + active_[g * lanes + i] * ld_;
       tables_->start(rows, members, turned_.data() + g * size);
     }
-    active_.resize(round_up(n, lanes), I(0));  // a whole vector at the end
+    active_.resize(round_up(n, lanes), I(0));  // filled up to a whole vector
     for (index t = 0; t < tables_->n_tables(); ++t) {
       std::fill(n_asking_.begin(), n_asking_.end(), 0);
       for (index g = 0; g < n_groups; ++g) ask(t, g, n, turned_.data() + g * size);
@@ -181,7 +182,7 @@ class HashedWorker {
     });
   }
 
-  // Lets n rows see the atoms of a bucket.
+  // Compares the atoms of a bucket with n rows.
   void look_into(const Bucket& bucket, const I* rows, index n, Stop& stop) {
     if (bucket.vectors == 0) return;
     for (index at = 0; at < n && !stop.requested(); at += kTileRows) {
@@ -215,7 +216,7 @@ class HashedWorker {
     }
   }
 
-  // The scores of R rows and the atoms of a panel V vectors wide, and the most of each lane.
+  // Computes the scores of R rows with a panel V vectors wide, and the largest score in each lane.
   template <int V, int R>
   void score(const Bucket& bucket, index first, index to, simd::Vec<T> (&most)[R]) {
     simd::Vec<T> acc[R][V] = {};
@@ -232,7 +233,7 @@ class HashedWorker {
     }
   }
 
-  // Of equal scores the lowest atom stays, in whatever order buckets come.
+  // Ties go to the lowest atom, so the order of the buckets does not matter.
   static void update(BestAtom<T>& best, simd::Vec<T> most, const T* scores,
                      const std::int32_t* ids) {
     if (!simd::mask_bits(simd::Vec<I>(most >= simd::splat(best.score)))) return;
@@ -251,13 +252,13 @@ class HashedWorker {
   const HashedOmpOptions& options_;
   Supports<T> supports_;
   Buffer<T> signals_, residuals_, tile_, scores_;
-  Buffer<T> turned_;  // what rotations have made of the active rows' residuals so far
-  Buffer<I> asking_;  // for each bucket of a table the rows that look into it
+  Buffer<T> turned_;  // the active rows' residuals after the rotations so far
+  Buffer<I> asking_;  // for each bucket of a table, the rows that look into it
   std::vector<index> n_asking_;
   const index ask_room_;
   std::vector<I> active_, missed_;
   std::vector<T> scale_;
-  std::vector<double> norm2_, left2_, tol_;  // ‖x‖², ‖r‖², the ‖r‖² that is enough
+  std::vector<double> norm2_, left2_, tol_;  // ‖x‖², ‖r‖², and the ‖r‖² at which a row stops
   std::vector<BestAtom<T>> best_;
 };
 
@@ -279,7 +280,7 @@ SparseRows<T> hashed_omp(const MatrixView& x, const MatrixView& dictionary,
 
   constexpr index kBytes = index(64) << 20, kWidened = 8 * kBytes, kMostRows = index(1) << 14,
                   kTasks = 8;
-  // One row of many atoms widens what all rows of its block hold.
+  // One row with many atoms enlarges the storage of all rows of its block.
   const index fit =
       std::min(kBytes / HashedWorker<T>::bytes_per_row(rows.ld, tables.get(), options.max_nonzeros),
                kWidened / Supports<T>::most_bytes_per_row(options.max_nonzeros));

@@ -13,14 +13,14 @@
 namespace ff {
 namespace {
 
-// What Flight does; the rest is Coder's.
+// Returns whether Flight codes the rows; Coder does otherwise.
 template <class T>
 bool by_flight(const OmpOptions& options) {
   return options.tol < 0 && !options.orthogonal_select &&
          options.max_nonzeros <= Flight<T>::kMostAtoms;
 }
 
-// One worker: blocks of rows through product and pursuit.
+// One worker: multiplies blocks of rows with the dictionary and codes them.
 template <class T>
 class OmpWorker {
  public:
@@ -45,9 +45,10 @@ class OmpWorker {
   }
 
  private:
-  // A step ends in an argmax that the next one waits for. Rows in turn, a step each, fill that wait
-  // as long as all they hold fits L1. 10,000 rows on one thread with 1, 2 and 4 rows in turn: codes
-  // of 20 of 128 atoms 19.4, 19.0 and 15.5 ms, of 256 atoms 20.4, 19.6 and 26.1; omp c 70, 96, 106.
+  // Each step waits for the argmax of the one before. Taking several rows in turn, one step each,
+  // fills that wait as long as their state fits L1. Milliseconds for 10,000 rows on one thread with
+  // 1, 2 and 4 rows in turn: codes of 20 of 128 atoms 19.4, 19.0 and 15.5; of 256 atoms 20.4, 19.6
+  // and 26.1; omp c 70, 96 and 106.
   index rows_in_turn() const {
     const index bytes = options_.max_nonzeros * atoms_.ld() * index(sizeof(T));
     return std::clamp<index>((index(48) << 10) / std::max<index>(bytes, 1), 1, 4);
@@ -102,8 +103,8 @@ SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const Matri
 
   const index block = rows_per_block(atoms);
   std::vector<std::unique_ptr<OmpWorker<T>>> workers(options.n_threads);
-  // Without a tolerance nearly every row ends with as many atoms as it may have. Room for all of
-  // them is taken at once where it is no more than X itself takes.
+  // Without a tolerance nearly every row ends with the most atoms it may have. Room for all of them
+  // is allocated at once if it takes no more memory than X.
   const bool full = options.tol < 0 && 2 * options.max_nonzeros <= x.cols;
   Codes<T> codes(x.rows, block, options.max_nonzeros, full);
   parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {

@@ -6,14 +6,14 @@
 namespace ff {
 
 struct OmpOptions {
-  index max_nonzeros;      // a row's coding stops at so many atoms
-  double tol;              // or as soon as its squared error is at most this; negative: never
-  bool orthogonal_select;  // choose by ⟨r, d⟩² over the part of d outside the span (OLS), not by
+  index max_nonzeros;      // the most atoms a row may have
+  double tol;              // stop when the squared error is at most this; negative: never
+  bool orthogonal_select;  // choose by ⟨r, d⟩² / ‖d outside the span‖² (OLS), not by
                            // |⟨r, d⟩|
   int n_threads;
 };
 
-// Rows of a CSR matrix, columns ascending.
+// The rows of a CSR matrix, columns ascending.
 template <class T>
 struct SparseRows {
   Buffer<T> data;
@@ -21,8 +21,9 @@ struct SparseRows {
   Buffer<std::int64_t> indptr;
 };
 
-// Codes each row of x over the rows of the dictionary. gram may be null: then it is computed, whole
-// or, for few rows, by the row. Throws std::invalid_argument where an operand is not finite.
+// Codes each row of x over the rows of the dictionary. If gram is null, it is computed: whole, or
+// row by row if there are few rows to code. Throws std::invalid_argument if an operand is not
+// finite.
 template <class T>
 SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const MatrixView* gram,
                   const OmpOptions& options, Stop& stop);

@@ -5,14 +5,15 @@
 #include "core/random.hpp"
 #include "core/simd.hpp"
 
-// Pseudo-random rotations of R^n, n a power of two: a change of signs and a Hadamard transform, one
-// after the other. 2 of them mix any vector well enough to hash by (Andoni, Indyk, Laarhoven,
-// Razenshteyn, Schmidt, Practical and optimal LSH for angular distance, 2015, use 3 for each hash).
-// Each further rotation begins with what the last one gave, so that a direction costs log n
-// additions, not n products.
+// Pseudo-random rotations of R^n, n a power of two: a change of signs followed by a Hadamard
+// transform. Two of them mix any vector well enough for hashing (Andoni, Indyk, Laarhoven,
+// Razenshteyn, Schmidt, Practical and optimal LSH for angular distance, 2015, use three for each
+// hash). Each further rotation starts from the result of the last one, so that a direction costs
+// log n additions instead of n products.
 //
-// As many vectors as there are lanes are turned at once, component by component: lane i of vector k
-// is component k of vector i. There are no products of products here, so all levels round alike.
+// As many vectors as there are lanes are rotated at once, component by component: lane i of vector
+// k is component k of vector i. Each number is multiplied once and then only added, so all
+// instruction sets round alike.
 namespace ff {
 
 template <class T>
@@ -41,7 +42,7 @@ class Rotations {
     return size;
   }
 
-  // z: size() vectors, replaced by what rotation i makes of them.
+  // Replaces the size() vectors at z by their images under rotation i.
   void turn(index i, T* z) const {
     const T* signs = signs_.data() + i * size_;
     if (size_ == 1) return pass<1, true>(z, 1, signs);
@@ -56,7 +57,7 @@ class Rotations {
  private:
   static constexpr int kLanes = simd::kLanes<T>;
 
-  // The transform of every N components that lie `apart`, in registers.
+  // Transforms groups of N components that lie `apart`, in registers.
   template <int N, bool Signs>
   void pass(T* z, index apart, const T* signs) const {
     for (index block = 0; block < size_; block += N * apart) {

@@ -4,24 +4,25 @@
 
 #include "kernels/omp/atoms.hpp"
 
-// The least squares of many rows, each on the few atoms that it has chosen so far, without any Gram
-// matrix: the few products that a factor needs are made when an atom comes.
+// Least squares for many rows, each on the few atoms that it has chosen so far, without a Gram
+// matrix: the few products that a factor needs are computed when an atom is added.
 //
 // With s_i the chosen atoms, LDLᵀ the factors of their Gram matrix, and ν the diagonal of D:
 //
 //   c_i = ⟨a_i, a⟩ − Σ_{t<i} L_it c_t,  L_ji = c_i / ν_i   the new atom's row of the triangle
-//   ν_j = ⟨a, a⟩ − Σ L_ji c_i                              what of it lies outside the span
+//   ν_j = ⟨a, a⟩ − Σ L_ji c_i                              its squared norm outside the span
 //   b_j = ⟨a, x⟩ − Σ L_ji b_i                              forward substitution
 //   γ_i = b_i / ν_i − Σ_{t>i} L_ti γ_t                     backward
 //   r = x − Σ γ_i a_i
 //
-// All of it is double: it is little, and so duplicates in float leave nothing but rounding.
+// All of it is in double: it is a small part of the work, and a duplicate atom in float then leaves
+// nothing but rounding.
 namespace ff {
 
 template <class T>
 inline constexpr index kSupportStep = 2 * simd::kLanes<double>;
 
-// Σ a_k b_k in double over n numbers, n a multiple of kSupportStep.
+// Returns Σ a_k b_k in double over n numbers, n a multiple of kSupportStep.
 template <class T, class U>
 double wide_product(const T* a, const U* b, index n) {
   constexpr int kLanes = simd::kLanes<double>;
@@ -33,7 +34,7 @@ double wide_product(const T* a, const U* b, index n) {
   return simd::reduce_add<double>(even + odd);
 }
 
-// Atoms one after the other, each followed by zeros up to a whole step.
+// The atoms one after the other, each followed by zeros up to a whole step.
 template <class T>
 struct AtomRows {
   AtomRows(const Atoms<T>& atoms, int n_threads, Stop& stop)
@@ -58,13 +59,14 @@ struct AtomRows {
 template <class T>
 class Supports {
  public:
-  // atoms: all of them, ld apart, zeros between. most: how many a row may choose.
+  // atoms: all of them, ld apart, filled up with zeros. most: how many a row may choose.
   Supports(const T* atoms, index ld, index rows, index most)
       : atoms_(atoms), ld_(ld), rows_(rows), most_(most), counts_(rows, 0) {
     grow(first_room(most));
   }
 
-  // At first; where a row chooses more atoms than kFirstRoom, all take more.
+  // Returns the memory a row takes at first. If any row chooses more than kFirstRoom atoms, all
+  // rows get more.
   static index bytes_per_row(index most) { return most_bytes_per_row(first_room(most)); }
 
   static index most_bytes_per_row(index room) {
@@ -74,8 +76,8 @@ class Supports {
   void clear(index row) { counts_[row] = 0; }
   index count(index row) const { return counts_[row]; }
 
-  // One more atom for a row whose signal is x. False, and all is as it was, where it lies in the
-  // span of those chosen.
+  // Adds an atom to a row whose signal is x. Returns false, and changes nothing that is kept, if
+  // the atom lies in the span of those chosen.
   bool add(index row, index atom, const T* x) {
     const index j = counts_[row];
     if (j == room_) grow(std::min(most_, 2 * room_));
@@ -105,7 +107,7 @@ class Supports {
     return true;
   }
 
-  // r = x − Σ γ a, and its square.
+  // Computes r = x − Σ γ a; returns its squared norm.
   double residual(index row, const T* x, T* r) const {
     constexpr int kLanes = simd::kLanes<double>;
     const double* gamma = gamma_.data() + row * room_;
@@ -120,7 +122,7 @@ class Supports {
     return wide_product(r, r, ld_);
   }
 
-  // The chosen atoms in ascending order and their coefficients times `unscale`.
+  // Writes the chosen atoms in ascending order and their coefficients times `unscale`.
   void result(index row, T unscale, std::int32_t* indices, T* data) const {
     const std::int32_t* chosen = chosen_.data() + row * room_;
     for (index i = 0; i < counts_[row]; ++i) {
@@ -137,7 +139,7 @@ class Supports {
   static index first_room(index most) { return std::min(most, kFirstRoom); }
   static index triangle(index n) { return n * (n + 1) / 2; }
 
-  // Row i of a row's triangle, ν_i at its end.
+  // Returns row i of a row's triangle, which ends with ν_i.
   double* factor(index row, index i) {
     return factors_.data() + row * triangle(room_) + triangle(i);
   }
@@ -151,7 +153,7 @@ class Supports {
     room_ = room;
   }
 
-  // What belongs to each row, farther apart.
+  // Returns a copy in which each row has room for `to` elements instead of `from`.
   template <class U>
   Buffer<U> widened(const Buffer<U>& old, index from, index to) const {
     Buffer<U> wide(rows_ * to);

@@ -9,8 +9,9 @@ namespace {
 
 constexpr index kStripCols = 4096;
 
-// Eight sums or maxima of doubles a block, on every level: entry j of a row of the block goes to
-// number j mod 8, and the eight are combined as a tree. So all levels give the same bits.
+// Each block has eight partial sums or maxima of doubles on every level: entry j of a row of the
+// block goes to part j mod 8, and the eight are combined as a tree. So all levels give the same
+// bits.
 constexpr int kParts = 8;
 typedef double Parts __attribute__((vector_size(kParts * sizeof(double))));
 
@@ -50,7 +51,7 @@ inline double total(Parts parts) {
   return parts[0];
 }
 
-// A sum of float64 may overflow where the mean does not: such are summed again, scaled.
+// A float64 sum may overflow where the mean does not: such sums are computed again, scaled.
 constexpr double kSmaller = 0x1p-64;
 
 template <class T>
@@ -59,12 +60,12 @@ class Scores {
   Scores(const MatrixView& w, BlockShape block, double* scores)
       : w_(w), block_(block), per_row_(ceil_div(w.cols, block.cols)), scores_(scores) {}
 
-  // Whole blocks, as many as fit kStripCols columns.
+  // Returns how many whole blocks a strip has: as many as fit kStripCols columns.
   index blocks_in_strip() const { return std::max<index>(1, kStripCols / block_.cols); }
   index n_strips() const { return ceil_div(per_row_, blocks_in_strip()); }
   index n_bands() const { return ceil_div(w_.rows, block_.rows); }
 
-  // Whether all entries are finite.
+  // Scores the blocks of a strip; returns whether all entries are finite.
   template <Pool pool>
   bool score(index band, index strip) {
     const index first = strip * blocks_in_strip();

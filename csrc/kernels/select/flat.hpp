@@ -7,8 +7,8 @@
 
 namespace ff {
 
-// The entries of an array in C order, as elements of `Stored` bytes that may be read piece by
-// piece: where they lie if they lie together, else gathered into a buffer of the piece's size.
+// The entries of an array in C order, as elements of `Stored` bytes that can be read piece by
+// piece: in place if they are contiguous, otherwise gathered into a buffer of the piece's size.
 template <class Stored>
 class Flat {
  public:
@@ -28,8 +28,8 @@ class Flat {
 
   index size() const { return size_; }
 
-  // A good size for pieces, at least `least`: rows of a transposed array are read by the cache
-  // line.
+  // Returns a good size for pieces, at least `least`; for a transposed array it lets rows be read
+  // by whole cache lines.
   index piece_size(index least) const {
     const index run = shape_.back();
     return transposed() && run <= kMostTransposed / kLine
@@ -39,7 +39,7 @@ class Flat {
 
   void prefetch(index position) const { ff::prefetch(address(position)); }
 
-  // Entries [begin, begin + n), valid until the next call with this buffer.
+  // Returns the entries [begin, begin + n), valid until the next call with this buffer.
   const char* fetch(index begin, index n, Buffer<Stored>& buffer) const {
     const index run = shape_.back(), at = begin % run;
     if (strides_.back() == kStep && at + n <= run) return address(begin);
@@ -86,7 +86,8 @@ class Flat {
     return n;
   }
 
-  // Whole rows, few columns at a time, so that a line of memory is met once and not once a row.
+  // Copies whole rows, a few columns at a time, so that a cache line is read once and not once per
+  // row.
   void copy_rows(const char* from, index n_rows, Stored* to) const {
     constexpr index kAtOnce = 8;
     const index run = shape_.back(), stride = strides_.back(), row_stride = strides_.end()[-2];
@@ -103,7 +104,8 @@ class Flat {
   std::vector<index> shape_, strides_;
 };
 
-// The same entries in the order in which they lie in memory: for results that no order changes.
+// Returns the same entries in the order of their addresses, for results that do not depend on
+// order.
 inline ArrayView in_memory_order(const ArrayView& w) {
   std::vector<std::size_t> order;
   ArrayView sorted = w;

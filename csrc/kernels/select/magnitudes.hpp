@@ -8,11 +8,11 @@
 #include "core/simd.hpp"
 #include "core/view.hpp"
 
-// Selection among magnitudes that lie together in memory. A float's bits without the sign are an
-// integer, its key, and keys are in the order of the magnitudes; so no rounding is met anywhere.
+// Selection among contiguous magnitudes. A float's bits without the sign are an integer, its key,
+// and keys have the order of the magnitudes; so nothing here rounds.
 namespace ff {
 
-// 16-bit keys are widened, so that there are two kinds of vectors and not three.
+// 16-bit keys are widened, so that there are two kinds of vectors instead of three.
 template <class Stored>
 using Key = std::conditional_t<sizeof(Stored) == 8, std::int64_t, std::int32_t>;
 
@@ -40,7 +40,8 @@ inline simd::Vec<Key<Stored>> keys_at(const char* p, index i) {
   return v & simd::splat(kKeyMask<Stored>);
 }
 
-// Keys below `infinity` are those of finite numbers: infinity − 1 − key is negative for all others.
+// Returns whether all keys are below `infinity`, as those of finite numbers are: infinity − 1 − key
+// is negative for all others.
 template <class Stored>
 bool all_finite(const char* p, index n, Key<Stored> infinity) {
   constexpr int kLanes = simd::kLanes<Key<Stored>>;
@@ -79,14 +80,15 @@ index count_up_to(const char* p, index n, Key<Stored> key) {
   return total;
 }
 
-// The k-th smallest key (from 0), how many are less and how many are not greater.
+// The k-th smallest key (from 0), the number of keys that are less, and the number that are not
+// greater.
 template <class K>
 struct Ranked {
   K key = 0;
   index n_less = 0, n_up_to = 0;
 };
 
-// Two keys with the one that is sought between them, or equal to one of them, in all likelihood.
+// Two keys; the key that is sought very probably lies between them or equals one of them.
 template <class K>
 struct Bracket {
   K low, high;
@@ -106,9 +108,9 @@ struct Tally {
   }
 };
 
-// Counts n keys about the bracket; with `collect` those strictly inside go to `inside`, which has
-// room for n of them and a vector. Four comparisons a vector: on v4 the loop waits for memory.
-// n is at most 2³⁰, so that 32-bit lanes count it.
+// Counts n keys relative to the bracket. With `collect`, those strictly inside are written to
+// `inside`, which needs room for n keys and a vector. Four comparisons a vector cost no time: on v4
+// the loop waits for memory. n is at most 2³⁰, so that 32-bit lanes can count it.
 template <bool collect, class Stored>
 Tally count_about(const char* p, index n, Bracket<Key<Stored>> bracket, Key<Stored> infinity,
                   Key<Stored>* inside) {
@@ -151,9 +153,9 @@ Tally count_about(const char* p, index n, Bracket<Key<Stored>> bracket, Key<Stor
   return tally;
 }
 
-// A sample of n keys: pieces of kPiece neighbours (a memory access each), one at a random place of
-// every n_pieces-th of the keys, the same for every n. It brackets
-// 1.4 % of 100M keys at most.
+// A sample of n keys. The keys are cut into n_pieces stretches, and kPiece neighbours (one memory
+// access) are taken at a random place of each; the places depend on n alone. The bracket from a
+// sample holds at most 1.4 % of 100M keys.
 struct SamplePlan {
   static constexpr index kPiece = 8, kMost = 1 << 17;
 
@@ -181,8 +183,8 @@ struct SelectScratch {
   }
 };
 
-// The least key of [low, high] that more than k of n keys do not exceed, which the caller knows to
-// be there: halve the range until one is left, at most 31 or 63 counts.
+// Returns the least key of [low, high] that more than k of n keys do not exceed, which must exist.
+// Halves the range until one key is left, in at most 31 or 63 counts.
 template <class Stored>
 Key<Stored> bisect(const char* p, index n, index k, Key<Stored> low, Key<Stored> high) {
   while (low < high) {
@@ -196,14 +198,15 @@ Key<Stored> bisect(const char* p, index n, index k, Key<Stored> low, Key<Stored>
   return low;
 }
 
-// So few keys are counted 31 times over before a sample of them would have been judged.
+// Up to this many keys, bisection is faster than taking and judging a sample.
 inline constexpr index kFewKeys = 1024;
 
 template <class Stored>
 Key<Stored> select_key(const char* p, index n, index k, SelectScratch<Key<Stored>>& scratch);
 
-// Where the k-th of n keys will be found, by a sample of them: five standard deviations to either
-// side (neighbours that are alike make it three), no bound where the sample has no key there.
+// Returns where the k-th of n keys will be found according to a sample of them: five standard
+// deviations to either side (three if neighbours are alike), and no bound if the sample has no key
+// there.
 template <class K>
 Bracket<K> bracket_from(const K* sample, index n_sample, index n, index k, K infinity) {
   using Stored = std::make_unsigned_t<K>;
@@ -218,13 +221,13 @@ Bracket<K> bracket_from(const K* sample, index n_sample, index n, index k, K inf
   return {low < 0 ? K(-1) : ranked(low), high >= n_sample ? infinity : ranked(high)};
 }
 
-// What a tally says of the k-th key: found, among those inside, or elsewhere.
+// What a tally says about the k-th key: found, among those inside, or elsewhere.
 template <class K>
 struct Verdict {
   enum { found, inside, elsewhere } where;
-  Ranked<K> ranked;     // where found
-  K low = 0, high = 0;  // else: the range that it is in …
-  index n_less = 0;     // … and how many keys are less than this range
+  Ranked<K> ranked;     // if found
+  K low = 0, high = 0;  // otherwise the range that it is in …
+  index n_less = 0;     // … and the number of keys less than this range
 };
 
 template <class K>
@@ -240,8 +243,8 @@ Verdict<K> judge(const Tally& tally, Bracket<K> bracket, index k, K infinity) {
   return {Verdict<K>::elsewhere, {}, K(bracket.high + 1), K(infinity - 1), tally.up_to_high};
 }
 
-// The k-th smallest of n keys, all of them finite numbers': brackets by samples until few are left,
-// and these are bisected, as is a range where a bracket has not helped.
+// Returns the k-th smallest of n keys, all of finite numbers. Brackets by samples until few keys
+// are left, and bisects these, or the range in which a bracket has not helped.
 template <class Stored>
 Key<Stored> select_key(const char* p, index n, index k, SelectScratch<Key<Stored>>& scratch) {
   using K = Key<Stored>;

@@ -1,10 +1,10 @@
-// Which of an array's magnitudes are the smallest, without sorting or copying it.
+// Finds which of an array's magnitudes are the smallest, without sorting or copying the array.
 //
-// A long group is read once: a sample gives two keys that have the one that is sought between them
-// almost surely, one pass counts the keys about these and sets the few between them aside, and the
-// rest is done among the few. What a sample can be wrong about is noticed in the counts; then
-// histograms of 11 bits a pass find the key whatever the data. Short groups are selected whole, one
-// after the other, in the cache.
+// A long group is read once: a sample gives two keys that almost surely enclose the key that is
+// sought, one pass counts the keys relative to these and sets the few between them aside, and the
+// search continues among the few. The counts reveal whether the sample was wrong; then histograms
+// of 11 bits a pass find the key for any data. Short groups are selected whole, one after the
+// other, in the cache.
 #include "kernels/select/select.hpp"
 
 #include <algorithm>
@@ -20,11 +20,11 @@
 namespace ff {
 namespace {
 
-constexpr index kChunk = index(1) << 16;      // entries in a piece of work, at least
-constexpr index kLongGroup = index(1) << 18;  // from here on threads share a group
+constexpr index kChunk = index(1) << 16;      // least number of entries in a task
+constexpr index kLongGroup = index(1) << 18;  // from this length on, threads share a group
 constexpr index kBins = index(1) << 11;
 
-// The least kept magnitude, and how many of those equal to it stay.
+// The least magnitude that stays, and how many of those equal to it stay.
 template <class K>
 struct Cut {
   K key = 0;
@@ -37,14 +37,14 @@ struct Worker {
   SelectScratch<Key<Stored>> scratch;
 };
 
-// Keys set aside by one worker.
+// The keys that one worker has set aside.
 template <class K>
 struct Aside {
   Buffer<K> keys;
   index n = 0;
   Tally tally;
 
-  // Room for so many more; `likely` is what all of them may come to.
+  // Returns room for `more` keys; `likely` is the total to expect.
   K* with_room(index more, index likely) {
     more += simd::kLanes<K>;
     if (keys.size() < n + more) {
@@ -62,7 +62,7 @@ class Selection {
   using K = Key<Stored>;
   using Bits = std::make_unsigned_t<K>;
 
-  // `as_given` names what is wrong with w, which may be the same entries in another order.
+  // `as_given` is what error messages refer to; w may hold the same entries in another order.
   Selection(const ArrayView& w, const ArrayView& as_given, Groups groups, K infinity, int n_threads,
             Stop& stop)
       : flat_(w),
@@ -97,7 +97,8 @@ class Selection {
     return {found.key, found.n_up_to - found.n_less, n_kept - n_greater};
   }
 
-  // long_group(g, cut) with all threads for itself, or short_group(g, entries, cut) on one.
+  // Calls long_group(g, cut), with all threads for one group, or short_group(g, entries, cut) on
+  // one thread.
   template <class Long, class Short>
   void for_each_group(Long&& long_group, Short&& short_group) {
     if (groups_.length >= kLongGroup) {
@@ -112,7 +113,7 @@ class Selection {
     });
   }
 
-  // Pieces of whole short groups, all finite.
+  // Calls body for pieces of whole short groups and checks that all entries are finite.
   template <class Body>
   void for_each_piece(Body&& body) {
     const index size = round_up(flat_.piece_size(kChunk), groups_.length);
@@ -131,7 +132,8 @@ class Selection {
             count_up_to<Stored>(p, groups_.length, key)};
   }
 
-  // body(begin, n, entries, worker) for chunks of a long group; begin counts from its first entry.
+  // Calls body(begin, n, entries, worker) for chunks of a long group; begin counts from the group's
+  // start.
   template <class Body>
   void for_each_chunk(index first, Body&& body) {
     std::vector<Buffer<Stored>> pieces(n_threads_);
@@ -143,7 +145,7 @@ class Selection {
 
   Ranked<K> select_long(index first) {
     const Bracket<K> bracket = sampled_bracket(first);
-    // More than an eighth of the keys are not set aside: memory stays small whatever the data.
+    // Sets aside at most about an eighth of the keys, so that memory stays small for any data.
     const index most = groups_.length / 8;
     const index likely = kChunk + groups_.length / 64 / n_threads_;
     std::atomic<index> n_aside{0};
@@ -195,7 +197,7 @@ class Selection {
     return {key, n_less + count_up_to<Bits>(p, n, key - 1), n_less + count_up_to<Bits>(p, n, key)};
   }
 
-  // The same within [low, high], below which there are n_less: 11 bits of the key a pass.
+  // Finds the key within [low, high], with n_less keys below low: 11 bits of the key per pass.
   Ranked<K> by_histograms(index first, K low, K high, index n_less) {
     for (;;) {
       int shift = 0;
@@ -221,7 +223,7 @@ class Selection {
     }
   }
 
-  // Where only some ties stay, chunks count theirs first, and those of lower index have theirs.
+  // If only some ties stay, the chunks count theirs first, so that those of lower index stay.
   void mask_long(index group, const Cut<K>& cut, bool* out) {
     const index first = group * groups_.length;
     std::vector<index> n_ties(ceil_div(groups_.length, chunk_), 0);
@@ -295,7 +297,7 @@ To bits_as(From from) {
   return to;
 }
 
-// body(Stored(), key of infinity, value of a key) for the dtype.
+// Calls body(Stored(), key of infinity, function from key to value) for the dtype.
 template <class Body>
 auto with_format(DType dtype, Body&& body) {
   switch (dtype) {
@@ -355,7 +357,8 @@ void throw_first_not_finite(const ArrayView& w) {
                                   " at [" + at + "]");
     }
   });
-  throw std::invalid_argument("W must be finite, and it is: it was written to meanwhile");
+  throw std::invalid_argument(
+      "W must not change during the call, got values that were finite and then were not");
 }
 
 }  // namespace ff

@@ -6,7 +6,7 @@
 namespace ff {
 namespace detail {
 
-// Lane i takes lane (i + Shift) mod M of its group of M lanes.
+// Lane i gets lane (i + Shift) mod M of its group of M lanes.
 template <int M, int Shift, class K, int... I>
 inline simd::Vec<K> rotate_groups(simd::Vec<K> v, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
@@ -16,8 +16,9 @@ inline simd::Vec<K> rotate_groups(simd::Vec<K> v, std::integer_sequence<int, I..
 #endif
 }
 
-// Adds 1 where the entry Shift places on, round its group, goes before this one: it is greater, or
-// equal and of lower index, which is so where the way round passed the end.
+// Adds 1 to the rank if the entry Shift places further in its group, cyclically, goes before this
+// one: it is greater, or it is equal and has the lower index, which means that the shift wrapped
+// around.
 template <int M, int Shift, class K, int... I>
 inline void add_to_rank(simd::Vec<K> key, simd::Vec<K>& rank,
                         std::integer_sequence<int, I...> lanes) {
@@ -35,8 +36,9 @@ inline simd::Vec<K> ranks(simd::Vec<K> key, std::integer_sequence<int, Shift...>
 
 }  // namespace detail
 
-// mask[i]: whether i is among the n_kept greatest of its group of M; of equals the first. n is a
-// multiple of M, and M of lanes: all ranks of a vector in M − 1 rotations and comparisons.
+// Sets mask[i] to whether i is among the n_kept greatest of its group of M; ties go to the lower
+// index. n must be a multiple of M, and the number of lanes too: M − 1 rotations and comparisons
+// give all ranks of a vector.
 template <int M, class Stored>
 void keep_in_groups(const char* p, index n, index n_kept, bool* mask) {
   using K = Key<Stored>;

@@ -6,17 +6,17 @@
 #include "kernels/codebook/tables.hpp"
 #include "kernels/sparse_codebook/layout.hpp"
 
-// Products of chunks of a sparse layout with a tile of one input, and the weights of a chunk, by
-// what the level can do best: permutes of bytes, gathers, or one entry after the other.
+// Products of the chunks of a sparse layout with a tile of one input, and the weights of a chunk,
+// by the fastest means of each level: byte permutes, gathers, or one entry after the other.
 namespace ff::chunks {
 
 using Layout = SparseLayout;
 using Line = Layout::Line;
 inline constexpr int kSteps = Layout::kSteps, kStripRows = int(Layout::kStripRows);
 
-// Codes of one chunk of a pair.
+// The codes of one chunk of a pair.
 struct ChunkCodes {
-  const Line* lines;  // the pair's, behind its positions
+  const Line* lines;  // the pair's lines of codes, which follow its positions
   int half;
 
   const std::uint8_t* wide() const { return lines[half].bytes; }
@@ -28,11 +28,11 @@ struct ChunkCodes {
 #if defined(__AVX2__)
 
 using tables::Floats;
-using tables::kLanes;  // rows of a strip that a vector holds: all 16 or one half
+using tables::kLanes;  // rows of a strip that a vector holds: all 16 or half of them
 inline constexpr int kPieces = kStripRows / kLanes;
 
 #  if defined(__AVX512F__)
-// Bytes of a line as indices, step by step.
+// Widens the bytes of a line to indices, step by step.
 [[gnu::always_inline]] inline void widen(const std::uint8_t* line, __m512i (&indices)[kSteps]) {
   const __m512i by_step = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i bytes = _mm512_permutexvar_epi32(by_step, _mm512_loadu_si512(line));
@@ -46,7 +46,7 @@ inline Floats gather(const float* values, __m512i indices) {
   return (Floats)_mm512_i32gather_ps(indices, values, 4);
 }
 
-// The low four bits of every lane count.
+// Only the low four bits of each lane are used.
 inline __m512i shift_down(const std::uint8_t* words, int bits) {
   return _mm512_srli_epi32(_mm512_loadu_si512(words), bits);
 }
@@ -80,11 +80,11 @@ inline Floats splat_lane(Floats v, int lane) {
 #  endif
 
 #  if defined(__AVX512VBMI__)
-// 256 floats, looked up 64 at a time by permutes of their bytes: block(line, sink) gives them step
-// by step.
+// 256 floats, looked up 64 at a time by permutes of their bytes: block(line, sink) calls sink with
+// the values of each step.
 using Table256 = tables::BytePlanes<8, 4>;
 #  else
-// The same by gathers, for as many rows as a vector holds.
+// Does the same by gathers, for as many rows as a vector holds.
 struct Table256 {
   explicit Table256(const float* from) { std::memcpy(values, from, sizeof values); }
 
@@ -101,7 +101,7 @@ struct Table256 {
 #  endif
 using TileTable = Table256;
 
-// 16 values in registers.
+// A table of 16 values in registers.
 struct Narrow {
   static constexpr bool kWide = false;
   explicit Narrow(const float* values) : table(values) {}
@@ -133,7 +133,7 @@ struct Wide {
   Table256 table;
 };
 
-// Weights of 8 rows of a chunk, each in all lanes of a vector.
+// The weights of 8 rows of a chunk; splat() returns one of them in all lanes of a vector.
 template <class Values, int kFirst>
 struct Weights {
   Weights(const Values& values, const ChunkCodes& codes) {
@@ -167,7 +167,7 @@ struct TileTable {
   float values[Layout::kTilePitch];
 };
 
-// A value at a time.
+// Looks up one value at a time.
 template <bool kBytes>
 struct Entries {
   static constexpr bool kWide = kBytes;
@@ -210,12 +210,12 @@ template <class Values>
 
 #endif
 
-// sums[16 strip + lane] += what the tile's chunks give.
+// Adds the products of a tile's chunks to sums[16 strip + lane].
 template <class Values>
 void add_tile(const Layout::RowBlock& block, const Layout::Tile& tile, const TileTable& table,
               const Values& from, float* sums) {
-  // How far ahead lines are asked for. With 6 KB one thread takes 145 µs for 1.7 million cold
-  // entries of bench/sparse_codebook.py, 170 without.
+  // How far ahead lines are fetched. With 6 KB one thread takes 145 µs for 1.7 million cold entries
+  // of bench/sparse_codebook.py, without prefetching 170.
   constexpr index kAhead = 96;
   constexpr int kLines = Values::kWide ? 4 : 3;
   const TileTable x = table;

@@ -11,7 +11,7 @@ using Layout = SparseLayout;
 constexpr int kGroupRows = int(Layout::kGroupRows), kStripRows = int(Layout::kStripRows);
 constexpr int kSteps = Layout::kSteps;
 
-// Entries of one block of rows, tile after tile.
+// Arranges the entries of one block of rows, tile after tile.
 class Arranger {
  public:
   Arranger(const std::int64_t* positions, const std::uint8_t* codes, index first, index last,
@@ -64,7 +64,7 @@ class Arranger {
     block_.tiles.push_back({tile, first_pair, std::int32_t(n_pairs), depth});
   }
 
-  // Gives the chunks of its longest strip.
+  // Adds one group of rows of a tile; returns the number of chunks of its longest strip.
   int add_group(index tile, index group) {
     int counts[kGroupRows], order[kGroupRows];
     index starts[kGroupRows];
@@ -101,7 +101,7 @@ class Arranger {
     return depth;
   }
 
-  // Those with most entries first, of equals the lower row.
+  // Sorts rows by falling count; ties go to the lower row.
   static void sort_rows(const int* counts, int* order) {
     int begins[Layout::kTilePitch + 1] = {};
     for (int r = 0; r < kGroupRows; ++r) ++begins[Layout::kTilePitch - 1 - counts[r] + 1];

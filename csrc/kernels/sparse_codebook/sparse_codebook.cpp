@@ -1,6 +1,6 @@
-// Products from codes at the places of a sparse matrix. For few inputs a tile of each is looked up
-// by the positions of 16 rows at a time; for more, inputs lie side by side, and each entry's value
-// is multiplied with a row of them.
+// Products of codes at the entries of a sparse matrix. For few inputs, a tile of each input is
+// looked up by the positions of 16 rows at a time. For more, the inputs lie side by side, and each
+// entry's value is multiplied with a row of them.
 #include "kernels/sparse_codebook/sparse_codebook.hpp"
 
 #include <algorithm>
@@ -17,21 +17,21 @@ using simd::Vec;
 constexpr int kLanes = simd::kLanes<float>;
 constexpr index kBlockRows = Layout::kBlockRows, kTilePitch = Layout::kTilePitch;
 
-// Most inputs for which looking each of them up takes less than multiplying them side by side:
-// measured on the matrix of bench/sparse_codebook.py, where one thread takes 0.12 ms an input by
-// permutes (0.5 ms by gathers or one by one) and 0.8 ms for 1 to 16 side by side.
+// The most inputs for which looking each of them up costs less than multiplying them side by side,
+// measured on the matrix of bench/sparse_codebook.py: one thread takes 0.12 ms per input with
+// permutes (0.5 ms with gathers or one by one) and 0.8 ms for 1 to 16 inputs side by side.
 #if defined(__AVX512VBMI__)
 constexpr index kLookedUp = 6;
 #else
 constexpr index kLookedUp = 1;
 #endif
 
-// Terms of a sum in float before it goes to double. Rounding stays below 1e-5 of the sum of
-// magnitudes then, even where all of it has one sign.
+// Terms that are summed in float before the sum goes to double. Rounding then stays below 1e-5 of
+// the sum of magnitudes, even if all terms have the same sign.
 constexpr int kTerms = 96;
 
 // Calls product(tile, its number in the block) for the tiles of a block, and flush() before a sum
-// gets longer than kTerms and after the last.
+// would get longer than kTerms and after the last tile.
 template <class Product, class Flush>
 void for_each_tile(const Layout::RowBlock& block, Product product, Flush flush) {
   int terms = 0;
@@ -63,7 +63,7 @@ std::vector<chunks::TileTable> cut_input(const MatrixView& x, index b, const Lay
   return tables;
 }
 
-// sums[row] += what the strips have for it.
+// Adds the sums of the strips to sums[row] of the rows they belong to.
 void add_strips(const float* strips, const std::uint8_t* lanes, float* sums) {
   for (index group = 0; group < kBlockRows; group += Layout::kGroupRows)
     for (index r = group; r < group + Layout::kGroupRows; ++r) sums[r] += strips[group + lanes[r]];
@@ -101,7 +101,7 @@ void look_up(const MatrixView& x, const Layout& layout, const float* codebook, f
 
 // ---- more inputs ----
 
-// Up to `width` inputs from `first` on, tile by tile, side by side for each column.
+// Lays out up to `width` inputs from `first` on: tile by tile, side by side for each column.
 Buffer<float> lay_side_by_side(const MatrixView& x, index first, index width, int n_threads,
                                Stop& stop) {
   const index n_tiles = ceil_div(x.cols, Layout::kTileCols), n = std::min(width, x.rows - first);
@@ -122,7 +122,7 @@ Buffer<float> lay_side_by_side(const MatrixView& x, index first, index width, in
   return panel;
 }
 
-// The chunks of a tile, strip after strip.
+// The chunks of a tile, grouped by strip.
 class StripChunks {
  public:
   StripChunks(const std::uint8_t* strips, int n) {
@@ -138,10 +138,11 @@ class StripChunks {
   std::uint16_t chunks_[Layout::kStrips * Layout::kTilePitch / Layout::kSteps + 1];
 };
 
-// Rows of a strip whose sums are in registers at a time.
+// The rows of a strip whose sums are in registers at a time.
 constexpr int kRowsAtOnce = 8;
 
-// sum[row] = Σ w x for the strip's rows from kFirst on, x a row of NV vectors.
+// Computes sums[row] = Σ w x for kRowsAtOnce rows of the strip from kFirst on; x is a row of NV
+// vectors.
 template <int NV, int kFirst, class Values>
 void multiply_rows(const Layout::Line* pairs, const std::uint16_t* chunk, const std::uint16_t* end,
                    const float* x, const Values& values, Vec<float> (&sums)[kRowsAtOnce][NV]) {
@@ -172,7 +173,7 @@ void multiply_rows(const Layout::Line* pairs, const std::uint16_t* chunk, const 
     for (int v = 0; v < NV; ++v) sums[r][v] = sum[r][v];
 }
 
-// sums[row][b] += Σ w x[b]
+// Adds Σ w x[b] to sums[row][b].
 template <int NV, class Values>
 void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
                    const std::uint8_t* lanes, const float* x, const Values& values, float* sums) {
@@ -182,8 +183,8 @@ void multiply_tile(const Layout::RowBlock& block, const Layout::Tile& tile,
     rows[r / Layout::kGroupRows * Layout::kGroupRows + lanes[r]] = std::uint8_t(r);
   const Layout::Line* pairs = block.pairs.data() + tile.first_pair * kLines;
   const StripChunks chunks(block.strips.data() + tile.first_pair * 2, 2 * tile.n_pairs);
-  // Strips are read here and there, so the next tile is asked for before it is their turn: 8 cold
-  // inputs of bench/sparse_codebook.py then take one thread 0.9 ms, 1.4 without.
+  // Chunks are read strip by strip and so out of order; the next tile is therefore fetched in
+  // advance: 8 cold inputs of bench/sparse_codebook.py then take one thread 0.9 ms, otherwise 1.4.
   const index next = (tile.first_pair + tile.n_pairs) * kLines;
   const index last = index(block.pairs.size()) - 1;
   const index share = ceil_div(tile.n_pairs * kLines, Layout::kStrips);
@@ -255,7 +256,7 @@ void multiply(const MatrixView& x, const Layout& layout, const float* codebook, 
 
 void sparse_codebook_matmul(const MatrixView& x, const SparseLayout& layout, const float* codebook,
                             float* out, int n_threads, Stop& stop) {
-  std::fill_n(out, x.rows * layout.rows, 0.0f);  // rows without entries
+  std::fill_n(out, x.rows * layout.rows, 0.0f);  // for rows without entries
   if (x.rows == 0 || layout.row_blocks.empty()) return;
   if (layout.wide) {
     multiply<chunks::Wide>(x, layout, codebook, out, n_threads, stop);

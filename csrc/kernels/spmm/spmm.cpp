@@ -1,21 +1,22 @@
 // Sparse times dense, row by row: out[i] = Σ_p data[p] · B[indices[p]].
 //
-// B is cut into panels of a few vectors, so that a row's sums stay in registers, and packed, so
-// that a panel lies together and stays in the L2 cache of a core; then one pass over A a panel. A
-// nonzero costs a load of its value, one of its column, and one load and one FMA a vector of the
-// panel.
+// B is cut into panels of a few vectors, so that a row's sums stay in registers. Panels are packed,
+// so that one lies together and stays in the L2 cache of a core; each panel then takes one pass
+// over A. A nonzero costs a load of its value, a load of its column, and one load and one FMA per
+// vector of the panel.
 //
-// What limits it, 4096 × 4096, 90 % zeros, float32, one core of Zen 5 (two 64-byte loads a cycle
-// from L1, 43 bytes a cycle measured from L2), ns a nonzero:
+// What limits it, for 4096 × 4096, 90 % zeros, float32, one core of Zen 5 (two 64-byte loads a
+// cycle from L1, 43 bytes a cycle measured from L2), in ns a nonzero:
 //   1 column   8 bytes from DRAM: 0.30 with A cold, where the loop alone takes 0.22
-//   8 columns  the same and 32 bytes of B, from L2 for the most part: 0.46 with A cold, loop 0.36
+//   8 columns  the same and 32 bytes of B, mostly from L2: 0.46 with A cold, 0.36 for the loop
 //   64         L2: 256 bytes of B, 1.53 in the loop alone and 1.85 with A cold; L1 would need 0.65
 //   512        64 columns eight times, A from L3
-// Tried for 64 columns: panels of 1, 2, 3, 4 vectors 1.70, 1.53, 1.55, 1.64 (4 fill the whole L2);
-// prefetching rows of B of 2-vector panels 4 to 16 nonzeros ahead: 10 % slower; non-temporal hints
-// for A: no difference. Blocks of B of 160 rows × 4 vectors, held in L1, with a pointer into each
-// row a block: 1.40 (at 80 % zeros 1.16 against 1.49), before finding the pointers, which costs as
-// much again where they serve one panel; and it needs sorted columns. Not worth a second kernel.
+// Tried for 64 columns: panels of 1, 2, 3 and 4 vectors take 1.70, 1.53, 1.55 and 1.64 (4 fill the
+// whole L2). Prefetching rows of B in 2-vector panels 4 to 16 nonzeros ahead is 10 % slower.
+// Non-temporal hints for A make no difference. Blocks of B of 160 rows × 4 vectors, held in L1,
+// with a pointer into each row per block take 1.40 (at 80 % zeros 1.16 instead of 1.49), not
+// counting the search for the pointers, which costs as much again if they serve one panel; this
+// also needs sorted columns, and is not worth a second kernel.
 #include "kernels/spmm/spmm.hpp"
 
 #include <algorithm>
@@ -29,7 +30,7 @@
 namespace ff {
 namespace {
 
-// A vector of N lanes where the level's own (simd::Vec) would be too wide.
+// A vector of N lanes, for cases where the level's own (simd::Vec) would be too wide.
 template <class T, int N>
 struct Lanes {
   typedef T Vec __attribute__((vector_size(N * sizeof(T))));
@@ -72,10 +73,11 @@ inline Vec<T, N> mul_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) {
   }
 }
 
-// Loads of B mixed in between keep the processor from seeing that A is two streams: without
-// prefetch 8 columns take 0.68 ns a nonzero on one core, A cold; 0.68, 0.70, 0.53, 0.46, 0.53, 0.53
-// with it 256, 512, 1024, 2048, 4096, 8192 bytes ahead. One column takes two threads 0.41 ms
-// without and 0.37 with it, medians of six runs each beside other work on the machine.
+// How far ahead A is prefetched. The loads of B in between keep the processor from recognising that
+// A is two streams: without prefetch 8 columns take 0.68 ns a nonzero on one core with A cold; with
+// it 256, 512, 1024, 2048, 4096 and 8192 bytes ahead they take 0.68, 0.70, 0.53, 0.46, 0.53 and
+// 0.53. One column on two threads takes 0.41 ms without and 0.37 with it (medians of six runs each,
+// on a machine with other load).
 constexpr index kAheadBytes = 2048;
 constexpr int kAheadStep = 16;
 
@@ -90,15 +92,15 @@ struct Matrix {
         data(static_cast<const Value*>(a.data)),
         indices(static_cast<const Index*>(a.indices)) {}
 
-  // The nonzeros that will be wanted soon. May point past the end: a prefetch cannot fault.
+  // Fetches nonzeros that will be needed soon. May point past the end: a prefetch cannot fault.
   void prefetch(index p) const {
     ff::prefetch(reinterpret_cast<const char*>(data + p) + kAheadBytes);
     ff::prefetch(reinterpret_cast<const char*>(indices + p) + kAheadBytes);
   }
 };
 
-// sums[v] = Σ_p data[p] · panel[indices[p]], nonzeros [p, end). Eight independent sums keep the FMA
-// units busy; they are added in a fixed order.
+// Computes sums[v] = Σ_p data[p] · panel[indices[p]] over nonzeros [p, end). Eight independent sums
+// keep the FMA units busy; they are added in a fixed order.
 template <int N, int NV, class T, class Value, class Index>
 inline void sum_nonzeros(const Matrix<T, Value, Index>& a, index p, index end, const T* panel,
                          Vec<T, N> (&sums)[NV]) {
@@ -128,8 +130,8 @@ inline void sum_nonzeros(const Matrix<T, Value, Index>& a, index p, index end, c
   }
 }
 
-// Σ_p data[p] · x[indices[p]]. Vectors are built by scalar loads: 0.22 ns a nonzero with 8 lanes
-// (4: 0.23, 16: 0.24) on Zen 5, where eight scalar sums take 0.31 and gathers 0.35 to 0.41.
+// Returns Σ_p data[p] · x[indices[p]]. Vectors are built by scalar loads: 0.22 ns a nonzero with 8
+// lanes (4: 0.23, 16: 0.24) on Zen 5, where eight scalar sums take 0.31 and gathers 0.35 to 0.41.
 template <class T, class Value, class Index>
 inline T sum_nonzeros(const Matrix<T, Value, Index>& a, index p, index end, const T* x) {
   constexpr int N = std::min(32, simd::kBytes) / int(sizeof(T));
@@ -160,7 +162,7 @@ struct Out {
   index pitch;
   bool column_major;
 
-  // Rows [i, i + n) × columns [j, j + count) from a tile of `width` columns.
+  // Stores rows [i, i + n) × columns [j, j + count) from a tile of `width` columns.
   void store(index i, index n, index j, index count, const T* tile, int width) const {
     if (column_major) {
       for (index c = 0; c < count; ++c)
@@ -172,7 +174,7 @@ struct Out {
   }
 };
 
-// Columns [first, first + count) of B, `width` a row; those past the last are zero.
+// Columns [first, first + count) of B in rows of `width`; columns past the last are zero.
 template <class T>
 struct Panel {
   index first, count;
@@ -192,7 +194,7 @@ class Product {
         partials_(index(pieces_.partials.size()) * b.cols) {}
 
   void run(int n_threads, Stop& stop) {
-    // So few products are done sooner than a second thread is there.
+    // So few products finish before a second thread has started.
     constexpr index kAlone = index(1) << 16;
     const index work = std::max(a_.view.nonzeros, std::max(a_.view.rows, a_.view.cols));
     if (work <= kAlone / std::max<index>(b_.cols, 1)) n_threads = 1;
@@ -207,7 +209,7 @@ class Product {
   static constexpr int kLeast = 16 / int(sizeof(T));
   static constexpr int kTileRows = 16;
   static constexpr index kPackRows = 256;
-  static constexpr index kPanelBytes = index(512) << 10;  // half an L2 of 1 MB
+  static constexpr index kPanelBytes = index(512) << 10;  // half of an L2 of 1 MB
   static constexpr index kGroupBytes = index(32) << 20;
 
   int full_width() const {
@@ -220,7 +222,7 @@ class Product {
     return a_.view.cols <= bytes / index(sizeof(T)) / width;
   }
 
-  // Whole panels, as many as fit kGroupBytes.
+  // Returns the number of columns in as many whole panels as fit kGroupBytes.
   index columns_at_once() const {
     const index width = full_width();
     return fits(kGroupBytes, width)
@@ -235,8 +237,9 @@ class Product {
     return width;
   }
 
-  // One loop packs and multiplies. Tasks begin in rising order, so whoever waits for the packing
-  // waits for threads that are at it: a second loop would cost a second meeting of all threads.
+  // One loop packs and multiplies. Tasks start in rising order, so a task that waits for the
+  // packing waits only for tasks that are already running; a second loop would make all threads
+  // wait for each other once more.
   void multiply(index first, index count, int n_threads, Stop& stop) {
     std::vector<Panel<T>> panels = cut_columns(first, count);
     const index n_panels = index(panels.size()), n_pieces = pieces_.size();
@@ -312,7 +315,7 @@ class Product {
     multiply_wide_piece<kLeast>(panel, piece);
   }
 
-  // A panel of Width columns or of twice, four times … as many.
+  // Multiplies a panel of Width columns, or of twice, four times … as many.
   template <int Width>
   void multiply_wide_piece(const Panel<T>& panel, index piece) {
     if constexpr (Width < 4 * kFull)

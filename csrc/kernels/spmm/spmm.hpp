@@ -3,15 +3,16 @@
 
 namespace ff {
 
-// A dense matrix to be written: rows or columns contiguous, `pitch` elements from one to the next.
+// A dense matrix to be written: rows or columns are contiguous, and `pitch` elements apart.
 struct DenseOut {
   void* data = nullptr;
   index pitch = 0;
   bool column_major = false;
 };
 
-// out (a.rows, b.cols) = a · b, in double where a or b is, else in float. The structure of a is
-// trusted (check_csr), as is that out is of that type and overlaps neither operand.
+// Computes out (a.rows, b.cols) = a · b, in double if a or b is double, otherwise in float. Does
+// not check the structure of a (check_csr does), nor that out has that type and overlaps neither
+// operand.
 void spmm(const CsrView& a, const MatrixView& b, const DenseOut& out, int n_threads, Stop& stop);
 
 }  // namespace ff

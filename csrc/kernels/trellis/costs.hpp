@@ -7,8 +7,8 @@
 #include "core/buffer.hpp"
 #include "kernels/trellis/format.hpp"
 
-// What a column costs by quantizer and parity. The candidates of a quantizer are four levels next
-// to each other, two of each parity, around the one that is nearest to the value.
+// The costs of a column for each quantizer and parity. The candidates of a quantizer are four
+// neighbouring levels, two of each parity, around the one nearest to the value.
 namespace ff::trellis {
 
 typedef float Four __attribute__((vector_size(16)));
@@ -16,15 +16,15 @@ inline constexpr index kTile = 64;  // columns whose costs are found at a time
 
 typedef std::int32_t FourInts __attribute__((vector_size(16)));
 
-// Of a quantizer's levels the costs of the better even and the better odd one.
+// The costs of the better even and the better odd level of each quantizer.
 struct Least {
   float cost[2][2];  // quantizer, parity
 };
 
-// And which levels these are.
+// Which levels these are.
 struct Chosen {
-  std::int32_t lowest[2];      // of the candidates of each quantizer
-  std::int32_t further[2][2];  // quantizer, parity: −1 where it is the larger of the two, or 0
+  std::int32_t lowest[2];      // the lowest candidate of each quantizer
+  std::int32_t further[2][2];  // quantizer, parity: −1 if it is the larger of the two, else 0
 
   int level(int quantizer, int parity) const {
     const int first = lowest[quantizer];
@@ -32,7 +32,7 @@ struct Chosen {
   }
 };
 
-// Points and rates of candidates: even, odd, even, odd.
+// Points and rates of candidates in the order even, odd, even, odd.
 struct Candidates {
   float points[4], rates[4];
 };
@@ -55,7 +55,7 @@ class CostTables {
     }
   }
 
-  // weight · (size − point)² + rate of the better candidates of n columns, kTile at most.
+  // Computes weight · (size − point)² + rate of the better candidates of n ≤ kTile columns.
   void find(const float* sizes, const float* weights, const std::uint8_t* twice, index n,
             Chosen* chosen, Least* least) const {
     float near[kTile];
@@ -92,9 +92,10 @@ class CostTables {
   }
 
  private:
-  // Beyond every level; further out all are as bad, and squares would leave float32.
+  // Beyond every level. Larger sizes are cut to this: no level fits them better, and squares stay
+  // in float32.
   static constexpr float kFarthest = 4 * (kLargest + 1);
-  static constexpr int kTabled = 64;  // levels whose candidates are tabled, of each context
+  static constexpr int kTabled = 64;  // levels whose candidates are tabled for each context
 
   static Four upper_half(Four v) {
 #if defined(__clang__)

@@ -9,9 +9,9 @@
 // One step of the Viterbi algorithm: the costs of the best paths into each state.
 //
 // Even states 2i and 2i' with i' = i ^ 10 lead to states i and i' by either parity, odd ones 2i + 1
-// to 32 + (i ^ 1) and 32 + (i' ^ 1): so with the even and the odd states kept apart, a step adds
-// the costs of both parities, takes minima against lanes that are permuted by an exclusive or, and
-// parts the result into its even and odd lanes.
+// and 2i' + 1 to 32 + (i ^ 1) and 32 + (i' ^ 1). Even and odd states are therefore kept apart: a
+// step adds the costs of both parities, takes minima of lanes permuted by an exclusive or, and
+// separates the result into its even and odd lanes.
 namespace ff::trellis {
 
 class Paths {
@@ -22,7 +22,7 @@ class Paths {
     even_[0][0] = 0;
   }
 
-  // Bit t: the better way into state t is by an odd level.
+  // Advances by one column. Bit t of the result: the better way into state t is by an odd level.
   std::uint64_t step(const Least& least) {
     Vector total[2 * kHalf];
     const std::uint64_t low = better<0>(even_, least.cost[0], total);
@@ -34,7 +34,8 @@ class Paths {
     return low | high << kStates / 2;
   }
 
-  // Takes the least cost from all: float32 then keeps what differs exact enough on long rows.
+  // Subtracts the least cost from all, so that float32 keeps their differences accurate on long
+  // rows.
   void lower() {
     Vector least = even_[0];
     for (int v = 0; v < kHalf; ++v) least = simd::min(least, simd::min(even_[v], odd_[v]));
@@ -42,9 +43,9 @@ class Paths {
     for (int v = 0; v < kHalf; ++v) even_[v] -= all, odd_[v] -= all;
   }
 
-  // The state that the best path ends in, of equals the lowest.
+  // Returns the state that the best path ends in; ties go to the lowest.
   int best_state() const {
-    // An element of a chosen array, (a ? x : y)[i], is what GCC 12 gets wrong where it sanitizes.
+    // GCC 12 with sanitizers miscompiles an element of a selected array, (a ? x : y)[i].
     float costs[2][kStates / 2];
     for (int v = 0; v < kHalf; ++v) {
       simd::store(costs[0] + v * kLanes, even_[v]);
@@ -60,7 +61,8 @@ class Paths {
   using Vector = simd::Vec<float>;
   static constexpr int kLanes = simd::kLanes<float>, kHalf = kStates / 2 / kLanes;
 
-  // Into the states of one quantizer: min(from[t ^ Turn] + even, from[t ^ Turn ^ kInput] + odd).
+  // Computes the costs of the states of one quantizer: min(from[t ^ Turn] + even, from[t ^ Turn ^
+  // kInput] + odd). Returns a bit for each, set if the odd way is better.
   template <int Turn>
   static std::uint64_t better(const Vector* from, const float* cost, Vector* to) {
     const Vector even = simd::splat(cost[0]), odd = simd::splat(cost[1]);
@@ -73,13 +75,13 @@ class Paths {
     return bits;
   }
 
-  // The vector v of from[t ^ By].
+  // Returns vector v of from[t ^ By].
   template <int By>
   static Vector turned(const Vector* from, int v) {
     return simd::exclusive_or_lanes<By % kLanes>(from[v ^ By / kLanes]);
   }
 
-  Vector even_[kHalf], odd_[kHalf];  // by half the number of a state
+  Vector even_[kHalf], odd_[kHalf];  // indexed by half the state's number
 };
 
 }  // namespace ff::trellis

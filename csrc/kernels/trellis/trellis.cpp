@@ -1,11 +1,11 @@
-// The Viterbi algorithm over 64 states, a row after the other.
+// The Viterbi algorithm over 64 states, row after row.
 //
-// A column asks for the least cost of each quantizer and parity: four numbers, each the better of
-// two levels (costs.hpp). Then every state takes the better of its two predecessors:
-// 8 additions, 4 minima, 4 comparisons and 8 permutes of 16 floats, some 20 cycles where a permute
-// takes one or two (steps.hpp). Measured on 8192 × 256 (bench/trellis.py, AVX-512): some
-// 55 cycles a column, beside these 20 some 13 for the costs, the rest for tracing back, where each
-// state waits for the one after it, and for the sums.
+// A column needs the least cost of each quantizer and parity: four numbers, each for the better of
+// two levels (costs.hpp). Then every state takes the better of its two predecessors: 8 additions, 4
+// minima, 4 comparisons and 8 permutes of 16 floats, about 20 cycles where a permute takes one or
+// two (steps.hpp). Measured on 8192 × 256 (bench/trellis.py, AVX-512), a column takes about 55
+// cycles: these 20, about 13 for the costs, and the rest for the sums and for tracing back, where
+// each state waits for the one after it.
 #include "kernels/trellis/trellis.hpp"
 
 #include <algorithm>
@@ -23,7 +23,7 @@ namespace {
 
 using namespace trellis;
 
-// Pieces of rows whose sums are combined in order, each long enough to be worth a thread's waking.
+// Pieces of rows whose sums are combined in order, each long enough to be worth waking a thread.
 struct Pieces {
   static constexpr index kValues = 1 << 14;
 
@@ -35,7 +35,7 @@ struct Pieces {
   const index n, size;
 };
 
-// What one thread needs, and the buckets that it met.
+// One thread's scratch memory and its counts of buckets.
 class Coder {
  public:
   Coder(const TrellisCosts& costs, const CostTables& tables, const MatrixView& values,
@@ -72,7 +72,8 @@ class Coder {
   }
 
  private:
-  // Magnitudes in units of the grid, the largest float at most; whether all are finite.
+  // Computes magnitudes in units of the grid, limited to the largest float; returns whether all
+  // values are finite.
   bool measure(const float* values) {
     constexpr float kMost = std::numeric_limits<float>::max();
     int finite = 1;
@@ -83,8 +84,8 @@ class Coder {
     return finite;
   }
 
-  // The path from its last state on, and what its levels add to counts and sums: in one loop,
-  // since either alone waits for what it has just written.
+  // Follows the path back from its last state, writes its levels and adds them to counts and sums.
+  // One loop does both, since each alone would wait for what it has just written.
   void trace_back(int state, const float* values, const float* weights, std::int32_t* levels,
                   double* sums) {
     for (index j = index(sizes_.size()) - 1; j >= 0; --j) {

@@ -1,4 +1,4 @@
-// Streams of trellis-coded levels: how they are written stands in writer.hpp.
+// Streams of trellis-coded levels; writer.hpp describes how they are written.
 #include "kernels/trellis/trellis_codes.hpp"
 
 #include <string>
@@ -11,7 +11,7 @@ using namespace trellis;
 
 namespace {
 
-// Blocks of a task: at least `least`, and enough to be worth a thread's waking.
+// Returns the blocks of a task: at least `least`, and enough to be worth waking a thread.
 index blocks_per_task(index block_rows, index cols, index least) {
   constexpr index kLevels = 1 << 14;
   return std::max(least, ceil_div(kLevels, std::max<index>(block_rows * cols, 1)));
@@ -47,7 +47,7 @@ TrellisStreams trellis_encode(const std::int32_t* levels, const std::int32_t* ro
 
 namespace {
 
-// next_state() by an even level.
+// next_state() for an even level.
 struct NextStates {
   constexpr NextStates() : of() {
     for (int state = 0; state < kStates; ++state) of[state] = std::uint8_t(next_state(state, 0));
@@ -58,12 +58,12 @@ struct NextStates {
 };
 constexpr NextStates kNext;
 
-// Words of all streams. Beyond the last one it is read over and over, and `at` tells of that.
+// The words of all streams. Past the end the last word is repeated, and `at` shows that.
 struct Words {
   const std::uint16_t* data;
   index last;
 
-  // Without a branch, which one level in eight would mispredict at 2 bits.
+  // Has no branch: one level in eight would mispredict it at 2 bits.
   void refill(std::uint32_t& state, index& at) const {
     const std::uint32_t word = data[std::min(at, last)], low = state < kLow;
     state = state << 16 * low | (word & (0 - low));
@@ -76,15 +76,15 @@ constexpr index kBlocksPerTask = 8;
 
 }  // namespace
 
-// What a place means in one context.
+// What each place means in one context.
 struct TrellisDecoder::Context {
   struct Symbol {
     std::uint16_t start, frequency;
     float value;
   };
 
-  // A look-up by the highest bits of a place gives the first symbol there, and few places need
-  // another: 1 KB a context is read instead of 16, which the nearest caches hold of many.
+  // The highest bits of a place give the first symbol there, and few places need a later one. So
+  // the decoder reads 1 KB per context instead of 16 KB, and the nearest caches hold many contexts.
   static constexpr int kSkipped = 4;
 
   std::uint8_t firsts[kTotal >> kSkipped];
@@ -137,15 +137,15 @@ TrellisDecoder::TrellisDecoder(const std::uint16_t* words, index n_words,
 TrellisDecoder::TrellisDecoder(TrellisDecoder&&) noexcept = default;
 TrellisDecoder::~TrellisDecoder() = default;
 
-// A block that is wanted, and which of the rows that are asked for lie in it.
+// A block to decode, and the range of the requested rows that lie in it.
 struct TrellisDecoder::Block {
   index number, first, last;
 };
 
-// Where reading a block has come to.
+// The current position in a block.
 struct TrellisDecoder::Lane {
   std::uint32_t state = 0;
-  index at = 0, end = 0;  // words
+  index at = 0, end = 0;  // in words
   index row = 0, n_rows = 0;
   Block block{};
   int row_log = 0;
@@ -153,8 +153,8 @@ struct TrellisDecoder::Lane {
   std::vector<float> unwanted;
 };
 
-// Reads the blocks of a task, some side by side: what a level needs takes some 20 cycles one after
-// the other, of which the processor overlaps those of several blocks.
+// Reads the blocks of a task, several side by side: the steps for one level depend on each other
+// and take about 20 cycles, and the processor overlaps those of several blocks.
 class TrellisDecoder::Reader {
  public:
   Reader(const TrellisDecoder& from, const std::int64_t* ids, float* out)
@@ -205,15 +205,15 @@ class TrellisDecoder::Reader {
     from_.classes_.twice(0, lane.twice.data());
   }
 
-  // After a row: whether it was the last one that is wanted of its block.
+  // Ends a row; returns whether it was the last requested row of its block.
   bool finished(Lane& lane) const {
     if (lane.at > lane.end)
-      throw CorruptData("data must hold every level, got a lane that ends before");
+      throw CorruptData("data must hold every level, got a lane that ends too early");
     if (lane.block.first < lane.block.last && ids_[lane.block.first] == lane.row)
       ++lane.block.first;
     ++lane.row;
     if (lane.row == lane.n_rows && (lane.at != lane.end || lane.state != kLow))
-      throw CorruptData("data must end with its last level, got a lane that does not");
+      throw CorruptData("data must end with its last level, got a lane that goes on");
     return lane.block.first == lane.block.last;
   }
 
@@ -270,7 +270,7 @@ class TrellisDecoder::Reader {
     return lane.unwanted.data();
   }
 
-  // One symbol.
+  // Reads one symbol.
   static std::uint32_t next(const Context& context, const Words& words, std::uint32_t& state,
                             index& at) {
     const std::uint32_t place = state & kPlaces;
@@ -282,7 +282,7 @@ class TrellisDecoder::Reader {
     return s;
   }
 
-  // The magnitude that the plain bits after the symbol of several tell.
+  // Reads the plain bits after a symbol that stands for several magnitudes; returns the magnitude.
   static int next_plain(std::uint32_t s, const Words& words, std::uint32_t& state, index& at) {
     const int bucket = int(s + 1) / 2, shift = kTotalBits - plain_bits(bucket);
     const std::uint32_t place = state & kPlaces;

@@ -8,16 +8,16 @@
 #include "core/corrupt.hpp"
 #include "kernels/trellis/trellis_codes.hpp"
 
-// Asymmetric numerals: a state is 32 bits, of which 16 go or come at a time.
+// Asymmetric numerals: a state has 32 bits, and 16 bits at a time are written or read.
 namespace ff::trellis {
 
 inline constexpr int kTotalBits = 14;
 inline constexpr std::uint32_t kTotal = 1u << kTotalBits, kPlaces = kTotal - 1;
 inline constexpr std::uint32_t kLow = 1u << 16;  // a state is at least this
 
-inline constexpr index kRowsUnstopped = 64;  // rows after which a wish to stop is asked for
+inline constexpr index kRowsUnstopped = 64;  // rows between two checks for a request to stop
 
-// Where each symbol's places begin.
+// Returns where each symbol's places begin.
 inline std::vector<std::uint16_t> starts_of(const TrellisTables& tables) {
   std::vector<std::uint16_t> starts(tables.contexts() * kSymbols);
   for (index context = 0; context < tables.contexts(); ++context) {
@@ -33,7 +33,7 @@ inline std::vector<std::uint16_t> starts_of(const TrellisTables& tables) {
   return starts;
 }
 
-// state / frequency by a product: ⌊2^47 / frequency⌋ + 1 is near enough for 32 by 14 bits.
+// Computes state / frequency by a product: ⌊2^47 / frequency⌋ + 1 is exact for 32 by 14 bits.
 struct Share {
   std::uint64_t reciprocal;
   std::uint16_t frequency, start;
@@ -56,13 +56,13 @@ inline std::vector<Share> shares_of(const TrellisTables& tables) {
   return shares;
 }
 
-// One block, from its last level to its first, so that reading goes forwards.
+// Writes one block from its last level to its first, so that it is read forwards.
 class Writer {
  public:
   Writer(const TrellisTables& tables, const std::vector<Share>& shares)
       : tables_(tables), shares_(shares), contexts_(tables.classes.cols) {}
 
-  // The words of rows [0, n), at the end of a buffer that holds until the next call.
+  // Returns the words of rows [0, n), at the end of a buffer that is valid until the next call.
   const std::uint16_t* write(const std::int32_t* levels, const std::int32_t* row_logs, index n,
                              index& size, Stop& stop) {
     const index cols = tables_.classes.cols, most = n * (cols + 1) * 2 + 3;
@@ -91,7 +91,7 @@ class Writer {
     std::uint32_t state;
     std::uint16_t* at;
 
-    // For a frequency. Without a branch, as reading.
+    // Makes room for a symbol of this frequency. Has no branch, like reading.
     void make_room(std::uint32_t frequency) {
       const std::uint32_t full = state >> (32 - kTotalBits) >= frequency;
       at[-1] = std::uint16_t(state);

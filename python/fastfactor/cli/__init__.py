@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line of fastfactor."""
 
 from .app import main
 

@@ -1,7 +1,7 @@
-"""The command line.
+"""The command line: the program, its exit codes, and the bench and demo commands.
 
-Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage (the same),
-130 interrupted.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. For 1 and 2 one line on standard
+error gives the reason.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from . import files as cli_files
 if TYPE_CHECKING:
     from ..demo.run import Row
 
-# Plain help and errors: what a pipe, a log and a terminal show alike.
+# Plain help and errors, which look the same in a pipe, a log and a terminal.
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
-# Click's class, or typer's own copy of it in newer releases: only its child is public in both.
+# The base class of usage errors: click's, or typer's own copy of it in newer releases. Only its
+# child BadParameter is public in both.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an arrow is not worth failing for
+            stream.reconfigure(errors="replace")  # a terminal without "→" shows "?"
     try:
         code = app(prog_name="fastfactor", standalone_mode=False)
     except UsageError as error:
@@ -64,10 +65,12 @@ def fastfactor(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Compress neural networks: sparse codes, codebooks, pruning.
+    """Compress the weights of neural networks.
 
-    Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage (the same),
-    130 interrupted.
+    Start with `fastfactor demo`, or with `fastfactor compress --help`.
+
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. For 1 and 2 one line on
+    standard error gives the reason.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -85,11 +88,16 @@ for command in (
 
 @app.command()
 def bench(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, times in seconds.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with times in seconds.")
+    ] = False,
     threads: cli_files.Threads = None,
     reports: cli_files.Reports = None,
 ) -> None:
-    """Time the kernels on this machine, a few workloads of a layer's size."""
+    """Time the main kernels on this machine.
+
+    Each workload has the size of a typical layer and random values.
+    """
     from .bench import run_bench
 
     cli_files.check_reports(reports)
@@ -98,21 +106,24 @@ def bench(
 
 @app.command()
 def demo(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, times in seconds.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with times in seconds.")
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
             "--threads",
             min=1,
             max=1024,
-            help="Threads for compressing (default: all cores this process may use). A pass uses "
-            "one, and for its dense products NumPy's own setting.",
+            help="Number of threads for compression (default: all cores that this process may "
+            "use). Timed forward passes use one thread; dense products use NumPy's own setting.",
         ),
     ] = None,
 ) -> None:
-    """Compress a small trained network by each method and run it from its file.
+    """Compress a small trained network with every method.
 
-    The network is a LeNet-300-100 trained on MNIST; it reads 1,000 of MNIST's test digits.
+    The network is a LeNet-300-100 trained on MNIST. Each compressed network is written to a file,
+    read back and run on 1,000 of MNIST's test digits.
     """
     from ..demo.run import run_demo
 
@@ -135,7 +146,7 @@ def _print_table(rows: list[Row]) -> None:
     n_digits = f"{rows[0].n_digits:,}"
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, int(console.width >= 90), 0, 0),  # all of it fits into 80 columns
+        padding=(0, int(console.width >= 90), 0, 0),  # the table must fit into 80 columns
         pad_edge=False,
         show_edge=False,
         title=f"LeNet-300-100 on {n_digits} MNIST test digits",
@@ -157,14 +168,18 @@ def _print_table(rows: list[Row]) -> None:
         )
     console.print(table)
     different = ", ".join(row.method for row in rows if not row.same_as_held)
-    files = "From their files all read the same digits as before they were written."
+    files = "Read back from their files, all classify every digit as before."
     if different:
-        files = f"From its file this reads other digits than before it was written: {different}."
+        files = f"Read back from their files, these classify digits differently: {different}."
     console.print(
-        "\nBytes of the file and of the tensors in it, ratio of files, ‖W − Ŵ‖² / ‖W‖²,\n"
-        f"digits right before and after, ms for all {n_digits} and for one (best of several),\n"
-        f"s to compress. Nothing is retrained; each form runs as its file holds it.\n{files}"
-        "\n\nW ≈ B ∘ C, where"
+        "\nfile, payload: bytes of the file, and of the tensors in it\n"
+        "ratio: bytes of the dense file over bytes of this file\n"
+        "error: ‖W − Ŵ‖² / ‖W‖² over all weight matrices\n"
+        "right: digits classified correctly before and after, without retraining\n"
+        f"ms: time for all {n_digits} digits, and for one digit (best of several)\n"
+        "s: time to compress\n"
+        f"{files}"
+        "\n\nEvery method is a form of W ≈ B ∘ C:"
     )
     width = max(len(row.method) for row in rows)
     for row in rows:

@@ -1,4 +1,4 @@
-"""How fast the kernels are on this machine: a few workloads of a layer's size, their medians."""
+"""Time the main kernels on this machine, on workloads of the size of a layer."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from ..kernels.sparse_coding import omp
 from ..models.report import Table
 
 N_SAMPLES = 5
-MIN_SECONDS = 0.02  # of a sample, so that the clock does not matter
+MIN_SECONDS = 0.02  # of a sample, so that the resolution of the clock does not matter
 
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One workload.
+    """The time of one workload.
 
     Attributes
     ----------
     name, workload : str
-        The function, and what it was given.
+        The function, and a description of its input.
     seconds : float
-        Of a call, median of the samples.
+        Time of a call, median of the samples.
     spread : float
-        Slowest sample over the fastest.
+        Time of the slowest sample over that of the fastest.
     per_second, unit : float, str
-        How much of what it did in a second.
+        Work done in a second, and the unit of work.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Timing:
 
 
 def run_bench(n_threads: int | None = None) -> Table:
-    """Time each workload, warm: inputs are random and in cache where they fit.
+    """Time each workload after a warm-up call, on random inputs.
 
     Parameters
     ----------
@@ -64,6 +64,7 @@ def run_bench(n_threads: int | None = None) -> Table:
     Returns
     -------
     Table
+        One row for each workload.
     """
     rows = [
         _timed(name, workload, call, work, unit)
@@ -78,8 +79,9 @@ def run_bench(n_threads: int | None = None) -> Table:
     if n_threads is not None:
         config["threads"] = str(n_threads)
     summary = (
-        f"Medians of {N_SAMPLES} samples, spread: slowest over fastest. Level {config['level']}, "
-        f"{config['threads']} threads, fastfactor {config['fastfactor']}."
+        f"ms: median of {N_SAMPLES} samples; spread: slowest sample over fastest. "
+        f"Instruction-set level {config['level']}, {config['threads']} threads, "
+        f"fastfactor {config['fastfactor']}."
     )
     return Table(
         "fastfactor on this machine", records, columns, {"config": config}, summary, ("ms", "rate")
@@ -102,7 +104,7 @@ def _timed(name: str, workload: str, call: Call, work: float, unit: str) -> Timi
 
 
 def _workloads(n_threads: int | None) -> Iterator[tuple[str, str, Call, float, str]]:
-    """Name, what is given, the call, how much it does, of what."""
+    """Give for each workload its function, description, call, amount of work and unit of work."""
     rng = np.random.default_rng(0)
     options: dict[str, Any] = {"n_threads": n_threads}
 

@@ -1,4 +1,4 @@
-"""Commands on files of tensors: compress, decompress, inspect, compare, recipe."""
+"""The commands on files of tensors: compress, decompress, inspect, compare and recipe."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ import typer
 if TYPE_CHECKING:
     from ..models.report import Report, Table
 
-HEADER_SHARE = 0.1  # of a file; a larger one is worth a hint
-JSON_HELP = "Print JSON."
-REPORT_HELP = "Write the report here too, as FILE ends: .txt, .json or .csv. May be repeated."
-THREADS_HELP = "Threads (default: all cores this process may use)."
+HEADER_SHARE = 0.1  # of a file; a larger header is worth a hint
+JSON_HELP = "Print JSON instead of a table."
+REPORT_HELP = "Also write the report to FILE (.txt, .json or .csv). May be repeated."
+THREADS_HELP = "Number of threads (default: all cores that this process may use)."
 
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 Reports = Annotated[list[Path] | None, typer.Option("--report", metavar="FILE", help=REPORT_HELP)]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where an earlier run ended; keep what is done.")
+    bool,
+    typer.Option(
+        "--resume", help="Continue an interrupted run; keep finished tensors if interrupted again."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
 
@@ -30,64 +33,105 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=
 def compress(
     source: Annotated[
         Path,
-        typer.Argument(help="A safetensors file, an index of shards, a folder with either, .npz."),
+        typer.Argument(
+            help="The model: a safetensors file, an index of shards, a folder with one of these, "
+            "or an .npz file."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(help="The compressed file; replaced when it is whole.")],
+    target: Annotated[Path, typer.Argument(help="The compressed safetensors file to write.")],
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="FILE", help="TOML: see `fastfactor recipe`."),
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="A TOML file that says how to compress each tensor; `fastfactor recipe` writes "
+            "one.",
+        ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="NAME", help="Instead: one method for all matrices."),
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="One method for all matrices, instead of a recipe; `fastfactor recipe` lists "
+            "them.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeat."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the method, such as ratio=8 or max_error=0.05. May be repeated.",
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option("--keep", metavar="PATTERN", help="With --method: names that stay. Repeat."),
+        typer.Option(
+            "--keep",
+            metavar="PATTERN",
+            help="With --method: do not compress tensors whose names match, such as `*norm*`. May "
+            "be repeated.",
+        ),
     ] = None,
     importance: Annotated[
         Path | None,
-        typer.Option("--importance", metavar="FILE", help="What each weight's error counts."),
+        typer.Option(
+            "--importance",
+            metavar="FILE",
+            help="Weights for the squared errors: tensors with the names and shapes of the "
+            "model's.",
+        ),
     ] = None,
     input_covariance: Annotated[
         Path | None,
         typer.Option(
             "--input-covariance",
             metavar="FILE",
-            help="Mean of x xᵀ over a layer's inputs, by the name of its weight.",
+            help="For each layer, by the name of its weight tensor, the mean of x xᵀ over its "
+            "inputs x; the error of its outputs is minimised.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be done; write no model.")
+    ] = False,
     resume: Resume = False,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Keep the file of a small model small.")
+        bool,
+        typer.Option("--compact", help="Deflate the header, which makes small models smaller."),
     ] = False,
     threads: Threads = None,
     reports: Reports = None,
     figures: Annotated[
         Path | None,
-        typer.Option("--figures", metavar="DIR", help="Draw sizes, errors, spectra and tables."),
+        typer.Option(
+            "--figures",
+            metavar="DIR",
+            help="Draw sizes, errors, singular values and weights to PNG files in DIR.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compress a model, tensor by tensor, as a recipe says.
+    """Compress a model by one method or by a recipe.
 
     For example: fastfactor compress model.safetensors small.safetensors --method codebook --set
     n_bits=4 --set granularity=row
+
+    An existing target is replaced once the new file is complete. Tensors that are not
+    floating-point matrices, or would not become smaller, are copied unchanged.
     """
     from ..models.compress import compress_file
     from ..models.recipe import read_recipe
 
     if (recipe is None) == (method is None):
-        raise typer.BadParameter("one of --recipe and --method must be given")
+        raise typer.BadParameter(
+            "one of --recipe and --method must be given, got "
+            + ("neither" if recipe is None else "both")
+        )
     if method is None and (settings or keep):
-        raise typer.BadParameter("--set and --keep must be given with --method")
+        raise typer.BadParameter("--set and --keep must be given with --method, got --recipe")
     if figures is not None and dry_run:
-        raise typer.BadParameter("--figures must not be given with --dry-run")
+        raise typer.BadParameter("--figures must be given without --dry-run, got both")
     check_reports(reports)
     if figures is not None:
         from ..figures.draw import require_matplotlib, save_figures
@@ -117,14 +161,14 @@ def compress(
 
 
 def decompress(
-    source: Annotated[Path, typer.Argument(help="What `compress` wrote.")],
-    target: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
+    source: Annotated[Path, typer.Argument(help="A compressed file, as `compress` writes it.")],
+    target: Annotated[Path, typer.Argument(help="The plain safetensors file to write.")],
     resume: Resume = False,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
 ) -> None:
-    """Rebuild every tensor of a compressed file."""
+    """Rebuild all tensors of a compressed file."""
     from ..models.compress import decompress_file
 
     check_reports(reports)
@@ -136,12 +180,14 @@ def decompress(
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A compressed file, or a model.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Read and check everything.")] = False,
+    path: Annotated[Path, typer.Argument(help="A compressed file or an uncompressed model.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all data and check that it is intact.")
+    ] = False,
     reports: Reports = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a file: kinds, shapes, sizes."""
+    """List the tensors of a file: kind, shape, dtype, size."""
     from ..models.inspect import inspect_file
 
     check_reports(reports)
@@ -149,17 +195,21 @@ def inspect(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="A compressed file or a model: what is right.")],
-    second: Annotated[Path, typer.Argument(help="Another, with the same names.")],
+    first: Annotated[Path, typer.Argument(help="The reference A: a compressed file or a model.")],
+    second: Annotated[Path, typer.Argument(help="The file or model B to compare with it.")],
     max_error: Annotated[
         float | None,
-        typer.Option("--max-error", min=0, help="Exit code 1 if a tensor's error is more."),
+        typer.Option("--max-error", min=0, help="Exit with code 1 if an error is larger."),
     ] = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
 ) -> None:
-    """Show the error ‖A − B‖² / ‖A‖² of each tensor between two files."""
+    """Show the error of each tensor between two files.
+
+    The error is ‖A − B‖² / ‖A‖², where A is a tensor of the first file and B the tensor of the
+    same name in the second.
+    """
     from ..models.compare import compare_files
 
     check_reports(reports)
@@ -175,13 +225,18 @@ def compare(
 
 
 def recipe(
-    path: Annotated[Path | None, typer.Argument(help="Where to; standard output if none.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    path: Annotated[
+        Path | None, typer.Argument(help="The TOML file to write (default: standard output).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print methods and their settings as JSON.")
+        bool, typer.Option("--json", help="Print all methods and their settings as JSON.")
     ] = False,
 ) -> None:
-    """Write a recipe to begin with, with all methods and their settings in comments."""
+    """Write a starter recipe that lists all methods.
+
+    Comments in it show every method with its settings and their defaults.
+    """
     from ..models.recipe import method_settings, starter
 
     if as_json:
@@ -195,11 +250,13 @@ def recipe(
             with open(path, "w" if force else "x", encoding="utf-8") as file:
                 file.write(starter())
         except FileExistsError:
-            raise ValueError(f"{path} must not be there yet; --force replaces it") from None
+            raise ValueError(
+                f"{path} must not exist, got an existing file; --force replaces it"
+            ) from None
 
 
 def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
-    """Write a table to files, and print it as JSON, or as text as wide as the terminal."""
+    """Write a table to files, and print it as JSON or as text that fits the terminal."""
     for path in reports or []:
         table.save(path)
     if as_json:
@@ -212,7 +269,7 @@ def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
 
 
 def check_reports(reports: list[Path] | None) -> None:
-    """That each report ends as one can be written, before any work."""
+    """Check before any work that every report can be written."""
     from ..models.report import check_report_path
 
     for path in reports or []:
@@ -224,7 +281,7 @@ def check_reports(reports: list[Path] | None) -> None:
 
 @contextmanager
 def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar with the time left on standard error, where that is a terminal."""
+    """Show a progress bar on standard error if that is a terminal; give its callback, else None."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
@@ -250,7 +307,7 @@ def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _hint_at_compact(report: Report) -> None:
-    """Say that much of a file is its header, where it is."""
+    """Suggest --compact if a large share of the file is its header."""
     nbytes = report.file_bytes_after
     if nbytes is None:
         return
@@ -260,7 +317,7 @@ def _hint_at_compact(report: Report) -> None:
 
 
 def _one_method(method: str, settings: list[str] | None, keep: list[str] | None) -> dict[str, Any]:
-    """A recipe from options; what is wrong with them is wrong usage, and said as that."""
+    """Return a recipe made from options; report what is wrong with them as wrong usage."""
     from ..models.recipe import check_method, read_rule
 
     rule: dict[str, Any] = {"method": method}
@@ -280,7 +337,7 @@ def _one_method(method: str, settings: list[str] | None, keep: list[str] | None)
 
 
 def _value(text: str) -> Any:
-    """A value as TOML has it; what is none is a word."""
+    """Parse a value as TOML; return anything else as a string."""
     import tomllib
 
     try:

@@ -1,4 +1,4 @@
-"""The demonstration: a small trained network, compressed by every method and run from its files."""
+"""The demonstration: a small trained network, compressed by every method and run from files."""
 
 from .run import Row, run_demo
 

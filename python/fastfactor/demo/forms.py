@@ -1,4 +1,4 @@
-"""The forms that the demonstration shows: what each is, and the settings of each layer."""
+"""The compressed forms in the demonstration: a description of each, and its settings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ DENSE = "dense float32"
 
 @dataclass(frozen=True)
 class Form:
-    """One line of the demonstration.
+    """One compressed form of the network.
 
     Attributes
     ----------
     lesson : str
-        What B and C of ``W ≈ B ∘ C`` are for the first layer, in 57 characters at most.
+        What B and C of ``W ≈ B ∘ C`` are for the first layer, in at most 57 characters.
     layers : tuple
-        Settings of each layer; None leaves it dense.
+        The settings for each layer; None leaves it dense.
     compact : bool
-        Whether its file is written in the compact form.
+        Whether the file is written in the compact form.
     """
 
     lesson: str
@@ -41,16 +41,17 @@ class Form:
     compact: bool = False
 
 
-# Why these settings: bench/experiments/demo_settings.py. Without retraining all forms keep 97 % of
-# the digits right but simhash, which would take more bytes than it is worth, and block diagonal,
-# which cannot. The last layer, 0.4 % of the weights, stays dense where it has too few.
+# The settings come from bench/experiments/demo_settings.py. Without retraining all forms classify
+# at least 97 % of the digits correctly, except simhash, which would need too many bytes for it, and
+# block diagonal, which cannot reach it. The last layer has 0.4 % of the weights; it stays dense
+# where it is too small for the method.
 FORMS = {
     "low rank": Form(
-        "B is tall, C wide: what the largest singular values span",
+        "B is tall and C wide, from the largest singular values",
         (LowRank(rank=40), LowRank(rank=10), None),
     ),
     "dictionary": Form(
-        "B says which few of C's atoms add up to a block of a row",
+        "B picks a few atoms of C that add up to each block",
         # A block of the first layer is two rows of pixels.
         (
             Dictionary(block_error=0.3, block_size=56, n_atoms=32),
@@ -59,15 +60,15 @@ FORMS = {
         ),
     ),
     "codebook, 4 bits": Form(
-        "B is a code of 4 bits a weight, C the 16 values they mean",
+        "B is a 4-bit code for each weight, C the table of values",
         (Codebook(n_bits=4), Codebook(n_bits=4), Codebook(n_bits=4)),
     ),
     "codebook, vectors": Form(
-        "B is a code for 8 weights at once, C 256 vectors of 8",
+        "B is a code for every 8 weights, C 256 vectors of 8",
         (Codebook(n_bits=8, vector_dim=8), Codebook(n_bits=6, vector_dim=4), None),
     ),
     "sum of codebooks": Form(
-        "B is two codes for 8 weights, C the vectors they add up",
+        "B is two codes for every 8 weights, C vectors to add up",
         (
             Codebook(n_bits=4, vector_dim=8, n_codebooks=2),
             Codebook(n_bits=5, vector_dim=4, n_codebooks=2),
@@ -75,11 +76,11 @@ FORMS = {
         ),
     ),
     "entropy coded": Form(
-        "B is levels, likely ones in fewer bits; C turns the axes",
+        "B is levels, likely ones in shorter codes; C a rotation",
         (EntropyCoded(bits_per_weight=0.75), EntropyCoded(bits_per_weight=1), None),
     ),
     "pruned": Form(
-        "B is the weights of largest magnitude, C where they stand",
+        "B is the weights of largest magnitude, C their positions",
         (Prune(sparsity=0.85), Prune(sparsity=0.85), None),
     ),
     "pruned + codebook": Form(
@@ -87,7 +88,7 @@ FORMS = {
         (PruneCodebook(sparsity=0.85, n_bits=4), PruneCodebook(sparsity=0.85, n_bits=4), None),
     ),
     "deep compression": Form(
-        "the same, codes and gaps between them Huffman-coded",
+        "the same, with codes and gaps Huffman-coded",
         (
             DeepCompression(sparsity=0.85, n_bits=4),
             DeepCompression(sparsity=0.85, n_bits=4),
@@ -96,11 +97,11 @@ FORMS = {
         compact=True,
     ),
     "simhash": Form(
-        "B is random, from a seed; C is signs of W's projections",
+        "B is random, from a seed; C is signs of projections of W",
         (Simhash(n_hashes=1024), Simhash(n_hashes=512), None),
     ),
     "block projection": Form(
-        "C makes inputs fewer, block by block; B multiplies those",
+        "C reduces each block of inputs; B multiplies the result",
         (
             BlockProjection(reduction=6, block_in=28, block_out=1, learned=True),
             BlockProjection(reduction=2, block_in=50, block_out=1, learned=True),
@@ -108,11 +109,11 @@ FORMS = {
         ),
     ),
     "block diagonal": Form(
-        "B is blocks, C who belongs to which: a form to train in",
+        "B is diagonal blocks, C a permutation; for training",
         (BlockDiagonal(n_blocks=2), None, None),
     ),
     "mixed blocks": Form(
-        "C is a few blocks; B mixes them for each place in W",
+        "C is a few blocks; B mixes them for each position in W",
         (MixedBlock(rank=5, block_shape=(1, 28)), MixedBlock(rank=30, block_shape=(1, 100)), None),
     ),
 }

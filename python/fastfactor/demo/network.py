@@ -1,4 +1,4 @@
-"""The demonstration's network: layers in any form that multiplies, and the files it is kept in."""
+"""The network of the demonstration: layers that are dense or factors, and their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYERS = ("fc1", "fc2", "fc3")
 
 @dataclass(frozen=True, eq=False)
 class DenseLayer:
-    """The matrix itself."""
+    """A layer that is not compressed."""
 
     weight: Array
 
@@ -36,25 +36,25 @@ class DenseLayer:
         return self.weight
 
 
-Layer = Factors | DenseLayer  # a weight matrix (out_features, in_features) in some form
+Layer = Factors | DenseLayer  # a weight matrix of shape (out_features, in_features)
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Three layers with biases, ReLU between them."""
+    """Three layers with biases, and ReLU between them."""
 
     layers: tuple[Layer, ...]
     biases: tuple[Array, ...]
 
     def forward(self, x: Array, n_threads: int | None = None) -> Array:
-        """Scores (batch, 10) of digits (batch, 784)."""
+        """Compute the scores, of shape (batch, 10), of digits of shape (batch, 784)."""
         for layer, bias in zip(self.layers[:-1], self.biases[:-1], strict=True):
             x = layer.linear(x, n_threads=n_threads) + bias
             np.maximum(x, 0, out=x)
         return self.layers[-1].linear(x, n_threads=n_threads) + self.biases[-1]
 
     def compress(self, settings: Sequence[Method | None], n_threads: int | None = None) -> Network:
-        """The network with each layer compressed; where settings are None, as it is."""
+        """Return the network with its layers compressed; settings of None leave a layer dense."""
         layers = (
             layer if chosen is None else chosen.compress(layer.to_dense(), n_threads=n_threads)
             for layer, chosen in zip(self.layers, settings, strict=True)
@@ -62,7 +62,7 @@ class Network:
         return Network(tuple(layers), self.biases)
 
     def save(self, path: Path, *, compact: bool = False) -> None:
-        """Write a stored file."""
+        """Write the network to a stored file."""
         entries: dict[str, Value] = {}
         for name, layer, bias in zip(LAYERS, self.layers, self.biases, strict=True):
             entries[f"{name}.weight"] = layer.weight if isinstance(layer, DenseLayer) else layer
@@ -71,7 +71,7 @@ class Network:
 
     @classmethod
     def load(cls, path: Path) -> Network:
-        """Read a file that `save` wrote, or one of plain tensors by these names, lazily."""
+        """Read lazily a file that `save` wrote, or one of plain tensors with the same names."""
         layers: list[Layer] = []
         biases: list[Array] = []
         with open_store(path) as store:
@@ -84,13 +84,13 @@ class Network:
 
 
 def load_model() -> Network:
-    """The packaged LeNet-300-100, float32, 784-300-100-10."""
+    """Load the packaged LeNet-300-100: float32, with layers of 784-300-100-10."""
     with resources.as_file(_packaged("lenet-300-100.safetensors")) as path:
         return Network.load(path)
 
 
 def load_digits() -> tuple[Array, Array]:
-    """The packaged digits, (1000, 784) float32 in [0, 1], and their labels, (1000,) uint8."""
+    """Load the packaged digits, float32 in [0, 1] of shape (1000, 784), and their uint8 labels."""
     data = io.BytesIO(_packaged("mnist-test-1000.npz").read_bytes())
     with np.load(data, allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]

@@ -1,8 +1,8 @@
-"""The demonstration: a trained network, compressed by each method and run from its file.
+"""Run the demonstration: compress a trained network by each method and run it from its file.
 
-The network is the LeNet-300-100 that the package carries. Everything reported is computed when the
-demonstration runs: the bytes from the files that it writes, the error from the weights, the digits
-from the packaged test digits.
+The network is the LeNet-300-100 in the package. All numbers in the report are computed during the
+run: bytes from the files that it writes, errors from the weights, and correct digits from the
+packaged test digits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = [
     "run_demo",
 ]
 
-# The products of a pass take a fraction of a millisecond, and NumPy's threads run between them: two
-# pools that wait for work by spinning hold each other up. With two threads in each, on two busy
-# cores, the first layer of a dictionary took 26 ms in place of 1.5.
+# The products of a forward pass take a fraction of a millisecond, and NumPy's threads run between
+# them. Both thread pools spin while they wait for work and so slow each other down: with two
+# threads in each, on two busy cores, the first layer of a dictionary took 26 ms instead of 1.5.
 PASS_THREADS = 1
 BATCH_ROUNDS, BATCH_SECONDS = 20, 0.05
 SINGLE_ROUNDS, SINGLE_SECONDS = 100, 0.02
@@ -42,13 +42,14 @@ SINGLE_ROUNDS, SINGLE_SECONDS = 100, 0.02
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: a form of the network, what it takes, what it gets right, how fast.
+    """The size, error, correct digits and times of one form of the network.
 
-    ``file_bytes`` is the whole file, ``payload_bytes`` the tensors in it; ``ratio`` is the dense
-    network's file over this one. ``relative_error`` is ‖W − Ŵ‖² / ‖W‖² over all weight matrices.
-    ``right_after`` and the times are of the network as it was read from its file; ``same_as_held``
-    says whether that reads every digit as the network did before it was written. Times are the
-    best of several, in seconds.
+    ``file_bytes`` is the size of the whole file, ``payload_bytes`` that of its tensors; ``ratio``
+    is the size of the dense network's file over this one's. ``relative_error`` is ‖W − Ŵ‖² / ‖W‖²
+    over all weight matrices. ``right_before`` and ``right_after`` count the digits classified
+    correctly by the dense network and by the one read back from its file. ``same_as_held`` says
+    whether reading it back changed the class of no digit. Times are in seconds; those of forward
+    passes are the best of several, on the network read back.
     """
 
     method: str
@@ -69,19 +70,20 @@ class Row:
 def run_demo(
     n_threads: int | None = None, *, progress: Callable[[str, int, int], None] | None = None
 ) -> list[Row]:
-    """Compress the packaged network by every method; one row a form, the dense network first.
+    """Compress the packaged network by every method; return a row for each, dense first.
 
     Parameters
     ----------
     n_threads : int, optional
-        For compressing. A pass uses one of ours, and for its dense products NumPy's own setting.
+        Number of threads for compression. Forward passes use one, and dense products in them
+        NumPy's own setting.
     progress : callable, optional
         Called as ``progress(name, done, total)`` before each form and once at the end, with an
         empty name.
 
     Notes
     -----
-    Seeds are fixed, so that all but the times is the same at every run on one machine.
+    Seeds are fixed, so that everything but the times is the same in every run on one machine.
     """
     dense = load_model()
     digits, labels = load_digits()
@@ -126,7 +128,7 @@ def run_demo(
 
 
 def relative_error(dense: Network, other: Network) -> float:
-    """‖W − Ŵ‖² / ‖W‖² over all weight matrices."""
+    """Compute ‖W − Ŵ‖² / ‖W‖² over all weight matrices."""
     lost = total = 0.0
     for layer, form in zip(dense.layers, other.layers, strict=True):
         weight = layer.to_dense().astype(np.float64)
@@ -136,7 +138,7 @@ def relative_error(dense: Network, other: Network) -> float:
 
 
 def read_digits(network: Network, digits: Array) -> Array:
-    """Which digit each is, (n,)."""
+    """Classify digits; return their classes, of shape (n,)."""
     found: Array = network.forward(digits, PASS_THREADS).argmax(axis=1)
     return found
 
@@ -144,10 +146,11 @@ def read_digits(network: Network, digits: Array) -> Array:
 def time_passes(
     networks: dict[str, Network], digits: Array, rounds: int, seconds: float
 ) -> dict[str, float]:
-    """Best seconds of a pass of each network, over some rounds.
+    """Measure the shortest time of a forward pass of each network over several rounds.
 
-    Each round times every network, so that a slow spell hits all, but those that have had their
-    seconds. What a form makes when it is first used is not counted.
+    Each round times every network once, so that a slow spell of the machine affects all of them.
+    A network takes no more part once its passes took ``seconds`` in all. An untimed pass before
+    each timed one prepares what a form computes at its first use.
     """
     best, spent = dict.fromkeys(networks, math.inf), dict.fromkeys(networks, 0.0)
     for _ in range(rounds):

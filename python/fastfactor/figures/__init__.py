@@ -1,4 +1,4 @@
-"""Pictures of what a run did."""
+"""Figures of what a run did."""
 
 from .draw import require_matplotlib, save_figures
 

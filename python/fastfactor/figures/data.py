@@ -1,4 +1,4 @@
-"""What figures show of a compressed matrix: its spectrum, its values, its error at other sizes."""
+"""The data of figures: spectrum, values, and error at other sizes, of a compressed matrix."""
 
 from __future__ import annotations
 
@@ -15,32 +15,30 @@ from ..methods.factors import Factors
 from ..models.recipe import method_names
 from ..models.report import Report, TensorRow
 
-MAX_SIDE = 1024  # the shorter one of a matrix whose singular values are computed without sampling
+MAX_SIDE = 1024  # matrices whose shorter side is longer are sampled for singular values
 ROWS_AT_ONCE = 4096
 MAX_VALUES = 1 << 20  # of a histogram
-MAX_CURVE_SHAPE = (
-    128,
-    512,
-)  # of a matrix that is compressed at other sizes: seconds for the slow methods
-SIZES = (0.25, 0.5, 2, 4)  # times the chosen one
+# The part of a matrix that is compressed at other sizes, which takes the slow methods seconds.
+MAX_CURVE_SHAPE = (128, 512)
+SIZES = (0.25, 0.5, 2, 4)  # as multiples of the chosen size
 N_RANKS = 12
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A compressed matrix.
+    """The spectrum and the values of a compressed matrix.
 
     Attributes
     ----------
     row : TensorRow
     spectrum : array
-        Singular values, falling.
+        Singular values in descending order.
     spectrum_of : str
-        Of what part.
+        Description of the part of the matrix they were computed from.
     before, after : array
-        Weights and what became of them.
+        Weights before and after compression.
     values_of : str
-        Of what part.
+        Description of the part of the matrix they are from.
     """
 
     row: TensorRow
@@ -53,18 +51,18 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Curve:
-    """Errors against bits a weight, of one matrix or a cut of it.
+    """Errors against bits per weight of one matrix, or of a part of it.
 
     Attributes
     ----------
     row : TensorRow
     cut : str
-        Of what part.
+        Description of the part of the matrix that was compressed.
     chosen : (float, float) or None
-        Bits and error under the settings of the run; None where they do not fit the cut.
+        Bits and error under the settings of the run; None if they do not fit the part.
     method, svd : array of shape (points, 2)
-        Bits and error of the same method at other sizes, the chosen one among them, and of
-        truncated singular values.
+        Bits and error of the same method at several sizes including the chosen one, and of a
+        truncated singular value decomposition.
     """
 
     row: TensorRow
@@ -75,7 +73,7 @@ class Curve:
 
 
 def matrix_of(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
-    """What is drawn of a matrix as the run left it."""
+    """Return the spectrum of a matrix, and its values before and after the run."""
     W = _source(report.source, row.name)
     part, sampled = W, ""
     if min(W.shape) > MAX_SIDE:
@@ -98,11 +96,11 @@ def matrix_of(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
 
 
 def curve_of(report: Report, row: TensorRow, n_threads: int | None) -> Curve:
-    """The error of a matrix's own method at sizes around the chosen one, and of singular values.
+    """Compute the errors of a matrix's method, and of truncated SVDs, at several sizes.
 
-    Under the metric of the run. Of a matrix larger than `MAX_CURVE_SHAPE`, evenly spaced rows and
-    the first columns are compressed anew, at every size and under the chosen settings, so that all
-    points are of one matrix.
+    Errors are under the metric of the run. Of a matrix larger than `MAX_CURVE_SHAPE`, evenly spaced
+    rows and the first columns are used. This part is compressed anew also under the settings of
+    the run, so that all points are of the same matrix.
     """
     W = _source(report.source, row.name)
     rows, columns = _evenly_spaced(W.shape[0], MAX_CURVE_SHAPE[0]), slice(0, MAX_CURVE_SHAPE[1])
@@ -126,11 +124,11 @@ def _at_sizes(
     weights: dict[str, Any],
     n_threads: int | None,
 ) -> tuple[tuple[float, float] | None, Array]:
-    """The chosen point and all points of a method on part of a matrix."""
+    """Return the chosen point and all points of a method on part of a matrix."""
     method = method_names()[row.method](**row.settings)
     try:
         factors = method.compress(part, n_threads=n_threads, **weights)
-    except ValueError:  # a cut that the settings do not fit
+    except ValueError:  # the settings do not fit this part
         return None, np.zeros((0, 2))
     chosen = _point(factors, part, weights)
     points = {chosen}
@@ -140,14 +138,14 @@ def _at_sizes(
         if other is not None:
             try:
                 found = other.compress(part, n_threads=n_threads, **weights)
-            except ValueError:  # smaller than this method gets
+            except ValueError:  # the method cannot become this small
                 continue
             points.add(_point(found, part, weights))
     return chosen, np.array(sorted(points))
 
 
 def _svd_points(part: Array, weights: dict[str, Any]) -> Array:
-    """Of truncated singular values, best under the sum of squares or the covariance of inputs."""
+    """Return the points of truncated SVDs, optimal for the squares or the input covariance."""
     most = max(part.size // max(sum(part.shape), 1), 1)
     ranks = np.unique(np.geomspace(1, most, N_RANKS).round().astype(int))
     of_inputs = weights.get("input_covariance")
@@ -165,7 +163,7 @@ def _source(path: str, name: str) -> Array:
 
 
 def _spectrum(W: Array) -> Array:
-    """Singular values, falling, by the Gram matrix of the shorter side: exact enough to be seen."""
+    """Compute singular values from the Gram matrix of the shorter side, precise enough to draw."""
     tall = W if W.shape[0] >= W.shape[1] else W.T
     gram = np.zeros((tall.shape[1], tall.shape[1]))
     for first in range(0, len(tall), ROWS_AT_ONCE):
@@ -176,6 +174,6 @@ def _spectrum(W: Array) -> Array:
 
 
 def _evenly_spaced(n: int, at_most: int) -> Array:
-    """Numbers below n, evenly spaced, no more than so many."""
+    """Return at most ``at_most`` evenly spaced integers below n."""
     step = -(-n // at_most) if n else 1
     return np.arange(0, n, step)

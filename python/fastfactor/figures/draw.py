@@ -1,4 +1,4 @@
-"""Figures of a run: sizes, errors against sizes, singular values, and the values that are used."""
+"""Draw the figures of a run: sizes, errors against sizes, singular values, weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ MAX_CURVES = 6
 N_BINS = 200
 UNITS = ((10**9, "GB (10⁹ bytes)"), (10**6, "MB (10⁶ bytes)"), (10**3, "kB (10³ bytes)"))
 ERROR = "error ‖W − Ŵ‖² / ‖W‖²"
-BITS = "bits a weight, tables and indices included"
-# Told apart by all eyes: M. Okabe and K. Ito, Color Universal Design, 2008. Two more by markers.
+BITS = "bits per weight, including tables and indices"
+# Colors that color-blind people can tell apart: M. Okabe and K. Ito, Color Universal Design, 2008.
+# Where there are more methods than colors, markers tell them apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 GREY = "#8a939c"
@@ -38,35 +39,35 @@ def save_figures(
     Parameters
     ----------
     report : Report
-        Of a run whose source and target are still there.
+        The report of a run whose source and target still exist.
     folder : path
-        Made if it is not there; files of earlier runs are replaced.
+        Created if it does not exist; files of earlier runs are replaced.
     progress : callable, optional
-        As for `compress_file`, in matrices.
+        As for `compress_file`, but counts matrices.
     n_threads : int, optional
         As for `compress_file`.
 
     Returns
     -------
     list of Path
-        ``sizes.png``: bytes of each tensor before and after. ``errors.png``: error against bits a
-        weight of each compressed matrix. Of the largest matrices: ``curves.png``, the error that
-        each one's method has at other sizes, and truncated singular values; and
-        ``singular_values.png`` and ``values.png``, spectra and histograms of the weights before and
-        after, where a codebook's values stand out. What is sampled says so in its title.
+        ``sizes.png``: bytes of each tensor before and after. ``errors.png``: error against bits per
+        weight of each compressed matrix. For the largest matrices also ``curves.png``: the error of
+        the matrix's method at other sizes, and of truncated singular value decompositions;
+        ``singular_values.png``: their spectra; and ``values.png``: histograms of the weights before
+        and after. Titles say which parts were sampled.
 
     Raises
     ------
     ImportError
-        Where matplotlib is missing.
+        If matplotlib is missing.
     OSError
-        Where files cannot be read or written.
+        If files cannot be read or written.
 
     Notes
     -----
-    Where both sides of a matrix are longer than 1,024, singular values are those of at most so many
-    rows and columns, evenly spaced. Curves compress a matrix, or a cut of 128 × 512 of it, at most
-    five times by its method: some seconds for the slow ones.
+    If both sides of a matrix are longer than 1,024, its singular values are computed from at most
+    1,024 evenly spaced rows and columns. For curves each matrix, or a part of 128 × 512, is
+    compressed at most five times by its method, which takes some seconds for the slow ones.
     """
     require_matplotlib()
     place = Path(folder)
@@ -92,14 +93,14 @@ def save_figures(
     for name, figure in drawings.items():
         paths.append(place / f"{name}.png")
         with warnings.catch_warnings():
-            # A name in letters that no font here has is drawn as boxes.
+            # A name in a script that no installed font has is drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure.savefig(paths[-1], dpi=120)
     return paths
 
 
 def require_matplotlib() -> None:
-    """That figures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises
     ------
@@ -172,7 +173,7 @@ def _curves(report: Report, curves: Sequence[Curve]) -> Any:
     for axes, curve in zip(panels, curves, strict=True):
         color, marker = styles[curve.row.method]
         svd, own = (points[points[:, 1] > 0] for points in (curve.svd, curve.method))
-        axes.plot(*svd.T, "--", color=GREY, linewidth=1.2, label="truncated singular values")
+        axes.plot(*svd.T, "--", color=GREY, linewidth=1.2, label="truncated SVD")
         axes.plot(*own.T, color=color, marker=marker, ms=4, lw=1.2, label="its method")
         if curve.chosen is not None and curve.chosen[1] > 0:
             axes.plot(*curve.chosen, "o", ms=10, mfc="none", mec="black", label="as chosen")
@@ -206,7 +207,7 @@ def _bits_and_errors(axes: Any) -> None:
 
 
 def _styles(report: Report) -> list[tuple[str, str, str]]:
-    """Color and marker of each method in it."""
+    """Return each method of a report with its color and marker."""
     methods = sorted({row.method for row in report.compressed})
     return [
         (method, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
@@ -222,8 +223,8 @@ def _singular_values(report: Report, matrices: Sequence[Matrix]) -> Any:
         axes.set_yscale("log")
         axes.set_title(f"{_short(matrix.row.name)}\n{matrix.spectrum_of}", fontsize=7)
         axes.tick_params(labelsize=7, which="both")
-    figure.supxlabel("number", fontsize=8)
-    _heading(figure, report, len(matrices), "Singular values over the largest")
+    figure.supxlabel("index", fontsize=8)
+    _heading(figure, report, len(matrices), "Singular values divided by the largest")
     return figure
 
 
@@ -240,8 +241,8 @@ def _values(report: Report, matrices: Sequence[Matrix]) -> Any:
         axes.tick_params(labelsize=7, which="both")
     panels[0].legend(loc="upper right", frameon=False, fontsize=7)
     figure.supxlabel("weight", fontsize=8)
-    figure.supylabel("how many", fontsize=8)
-    _heading(figure, report, len(matrices), "Weights before and after, 99.9 % of them")
+    figure.supylabel("count", fontsize=8)
+    _heading(figure, report, len(matrices), "The middle 99.9 % of the weights, before and after")
     return figure
 
 
@@ -256,7 +257,7 @@ def _heading(figure: Any, report: Report, shown: int, text: str) -> None:
 def _figure(
     n_panels: int, *, height: float | None = None, most: int = 4, margin: float = 0.0
 ) -> tuple[Any, list[Any]]:
-    """A figure with so many panels, at most so many beside each other."""
+    """Return a figure and its ``n_panels`` panels, at most ``most`` of them in a row."""
     from matplotlib.figure import Figure
 
     columns = min(n_panels, most)
@@ -277,4 +278,4 @@ def _count(n: int, one: str, more: str = "") -> str:
 
 def _short(name: str) -> str:
     name = printable(name if len(name) <= 36 else f"…{name[-35:]}")
-    return name.replace("$", r"\$")  # else two of them are mathematics
+    return name.replace("$", r"\$")  # matplotlib reads text between two $ as mathematics

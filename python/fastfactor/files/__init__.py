@@ -1,1 +1,1 @@
-"""Bytes on disk: stored files of factors, and the checkpoints of other libraries."""
+"""Files on disk: stored files of factors, and checkpoints of other libraries."""

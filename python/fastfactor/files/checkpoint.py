@@ -1,4 +1,4 @@
-"""Models on disk, read one tensor at a time: safetensors, alone or in shards, and .npz."""
+"""Uncompressed models, read one tensor at a time: .npz, safetensors and its sharded form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from .container import CODES, Header, Place, cooked, dtype_of, opened, parse, sizes
+from .container import (
+    CODES,
+    Header,
+    TensorInfo,
+    array_from_bytes,
+    check_checksum,
+    dtype_of,
+    open_regular_file,
+    parse,
+    sizes,
+)
 from .forms import read_header
 from .index import read_index
 
@@ -28,7 +38,7 @@ NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What zipfile and NumPy raise for an archive in which some byte was changed.
+# The exceptions that zipfile and NumPy raise for an archive with a changed byte.
 DAMAGED = (
     *(ValueError, TypeError, OverflowError, MemoryError, RuntimeError, EOFError, OSError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
@@ -37,7 +47,7 @@ DAMAGED = (
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says of a tensor."""
+    """The shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -52,17 +62,19 @@ class Stored:
 
 
 class Checkpoint(Mapping[str, Array]):
-    """Tensors by name, in the order of the files; each is read when it is asked for, and not kept.
+    """An uncompressed model: a mapping from names to tensors, in the order of its files.
+
+    A tensor is read at each access and not cached.
 
     Attributes
     ----------
     path : str
     files : tuple of str
-        All that were opened, the index of shards among them.
+        All files that were read, including the index of shards.
     tensors : dict of Stored
-        Shape and dtype of each.
+        Shape and dtype of each tensor.
     metadata : dict of str
-        Of safetensors files; where shards differ, the first one's.
+        Metadata of the safetensors files; where shards disagree, those of the first.
     """
 
     def __init__(self, path: str, files: list[_File], index: str | None = None) -> None:
@@ -75,7 +87,7 @@ class Checkpoint(Mapping[str, Array]):
             for name, stored in file.tensors.items():
                 if name in self.tensors:
                     raise CorruptDataError(
-                        f"tensor {name!r} must be in one file, got {self._home[name].path} "
+                        f"tensor {name!r} must be in one file only, got {self._home[name].path} "
                         f"and {file.path}"
                     )
                 self.tensors[name], self._home[name] = stored, file
@@ -99,13 +111,13 @@ class Checkpoint(Mapping[str, Array]):
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a model that is not compressed.
+    """Open an uncompressed model.
 
     Parameters
     ----------
     path : path
-        A safetensors file; an index of shards (``….index.json``); a folder with either; or what
-        ``numpy.savez`` wrote (``.npz``).
+        A safetensors file; an index of shards (``….index.json``); a folder with one of these; or
+        an ``.npz`` file from ``numpy.savez``.
 
     Returns
     -------
@@ -114,16 +126,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     CorruptDataError
-        Where a file contradicts itself, or an index its shards.
+        If a file contradicts itself, or an index contradicts its shards.
     ValueError
-        Where the file is a compressed one.
+        If the file is a compressed model.
     OSError
-        Where a file is missing or cannot be read.
+        If a file is missing or cannot be read.
 
     Notes
     -----
-    Reads headers only. A tensor of a safetensors file is a memory map of its own, so that its pages
-    go when it does; one of an .npz is read whole.
+    Reads headers only. Each tensor of a safetensors file is a separate memory map, which is freed
+    with the tensor. A tensor of an .npz file is read into memory.
     """
     found = Path(path)
     if found.is_dir():
@@ -136,13 +148,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Whether this is one safetensors file with factors in it; files that are none are not."""
+    """Return whether a path is a safetensors file with factors in it."""
     if os.path.isdir(path) or Path(path).suffix in (".npz", ".json"):
         return False
     header = _header(os.fspath(path))
     if header.index is None:
         return False
-    entries, _ = read_index(header.index, header.places)
+    entries, _ = read_index(header.index, header.tensors)
     return any(entry.kind != "plain" for entry in entries.values())
 
 
@@ -155,38 +167,38 @@ class _File(Protocol):
 
 
 class _Safetensors:
-    """One file, of which the header was read."""
+    """A safetensors file whose header was read."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         header = _header(path)
         self._sums: dict[str, int] = {}
         if header.index is not None:
-            entries, self._sums = read_index(header.index, header.places)
+            entries, self._sums = read_index(header.index, header.tensors)
             if any(entry.kind != "plain" for entry in entries.values()):
                 raise _compressed(path)
         self.metadata = header.metadata
         self._start = header.size
-        ordered = sorted(header.places.items(), key=lambda item: item[1].begin)
-        self._places: dict[str, Place] = dict(ordered)
-        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._places.items()}
+        ordered = sorted(header.tensors.items(), key=lambda item: item[1].begin)
+        self._infos: dict[str, TensorInfo] = dict(ordered)
+        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._infos.items()}
 
     def read(self, name: str) -> Array:
-        place = self._places[name]
-        nbytes = place.end - place.begin
+        info = self._infos[name]
+        nbytes = info.end - info.begin
         if nbytes:
             data: Array = np.memmap(
-                self.path, np.uint8, "r", offset=self._start + place.begin, shape=(nbytes,)
+                self.path, np.uint8, "r", offset=self._start + info.begin, shape=(nbytes,)
             )
         else:
             data = np.zeros(0, np.uint8)
-        if name in self._sums and zlib.crc32(data.data) != self._sums[name]:
-            raise CorruptDataError(f"tensor {name!r} must fit its checksum, got another")
-        return cooked(np.asarray(data), place, name)
+        if name in self._sums:
+            check_checksum(data, self._sums[name], name)
+        return array_from_bytes(np.asarray(data), info, name)
 
 
 class _Npz:
-    """An archive of arrays."""
+    """An .npz archive whose headers of arrays were read."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -195,7 +207,7 @@ class _Npz:
         with self._archive() as archive:
             for member in archive.namelist():
                 if not member.endswith(".npy"):
-                    raise CorruptDataError(f"{path} must hold .npy files, got {member!r}")
+                    raise CorruptDataError(f"{path} must hold only .npy files, got {member!r}")
                 self.tensors[member.removesuffix(".npy")] = self._stored(archive, member)
 
     def read(self, name: str) -> Array:
@@ -218,33 +230,32 @@ class _Npz:
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
                 if version not in NPY_HEADERS:
-                    raise ValueError(f"version {version} of .npy is not known")
+                    raise ValueError(f"version of .npy must be (1, 0) or (2, 0), got {version}")
                 shape, _, dtype = NPY_HEADERS[version](file)
                 left = archive.getinfo(member).file_size - file.tell()
         except DAMAGED as error:
             raise CorruptDataError(f"{self.path}: {member!r}: {error}") from error
         if dtype.newbyteorder("=").name not in CODES:
             raise TypeError(
-                f"tensors of {self.path} must have a dtype that safetensors knows, "
-                f"got {dtype} for {member!r}"
+                f"{self.path}: {member!r} must have a dtype that safetensors knows, got {dtype}"
             )
         stored = Stored(tuple(shape), dtype.newbyteorder("="))
         if not sizes(list(shape)) or stored.nbytes != left:
             raise CorruptDataError(
-                f"{self.path}: {member!r} must have the bytes of {dtype} and shape {shape!r:.200}, "
-                f"got {left}"
+                f"{self.path}: size of {member!r} must match dtype {dtype} and shape "
+                f"{shape!r:.200}, got {left} bytes"
             )
         return stored
 
 
 def _compressed(path: str) -> ValueError:
     return ValueError(
-        f"{path} must be a model that is not compressed, got one that is; decompress it first"
+        f"{path} must be an uncompressed model, got a compressed one; decompress it first"
     )
 
 
 def _header(path: str) -> Header:
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
     content: Any = np.memmap(path, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:
@@ -260,29 +271,31 @@ def _in_folder(folder: Path) -> Path:
     found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise ValueError(
-            f"{folder} must hold {INDEX_NAME} or one safetensors file, got {len(found)} of them"
+            f"{folder} must hold {INDEX_NAME} or one safetensors file, got {len(found)} files"
         )
     return found[0]
 
 
 def _sharded(path: str, index: Path) -> Checkpoint:
-    """The shards that an index names; it must name all of their tensors, and no others."""
+    """Open the shards of an index, which must name every tensor in them and no others."""
     content = parse(index.read_bytes(), str(index))
     placed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
-        raise CorruptDataError(f"{index} must have a weight_map from tensors to files")
+        raise CorruptDataError(f"weight_map of {index} must map names of tensors to files")
     for name in placed.values():
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
-            raise CorruptDataError(f"{index} must name files beside it, got {name!r}")
+            raise CorruptDataError(f"{index} must name files in its own folder, got {name!r}")
     shards = {
         name: _Safetensors(str(index.parent / name)) for name in dict.fromkeys(placed.values())
     }
     for tensor, name in placed.items():
         if tensor not in shards[name].tensors:
-            raise CorruptDataError(f"tensor {tensor!r} must be in {name}, as {index} says")
+            raise CorruptDataError(f"tensor {tensor!r} must be in {name} according to {index}")
     for name, shard in shards.items():
         for tensor in shard.tensors:
             if placed.get(tensor) != name:
-                raise CorruptDataError(f"tensor {tensor!r} of {name} must be in {index}")
+                raise CorruptDataError(
+                    f"{index} must assign tensor {tensor!r} to {name}, which holds it"
+                )
     return Checkpoint(path, list(shards.values()), str(index))

@@ -1,16 +1,16 @@
-"""The compact form of a stored file: little beside the tensors, all of it under one checksum.
+"""The compact form of a stored file: a deflated header and one checksum for everything.
 
-To other readers it is a safetensors file with one tensor of bytes, ``fastfactor``. Its bytes:
+Other readers see a safetensors file with one tensor of bytes, ``fastfactor``. Those bytes are:
 
     3 bytes   FFC
-    4 bytes   CRC-32 of all that follow, little-endian
+    4 bytes   CRC-32 of everything after it, little-endian
     1 byte    version of this form
     …         JSON, deflated (RFC 1951) with the dictionary of this version
     …         the tensors, in the order of the JSON and without holes
 
-The JSON has the metadata, text by name, and the entries by name: of a plain tensor its dtype and
-shape, of factors what the ordinary index says of them, with dtype and shape of each tensor where
-that has checksums.
+The JSON has two members: ``metadata``, which maps names to text, and ``entries``. A plain tensor's
+entry is its dtype and shape. The entry of factors is that of the ordinary index, with the dtype
+and shape of each tensor in place of the checksums.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from ..errors import CorruptDataError
-from .container import INDEX, Header, Place, check_places, compact, parse, place_at
+from .container import INDEX, Header, TensorInfo, check_no_holes, compact, parse, tensor_info
 from .index import FORMAT_VERSION
 
 NAME, MAGIC, COMPACT_VERSION = INDEX, b"FFC", 1
 START = struct.Struct("<3sIB")
-SUMMED_FROM = 7  # the version and all after it
-MAX_INFLATED = 1 << 24  # bytes of JSON, some 80,000 entries: what deflates well is not trusted
+SUMMED_FROM = 7  # the checksum covers the version and everything after it
+# Bytes of JSON, some 80,000 entries: a few deflated bytes must not fill the memory.
+MAX_INFLATED = 1 << 24
 
-# What headers are likely to hold, the likeliest last. Files name it by their version: another
-# dictionary would need another version, and this one is needed for ever.
+# Text that headers are likely to hold, the likeliest last. It belongs to version 1 of the form and
+# must never change, or files written so far could not be read; another text needs a new version.
 DICTIONARY = "".join(
     (
         '"kind":"simhash","config":{"n_hashes":16,"axis":0,"length":24},',
@@ -72,49 +73,54 @@ DICTIONARY = "".join(
 
 
 def is_compact(header: Header, data: memoryview) -> bool:
-    """Whether an ordinary header and its data are those of a compact file, which may be damaged."""
-    if header.index is not None or len(header.places) != 1:
+    """Return whether a header and its data are those of a compact file, perhaps a damaged one."""
+    if header.index is not None or len(header.tensors) != 1:
         return False
-    return NAME in header.places or data[: len(MAGIC)] == MAGIC
+    return NAME in header.tensors or data[: len(MAGIC)] == MAGIC
 
 
 def expanded(header: Header, buffer: memoryview) -> Header:
     """Return the header that a compact file would have in the ordinary form.
 
-    Its places count from where the tensors begin in the file; its checksums are those of what is
-    there, which the one checksum was right for.
+    Offsets of tensors count from the byte at which the first tensor begins. The checksums of
+    tensors are computed here, after the file's own checksum was verified.
 
     Raises
     ------
     CorruptDataError
-        Where the file has been changed, or says what cannot be.
+        If the file was changed or contradicts itself.
     ValueError
-        Where a newer version wrote it.
+        If a newer version of fastfactor wrote it.
     """
     data = buffer[header.size :]
     if bytes(buffer[: header.size]) != _outer_header(len(data)) or len(data) < START.size:
         raise CorruptDataError(f"a compact file must hold one tensor of bytes, {NAME!r}")
     magic, crc32, version = START.unpack(data[: START.size])
-    if magic != MAGIC or zlib.crc32(data[SUMMED_FROM:]) != crc32:
-        raise CorruptDataError("a compact file must fit its checksum, got another")
+    if magic != MAGIC:
+        raise CorruptDataError(f"a compact file must begin with {MAGIC!r}, got {magic!r}")
+    computed = zlib.crc32(data[SUMMED_FROM:])
+    if computed != crc32:
+        raise CorruptDataError(
+            f"checksum mismatch in a compact file: expected {crc32:08x}, got {computed:08x}"
+        )
     if version != COMPACT_VERSION:
         raise ValueError(
-            f"a compact file must have version {COMPACT_VERSION}, which this version of fastfactor "
-            f"reads, got {version}: a newer fastfactor wrote it"
+            f"version of a compact file must be {COMPACT_VERSION} for this fastfactor, "
+            f"got {version}: a newer fastfactor wrote it"
         )
     text, length = _inflated(data[START.size :])
     start = header.size + START.size + length
     content = parse(text, "the header")
     if not isinstance(content, dict) or content.keys() != {"entries", "metadata"}:
-        raise CorruptDataError("the header must be a JSON object with entries and metadata")
+        raise CorruptDataError("the header must be a JSON object with entries and metadata only")
     metadata = content["metadata"]
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CorruptDataError("metadata must hold text by name")
-    places, tensors_of = _places(content["entries"])
-    check_places(places, len(buffer) - start)
+        raise CorruptDataError("metadata must map names to text")
+    infos, tensors_of = _layout(content["entries"])
+    check_no_holes(infos, len(buffer) - start)
     sums = {
-        name: zlib.crc32(buffer[start + place.begin : start + place.end])
-        for name, place in places.items()
+        name: zlib.crc32(buffer[start + info.begin : start + info.end])
+        for name, info in infos.items()
     }
     entries = {}
     for name, value in content["entries"].items():
@@ -124,18 +130,18 @@ def expanded(header: Header, buffer: memoryview) -> Header:
             entries[name] = {"crc32": parts, **fields}
         else:
             entries[name] = {"crc32": sums[name]}
-    return Header(start, places, metadata, {"version": FORMAT_VERSION, "entries": entries})
+    return Header(start, infos, metadata, {"version": FORMAT_VERSION, "entries": entries})
 
 
 def compact_head(
-    places: Mapping[str, Place], metadata: Mapping[str, str], index: Mapping[str, Any]
+    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], index: Mapping[str, Any]
 ) -> bytes:
     """Return the bytes of a compact file between its checksum and its tensors.
 
     Parameters
     ----------
-    places : mapping of names to Place
-        In the order of the index and its tensors, in which they lie in the file.
+    infos : mapping of names to TensorInfo
+        In the order of the index, which is their order in the file.
     metadata, index
         As for an ordinary header.
     """
@@ -144,29 +150,28 @@ def compact_head(
         parts = entry["crc32"]
         if isinstance(parts, dict):
             fields = {key: item for key, item in entry.items() if key != "crc32"}
-            tensors = {part: _type_of(places[f"{name}.{part}"]) for part in parts}
+            tensors = {part: _type_of(infos[f"{name}.{part}"]) for part in parts}
             entries[name] = {**fields, "tensors": tensors}
         else:
-            entries[name] = _type_of(places[name])
+            entries[name] = _type_of(infos[name])
     text = compact({"entries": entries, "metadata": metadata}).encode()
     if len(text) > MAX_INFLATED:
         raise ValueError(
-            f"compact must be False where the header has more than {MAX_INFLATED} bytes, "
-            f"got {len(text)}"
+            f"compact must be False for a header of more than {MAX_INFLATED} bytes, got {len(text)}"
         )
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zdict=DICTIONARY)
     return bytes([COMPACT_VERSION]) + deflate.compress(text) + deflate.flush()
 
 
 @contextmanager
-def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[Summed]:
-    """Give what so many bytes of tensors are to be written to, after all that stands before them.
+def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[ChecksumWriter]:
+    """Write the start of a compact file; give the writer for its ``nbytes`` bytes of tensors.
 
-    The checksum, which stands first, is written when they are.
+    The checksum stands before the tensors, so it is filled in when the block ends.
     """
     outer = _outer_header(SUMMED_FROM + len(head) + nbytes)
     file.write(outer + bytes(SUMMED_FROM))
-    summed = Summed(file)
+    summed = ChecksumWriter(file)
     summed.write(head)
     yield summed
     file.seek(len(outer))
@@ -174,63 +179,67 @@ def compact_file(file: IO[bytes], head: bytes, nbytes: int) -> Iterator[Summed]:
     file.seek(0, 2)
 
 
-class Summed:
-    """A file to write, and the CRC-32 of what was written through this."""
+class ChecksumWriter:
+    """A file to write to, with the CRC-32 of what was written through this object."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.crc32 = 0
         self._file = file
 
     def write(self, data: Any) -> int:
-        """Write bytes."""
+        """Write bytes and add them to the checksum."""
         self.crc32 = zlib.crc32(data, self.crc32)
         return self._file.write(data)
 
 
 def _outer_header(n: int) -> bytes:
-    """What makes an ordinary safetensors file of n bytes; the only form of it that is read."""
+    """Return the only safetensors header that is accepted before ``n`` bytes of compact form."""
     text = compact({NAME: {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}}).encode()
     return struct.pack("<Q", len(text)) + text
 
 
 def _inflated(data: memoryview) -> tuple[bytes, int]:
-    """Return the JSON, and of how many bytes it was inflated."""
-    # No text of the most bytes that are allowed deflates to more than this.
+    """Inflate the JSON; return it and the number of deflated bytes."""
+    # A text of MAX_INFLATED bytes never deflates to more than this.
     data = data[: MAX_INFLATED + (MAX_INFLATED >> 8) + 1024]
     inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=DICTIONARY)
     try:
         text = inflate.decompress(data, MAX_INFLATED + 1)
     except zlib.error as error:
-        raise CorruptDataError(f"the header must be deflated, got {error}") from error
+        raise CorruptDataError(f"the header must be deflated JSON, got {error}") from error
     if not inflate.eof or len(text) > MAX_INFLATED:
         raise CorruptDataError(
-            f"the header must end, and have at most {MAX_INFLATED} bytes when inflated"
+            f"the header must be complete and have at most {MAX_INFLATED} bytes when inflated"
         )
     return text, len(data) - len(inflate.unused_data)
 
 
-def _places(entries: Any) -> tuple[dict[str, Place], dict[str, dict[str, str]]]:
-    """Return the places of all tensors by their long names, and by entry and name those names."""
+def _layout(entries: Any) -> tuple[dict[str, TensorInfo], dict[str, dict[str, str]]]:
+    """Return the infos of all tensors by name, and for each entry its tensors' names by part."""
     if not isinstance(entries, dict):
         raise CorruptDataError(f"entries must be a JSON object, got {type(entries).__name__}")
-    places: dict[str, Place] = {}
+    infos: dict[str, TensorInfo] = {}
     found: dict[str, dict[str, str]] = {}
     at = 0
     for name, value in entries.items():
         listed = value.get("tensors") if isinstance(value, dict) else {"": value}
         if not isinstance(listed, dict):
-            raise CorruptDataError(f"tensors of entry {name!r} must be a JSON object")
+            raise CorruptDataError(
+                f"tensors of entry {name!r} must be a JSON object, got {type(listed).__name__}"
+            )
         found[name] = {part: f"{name}.{part}" if part else name for part in listed}
         for part, long in found[name].items():
             described = listed[part]
             if not isinstance(described, list) or len(described) != 2:
-                raise CorruptDataError(f"tensor {long!r} must have a dtype and a shape")
-            if long in places:
+                raise CorruptDataError(
+                    f"tensor {long!r} must be a list of a dtype and a shape, got {described!r:.200}"
+                )
+            if long in infos:
                 raise CorruptDataError(f"tensor {long!r} must belong to one entry, got two")
-            places[long] = place_at(at, long, *described)
-            at = places[long].end
-    return places, found
+            infos[long] = tensor_info(at, long, *described)
+            at = infos[long].end
+    return infos, found
 
 
-def _type_of(place: Place) -> list[Any]:
-    return [place.code, list(place.shape)]
+def _type_of(info: TensorInfo) -> list[Any]:
+    return [info.code, list(info.shape)]

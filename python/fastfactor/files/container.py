@@ -1,13 +1,13 @@
-"""The bytes of a stored file: a safetensors header with checksums, and files made whole.
+"""The ordinary form of a stored file (a safetensors header with checksums), and atomic writing.
 
     8 bytes   length of the header, little-endian
-    header    JSON: name → dtype, shape, place of each tensor; `__metadata__` → text by name
+    header    JSON: name → dtype, shape, data_offsets of each tensor; `__metadata__` → text by name
     data      the tensors, one after the other without holes
 
-Two of the metadata's values are ours. ``fastfactor`` is the index of entries, JSON in a string.
-``fastfactor.crc32`` is the CRC-32 of the 8 bytes and the header, with zeros for its own eight
-hexadecimal digits. There are two, so that a file in which one of the names was damaged is still
-known as ours; without either it is an ordinary safetensors file.
+The metadata has two values of fastfactor's own. ``fastfactor`` is the index of entries, JSON in a
+string. ``fastfactor.crc32`` is the CRC-32 of the 8 bytes and the header, computed with zeros in
+place of its own eight hexadecimal digits. If damage destroys one of the two names, the other one
+still shows that fastfactor wrote the file. A file with neither is an ordinary safetensors file.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 
-MAX_HEADER = 100_000_000  # as much as the safetensors library reads
-MAX_DIMENSIONS = 32  # of an array in any NumPy that is supported
-MAX_SIZE = 2**59  # of a tensor, of which NumPy can still say how many bytes it is
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_DIMENSIONS = 32  # the most that every supported NumPy allows
+MAX_SIZE = 2**59  # elements of a tensor; below it NumPy can count the bytes of any dtype
 INDEX, CHECKSUM = "fastfactor", "fastfactor.crc32"
 PLACEHOLDER = "00000000"
 STORED_CHECKSUM = re.compile(rb'"fastfactor\.crc32":"([0-9a-f]{8})"')
 
-# What safetensors calls a dtype, and what NumPy and ml_dtypes do.
+# The name of each dtype in safetensors, and its name in NumPy or ml_dtypes.
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -67,10 +67,10 @@ CODES = {name: code for code, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a file's data, and what it is."""
+class TensorInfo:
+    """The dtype, shape and byte range of a tensor in a file's data."""
 
-    code: str  # of its dtype, as safetensors has it
+    code: str  # the name of its dtype in safetensors
     shape: tuple[int, ...]
     begin: int
     end: int
@@ -78,12 +78,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the data: tensors by name, the caller's metadata, our index."""
+    """The part of a file before its data: tensors by name, the caller's metadata, the index."""
 
-    size: int  # with the 8 bytes before it
-    places: dict[str, Place]
+    size: int  # in bytes, including the 8 bytes of its length
+    tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
-    index: dict[str, Any] | None  # None: an ordinary file
+    index: dict[str, Any] | None  # None for a safetensors file that fastfactor did not write
 
 
 # --- tensors
@@ -91,14 +91,14 @@ class Header:
 
 @cache
 def dtype_of(code: str) -> np.dtype[Any]:
-    """The NumPy dtype that safetensors calls by this code."""
+    """Return the NumPy dtype for the name of a dtype in safetensors."""
     dtype = _checks.dtype_named(DTYPES[code])
-    # Those of ml_dtypes have no text of their own, nor another order of bytes.
+    # The dtypes of ml_dtypes have no `str` of their own and no other byte order.
     return np.dtype(dtype.newbyteorder("<").str) if dtype.isbuiltin == 1 else dtype
 
 
 def code_of(array: Array, what: str) -> str:
-    """What safetensors calls the dtype of an array."""
+    """Return the name of an array's dtype in safetensors."""
     try:
         return CODES[array.dtype.name]
     except KeyError:
@@ -108,38 +108,47 @@ def code_of(array: Array, what: str) -> str:
         ) from None
 
 
-def raw(array: Array, code: str) -> Array:
-    """An array's values in C order as little-endian bytes; copied only where they are not so."""
+def array_to_bytes(array: Array, code: str) -> Array:
+    """Return the values as little-endian bytes in C order, without a copy if they already are."""
     plain = np.asarray(array, dtype_of(code), order="C")
     return plain.reshape(-1).view(np.uint8)
 
 
-def cooked(data: Array, place: Place, name: str) -> Array:
-    """The inverse of `raw`: the same memory where its address allows, read-only either way."""
-    dtype = dtype_of(place.code)
-    if place.code == "BOOL" and data.size and int(data.max()) > 1:
+def array_from_bytes(data: Array, info: TensorInfo, name: str) -> Array:
+    """Return the array that `array_to_bytes` wrote: read-only, copied only where misaligned."""
+    dtype = dtype_of(info.code)
+    if info.code == "BOOL" and data.size and int(data.max()) > 1:
         raise CorruptDataError(f"tensor {name!r} must hold 0 or 1, got {data.max()}")
     if data.ctypes.data % max(dtype.alignment, 1):
         data = data.copy()
-    array = data.view(dtype).reshape(place.shape)
+    array = data.view(dtype).reshape(info.shape)
     array.setflags(write=False)
     return array
+
+
+def check_checksum(data: Array, expected: int, name: str) -> None:
+    """Check that the CRC-32 of a tensor's bytes is the expected one."""
+    found = zlib.crc32(data.data)
+    if found != expected:
+        raise CorruptDataError(
+            f"checksum mismatch in tensor {name!r}: expected {expected:08x}, got {found:08x}"
+        )
 
 
 # --- headers
 
 
 def header_bytes(
-    places: Mapping[str, Place], metadata: Mapping[str, str], index: Mapping[str, Any]
+    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], index: Mapping[str, Any]
 ) -> bytes:
-    """A header with its checksum, padded so that data begin at a multiple of 8."""
+    """Return a header with its checksum, padded so that the data begin at a multiple of 8."""
     texts = {CHECKSUM: PLACEHOLDER, INDEX: compact(index), **metadata}
     content: dict[str, Any] = {"__metadata__": texts}
-    for name, place in places.items():
+    for name, info in infos.items():
         content[name] = {
-            "dtype": place.code,
-            "shape": place.shape,
-            "data_offsets": (place.begin, place.end),
+            "dtype": info.code,
+            "shape": info.shape,
+            "data_offsets": (info.begin, info.end),
         }
     text = compact(content).encode()
     text += b" " * (-len(text) % 8)
@@ -152,22 +161,22 @@ def header_bytes(
 
 
 def read_plain_header(buffer: memoryview) -> Header:
-    """The header of a whole file, checked against its checksum, its data and itself.
+    """Read the header of a file, given as a whole, and check its checksum and its tensors.
 
-    Files of other forms are ordinary files to this: `forms.read_header` knows all forms.
+    Knows the ordinary form only; `forms.read_header` knows all forms.
 
     Raises
     ------
     CorruptDataError
-        Where it is none, or has been changed, or says what cannot be.
+        If it is not a header, was changed, or contradicts itself or the size of the file.
     """
     if len(buffer) < 8:
         raise CorruptDataError(f"a stored file must have at least 8 bytes, got {len(buffer)}")
     (length,) = struct.unpack("<Q", buffer[:8])
     if not 2 <= length <= min(MAX_HEADER, len(buffer) - 8):
         raise CorruptDataError(
-            f"the header must have at least 2 bytes and at most the file's other "
-            f"{len(buffer) - 8}, got {length}"
+            f"the header must have between 2 bytes and the {len(buffer) - 8} that follow its "
+            f"length, got {length}"
         )
     whole = bytes(buffer[: 8 + length])
     content = parse(whole[8:], "the header")
@@ -175,28 +184,28 @@ def read_plain_header(buffer: memoryview) -> Header:
         raise CorruptDataError(f"the header must be a JSON object, got {type(content).__name__}")
     texts = content.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
-        raise CorruptDataError("__metadata__ must hold text by name")
+        raise CorruptDataError("__metadata__ must map names to text")
     index = None
     if INDEX in texts or CHECKSUM in texts:
-        _check_sum(whole)
+        _check_checksum(whole)
         index = parse(texts.get(INDEX, "null").encode(), "the index")
         if not isinstance(index, dict):
             raise CorruptDataError(f"the index must be a JSON object, got {type(index).__name__}")
     metadata = {name: text for name, text in texts.items() if name not in (INDEX, CHECKSUM)}
-    places = {name: _place(name, value) for name, value in content.items()}
-    check_places(places, len(buffer) - len(whole))
-    return Header(len(whole), places, metadata, index)
+    infos = {name: _parse_info(name, value) for name, value in content.items()}
+    check_no_holes(infos, len(buffer) - len(whole))
+    return Header(len(whole), infos, metadata, index)
 
 
 def compact(value: Any) -> str:
-    """JSON without spaces."""
+    """Return a value as JSON without spaces."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def parse(text: bytes, what: str) -> Any:
-    """JSON, in which no name stands twice and every number is finite."""
+    """Parse JSON; refuse duplicate names and numbers that are not finite."""
     try:
-        # utf-8 in both directions: a name with half a surrogate pair is no text.
+        # Encode it again to refuse half a surrogate pair, which JSON can escape but UTF-8 cannot.
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         compact(value).encode()
     except CorruptDataError:
@@ -209,10 +218,10 @@ def parse(text: bytes, what: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        # In one pass: a hostile header may hold millions of names.
+        # One pass, because a hostile header may hold millions of names.
         counts = Counter(name for name, _ in pairs)
         twice = next(name for name, count in counts.items() if count > 1)
-        raise CorruptDataError(f"names must differ, got {twice!r} twice")
+        raise CorruptDataError(f"names must be unique, got {twice!r} twice")
     return found
 
 
@@ -220,74 +229,79 @@ def _no_constant(text: str) -> Any:
     raise CorruptDataError(f"numbers must be finite, got {text}")
 
 
-def _check_sum(whole: bytes) -> None:
+def _check_checksum(whole: bytes) -> None:
     found = list(STORED_CHECKSUM.finditer(whole))
     if len(found) != 1:
         raise CorruptDataError(f"the header must hold one checksum, got {len(found)}")
     start, end = found[0].span(1)
-    plain = whole[:start] + PLACEHOLDER.encode() + whole[end:]
-    if b"%08x" % zlib.crc32(plain) != found[0][1]:
-        raise CorruptDataError("the header must fit its checksum, got another")
+    stored = found[0][1].decode()
+    computed = f"{zlib.crc32(whole[:start] + PLACEHOLDER.encode() + whole[end:]):08x}"
+    if computed != stored:
+        raise CorruptDataError(
+            f"checksum mismatch in the header: expected {stored}, got {computed}"
+        )
 
 
-def _place(name: str, value: Any) -> Place:
+def _parse_info(name: str, value: Any) -> TensorInfo:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CorruptDataError(f"tensor {name!r} must have a dtype, a shape and data_offsets")
     offsets = value["data_offsets"]
     if not sizes(offsets) or len(offsets) != 2:
         raise CorruptDataError(
-            f"tensor {name!r} must have a begin and an end, got {offsets!r:.200}"
+            f"data_offsets of tensor {name!r} must be a begin and an end, got {offsets!r:.200}"
         )
-    place = place_at(offsets[0], name, value["dtype"], value["shape"])
-    if place.end != offsets[1]:
+    info = tensor_info(offsets[0], name, value["dtype"], value["shape"])
+    if info.end != offsets[1]:
         raise CorruptDataError(
-            f"tensor {name!r} must have the bytes of {place.code} and shape "
-            f"{list(place.shape)!r:.200}, got {offsets[1] - offsets[0]}"
+            f"tensor {name!r} must have {info.end - info.begin} bytes for dtype {info.code} and "
+            f"shape {list(info.shape)!r:.200}, got {offsets[1] - offsets[0]}"
         )
-    return place
+    return info
 
 
-def place_at(begin: int, name: str, code: Any, shape: Any) -> Place:
-    """Return the place of a tensor that begins here, after a check of its dtype and shape.
+def tensor_info(begin: int, name: str, code: Any, shape: Any) -> TensorInfo:
+    """Check the dtype and shape of a tensor that begins at byte ``begin``; return its info.
 
     Raises
     ------
     CorruptDataError
+        If the dtype is unknown, or the shape is not one that NumPy can hold.
     """
     if not isinstance(code, str) or code not in DTYPES:
         raise CorruptDataError(
-            f"tensor {name!r} must have one of the dtypes {', '.join(DTYPES)}, got {code!r:.200}"
+            f"dtype of tensor {name!r} must be one of {', '.join(DTYPES)}, got {code!r:.200}"
         )
-    # Where one size is zero the others count for nothing, but NumPy multiplies them.
+    # NumPy limits the product of the other sizes even where one size is zero.
     if (
         not sizes(shape)
         or len(shape) > MAX_DIMENSIONS
         or math.prod(max(n, 1) for n in shape) >= MAX_SIZE
     ):
         raise CorruptDataError(
-            f"tensor {name!r} must have at most {MAX_DIMENSIONS} sizes as its shape and less than "
-            f"2**59 places, got {shape!r:.200}"
+            f"shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes with fewer "
+            f"than 2**59 elements, got {shape!r:.200}"
         )
-    # The code says how wide it is: damage is damage also where the dtype's package is missing.
+    # Take the width from the name, so that damage is found even where ml_dtypes is missing.
     bits = re.search(r"\d+", code)
     nbytes = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
-    return Place(code, tuple(shape), begin, begin + nbytes)
+    return TensorInfo(code, tuple(shape), begin, begin + nbytes)
 
 
 def sizes(value: Any) -> bool:
-    """Whether this is a list of integers that are zero or more."""
+    """Return whether a value is a list of integers that are zero or more."""
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def check_places(places: Mapping[str, Place], nbytes: int) -> None:
+def check_no_holes(infos: Mapping[str, TensorInfo], nbytes: int) -> None:
+    """Check that tensors lie one after the other and fill exactly ``nbytes`` bytes."""
     at = 0
-    for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if place.begin != at:
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != at:
             raise CorruptDataError(
-                f"tensor {name!r} must begin where the one before it ends, at {at}, "
-                f"got {place.begin}"
+                f"tensor {name!r} must begin at byte {at}, where the one before it ends, "
+                f"got {info.begin}"
             )
-        at = place.end
+        at = info.end
     if at != nbytes:
         raise CorruptDataError(f"the file must hold {at} bytes of tensors, got {nbytes}")
 
@@ -295,12 +309,13 @@ def check_places(places: Mapping[str, Place], nbytes: int) -> None:
 # --- files
 
 
-def check_place(path: str | os.PathLike[str]) -> None:
-    """That a file may take this place, before the work for it: in a folder, and itself none.
+def check_output_path(path: str | os.PathLike[str]) -> None:
+    """Check, before any work, that a file can be written at this path.
 
     Raises
     ------
     OSError
+        If the path is a folder, or its folder is missing or not writable.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -311,28 +326,28 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
 
 
-def opened(path: str | os.PathLike[str]) -> IO[bytes]:
-    """A file to read. What is neither file nor folder is refused: a pipe would wait for ever."""
+def open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read; refuse pipes and devices, on which reading could wait for ever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise CorruptDataError(f"{os.fspath(path)} must be a file, got a pipe or device")
+        raise CorruptDataError(f"{os.fspath(path)} must be a regular file, got a pipe or device")
     return open(path, "rb")
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` at the end, if nothing was raised.
+def atomic_write(path: str | os.PathLike[str], ending: str | None = None) -> Iterator[IO[bytes]]:
+    """Give a temporary file to write, which replaces ``path`` when the block ends without error.
 
-    It is written beside and renamed when it is on the disk: at every moment the old file or the
-    new one is there, whole. Its name has the given ending, or one that no other has; who may read
-    and write it is taken over from the old file.
+    The temporary file lies in the same folder and is renamed once it is on the disk, so that
+    ``path`` is a whole file, the old one or the new one, at every moment. Its name is that of
+    ``path`` and the given ending, or a random one. It takes over the permissions of the old file.
     """
     target = Path(os.path.realpath(path))
     beside = target.with_name(f"{target.name}.{ending or secrets.token_hex(4) + '.tmp'}")
     try:
         beside.unlink(missing_ok=True)
         with open(beside, "xb") as file:
-            # Before anything is in it: what only its owner may read stays so.
+            # Copy the permissions before the contents, so that nobody else can read a private file.
             if target.exists():
                 shutil.copymode(target, beside)
             yield file
@@ -342,7 +357,7 @@ def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterat
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # other systems cannot open a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -350,9 +365,10 @@ def replacing(path: str | os.PathLike[str], ending: str | None = None) -> Iterat
             os.close(folder)
 
 
-def widest_first(named: Iterable[tuple[str, str]]) -> list[str]:
-    """Names of tensors, given with their codes, in an order in which each lies aligned.
+def sorted_by_itemsize(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the names of tensors, given with their dtypes' names, widest dtype first.
 
-    Sizes are multiples of the width, so that falling widths need no holes between tensors.
+    In this order each tensor is aligned without holes between them, because the bytes of a tensor
+    are a multiple of its own width and so of every narrower one.
     """
     return [name for name, _ in sorted(named, key=lambda item: -dtype_of(item[1]).itemsize)]

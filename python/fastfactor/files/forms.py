@@ -1,4 +1,4 @@
-"""The forms that a stored file may have, told apart by what is in them."""
+"""The forms that a stored file may have, told apart by their contents."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from .container import Header, read_plain_header
 
 
 def read_header(buffer: memoryview) -> Header:
-    """Return the header of a whole file of any form, as an ordinary file would have it.
+    """Read the header of a file of any form, given as a whole, in the terms of the ordinary form.
 
     Raises
     ------
     CorruptDataError
-        Where it is none, or has been changed, or says what cannot be.
+        If it is not a header, was changed, or contradicts itself or the size of the file.
     ValueError
-        Where a newer version wrote it.
+        If a newer version of fastfactor wrote it.
     """
     header = read_plain_header(buffer)
     data = buffer[header.size :]

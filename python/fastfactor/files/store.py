@@ -1,17 +1,15 @@
-"""Files of matrices, compressed or not: one safetensors file, read lazily through a memory map.
+"""Reading stored files: safetensors files of compressed matrices and plain tensors, read lazily.
 
-An entry is a plain tensor, under its own name, or the factors of a matrix, whose tensors are named
-``entry.tensor``. The file's metadata say which is which (`container` has the bytes), so that any
-safetensors reader sees all tensors. Every tensor has a CRC-32, and so has the header: a byte that
-was changed anywhere is noticed. Other forms (`compact`, `legacy_network`) are read as if they were
-such files.
+An entry is a plain tensor under its own name, or the factors of a matrix, whose tensors are named
+``entry.tensor``. The file's metadata tell the two apart (`container` describes the bytes), and any
+safetensors reader sees all tensors. The header and every tensor have a CRC-32, so that a changed
+byte is noticed wherever it is. The other forms (`compact`, `legacy_network`) look the same here.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
@@ -20,38 +18,39 @@ import numpy as np
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
-from .container import cooked, opened
+from .container import array_from_bytes, check_checksum, open_regular_file
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
 
 
 def open_store(path: Path) -> Store:
-    """Open a stored file, or any safetensors file, to read.
+    """Open a stored file, or any other safetensors file, for reading.
 
     Parameters
     ----------
     path : path
-        What :func:`save` or a Writer wrote, or an ordinary safetensors file, whose tensors are
-        plain entries without checksums then.
+        A file from :func:`save` or a Writer. In any other safetensors file all tensors are plain
+        entries without checksums.
 
     Returns
     -------
     Store
+        Open; use it in a ``with`` statement or call its ``close``.
 
     Raises
     ------
     CorruptDataError
-        Where the header is cut, changed or contradicts itself or the file's size.
+        If the header is cut or changed, or contradicts itself or the size of the file.
     ValueError
-        Where a newer version of the format wrote it.
+        If a newer version of fastfactor wrote it.
     OSError
-        Where it cannot be read.
+        If it cannot be read.
 
     Notes
     -----
-    Reads the header; of a compact file all of it, for its one checksum. A file that is cut while it
-    is open ends the process when what is no longer there is touched, as with every memory map; one
-    that is replaced by renaming does no harm.
+    Reads the header only; of a compact file everything, for its one checksum. The file is mapped
+    into memory: shortening it while it is open ends the process when a missing part is read.
+    Replacing it by renaming another file does no harm.
 
     Examples
     --------
@@ -70,47 +69,45 @@ def open_store(path: Path) -> Store:
 
 
 class Store(Mapping[str, Value]):
-    """A stored file, open: entries by name, read when they are asked for.
+    """An open stored file: a mapping from names to entries, each read when it is asked for.
 
-    Arrays are read-only and lie in the file's memory map, also those inside of factors, where their
-    addresses allow (in files written here they do, unless these are compact). They stay valid when
-    the store is closed. The checksum of a tensor is verified when it is first read. Entries are not
-    kept: each time that one is asked for, its factors are made anew. A store cannot be copied or
-    pickled; its entries can.
+    Arrays, including those inside factors, are read-only views of the file's memory map. They are
+    copies where they would be misaligned, as some are in compact files. Arrays stay valid after the
+    store is closed. The checksum of a tensor is verified when it is first read. Entries are not
+    cached: factors are built anew at each access. A store cannot be copied or pickled; its entries
+    can.
 
     Attributes
     ----------
     path : str
     metadata : dict of str
-        Of the file, without what is the store's own.
+        Metadata of the file, without those that fastfactor adds.
     has_checksums : bool
-        Whether the file was written here.
+        Whether fastfactor wrote the file, and so with checksums.
     file_nbytes, payload_nbytes : int
-        Bytes of the whole file, and of the tensors in it.
+        Bytes of the whole file, and of its tensors.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             # An empty file cannot be mapped.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if nbytes else None
         content = memoryview(self._map or b"")
         self._bytes: Array | None = np.frombuffer(content, np.uint8)
         header = read_header(content)
-        places = header.places
-        self._start, self._places = header.size, places
+        infos = header.tensors
+        self._start, self._infos = header.size, infos
         self.metadata = header.metadata
         self.has_checksums = header.index is not None
         self.file_nbytes, self.payload_nbytes = nbytes, nbytes - header.size
         self._sums: dict[str, int] = {}
         self._verified: set[str] = set()
         if header.index is None:
-            self._entries = {
-                name: plain_entry(name, place) for name, place in header.places.items()
-            }
+            self._entries = {name: plain_entry(name, info) for name, info in header.tensors.items()}
         else:
-            self._entries, self._sums = read_index(header.index, header.places)
+            self._entries, self._sums = read_index(header.index, header.tensors)
 
     def __getitem__(self, name: str) -> Value:
         entry = self._entries[name]
@@ -119,7 +116,7 @@ class Store(Mapping[str, Value]):
             return tensors[""]
         if entry.kind not in Factors.kinds:
             raise CorruptDataError(
-                f"entry {name!r} must be of one of the kinds {', '.join(sorted(Factors.kinds))}, "
+                f"kind of entry {name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
                 f"got {entry.kind!r}"
             )
         make = Factors.kinds[entry.kind].from_tensors
@@ -144,41 +141,65 @@ class Store(Mapping[str, Value]):
         return name in self._entries
 
     def info(self, name: str) -> Entry:
-        """What the file says of an entry; nothing of it is read."""
+        """Return the description of an entry, without reading its tensors.
+
+        Parameters
+        ----------
+        name : str
+            The name of the entry.
+
+        Returns
+        -------
+        Entry
+            Its kind, shape, dtype, size, the names of its tensors and its configuration.
+        """
         return self._entries[name]
 
     def to_dense(self, name: str, *, n_threads: int | None = None) -> Array:
-        """An entry as the tensor that it was, in its shape; a plain one as it is stored."""
+        """Return an entry as a dense tensor in its original shape.
+
+        Parameters
+        ----------
+        name : str
+            The name of the entry.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of the entry's shape and dtype
+            A plain entry as it is stored: read-only, in the memory map.
+        """
         value = self[name]
         if isinstance(value, Factors):
             return value.to_dense(n_threads=n_threads).reshape(self.info(name).shape)
         return value
 
     def verify(self) -> None:
-        """Read everything: each checksum, and each entry's factors.
+        """Read everything; check every checksum and that the factors of every entry fit together.
 
-        What factors keep encoded stays so; their own `verify` decodes it.
+        Data that factors keep encoded are not decoded; the `verify` method of factors does that.
 
         Raises
         ------
         CorruptDataError
-            For the first entry that is not what it should be.
+            For the first damaged entry.
         """
         self._verified.clear()
         for name in self:
             self[name]
 
     def release(self) -> None:
-        """Give back the memory of what was read so far, where the system can; all stays valid.
+        """Free the memory of what was read so far, where the system can; all arrays stay valid.
 
-        Pages of a memory map count as the process's own while they are there. Who streams through
-        a large file calls this now and then; what is touched again is read from the file again.
+        Pages of a memory map that were read count as memory of the process. Call this from time to
+        time when streaming through a large file; pages that are used again are read again.
         """
         if self._map is not None and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Let go of the file. Entries cannot be read any more; what was read stays valid."""
+        """Close the file. No more entries can be read; those read before stay valid."""
         self._bytes = self._map = None
 
     def __enter__(self) -> Store:
@@ -189,7 +210,7 @@ class Store(Mapping[str, Value]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Store must not be copied or pickled, as it holds an open file: "
+            "a Store must not be copied or pickled, because it holds an open file: "
             f"open {self.path!r} again with open_store"
         )
 
@@ -198,11 +219,10 @@ class Store(Mapping[str, Value]):
 
     def _tensor(self, name: str) -> Array:
         if self._bytes is None:
-            raise ValueError(f"the store must be open to read {name!r}, got a closed one")
-        place = self._places[name]
-        data = self._bytes[self._start + place.begin : self._start + place.end]
+            raise ValueError(f"the store must be open to read {name!r}, got a closed store")
+        info = self._infos[name]
+        data = self._bytes[self._start + info.begin : self._start + info.end]
         if name in self._sums and name not in self._verified:
-            if zlib.crc32(data.data) != self._sums[name]:
-                raise CorruptDataError(f"tensor {name!r} must fit its checksum, got another")
+            check_checksum(data, self._sums[name], name)
             self._verified.add(name)
-        return cooked(data, place, name)
+        return array_from_bytes(data, info, name)

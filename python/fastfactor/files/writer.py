@@ -1,4 +1,4 @@
-"""Writing stored files: at once, or entry by entry, to be taken up again after a kill."""
+"""Writing stored files: in one call, or entry by entry so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from typing import IO, Any, NoReturn
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from .compact import Summed, compact_file, compact_head
-from .container import Place, code_of, header_bytes, place_at, raw, replacing, widest_first
-from .index import FORMAT_VERSION, Path, Value, check_metadata, described_entry, index_of
+from .compact import ChecksumWriter, compact_file, compact_head
+from .container import (
+    TensorInfo,
+    array_to_bytes,
+    atomic_write,
+    code_of,
+    header_bytes,
+    sorted_by_itemsize,
+    tensor_info,
+)
+from .index import FORMAT_VERSION, Path, Value, build_index, check_metadata, described_entry
 
 COPY_BYTES = 4 << 20
 
@@ -28,34 +36,36 @@ def save(
     shapes: Mapping[str, Sequence[int]] | None = None,
     compact: bool = False,
 ) -> None:
-    """Write factors and plain tensors to one file, beside it first and then renamed.
+    """Write factors and plain tensors to one file, atomically.
 
     Parameters
     ----------
     path : path
-        A safetensors file; one that is there is replaced when the new one is whole.
+        The safetensors file to write. An existing file is replaced once the new one is complete.
     entries : mapping of names to Factors or arrays
         Arrays of any shape with a dtype that safetensors knows, bfloat16 included.
     metadata : mapping of names to text, optional
-        What else to write in the file, as safetensors has it.
+        Metadata to store in the file, as safetensors does.
     shapes : mapping of names to shapes, optional
-        Of tensors that were compressed as a matrix of (shape[0], all else), convolutions say.
+        Original shapes of tensors that were compressed as a matrix of shape
+        (shape[0], product of the rest), such as convolutions.
     compact : bool
-        Keep small files small: names, shapes and all else beside the tensors are deflated, and one
-        checksum is for all. Other readers of safetensors see one tensor of bytes then, and reading
-        one entry reads the whole file.
+        Deflate the header and use one checksum for the whole file, which makes small files smaller.
+        Other safetensors readers then see one tensor of bytes, and reading one entry reads the
+        whole file.
 
     Raises
     ------
     TypeError, ValueError
-        For entries that cannot be stored, and names that would mean two tensors.
+        For entries that cannot be stored, and for two tensors of the same name.
     OSError
-        Where the file cannot be written. The old one is whole then.
+        If the file cannot be written. An existing file is unchanged then.
 
     Notes
     -----
-    Takes a pass over the data for checksums. The same bytes for the same entries; in compact files
-    what is deflated may differ between versions of zlib.
+    The file is written under another name in the same folder and then renamed. Checksums take one
+    pass over the data. The same entries give the same bytes, except that the deflated header of a
+    compact file may differ between versions of zlib.
 
     Examples
     --------
@@ -73,35 +83,35 @@ def save(
     shapes = shapes or {}
     for name in shapes:
         if name not in entries:
-            raise ValueError(f"shapes must name entries, got {name!r}")
+            raise ValueError(f"shapes must have names of entries only, got {name!r}")
     described = [described_entry(n, value, shapes.get(n)) for n, value in entries.items()]
     texts = check_metadata(metadata)
     pieces: dict[str, tuple[Array, str, tuple[int, ...]]] = {}
     for _, tensors in described:
         for name, array in tensors.items():
             if name in pieces:
-                raise ValueError(f"names of tensors must differ, got {name!r} twice")
+                raise ValueError(f"names of tensors must be unique, got {name!r} twice")
             code = code_of(array, f"tensor {name!r}")
-            pieces[name] = raw(array, code), code, array.shape
+            pieces[name] = array_to_bytes(array, code), code, array.shape
     types = {name: (code, shape) for name, (_, code, shape) in pieces.items()}
-    places = _placed(types, compact)
+    infos = _layout(types, compact)
     listed = [entry for entry, _ in described]
     sums = {name: zlib.crc32(data.data) for name, (data, _, _) in pieces.items()}
-    index = index_of(listed, sums)
-    with replacing(path) as file, _after_header(file, places, texts, index, compact) as rest:
-        for name in places:
+    index = build_index(listed, sums)
+    with atomic_write(path) as file, _write_header(file, infos, texts, index, compact) as rest:
+        for name in infos:
             rest.write(pieces[name][0].data)
 
 
-def left_behind(path: Path) -> str | None:
-    """The job of a writer to this path that was killed; None where nothing was left behind."""
+def unfinished_job(path: Path) -> str | None:
+    """Return the job of a killed writer to this path; None if it left no files."""
     try:
         with open(f"{os.path.realpath(path)}.journal", "rb") as file:
             line = file.readline()
     except FileNotFoundError:
         return None
     try:
-        head = json.loads(line[9:]) if line == _summed(line[9:]) else {}
+        head = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
         return str(head["job"])
     except (ValueError, TypeError, KeyError):
         return None
@@ -110,24 +120,24 @@ def left_behind(path: Path) -> str | None:
 class Writer:
     """Write a stored file entry by entry, holding one at a time.
 
-    Tensors go to ``path.partial`` as they come, with a line for each entry in ``path.journal``.
-    When the writer is closed the file is put together beside ``path`` and renamed, and those two
-    are removed. After a kill, at whatever moment, ``path`` is what it was, and a writer with
-    ``resume=True`` takes up the entries that were complete.
+    Each tensor is appended to ``path.partial``, and each entry adds a line to ``path.journal``.
+    Closing the writer puts the file together under another name, renames it to ``path`` and removes
+    the two side files. If the process is killed at any moment before that, ``path`` is unchanged,
+    and a writer with ``resume=True`` continues after the last complete entry.
 
     Parameters
     ----------
     path : path
-        A safetensors file; one that is there is replaced when the new one is whole.
+        The safetensors file to write. An existing file is replaced once the new one is complete.
     metadata : mapping of names to text, optional
-        What else to write in the file. Kept as the attribute ``metadata``, which may be changed
+        Metadata to store in the file. Kept as the attribute ``metadata``, which may be changed
         until the writer is closed.
     resume : bool
-        Take up what an earlier writer to this path left behind, and leave behind what there is
-        if this one ends with an exception. Otherwise nothing is taken up or left.
+        Continue from the side files of an earlier writer to this path, and keep the side files if
+        this one ends with an exception. Otherwise side files are neither used nor kept.
     job : str
-        Says what is being done: settings, and what the input is. Only what was left behind by a
-        writer with the same job is taken up.
+        A text that identifies the work: its settings and its input. Side files are used only if
+        they were written for the same job.
     compact : bool
         As for :func:`save`.
 
@@ -136,13 +146,13 @@ class Writer:
     TypeError, ValueError
         For metadata that are not text.
     OSError
-        Where files cannot be written beside ``path``.
+        If the side files cannot be written.
 
     Notes
     -----
-    Not for two writers of one path at a time. Writes all data twice; every checksum is verified
-    in between. What is taken up is read once, to verify it. The order of entries is that in which
-    they were added, so that a file does not depend on how often its making was interrupted.
+    Only one writer may use a path at a time. All data are written twice, and every checksum is
+    verified in between. Resuming reads the side files once, to verify them. Entries keep the order
+    in which they were added, so the bytes do not depend on interruptions.
 
     Examples
     --------
@@ -175,9 +185,9 @@ class Writer:
         self._pieces: dict[str, _Piece] = {}
         self._end = 0
         head = _line({"version": FORMAT_VERSION, "job": job})
-        self._data = _opened(self._side("partial"), keep=resume)
-        self._journal = _opened(self._side("journal"), keep=resume)
-        kept = self._take_up(head) if resume else 0
+        self._data = _open_side_file(self._side("partial"), keep=resume)
+        self._journal = _open_side_file(self._side("journal"), keep=resume)
+        kept = self._resume(head) if resume else 0
         self._data.truncate(self._end)
         self._journal.truncate(kept)
         self._journal.seek(kept)
@@ -191,30 +201,31 @@ class Writer:
         Parameters
         ----------
         name : str
-            Not yet used.
+            A name that no earlier entry has.
         value : Factors or array
+            What to store: factors of a matrix, or a plain tensor.
         shape : sequence of int, optional
-            Of the tensor that was compressed as a matrix of (shape[0], all else).
+            Original shape of a tensor that was compressed as a matrix of shape
+            (shape[0], product of the rest).
 
         Raises
         ------
         TypeError, ValueError
-            For an entry that cannot be stored, or a name that would mean two tensors. The writer
-            may be used on.
+            For an entry that cannot be stored, or a name that is taken. The writer stays usable.
         OSError
-            Where it cannot be written.
+            If it cannot be written.
         """
         if self._data.closed:
-            raise ValueError(f"the writer must be open to add {name!r}, got a closed one")
+            raise ValueError(f"the writer must be open to add {name!r}, got a closed writer")
         described, tensors = described_entry(name, value, shape)
         for long in tensors:
             if name in self or long in self._pieces:
-                raise ValueError(f"names of tensors must differ, got {long!r} twice")
+                raise ValueError(f"names of tensors must be unique, got {long!r} twice")
         codes = {long: code_of(array, f"tensor {long!r}") for long, array in tensors.items()}
         pieces, end = [], self._end
         self._data.seek(end)
         for long, array in tensors.items():
-            data = raw(array, codes[long])
+            data = array_to_bytes(array, codes[long])
             self._data.write(data.data)
             crc32 = zlib.crc32(data.data)
             pieces.append(_Piece(long, codes[long], array.shape, end, data.size, crc32))
@@ -228,38 +239,38 @@ class Writer:
         return name in self._described
 
     def __iter__(self) -> Iterator[str]:
-        """Names of the entries that are written, those taken up among them."""
+        """Iterate over the names of the entries written so far, resumed ones included."""
         return iter(self._described)
 
     def close(self) -> None:
-        """Put the file together and rename it; nothing more can be added.
+        """Complete the file at ``path``; no more entries can be added.
 
         Raises
         ------
         CorruptDataError
-            Where ``path.partial`` does not hold what was written to it.
+            If ``path.partial`` was changed since it was written.
         OSError
-            Where the file cannot be written. ``path`` is what it was, and closing may be tried
+            If the file cannot be written. ``path`` is unchanged then, and closing may be tried
             again.
         """
         if self._data.closed:
             return
         types = {name: (piece.code, piece.shape) for name, piece in self._pieces.items()}
-        places = _placed(types, self._compact)
+        infos = _layout(types, self._compact)
         texts = check_metadata(self.metadata)
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
-        index = index_of(self._described.values(), sums)
-        # A name of its own, so that what a kill leaves is written over by the next run.
+        index = build_index(self._described.values(), sums)
+        # A fixed name, so that the next run overwrites what a killed one left.
         with (
-            replacing(self.path, "whole") as file,
-            _after_header(file, places, texts, index, self._compact) as rest,
+            atomic_write(self.path, "whole") as file,
+            _write_header(file, infos, texts, index, self._compact) as rest,
         ):
-            for name in places:
+            for name in infos:
                 self._copy(self._pieces[name], rest)
         self._end_files(keep=False)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Writer must not be copied or pickled, as it holds an open file")
+        raise TypeError("a Writer must not be copied or pickled, because it holds open files")
 
     def __enter__(self) -> Writer:
         return self
@@ -285,14 +296,14 @@ class Writer:
         self._pieces.update((piece.name, piece) for piece in pieces)
         self._end += sum(piece.nbytes for piece in pieces)
 
-    def _take_up(self, head: bytes) -> int:
-        """Entries of the journal whose data are there; returns the bytes of its lines for them."""
+    def _resume(self, head: bytes) -> int:
+        """Accept the journal's entries up to the first incomplete one; return their bytes in it."""
         if self._journal.readline() != head:
             return 0
         kept = len(head)
         for line in self._journal:
             try:
-                found = json.loads(line[9:]) if line == _summed(line[9:]) else {}
+                found = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
                 described, pieces = found["entry"], [_Piece(**piece) for piece in found["pieces"]]
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
@@ -305,8 +316,8 @@ class Writer:
     def _read_sum(self, piece: _Piece) -> int:
         return self._copy(piece, None)
 
-    def _copy(self, piece: _Piece, file: IO[bytes] | Summed | None) -> int:
-        """The checksum of a piece in the side file, which is copied to ``file``."""
+    def _copy(self, piece: _Piece, file: IO[bytes] | ChecksumWriter | None) -> int:
+        """Copy a piece of the side file to ``file``, if given; return its checksum, -1 if cut."""
         self._data.seek(piece.begin)
         found, left = 0, piece.nbytes
         while left:
@@ -319,7 +330,8 @@ class Writer:
                 file.write(data)
         if file is not None and (left or found != piece.crc32):
             raise CorruptDataError(
-                f"{self._side('partial')} must hold {piece.name!r} as written, got other data"
+                f"{self._side('partial')} must hold tensor {piece.name!r} as it was written, "
+                "got changed data"
             )
         return -1 if left else found
 
@@ -343,49 +355,47 @@ class _Piece:
     crc32: int
 
 
-def _placed(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, Place]:
-    """Where tensors lie, given their dtypes and shapes, in the order in which they are written."""
+def _layout(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, TensorInfo]:
+    """Return the byte ranges of tensors from their dtypes and shapes, in the order of writing."""
     codes = ((name, code) for name, (code, _) in types.items())
-    places: dict[str, Place] = {}
+    infos: dict[str, TensorInfo] = {}
     at = 0
-    for name in types if compact else widest_first(codes):
+    for name in types if compact else sorted_by_itemsize(codes):
         code, shape = types[name]
-        places[name] = place_at(at, name, code, list(shape))
-        at = places[name].end
-    return places
+        infos[name] = tensor_info(at, name, code, list(shape))
+        at = infos[name].end
+    return infos
 
 
 @contextmanager
-def _after_header(
+def _write_header(
     file: IO[bytes],
-    places: Mapping[str, Place],
+    infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, str],
     index: Mapping[str, Any],
     compact: bool,
-) -> Iterator[IO[bytes] | Summed]:
-    """Write what stands before the tensors; give what they are to be written to."""
+) -> Iterator[IO[bytes] | ChecksumWriter]:
+    """Write the part of a file before its tensors; give the file to write the tensors to."""
     if not compact:
-        file.write(header_bytes(places, metadata, index))
+        file.write(header_bytes(infos, metadata, index))
         yield file
         return
-    head = compact_head(places, metadata, index)
-    with compact_file(
-        file, head, sum(place.end - place.begin for place in places.values())
-    ) as rest:
+    head = compact_head(infos, metadata, index)
+    with compact_file(file, head, sum(info.end - info.begin for info in infos.values())) as rest:
         yield rest
 
 
-def _opened(path: str, *, keep: bool) -> IO[bytes]:
-    # A file that is there must not be truncated, one that is not must be made.
+def _open_side_file(path: str, *, keep: bool) -> IO[bytes]:
+    """Open a side file for reading and writing; with ``keep``, do not empty an existing one."""
     if keep and os.path.exists(path):
         return open(path, "r+b")
     return open(path, "w+b")
 
 
 def _line(value: Any) -> bytes:
-    return _summed(json.dumps(value).encode() + b"\n")
+    return _with_checksum(json.dumps(value).encode() + b"\n")
 
 
-def _summed(text: bytes) -> bytes:
-    """A journal's line: its checksum, and itself."""
+def _with_checksum(text: bytes) -> bytes:
+    """Return a journal's line with its checksum in front."""
     return b"%08x " % zlib.crc32(text) + text

@@ -152,7 +152,8 @@ def assign(X: Any, centroids: Any, *, n_threads: int | None = None) -> tuple[Arr
     ----------
     X : array of shape (n_samples, n_features) or (groups, n_samples, n_features)
         float16, bfloat16, float32 or float64, any strides.
-    centroids : array of shape (n_clusters, n_features), with or without a leading axis of groups
+    centroids : array of shape (n_clusters, n_features) or (groups, n_clusters, n_features)
+        One set for all groups, or one for each.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 

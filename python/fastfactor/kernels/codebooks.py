@@ -109,16 +109,21 @@ def codebook_rows(
 
     Parameters
     ----------
-    packed, codebook, group_size
+    packed : PackedCodes
         As in :func:`codebook_matmul`.
-    ids : array of integers, or None
+    codebook : array of shape ([n_codebooks,] [out_features,] [n_groups,] 2**n_bits, vector_dim)
+        As in :func:`codebook_matmul`.
+    ids : array of int, or None
         Which rows to return, in any shape; None for all of them, in order.
+    group_size : int, optional
+        As in :func:`codebook_matmul`.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     float32 array of shape (\*ids.shape, in_features), or of packed.shape
+        The vectors that the codes name, side by side.
 
     Raises
     ------

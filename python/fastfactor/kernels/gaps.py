@@ -61,7 +61,7 @@ def gap_encode(
 
     Parameters
     ----------
-    positions : bool array of any shape, or integer array of shape (n,)
+    positions : bool array of any shape, or int array of shape (n,)
         A mask that is True at the positions, in C order, or the positions themselves, ascending.
     size : int, optional
         Length of the array that the positions are in. Required with positions; a mask implies it.

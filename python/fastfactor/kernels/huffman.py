@@ -120,7 +120,7 @@ def huffman_decode(data: Any, *, n_threads: int | None = None) -> Array:
     ...     fastfactor.huffman_decode(data)
     ... except fastfactor.CorruptDataError as error:
     ...     print(error)
-    data must hold blocks that their checksums fit, got another as block 0
+    data must match its checksums, but block 0 does not
     """
     array = _checks.as_bytes(data, "data")
     _checks.flat(array, "data")

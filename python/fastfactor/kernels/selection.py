@@ -117,7 +117,7 @@ def prune_mask(
     sparsity : float
         The share to drop, in [0, 1]: ``round(sparsity * n)`` of the n entries, of the n entries of
         each row, or of the n blocks.
-    scope, block_shape, pool
+    scope, block_shape, pool : optional
         As for :func:`magnitude_threshold`.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.

@@ -185,11 +185,12 @@ class CSR:
         return out  # type: ignore[no-any-return]
 
     def to_scipy(self) -> Any:
-        """Return the matrix as a ``scipy.sparse.csr_array`` that shares the read-only arrays.
+        """Return the matrix as a SciPy array.
 
         Returns
         -------
         scipy.sparse.csr_array
+            It shares the arrays, which stay read-only.
 
         Raises
         ------

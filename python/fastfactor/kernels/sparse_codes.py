@@ -194,7 +194,13 @@ class SparseCodes:
         return cls(codes, coded.gaps, coded.gap_bits, table, array.shape)
 
     def to_csr(self) -> CSR:
-        """Return the matrix in compressed rows, in float32, without entries of value zero."""
+        """Return the matrix in compressed rows.
+
+        Returns
+        -------
+        CSR
+            In float32, without entries of value zero.
+        """
         positions, values = self._entries()
         rows, columns = np.divmod(positions, max(self.shape[1], 1))
         indptr = np.zeros(self.shape[0] + 1, np.int64)
@@ -203,7 +209,13 @@ class SparseCodes:
         return CSR(values, columns.astype(np.int32 if narrow else np.int64), indptr, self.shape)
 
     def to_dense(self) -> Array:
-        """Return the dense matrix, in float32."""
+        """Return the dense matrix.
+
+        Returns
+        -------
+        float32 array of the matrix's shape
+            Zero where nothing is stored.
+        """
         dense = np.zeros(self.shape[0] * self.shape[1], np.float32)
         positions, values = self._entries()
         dense[positions] = values

@@ -1,4 +1,4 @@
-"""Products of sparse codes with themselves, CᵀC: what a refit of atoms solves with."""
+"""The products CᵀC of sparse codes with themselves, which a refit of the atoms needs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import numpy as np
 from .._checks import Array
 from ..kernels.sparse import CSR, spmm
 
-# Atoms whose products are held as a matrix: 128 MB of it. Of more, codes are held.
+# Up to this many atoms CᵀC is held as a matrix (128 MB); for more atoms the codes are held.
 MOST_DENSE = 4096
-FORGOTTEN = 1e-4  # the weight at which codes that fade are dropped
+FORGOTTEN = 1e-4  # a batch of codes is dropped when its weight falls to this
 ROWS_AT_ONCE = 1 << 16
 
 
 class DenseGram:
-    """The Gram matrix CᵀC of codes, earlier ones fading, as n_atoms² numbers."""
+    """The Gram matrix CᵀC of codes, stored as n_atoms² numbers; earlier codes count less."""
 
     def __init__(self, n_atoms: int) -> None:
         self.matrix = np.zeros((n_atoms, n_atoms))
 
     def add(self, codes: CSR, of_atoms: CSR, forgetting: float) -> None:
-        """Add codes, whose transpose is ``of_atoms``, to ``forgetting`` times what was there."""
+        """Multiply the matrix by ``forgetting``, then add CᵀC of the codes; ``of_atoms`` is Cᵀ."""
         self.matrix = forgetting * self.matrix + gram_of_codes(codes)
 
     def diagonal(self) -> Array:
+        """Return the diagonal of CᵀC: the sum of squares of each atom's codes."""
         return self.matrix.diagonal()
 
     def operator(self, ridge: float, n_threads: int) -> Callable[[Array], Array]:
@@ -35,27 +36,30 @@ class DenseGram:
         return lambda atoms: spmm(matrix, atoms, n_threads=n_threads)
 
     def rescale(self, factors: Array) -> None:
-        """Multiply the codes of each atom by a factor."""
+        """Multiply the codes of each atom by its factor."""
         self.matrix *= factors[:, None] * factors
 
     def forget(self, atoms: Array) -> None:
-        """Set the codes of some atoms to zero."""
+        """Set the codes of these atoms to zero."""
         self.matrix[atoms], self.matrix[:, atoms] = 0, 0
 
 
 @dataclass(frozen=True)
 class _Batch:
+    """The codes of one batch, and what later steps multiply them by."""
+
     codes: CSR
     of_atoms: CSR  # the transpose
     squares: Array  # the diagonal of CᵀC
-    scale: Array  # of each atom's codes
-    weight: float
+    scale: Array  # a factor of each atom's codes
+    weight: float  # a factor of all products of these codes
 
 
 class SparseGram:
-    """The same as :class:`DenseGram`, kept as the codes themselves.
+    """The Gram matrix of :class:`DenseGram`, kept as the codes themselves.
 
-    Memory and time grow with the codes, not with n_atoms²: for large dictionaries.
+    Memory and time grow with the number of codes instead of n_atoms², which suits large
+    dictionaries.
     """
 
     def __init__(self, n_atoms: int) -> None:
@@ -96,7 +100,7 @@ class SparseGram:
 
 
 def gram_of_codes(codes: CSR) -> Array:
-    """Return CᵀC in float64, from the pairs of coefficients that stand in one row."""
+    """Return CᵀC in float64, summed over the pairs of coefficients in each row."""
     n_atoms = codes.shape[1]
     total = np.zeros(n_atoms * n_atoms)
     indptr = codes.indptr
@@ -117,7 +121,7 @@ def gram_of_codes(codes: CSR) -> Array:
 
 
 def full(matrix: Array) -> CSR:
-    """Return a dense matrix as CSR, so that `spmm` multiplies by it on this package's threads."""
+    """Return a dense matrix as CSR, so that `spmm` can multiply by it on this package's threads."""
     rows, columns = matrix.shape
     indices = np.tile(np.arange(columns, dtype=np.int32), rows)
     indptr = np.arange(rows + 1, dtype=np.int64) * columns

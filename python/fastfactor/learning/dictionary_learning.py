@@ -1,4 +1,4 @@
-"""Dictionary learning: atoms of which few combine to each sample."""
+"""Dictionary learning: find atoms such that a few of them combine to each sample."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ from .dictionary_update import DictionaryUpdate, sum_of_squares
 from .initial_atoms import INITS, initial_atoms, unit_rows
 
 SEARCHES = ("all", "hash")
-# A batch must be small: its chance noise frees atoms from poor minima. And it must be large enough
-# to tell atoms from noise. Best was, for the signals there were per atom, as the sum of batch /
-# (1 - FORGETTING): 7 of 15, 10 of 31, 14 of 62, 20 of 125, 40 of 500, on parts of wordllama's table
-# (6 shapes of batch each); two layers of a LeNet-300-100, two of a ResNet-20 and combinations of
-# random atoms agree. Hence the root. With 0.6 fewer refits do than with 0.8: of bench/omp.py's
-# workload a, two passes leave 0.0019 in 0.44 s instead of 0.0022 in 0.61.
+# A batch must be small, so that its random noise frees atoms from poor minima, and large enough
+# to tell atoms from noise. A refit sees batch / (1 - FORGETTING) signals. Measured on parts of
+# wordllama's table with 15, 31, 62, 125 and 500 signals an atom (6 batch sizes each), the best
+# numbers seen were 7, 10, 14, 20 and 40 an atom: they grow as the root. Two layers of a
+# LeNet-300-100, two of a ResNet-20 and combinations of random atoms agree. A FORGETTING of 0.6
+# needs fewer refits than 0.8: on workload a of bench/omp.py two passes leave an error of 0.0019
+# in 0.44 s instead of 0.0022 in 0.61 s.
 BATCH = 0.6  # times the root of n_samples · n_atoms
-FORGETTING = 0.6  # what of earlier batches counts in the next refit
-# With few signals a pass is cheap, and many are needed: so many signals an atom. Of LeNet's first
-# layer 512, 1024, 2048 and 4096 leave 0.0666, 0.0663, 0.0656 and 0.0654 at 3 nonzeros, in 0.3, 0.5,
-# 1.0 and 1.9 s; at 6, 0.0284, 0.0275, 0.0270 and 0.0266. Of its second, at 3: 0.228 to 0.220.
+FORGETTING = 0.6  # the weight of earlier batches in the next refit
+# Passes with small batches go on until this many signals were coded for each atom. With 512, 1024,
+# 2048 and 4096 LeNet's first layer is left with errors of 0.0666, 0.0663, 0.0656 and 0.0654 at 3
+# nonzeros, in 0.3, 0.5, 1.0 and 1.9 s; at 6 nonzeros with 0.0284, 0.0275, 0.0270 and 0.0266. The
+# second layer at 3 nonzeros goes from 0.228 to 0.220.
 SMALL_SIGNALS = 2048
-MOST_SMALL_SIGNALS = 1 << 21  # in all: else many thousand atoms would take hours
+MOST_SMALL_SIGNALS = 1 << 21  # for all atoms together: many thousand atoms would take hours
 LEAST_SMALL_PASSES, MOST_SMALL_PASSES = 2, 200
-LATE_PASSES = 20  # then batches double from pass to pass, up to all signals
-LEAST_GAIN = 1e-3  # of the error, for one more pass over all signals at once
-PLAIN_EXPONENTS = 30  # of two: what is larger or smaller is scaled, so that its squares are numbers
+LATE_PASSES = 20  # after the small batches, which then double with each pass up to all signals
+LEAST_GAIN = 1e-3  # the relative gain in error that justifies another pass over all signals
+PLAIN_EXPONENTS = 30  # X beyond 2**30 or below 2**-30 is scaled, so that squares stay in range
 
 
 class DictionaryResult(NamedTuple):
-    """What :func:`learn_dictionary` gives back: ``X ≈ codes @ dictionary``.
+    """The result of :func:`learn_dictionary`: ``X ≈ codes @ dictionary``.
 
     Attributes
     ----------
     codes : CSR of shape (n_samples, n_atoms)
-        Coefficients, columns ascending in each row: least squares on the atoms chosen.
+        Coefficients of least squared error for the atoms chosen; columns ascend in each row.
     dictionary : array of shape (n_atoms, n_features)
-        Atoms of unit norm, float64 where X is, else float32.
+        Atoms of unit norm; float64 if X is float64, else float32.
     error : float
-        ‖X − codes · dictionary‖² / ‖X‖², 0 where X is zero.
+        ‖X − codes · dictionary‖² / ‖X‖²; 0 if X is zero.
     n_iter : int
-        Passes over the signals, the last coding not counted.
+        Passes over the signals, without the final coding.
     """
 
     codes: CSR
@@ -79,58 +81,61 @@ def learn_dictionary(
     random_state: Any = 0,
     n_threads: int | None = None,
 ) -> DictionaryResult:
-    """Find atoms of which few combine to each row of ``X``, and the combinations.
+    """Find atoms such that a few of them combine to each row of ``X``, and the combinations.
 
-    Alternates coding by :func:`omp` with the dictionary of least squared error for the codes so
-    far. A step takes a batch of the signals, and codes of earlier batches count less and less;
-    batches grow from pass to pass until a step takes all. Atoms that hardly any code
-    uses, and second ones of two that are alike, give way to the signals that are coded worst.
+    Each step codes a batch of signals by :func:`omp`, then fits the dictionary of least squared
+    error to all codes so far, where codes of earlier batches count less and less. Batches grow from
+    pass to pass until a step takes all signals. The signals with the largest error replace atoms
+    that hardly any code uses, and the second of two atoms that are nearly equal.
 
     Parameters
     ----------
     X : array of shape (n_samples, n_features)
-        float16, bfloat16, float32 or float64, finite. Read a batch at a time, never copied whole
-        while there are several batches, unless the largest is beyond 2³⁰ or below 2⁻³¹.
+        Finite numbers of dtype float16, bfloat16, float32 or float64. X is read a batch at a time
+        and is copied whole only when a step takes all signals, or when its largest magnitude is
+        beyond 2³⁰ or below 2⁻³¹.
     n_atoms : int
-        Rows of the dictionary. There may be more than samples.
+        Rows of the dictionary. It may exceed the number of samples.
     n_nonzero_coefs : int, optional
         The most atoms that a row may use, as in :func:`omp`.
     tol : float, optional
         The squared error at which a row is done, in the units of X², as in :func:`omp`.
     criterion : {"correlation", "ols"}
-        How atoms are chosen, as in :func:`omp`.
+        The rule by which atoms are chosen, as in :func:`omp`.
     search : {"all", "hash"}
-        ``"hash"`` codes by :func:`hashed_omp`, which looks at few of the atoms: for dictionaries of
-        some 8,000 atoms and more, with ``criterion="correlation"``.
+        ``"hash"`` codes by :func:`hashed_omp`, which compares a signal with a few of the atoms
+        only. It pays from about 8,000 atoms and needs ``criterion="correlation"``.
     exchange : bool
-        Whether codes are improved by :func:`exchange_atoms` where a pass takes all signals at once,
-        and at the end: with as many atoms a row, less error. Unless ``tol`` is given, a row's code
-        of the pass before goes on where it leaves less than a new one. Such passes take three to
-        six times as long. With ``search="hash"`` it would look at all atoms, and is refused.
+        Whether :func:`exchange_atoms` improves the codes in passes that take all signals at once,
+        and in the final coding. The error falls at the same number of atoms a row; such passes take
+        three to six times as long. Unless ``tol`` is given, a row keeps its code of the pass before
+        if that leaves less error than the new one. Must be False with ``search="hash"``, because
+        exchanges compare a signal with all atoms.
     init : {"k-means++", "rows", "neighbours"} or array of shape (n_atoms, n_features)
-        Initial atoms: ``"k-means++"`` draws signals in rounds, with chances as the squared error
-        that one of the atoms drawn before leaves; ``"rows"`` draws signals that are not zero, all
-        alike; ``"neighbours"`` draws four times as many and takes those that, as the nearest
-        neighbour of other signals (in angle), stand for the most of their energy.
+        Initial atoms. ``"k-means++"`` draws signals in rounds, with probabilities proportional to
+        the squared error that the best single atom drawn so far leaves. ``"rows"`` draws nonzero
+        signals with equal probabilities. ``"neighbours"`` draws four times as many signals as
+        atoms and keeps those that explain most energy of the signals to which they are nearest
+        in angle.
     batch_size : int, optional
-        Signals a step in the first passes, then twice as many in each. Default:
-        0.6 · √(n_samples · n_atoms). With n_samples or more every step takes all (method of optimal
-        directions).
+        Signals in each step of the first passes; it doubles in each later pass. Default:
+        0.6 · √(n_samples · n_atoms). With n_samples or more every step takes all signals (method of
+        optimal directions).
     max_iter : int, optional
-        The most passes over the signals; 0 codes by the initial atoms. Default: passes with small
-        batches until 2048 signals were coded for each atom, or 2 million in all, 2 to 200, and
-        up to 20 after them, fewer where nothing is left to gain.
-        Where it is given, small batches take at most half of it.
+        The most passes over the signals; 0 codes by the initial atoms. Default: 2 to 200 passes
+        with small batches, until 2048 signals were coded for each atom or 2 million in all, then up
+        to 20 passes with growing batches. If ``max_iter`` is given, small batches take at most half
+        of it, or 2 passes where that is more.
     random_state : int, Generator, RandomState or None
-        Seed of the initial atoms and of the order of signals. None: fresh at each call.
+        Seed of the initial atoms and of the order of signals. None draws a fresh seed at each call.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     DictionaryResult
-        With fields codes, dictionary, error and n_iter. The dictionary's last refit is followed by
-        one more coding, so that codes are best for the dictionary given.
+        With fields codes, dictionary, error and n_iter. The codes are found once more after the
+        last refit, for the dictionary that is returned.
 
     Raises
     ------
@@ -139,14 +144,15 @@ def learn_dictionary(
 
     Notes
     -----
-    A pass codes each signal once (see :func:`omp` for what that costs), sums the products of its
-    k coefficients, k² / 2 additions, and solves for the atoms once a batch: some products of a
-    matrix of n_atoms². Beside operands and result, memory is n_atoms² numbers and a batch. Of more
-    than 4096 atoms the solver multiplies by the codes instead, and memory is some batches. A pass
-    over all signals that gains less than 0.1 % is the last.
+    A pass codes each signal once (:func:`omp` states the cost), sums the products of its k
+    coefficients in k² / 2 additions, and solves for the atoms once a batch, in up to 40 products by
+    a matrix of n_atoms² numbers. Besides operands and result, memory is n_atoms² numbers and a
+    batch. Beyond 4096 atoms the solver multiplies by the codes of some recent batches instead, and
+    these are what it holds. Learning ends after a pass over all signals that lowers the error by
+    less than 0.1 %.
 
-    Sums are float64. They and the solver (conjugate gradients, from the atoms before) run in this
-    package's own loops, so that results have the same bits for any number of threads.
+    Sums are float64. They and the solver (conjugate gradients that start from the previous atoms)
+    run in this package's own loops, so that results have the same bits for any number of threads.
 
     Sources: K. Engan, S. Aase, J. Husøy, Method of optimal directions, 1999; J. Mairal, F. Bach,
     J. Ponce, G. Sapiro, Online dictionary learning, 2009; K. Skretting, K. Engan, Recursive least
@@ -205,7 +211,7 @@ def learn_dictionary(
 def coder(
     search: str, criterion: str, seed: int = 0, n_threads: int | None = None
 ) -> Callable[..., CSR]:
-    """Return the pursuit that is asked for, a function of signals, atoms and limits."""
+    """Return the pursuit of this search and criterion, a function of signals, atoms and limits."""
     _checks.choice(search, "search", SEARCHES)
     _checks.choice(criterion, "criterion", ("correlation", "ols"))
     if search == "all":
@@ -216,7 +222,7 @@ def coder(
 
 
 def check_exchange(exchange: Any, search: str) -> None:
-    """Check that codes are exchanged only where pursuit looks at all atoms anyway."""
+    """Check that exchange is False unless the search compares signals with all atoms."""
     if _checks.boolean(exchange, "exchange") and search != "all":
         raise ValueError(f"exchange must be False with search={search!r}, got True")
 
@@ -225,16 +231,17 @@ def check_exchange(exchange: Any, search: str) -> None:
 
 
 class _Schedule(NamedTuple):
-    """How passes over the signals go: small batches, then larger ones, then all signals at once."""
+    """The sizes of batches: small in the first passes, then doubling up to all signals at once."""
 
-    batch_size: int  # of the small batches
-    small_passes: int  # passes with them
+    batch_size: int  # signals in a small batch
+    small_passes: int  # passes with small batches
     max_iter: int
 
 
 def _plan_passes(
     n_samples: int, n_atoms: int, batch_size: int | None, max_iter: int | None
 ) -> _Schedule:
+    """Return the schedule for these settings, with defaults where they are None."""
     if batch_size is None:
         batch_size = max(round(BATCH * float(n_samples * n_atoms) ** 0.5), 1)
     batch_size = _checks.integer(batch_size, "batch_size", 1)
@@ -249,18 +256,20 @@ def _plan_passes(
 
 @dataclass
 class _Encoder:
-    """Finds codes by pursuit and, where that is asked for, improves them by exchanges."""
+    """A pursuit that finds codes, followed by exchanges of atoms if ``exchange`` is True."""
 
     pursuit: Callable[[Array, Array], CSR]
     exchange: bool
-    keeps_earlier: bool  # whether exchanges may also go on from the codes of the pass before
+    keeps_earlier: bool  # whether a row may keep its code of the pass before
     n_threads: int
     earlier: CSR | None = None
 
     def encode_batch(self, batch: Array, atoms: Array) -> CSR:
+        """Return the codes of a batch, without exchanges."""
         return self.pursuit(batch, atoms)
 
     def encode_all(self, X: Array, atoms: Array) -> CSR:
+        """Return the codes of all signals, after exchanges if these are asked for."""
         codes = self.pursuit(X, atoms)
         if self.exchange:
             codes = improved(X, atoms, codes, self.earlier, self.n_threads)
@@ -275,7 +284,7 @@ def _alternate(
     schedule: _Schedule,
     generator: np.random.Generator,
 ) -> int:
-    """Code the signals and fit the atoms in turn, and return the number of passes."""
+    """Alternate between coding the signals and fitting the atoms; return the number of passes."""
     dtype = update.atoms.dtype
     rounding = 4 * float(np.finfo(dtype).eps) * sum(map(sum_of_squares, _row_blocks(X)))
     batch_size, last_error = schedule.batch_size, np.inf
@@ -310,9 +319,9 @@ def _batches(X: Array, size: int, generator: np.random.Generator) -> Iterator[Ar
 
 
 def _scaled(X: Array) -> tuple[Array, int]:
-    """Return X / 2**exponent and the exponent, 0 unless squares of X might leave the range.
+    """Check that X is finite; return X / 2**exponent and the exponent.
 
-    Checks that X is finite, some rows at a time.
+    The exponent is 0 unless squares of X might overflow or underflow.
     """
     largest = 0.0
     for rows in _row_blocks(X):
@@ -325,7 +334,7 @@ def _scaled(X: Array) -> tuple[Array, int]:
 
 
 def _given_atoms(init: Any, shape: tuple[int, int]) -> Array:
-    """Return the initial atoms that the caller gave, checked, in float64."""
+    """Check the initial atoms that the caller gave, and return them in float64."""
     given = _checks.float_array(init, "init", ndim=(2,))
     if given.shape != shape:
         raise ValueError(f"init must have shape {shape}, got {given.shape}")
@@ -334,12 +343,13 @@ def _given_atoms(init: Any, shape: tuple[int, int]) -> Array:
 
 
 def _row_blocks(X: Array) -> Iterator[Array]:
+    """Yield the rows of X in blocks of ``ROWS_AT_ONCE``."""
     for first in range(0, len(X), ROWS_AT_ONCE):
         yield X[first : first + ROWS_AT_ONCE]
 
 
 def _relative_error(X: Array, codes: CSR, dictionary: Array, n_threads: int) -> float:
-    """‖X − codes · dictionary‖² / ‖X‖²."""
+    """Return ‖X − codes · dictionary‖² / ‖X‖², or 0 if X is zero."""
     lost = total = 0.0
     approximation = spmm(codes, dictionary, n_threads=n_threads)
     for rows, close in zip(_row_blocks(X), _row_blocks(approximation), strict=True):

@@ -1,4 +1,4 @@
-"""The dictionary's half of dictionary learning: fit atoms to codes, and replace useless atoms."""
+"""The dictionary step of dictionary learning: fit atoms to codes, and replace useless atoms."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from ..kernels.sparse import CSR, spmm
 from .code_products import MOST_DENSE, DenseGram, SparseGram, full
 from .initial_atoms import unit_rows
 
-SAME = 0.98  # |cosine| of two atoms that count as one
-RARE = 0.05  # of the mean use of atoms: what is used less is replaced
-SOLVED = 1e-10  # of the squared residual, at which a fit to all signals is done
-SOLVED_BATCH = 1e-4  # the same for a batch, whose own chance is more; 1e-3 loses on workload a
+SAME = 0.98  # the second of two atoms is replaced if their |cosine| exceeds this
+RARE = 0.05  # an atom is replaced if it is used less than this share of the mean use
+SOLVED = 1e-10  # the relative squared residual at which a fit to all signals ends
+# The same for a fit to a batch, whose random noise is larger; 1e-3 raises the error on workload a
+# of bench/omp.py.
+SOLVED_BATCH = 1e-4
 SOLVER_STEPS = 40
-RIDGE = 1e-7  # of the mean diagonal, for atoms that no code uses
-WELL_CODED = 1e-10  # of a batch's mean squared error: signals below it do not become atoms
-ATOMS_AT_ONCE = 512  # compared with all others
+RIDGE = 1e-7  # times the mean of the diagonal; keeps atoms that no code uses
+WELL_CODED = 1e-10  # signals whose error is below this share of the mean do not become atoms
+ATOMS_AT_ONCE = 512  # atoms compared with all earlier ones at once
 
 
 class DictionaryUpdate:
     """Atoms D of unit norm, and the sums over past codes C that they are fitted to.
 
-    The sums are the Gram matrix CᵀC and CᵀX, in which earlier batches fade; D minimises
-    ‖X − C D‖², so CᵀC D = CᵀX.
+    The sums are CᵀC and CᵀX, in which earlier batches count less. D minimises ‖X − C D‖², so
+    CᵀC D = CᵀX.
     """
 
     def __init__(self, atoms: Array, generator: np.random.Generator, n_threads: int) -> None:
@@ -34,10 +36,10 @@ class DictionaryUpdate:
         self.n_uses = np.zeros(n_atoms)
 
     def step(self, batch: Array, codes: CSR, forgetting: float) -> float:
-        """Add a batch to the sums, fit the atoms, and replace those that serve little.
+        """Add a batch to the sums, fit the atoms, and replace useless ones.
 
-        ``forgetting`` multiplies the sums so far; 0 forgets them. Returns the squared error of the
-        codes with the atoms that they were found for.
+        ``forgetting`` multiplies the earlier sums. Return the squared error of the codes with the
+        atoms that they were found for.
         """
         squared_error = self._add(batch, codes, forgetting)
         fitted = self._solve(SOLVED_BATCH if forgetting else SOLVED)
@@ -59,17 +61,17 @@ class DictionaryUpdate:
         self.gram.add(codes, codes_of_atoms, forgetting)
         self.target = forgetting * self.target + target
         self.n_uses = forgetting * self.n_uses + np.diff(codes_of_atoms.indptr)
-        # ‖x − c D‖² = ‖x‖² − c D xᵀ where c is least squares.
+        # ‖x − c D‖² = ‖x‖² − c D xᵀ if c is the least-squares code of x.
         explained = float(np.einsum("ij,ij->", target, self.atoms))
         return max(sum_of_squares(batch) - explained, 0.0)
 
     def _solve(self, tolerance: float) -> Array:
-        """Return D with (CᵀC + ridge) D = CᵀX + ridge · (the atoms so far).
+        """Return D with (CᵀC + ridge · I) D = CᵀX + ridge · (the current atoms).
 
-        By conjugate gradients, each column of D for itself, preconditioned by the diagonal. From
-        atoms that nearly solve it a few steps do, and every step lowers the squared error. LAPACK
-        would be as fast, but its idle threads and ours, waiting for work, hold each other up:
-        steps of 2 ms took 8.
+        Each column of D is solved for by its own conjugate gradients, preconditioned by the
+        diagonal. The current atoms nearly solve the equations, so few steps are needed, and every
+        step lowers the squared error. LAPACK would be as fast, but its idle threads and ours slow
+        each other down while they wait for work: steps of 2 ms took 8 ms.
         """
         diagonal = self.gram.diagonal()
         ridge = RIDGE * max(float(diagonal.mean()), 1e-300)
@@ -96,9 +98,10 @@ class DictionaryUpdate:
         return found
 
     def _normalize(self, fitted: Array) -> tuple[Array, Array]:
-        """Return atoms of unit norm, and which of those fitted are zero; rescale the sums.
+        """Return the atoms scaled to unit norm and a mask of those that are zero; rescale the sums.
 
-        Longer atoms have shorter codes: the sums are for atoms of unit norm from here on.
+        The codes of an atom grow by the factor by which it shrinks, and the sums over codes with
+        them.
         """
         norms = np.sqrt(np.einsum("ij,ij->i", fitted, fitted))
         empty = ~(norms > 0)
@@ -108,9 +111,10 @@ class DictionaryUpdate:
         return (fitted / norms[:, None]).astype(self.atoms.dtype), empty
 
     def _replace(self, atoms: Array, useless: Array, residual: Array, least_error: float) -> None:
-        """Put what is left of the worst-coded signals in place of useless atoms.
+        """Replace useless atoms by the residuals of the signals with the largest error.
 
-        Signals whose error is no more than ``least_error`` are not used: then some atoms stay.
+        Signals whose squared error is at most ``least_error`` are not used, so some useless atoms
+        may stay.
         """
         errors = np.einsum("ij,ij->i", residual, residual, dtype=np.float64)
         worst = np.argsort(-errors, kind="stable")[: len(useless)]
@@ -123,7 +127,7 @@ class DictionaryUpdate:
 
 
 def repeated(atoms: Array, n_threads: int) -> Array:
-    """Return which of these unit atoms are, but for the sign, like one before them."""
+    """Return a mask of the unit atoms that nearly equal an earlier one, up to the sign."""
     found = np.zeros(len(atoms), np.bool_)
     for first in range(0, len(atoms), ATOMS_AT_ONCE):
         rows = atoms[first : first + ATOMS_AT_ONCE]
@@ -135,4 +139,5 @@ def repeated(atoms: Array, n_threads: int) -> Array:
 
 
 def sum_of_squares(X: Array) -> float:
+    """Return the sum of the squares of a matrix, in float64."""
     return float(np.einsum("ij,ij->", X, X, dtype=np.float64))

@@ -11,19 +11,19 @@ from .._checks import Array
 from ..kernels.sparse import CSR
 
 INITS = ("k-means++", "rows", "neighbours")
-SAMPLE_PER_ATOM = 32  # signals that initial atoms are drawn from
-ROUNDS = 4  # in which "k-means++" draws them
-CANDIDATES_PER_ATOM = 4  # that "neighbours" chooses from
-EXPLAINED = 1e-10  # of a signal's energy: where no more is left, it is not drawn
+SAMPLE_PER_ATOM = 32  # signals an atom from which initial atoms are drawn
+ROUNDS = 4  # of draws by "k-means++"
+CANDIDATES_PER_ATOM = 4  # signals an atom from which "neighbours" chooses
+EXPLAINED = 1e-10  # a signal is not drawn if no more than this share of its energy is left
 
-# Signals and unit atoms -> the one atom that is best for each signal, and its coefficient.
+# A function of signals and unit atoms: the best single atom for each signal, and its coefficient.
 NearestAtom = Callable[[Array, Array], CSR]
 
 
 def initial_atoms(
     X: Array, n_atoms: int, init: str, generator: np.random.Generator, nearest: NearestAtom
 ) -> Array:
-    """Return atoms of unit norm, float64; random directions where there are too few signals."""
+    """Return float64 atoms of unit norm: signals, and random directions if these are too few."""
     sample = _sample(X, SAMPLE_PER_ATOM * n_atoms, generator)
     energy = np.einsum("ij,ij->i", sample, sample, dtype=np.float64)
     sample, energy = sample[energy > 0], energy[energy > 0]
@@ -39,17 +39,17 @@ def initial_atoms(
 
 
 def unit_rows(atoms: Array, generator: np.random.Generator) -> Array:
-    """Return the rows divided by their norm, and a random direction for a row of zeros."""
+    """Return the rows divided by their norms, with a random direction for each row of zeros."""
     atoms = atoms.copy()
     empty = ~atoms.any(axis=1)
     atoms[empty] = generator.standard_normal((int(empty.sum()), atoms.shape[1]))
-    atoms /= np.abs(atoms).max(axis=1, keepdims=True)  # so that squares stay in range
+    atoms /= np.abs(atoms).max(axis=1, keepdims=True)  # keeps the squares in range
     unit: Array = atoms / np.sqrt(np.einsum("ij,ij->i", atoms, atoms))[:, None]
     return unit
 
 
 def _sample(X: Array, n: int, generator: np.random.Generator) -> Array:
-    """Return n signals in their order, or all where there are no more, in float32 or float64."""
+    """Return n random signals in their order, or all if X has no more, as float32 or float64."""
     chosen = np.arange(len(X))
     if n < len(X):
         chosen = np.sort(generator.choice(len(X), n, replace=False))
@@ -64,9 +64,9 @@ def _draw_by_error(
     generator: np.random.Generator,
     nearest: NearestAtom,
 ) -> Array:
-    """Draw signals in rounds, with chances as the squared error that earlier draws leave.
+    """Draw signals in rounds, with probabilities proportional to their remaining squared error.
 
-    The error of a signal is what the best single one of the atoms drawn so far leaves of it.
+    That is the error of a signal with the best single atom among those drawn so far.
     """
     drawn = np.zeros(0, np.int64)
     error = energy.copy()
@@ -85,7 +85,7 @@ def _draw_by_error(
 
 
 def _explained(sample: Array, energy: Array, drawn: Array, nearest: NearestAtom) -> Array:
-    """Return how much of each signal's energy its nearest drawn signal explains."""
+    """Return the part of each signal's energy that its nearest drawn signal explains."""
     codes = nearest(sample, _unit_signals(sample, energy, drawn))
     signal_of = np.repeat(np.arange(len(sample)), np.diff(codes.indptr))
     return np.bincount(signal_of, codes.data.astype(np.float64) ** 2, len(sample))
@@ -98,7 +98,7 @@ def _draw_neighbours(
     generator: np.random.Generator,
     nearest: NearestAtom,
 ) -> Array:
-    """Draw candidates, and return those that as nearest neighbours explain most energy."""
+    """Draw candidates, and return those that explain most energy as nearest neighbours."""
     candidates = generator.permutation(len(sample))[: CANDIDATES_PER_ATOM * n_atoms]
     if len(candidates) <= n_atoms:
         return candidates
@@ -108,5 +108,6 @@ def _draw_neighbours(
 
 
 def _unit_signals(sample: Array, energy: Array, chosen: Array) -> Array:
+    """Return the chosen signals, scaled to unit norm."""
     unit: Array = (sample[chosen] / np.sqrt(energy[chosen, None])).astype(sample.dtype)
     return unit

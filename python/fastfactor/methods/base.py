@@ -105,6 +105,7 @@ class Method(ABC):
         Returns
         -------
         Factors
+            Of the kind that belongs to these settings, with `shape` and `dtype` of W.
 
         Raises
         ------
@@ -135,6 +136,7 @@ class Method(ABC):
         Parameters
         ----------
         shape : (int, int)
+            The matrix's shape, (out_features, in_features).
         dtype : dtype
             The matrix's dtype: float16, bfloat16, float32 or float64.
 
@@ -175,9 +177,10 @@ class Method(ABC):
 
         Parameters
         ----------
-        shape, dtype
+        shape, dtype : (int, int), dtype
             As for `planned_size`.
         nbytes : int
+            The most bytes that the factors may take.
 
         Returns
         -------
@@ -202,6 +205,7 @@ class Method(ABC):
         Parameters
         ----------
         kind : type of Metric
+            ``Frobenius``, ``Diagonal`` or ``Covariance``.
 
         Raises
         ------

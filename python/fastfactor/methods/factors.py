@@ -76,7 +76,25 @@ class Factors(ArrayRecord, ABC):
 
     @abstractmethod
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        """Return ``W[ids]`` for an array of integers, as an embedding layer's look-up does."""
+        """Return ``W[ids]``, as an embedding layer's look-up does.
+
+        Parameters
+        ----------
+        ids : array of int
+            Which rows to return, in any shape, each in [0, out_features).
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of shape (*ids.shape, in_features)
+            In the dtype of W.
+
+        Raises
+        ------
+        TypeError, IndexError
+            If ids are not integers, or one is outside that range.
+        """
 
     @abstractmethod
     def _linear(self, x: Array, n_threads: int | None) -> Array:
@@ -86,8 +104,19 @@ class Factors(ArrayRecord, ABC):
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         """Return ``x @ W.T``, computed by an array library so that it can find gradients.
 
-        x has shape (batch, in_features) and ``tensors`` holds the tensors named in `trainable`. All
-        are arrays of that library with one floating dtype and on one device; so is the result.
+        Parameters
+        ----------
+        xp : ArrayNamespace
+            The library: the few functions of the array API standard that products need.
+        tensors : mapping of str to array
+            The tensors named in `trainable`, as arrays of that library.
+        x : array of shape (batch, in_features)
+            Like the tensors an array of that library, of the same floating dtype and device.
+
+        Returns
+        -------
+        array of shape (batch, out_features)
+            An array of that library.
         """
 
     # --- what every subclass inherits
@@ -119,7 +148,20 @@ class Factors(ArrayRecord, ABC):
         return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
 
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
-        """Return W, rebuilt from the factors."""
+        """Return W, rebuilt from the factors.
+
+        Parameters
+        ----------
+        out : array of W's shape and dtype, optional
+            Where to write the result.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of W's shape and dtype
+            ``out`` if it was given.
+        """
         if out is None:
             out = np.empty(self.shape, self.dtype)
         else:
@@ -130,7 +172,20 @@ class Factors(ArrayRecord, ABC):
         return result
 
     def matmul(self, x: Any, *, n_threads: int | None = None) -> Array:
-        """Return ``W @ x``: (in,) → (out,) or (in, n) → (out, n)."""
+        """Return ``W @ x``.
+
+        Parameters
+        ----------
+        x : array of shape (in_features,) or (in_features, n)
+            One of the dtypes that `linear` takes.
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
+        Returns
+        -------
+        array of shape (out_features,) or (out_features, n)
+            In float64 if x or a factor is, else in float32.
+        """
         x = _checks.columns(x, self.shape[1])
         return self.linear(x.T, n_threads=n_threads).T
 
@@ -216,6 +271,11 @@ class Factors(ArrayRecord, ABC):
     def verify(self, *, n_threads: int | None = None) -> None:
         """Check what `from_tensors` leaves encoded, by decoding it a part at a time.
 
+        Parameters
+        ----------
+        n_threads : int, optional
+            Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
+
         Raises
         ------
         CorruptDataError
@@ -224,11 +284,23 @@ class Factors(ArrayRecord, ABC):
         return  # for most kinds `from_tensors` has checked everything
 
     def tensors(self) -> Tensors:
-        """Return the stored arrays by name."""
+        """Return the stored arrays by name.
+
+        Returns
+        -------
+        dict of str to array
+            Not copies: they must not be changed.
+        """
         return {name: value for name, value in self._own() if isinstance(value, np.ndarray)}
 
     def config(self) -> Config:
-        """Return what is stored beside tensors, shape and dtype: values that JSON can hold."""
+        """Return what is stored beside tensors, shape and dtype.
+
+        Returns
+        -------
+        dict of str to values that JSON can hold
+            The arguments of `from_tensors` that are not arrays.
+        """
         return {name: value for name, value in self._own() if not isinstance(value, np.ndarray)}
 
     @classmethod
@@ -242,7 +314,21 @@ class Factors(ArrayRecord, ABC):
     ) -> Factors:
         """Return the factors that have these `tensors` and this `config`.
 
-        Tensors with other names are ignored here; the store refuses them.
+        Parameters
+        ----------
+        tensors : mapping of str to array
+            As `tensors` returns them. Other names are ignored here; the store refuses them.
+        config : mapping of str to value
+            As `config` returns it.
+        shape : (int, int)
+            The shape of W.
+        dtype : dtype
+            The dtype of W.
+
+        Returns
+        -------
+        Factors
+            Of this class.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""How far two files of tensors are apart, compressed or not."""
+"""Errors between the tensors of two files, compressed or not."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..kernels.runtime import thread_count
 from ..methods.factors import Factors
 from .report import Table
 
-VALUES_AT_ONCE = 1 << 18
+VALUES_AT_ONCE = 1 << 18  # of a tensor, so that large ones are compared in little memory
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two tensors of one shape.
+    """The difference between two tensors of the same shape.
 
     Attributes
     ----------
     equal : bool
-        Every value; NaN is equal to NaN.
+        Whether all values are equal; NaN is equal to NaN.
     relative_error : float
-        ‖a − b‖² / ‖a‖²; infinite where only b, or a difference, is not finite or not zero.
+        ‖a − b‖² / ‖a‖²; infinite if they differ and a is zero or a value is not finite.
     largest : float
         The largest |a − b|.
     """
@@ -42,22 +42,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A tensor of two files.
+    """One tensor of a comparison.
 
     Attributes
     ----------
     name : str
     shape : tuple of int
-        In the first file, or the only one that has it.
+        Shape in the first file, or in the only one that has the tensor.
     dtype : str
-        The same; with the other's where that differs.
+        Dtype in that file, and in the other one if it differs.
     fault : str
-        Why values were not compared, else empty.
+        Why the values were not compared; else empty.
     equal : bool
     relative_error, largest : float or None
-        As in :class:`Difference`; None where there is a fault.
+        As in :class:`Difference`; None if there is a fault.
     bytes_first, bytes_second : int or None
-        What each file holds of it.
+        Bytes of the tensor in each file; None if the file does not have it.
     """
 
     name: str
@@ -73,13 +73,13 @@ class ComparedRow:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What differs between two files.
+    """The comparison of all tensors of two files.
 
     Attributes
     ----------
     first, second : str
     rows : tuple of ComparedRow
-        In the order of the first file, then what the second alone has.
+        In the order of the first file, then the tensors that only the second has.
     """
 
     first: str
@@ -88,26 +88,26 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same tensors with the same values."""
+        """Whether both files have the same tensors with the same values."""
         return all(row.equal for row in self.rows)
 
     @property
     def largest_error(self) -> float:
-        """The largest relative error of a tensor; infinite where there is a fault."""
+        """The largest relative error of a tensor; infinite if there is a fault."""
         return _error(self.worst) if self.worst else 0.0
 
     @property
     def worst(self) -> ComparedRow | None:
-        """The first tensor with that error; None where there are no tensors."""
+        """The first tensor with the largest error; None if there are no tensors."""
         return max(self.rows, key=_error, default=None)
 
     def table(self) -> Table:
-        """The comparison in a form that can be shown and written."""
+        """Return the comparison as a table, to print or save."""
         n_equal = sum(row.equal for row in self.rows)
         n_faults = sum(bool(row.fault) for row in self.rows)
         summary = f"{n_equal} of {len(self.rows)} tensors are equal"
         if n_faults:
-            summary += f", {n_faults} cannot be compared"
+            summary += f", {n_faults} could not be compared"
         records = [{**asdict(row), "shape": list(row.shape)} for row in self.rows]
         columns = {
             "name": "tensor",
@@ -144,13 +144,13 @@ def compare_files(
     progress: Callable[[str, int, int], None] | None = None,
     n_threads: int | None = None,
 ) -> Comparison:
-    """The error of each tensor of a file against another's.
+    """Compute the error of each tensor of a file against another file.
 
     Parameters
     ----------
     first, second : path
-        Compressed files, or models as :func:`compress_file` reads them. The first one is what the
-        error of the second is relative to.
+        Compressed files, or models as :func:`compress_file` reads them. Errors are those of the
+        second file, relative to the first.
     progress : callable, optional
         As for :func:`compress_file`.
     n_threads : int, optional
@@ -159,19 +159,20 @@ def compare_files(
     Returns
     -------
     Comparison
+        A row for each tensor, and the largest errors.
 
     Raises
     ------
     CorruptDataError
-        Where a file was damaged.
+        If a file is damaged.
     TypeError, ValueError
-        For a file that a newer version wrote.
+        If a newer version of fastfactor wrote a file.
     OSError
-        Where a file cannot be read.
+        If a file cannot be read.
 
     Notes
     -----
-    Takes a pass over both; compressed tensors are rebuilt some rows at a time. Sums are float64.
+    Reads both files once. Compressed tensors are rebuilt a few rows at a time. Sums are float64.
 
     Examples
     --------
@@ -199,12 +200,12 @@ def compare_files(
 
 
 def open_tensors(path: Path) -> Checkpoint | Store:
-    """A file of tensors, compressed or not."""
+    """Open a file of tensors, compressed or not."""
     return open_store(path) if is_compressed(path) else open_checkpoint(path)
 
 
 def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Difference:
-    """Of two tensors that have one shape as matrices, some rows at a time, in float64."""
+    """Compare two tensors of the same shape as matrices, a few rows at a time, in float64."""
     equal, lost, total, largest = True, 0.0, 0.0, 0.0
     n_rows, n_columns = _matrix(a).shape
     step = max(VALUES_AT_ONCE // max(n_columns, 1), 1)
@@ -236,9 +237,9 @@ def _compared(
     sizes = [_nbytes(model, name) if name in model else None for model in (one, other)]
     found, fault = None, ""
     if len(here) == 1:
-        fault = f"only in the {'first' if name in one else 'second'}"
+        fault = f"only in the {'first' if name in one else 'second'} file"
     elif _shape(other, name) != shape:
-        fault = f"shape {_shape(other, name)} in the second"
+        fault = f"shape {_shape(other, name)} in the second file"
     else:
         if _dtype(other, name) != dtype:
             dtype = f"{dtype}, {_dtype(other, name)}"
@@ -279,7 +280,7 @@ def _nbytes(model: Checkpoint | Store, name: str) -> int:
 
 
 def _matrix(value: Value) -> Any:
-    """Factors as they are, a tensor with its first axis as rows."""
+    """Return factors unchanged, and a tensor as a matrix whose rows are its first axis."""
     if isinstance(value, Factors):
         return value
     if value.dtype.kind == "c":

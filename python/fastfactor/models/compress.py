@@ -1,4 +1,4 @@
-"""Whole models: a checkpoint and a recipe in, one compressed file out, a tensor at a time."""
+"""Compress a checkpoint by a recipe into one file, and decompress it, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..files.checkpoint import Stored, open_checkpoint
-from ..files.container import check_place
+from ..files.container import check_output_path
 from ..files.index import Entry, Path
 from ..files.store import Store, open_store
-from ..files.writer import Writer, left_behind
+from ..files.writer import Writer, unfinished_job
 from ..kernels.runtime import thread_count
 from ..methods.factors import Factors
 from .plan import Job, fingerprint
@@ -21,7 +21,7 @@ from .report import Report, TensorRow
 
 Progress = Callable[[str, int, int], None]
 
-REOPEN_BYTES = 64 << 20  # of a compressed file, until its pages are given back
+REOPEN_BYTES = 64 << 20  # bytes to read of a compressed file before its memory is freed
 
 
 def compress_file(
@@ -37,65 +37,67 @@ def compress_file(
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> Report:
-    """Compress a model on disk, tensor by tensor.
+    """Compress a model on disk, one tensor at a time.
 
     Parameters
     ----------
     source : path
-        A safetensors file, an index of shards (``….safetensors.index.json``), a folder with either,
-        or an ``.npz``.
+        A safetensors file, an index of shards (``….safetensors.index.json``), a folder with one of
+        these, or an ``.npz`` file.
     target : path
-        A safetensors file with factors in it, for :func:`fastfactor.store.open_store`; one that is
-        there is replaced when the new one is whole.
+        The safetensors file to write, to be read by :func:`fastfactor.store.open_store`. An
+        existing file is replaced once the new one is complete.
     recipe : path, mapping or Recipe
-        What is done to which tensor: see :mod:`fastfactor.models.recipe`.
+        How each tensor is compressed: see :mod:`fastfactor.models.recipe`.
     importance : path, optional
-        A file as a source may be, with tensors of the same names and shapes: what the squared error
-        of each weight counts (squared gradients, Fisher information). That is minimised, and errors
-        are under it; for tensors that it has not, under the plain sum of squares.
+        A file of the kinds that a source may have, with tensors of the same names and shapes as the
+        model's: the weight of each squared error (squared gradients, Fisher information). The
+        weighted sum is minimised and reported; tensors that are not in the file use the plain sum
+        of squares.
     input_covariance : path, optional
-        Likewise, with the mean of x xᵀ over the inputs of each layer by the name of its weight,
-        (in_features, in_features), for a convolution (all but shape[0], squared). A tensor may have
-        one of the two, others in the file than the model's are refused.
+        A file of the same kinds that holds, by the name of each layer's weight, the mean of x xᵀ
+        over the layer's inputs x: a matrix of shape (n, n) where n is in_features, or for a
+        convolution the product of shape[1:]. A tensor may be in one of the two files, not in both.
+        Names that the model does not have are errors.
     dry_run : bool
-        Say what would be done, and do nothing. Sizes are those of the method's settings, or bounds,
-        as :meth:`fastfactor.methods.Method.planned_size` knows them; no value is looked at.
+        Report what would be done without doing it. Sizes are computed from shapes and settings by
+        :meth:`fastfactor.methods.Method.planned_size`, exactly or as bounds; no values are read.
     resume : bool
-        Go on where an earlier run to this target ended, be it killed, and leave what is done if
-        this one ends early.
+        Continue an earlier run to this target that was interrupted or killed, and keep the finished
+        tensors if this one is.
     compact : bool
-        Keep the file of a small model small, as :func:`fastfactor.store.save` does.
+        Write the compact form, which makes small files smaller: see :func:`fastfactor.store.save`.
     progress : callable, optional
-        Called as ``progress(name, done, total)`` before each tensor and once at the end, with an
-        empty name; in bytes of the source.
+        Called as ``progress(name, done, total)`` before each tensor, and once at the end with an
+        empty name; ``done`` and ``total`` are bytes of the source.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     Report
-        A row for every tensor: what it became, its size, its error, and why if it was kept.
+        A row for every tensor: its method, its size and its error, or why it was not compressed.
 
     Raises
     ------
     TypeError, ValueError
-        For a recipe that cannot be, names in it that the model has not, a tensor that its method
-        cannot compress (unless the recipe says to keep it), importances and covariances that do not
-        fit, a target that is the source, and a ``resume`` with another recipe or source. What
-        shapes and settings tell is said before any work.
+        For an invalid recipe, names in it that the model does not have, a tensor that its method
+        cannot compress (unless the recipe keeps such tensors), an importance or covariance of the
+        wrong shape, a target that is also a source, or a ``resume`` with another recipe or source.
+        Whatever follows from shapes and settings is checked before any work.
     CorruptDataError
-        Where the source contradicts itself.
+        If the source contradicts itself.
     OSError
-        Where files cannot be read or written.
+        If files cannot be read or written.
 
     Notes
     -----
-    Matrices of floats are compressed, tensors of more dimensions as (shape[0], all else); all else
-    is copied without loss, and so is what would not become smaller. Tensors are mapped into memory
-    one at a time, so that it takes about the largest tensor's bytes and what its method needs;
-    those of an .npz are read whole. The target is ``target.partial`` and ``target.journal`` until
-    it is whole: at every moment of a kill the old file stays as it is. The same bytes for the same
-    model and recipe, resumed or not, as far as the methods promise that.
+    Floating-point matrices are compressed; tensors of more dimensions are treated as matrices of
+    shape (shape[0], product of the rest). All other tensors are copied without loss, and so are
+    those that would not become smaller. One tensor is in memory at a time, so the peak is about the
+    bytes of the largest tensor and the working memory of its method. Until the target is complete,
+    its data are in ``target.partial`` and ``target.journal``, and an existing target is unchanged.
+    The same model and recipe give the same bytes, resumed or not, as far as the methods promise it.
 
     Examples
     --------
@@ -152,37 +154,37 @@ def decompress_file(
     Parameters
     ----------
     source : path
-        What :func:`compress_file` or :func:`fastfactor.store.save` wrote.
+        A file from :func:`compress_file` or :func:`fastfactor.store.save`.
     target : path
-        A safetensors file of plain tensors; one that is there is replaced when the new one is
-        whole.
+        The safetensors file of plain tensors to write. An existing file is replaced once the new
+        one is complete.
     resume : bool
         As for :func:`compress_file`.
     progress : callable, optional
-        As for :func:`compress_file`, in bytes of what is written.
+        As for :func:`compress_file`, in bytes of the target.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     Report
-        A row for every tensor, with its kind and both sizes.
+        A row for every tensor, with its kind and its size in both files.
 
     Raises
     ------
     CorruptDataError
-        Where the source was damaged; nothing is left of the target then.
+        If the source is damaged. No target is written then.
     TypeError, ValueError
-        For a target that is the source, a ``resume`` with another source, and a file that a newer
-        version wrote.
+        For a target that is the source, a ``resume`` with another source, or a file that a newer
+        version of fastfactor wrote.
     OSError
-        Where files cannot be read or written.
+        If files cannot be read or written.
 
     Notes
     -----
-    One tensor at a time: it takes about the largest tensor's bytes, twice. The tensors are those
-    that the compressed form stands for, not those that it was made from. The same bytes for any
-    number of threads, as far as the methods promise that.
+    One tensor is in memory at a time; the peak is about twice the bytes of the largest. Compression
+    loses precision, so the tensors are approximations of the original ones. The bytes are the same
+    for any number of threads, as far as the methods promise it.
 
     Examples
     --------
@@ -254,10 +256,10 @@ def _compress(
 def _writer(
     target: Path, metadata: dict[str, str], resume: bool, job: str, *, compact: bool = False
 ) -> Writer:
-    if resume and left_behind(target) not in (None, job):
+    if resume and unfinished_job(target) not in (None, job):
         raise ValueError(
-            f"resume must go on with the source and settings that {os.fspath(target)}.journal "
-            "began with, got others; without resume it begins anew"
+            f"resume must have the source and settings that {os.fspath(target)}.journal began "
+            "with, got others; leave resume out to start again"
         )
     return Writer(target, metadata=metadata, resume=resume, job=job, compact=compact)
 
@@ -279,9 +281,9 @@ def _rebuilt_row(entry: Entry) -> TensorRow:
 
 
 def _entries(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Store]]:
-    """Each entry with an open store, which is opened anew from time to time.
+    """Iterate over entries, each with an open store, which is reopened from time to time.
 
-    What is mapped counts as this process' memory until it is let go.
+    Mapped pages that were read count as memory of this process until the store is closed.
     """
     store, read = open_store(path), 0
     try:
@@ -296,7 +298,7 @@ def _entries(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Stor
 
 
 def _with_progress(names: list[str], sizes: list[int], progress: Progress | None) -> Iterator[str]:
-    """The names, with word of each before it."""
+    """Iterate over names and report progress before each one."""
     total, done = sum(sizes), 0
     for name, size in zip(names, sizes, strict=True):
         if progress is not None:
@@ -314,4 +316,4 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(target):
             raise ValueError(f"target must not be a source, got {os.fspath(target)!r} for both")
-    check_place(target)
+    check_output_path(target)

@@ -1,4 +1,4 @@
-"""What is in a file of tensors, compressed or not, from its header alone."""
+"""List the tensors of a file, compressed or not, from its header alone."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from .report import Table
 
 
 def inspect_file(path: Path, *, verify: bool = False) -> Table:
-    """A row for each tensor: its kind, shape, dtype, size and how it is stored.
+    """List the tensors of a file: kind, shape, dtype, size and how each is stored.
 
     Parameters
     ----------
     path : path
         A compressed file, or a model as :func:`fastfactor.compress_file` reads it.
     verify : bool
-        Read everything and check what can be checked: checksums, that factors fit together, and
-        that what they keep encoded can be decoded, which takes as long as a product.
+        Also read all data and check the checksums, that factors fit together and that encoded data
+        can be decoded. This takes about as long as one product with each matrix.
 
     Returns
     -------
     Table
+        One row for each tensor.
 
     Raises
     ------
     CorruptDataError
-        Where the file was damaged, as far as was read.
+        If damage was found in what was read.
     ValueError
-        For a file that a newer version wrote.
+        If a newer version of fastfactor wrote the file.
     OSError
-        Where it cannot be read.
+        If it cannot be read.
     """
     model = open_tensors(path)
     if isinstance(model, Store):

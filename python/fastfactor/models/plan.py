@@ -1,4 +1,4 @@
-"""The tensors of one run over a model: what is planned for each, and each of them done."""
+"""One run over a model: the plan for each tensor, and its compression."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PLAIN = "squares"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A recipe, the model that it is for, and what errors in it count, if that is known.
+    """A recipe, the model to compress, and the weights of its errors if they are given.
 
     Attributes
     ----------
     importance, input_covariance : Checkpoint or None
-        By the names of tensors.
+        Weights of errors, by the names of tensors.
     plan : dict
-        By name, in the model's order: the rule, and why a tensor is kept, else "".
+        By name, in the order of the model: the rule of a tensor, and why it is kept (else "").
     """
 
     recipe: Recipe
@@ -61,17 +61,17 @@ class Job:
         }
 
     def fingerprint(self) -> str:
-        """What must be the same for a run to go on where another ended."""
+        """Return a hash of everything that a resumed run must have in common with the first."""
         models = (self.checkpoint, self.importance, self.input_covariance)
         return fingerprint(self.recipe.fingerprint(), (m.files if m else () for m in models))
 
     def planned(self, name: str) -> TensorRow:
-        """The report's row of a tensor before anything is done, and no value looked at.
+        """Return the planned row of a tensor for the report, without reading its values.
 
         Raises
         ------
         TypeError, ValueError
-            For a tensor whose method cannot be used, unless the recipe keeps it then.
+            For a tensor that its method cannot compress, unless the recipe keeps such tensors.
         """
         (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
         row = _row(name, stored, rule, reason)
@@ -94,7 +94,7 @@ class Job:
         return replace(row, bytes_after=stored.nbytes)
 
     def done(self, name: str) -> tuple[Value, TensorRow]:
-        """What is stored for a tensor, and its row."""
+        """Compress or copy a tensor; return what to store for it, and its row."""
         start = time.perf_counter()
         (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
         W = self.checkpoint[name]
@@ -126,7 +126,7 @@ class Job:
         return value, row
 
     def done_before(self, entry: Entry, value: Value) -> TensorRow:
-        """The row of a tensor that an earlier run wrote, as the file has it."""
+        """Return the row of a tensor that an earlier run has written to the file."""
         row = replace(self.planned(entry.name), bytes_after=entry.nbytes, at_most=False)
         if isinstance(value, Factors):
             W, weights = self.checkpoint[entry.name], self._weights_of(entry.name)
@@ -136,28 +136,29 @@ class Job:
             error = difference(self.checkpoint[entry.name], value).relative_error
             return replace(row, relative_error=error, metric=PLAIN)
         if not row.reason:
-            return replace(row, method=KEEP, settings={}, reason="left so by the earlier run")
+            return replace(row, method=KEEP, settings={}, reason="kept by the earlier run")
         return row
 
     @property
     def _weights(self) -> dict[str, Checkpoint]:
-        """What was given, by the argument of `compress` that it is for."""
+        """The files of weights that were given, by the argument of `compress` they are for."""
         given = {what: getattr(self, what) for what in METRICS}
         return {what: model for what, model in given.items() if model is not None}
 
     def _check_weights(self, what: str, model: Checkpoint) -> None:
-        """That a file of weights fits the model, by its headers: before any work."""
+        """Check before any work, by the headers, that a file of weights fits the model."""
         for name in model:
             if name not in self.checkpoint:
                 raise ValueError(
-                    f"{what} must name tensors of the model, got {name!r}"
+                    f"{what} must only have names of tensors in the model, got {name!r}"
                     f"{nearest(name, self.checkpoint)}"
                 )
         compressed = [name for name, (rule, _) in self.plan.items() if rule.compressor]
         found = [name for name in compressed if name in model]
         if compressed and not found:
             raise ValueError(
-                f"{what} must hold a tensor that is compressed, got none in {model.path}"
+                f"{what} must have a tensor for at least one that is compressed, "
+                f"got none in {model.path}"
             )
         for name in found:
             if what != self._metric_name(name):
@@ -173,28 +174,30 @@ class Job:
                     f"tensor {name!r}: {what} must have {like} {wanted}, got {stored.shape}"
                 )
             if not stored.is_float:
-                raise TypeError(f"tensor {name!r}: {what} must be of floats, got {stored.dtype}")
+                raise TypeError(
+                    f"tensor {name!r}: {what} must have a floating-point dtype, got {stored.dtype}"
+                )
 
     def _metric_name(self, name: str) -> str:
-        """Under which error a tensor is compressed."""
+        """Return the name of the error that the compression of a tensor minimises."""
         return next((what for what, model in self._weights.items() if name in model), PLAIN)
 
     def _weights_of(self, name: str) -> dict[str, Array]:
-        """The arguments of `compress` that say what errors of a tensor count."""
+        """Return the arguments of `compress` that weight the errors of a tensor."""
         return {w: _as_matrix(m[name]) for w, m in self._weights.items() if name in m}
 
     def _error(self, W: Array, factors: Factors, weights: dict[str, Array]) -> float:
         return factors.error(_as_matrix(W), **weights, n_threads=self.n_threads)
 
     def _impossible(self, name: str, fault: TypeError | ValueError) -> str:
-        """Why a tensor is kept, if the recipe keeps what its method cannot compress."""
+        """Return why a tensor is kept; raise the fault if the recipe does not keep such tensors."""
         if self.recipe.if_impossible == "stop":
             raise located(fault, f"tensor {name!r}") from fault
         return f"impossible: {fault}"
 
 
 def fingerprint(what: str, files: Iterable[Iterable[str]]) -> str:
-    """Of what is done by this version to files, as long as they stay as they are."""
+    """Hash the version, a description of the work, and the names, sizes and times of files."""
     from .._version import __version__
 
     found = [__version__, what]
@@ -226,7 +229,7 @@ def _not_smaller(rule: Rule, nbytes: int) -> str:
 
 
 def _as_matrix(array: Array) -> Array:
-    """A tensor as methods see it; what is none stays."""
+    """Return a tensor as the matrix that methods see; one of fewer than 2 axes unchanged."""
     return array.reshape(array.shape[0], -1) if array.ndim > 1 else array
 
 
@@ -238,5 +241,5 @@ def _converted(W: Array, name: str) -> Array:
     with np.errstate(over="ignore"):
         converted: Array = W.astype(dtype_of(CODES[name]))
     if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
-        raise ValueError(f"its values must be in the range of {name}, got larger ones")
+        raise ValueError(f"values must be in the range of {name}, got larger ones")
     return converted

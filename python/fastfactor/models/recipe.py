@@ -1,17 +1,19 @@
-"""Recipes: which tensor of a model is compressed how, read from TOML or a dict and checked at once.
+"""Recipes: rules for how each tensor of a model is compressed, read from TOML or a dict.
 
-min_side = 32                     # matrices with a shorter side stay as they are
-skip = ["*norm*", "*.bias"]       # patterns of names that stay as they are
+For example, in TOML:
+
+min_side = 32                     # matrices with a shorter side are not compressed
+skip = ["*norm*", "*.bias"]       # tensors whose names match a pattern are not compressed
 
 [default]                         # for every other matrix
 method = "codebook"
 n_bits = 4
 
-[patterns."*embed*"]              # the last pattern that fits a name decides
+[patterns."*embed*"]              # the last pattern that matches a name decides
 method = "low_rank"
 ratio = 8
 
-[names."lm_head.weight"]          # a whole name comes before all else
+[names."lm_head.weight"]          # a full name has precedence over everything else
 method = "keep"
 dtype = "float16"
 """
@@ -45,7 +47,7 @@ KEEP = "keep"
 
 @dataclass(frozen=True)
 class Rule:
-    """How one tensor is treated.
+    """How a tensor is compressed.
 
     Attributes
     ----------
@@ -56,7 +58,7 @@ class Rule:
     compressor : Method or None
         The method with these settings; None for ``"keep"``.
     dtype : str or None
-        For ``"keep"``: what floats are converted to.
+        For ``"keep"``: the dtype that floating-point values are converted to.
     """
 
     method: str
@@ -67,12 +69,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules for the tensors of a model, checked.
+    """The checked rules for the tensors of a model.
 
-    For a tensor the first of these decides: the rule under its whole name; the skip list; the last
-    pattern that fits; the default. Patterns have ``*``, ``?`` and ``[abc]``, match whole names, and
-    upper and lower case differ. Only matrices of floats are compressed, convolutions as
-    (shape[0], all else); those with a side below ``min_side`` only under their whole name.
+    For each tensor the first of these that applies decides: the rule for its full name; the skip
+    list; the last pattern that matches; the default. Patterns may have ``*``, ``?`` and ``[abc]``,
+    match full names and are case-sensitive. Only floating-point matrices are compressed;
+    convolutions are treated as matrices of shape (shape[0], product of the rest). A matrix with a
+    side below ``min_side`` is compressed only if there is a rule for its full name.
 
     Attributes
     ----------
@@ -81,7 +84,7 @@ class Recipe:
     skip : tuple of str
     min_side : int
     if_impossible : {"stop", "keep"}
-        What becomes of a tensor that its method cannot compress.
+        What to do with a tensor that its method cannot compress.
     """
 
     default: Rule
@@ -92,17 +95,17 @@ class Recipe:
     if_impossible: str
 
     def decide(self, name: str, shape: tuple[int, ...], *, is_float: bool) -> tuple[Rule, str]:
-        """The rule for a tensor, and why it is kept where it is (else "")."""
+        """Return the rule for a tensor, and why it is kept (else "")."""
         by_name = name in self.names
         rule = self.names[name] if by_name else self._by_pattern(name)
         if rule is None:
             return KEPT, "on the skip list"
         if rule.compressor is None:
             if rule.dtype is not None and not is_float:
-                return KEPT, "not of floats"
+                return KEPT, "not floating-point"
             return rule, f"kept as {rule.dtype}" if rule.dtype else "kept by the recipe"
         if not is_float:
-            return KEPT, "not of floats"
+            return KEPT, "not floating-point"
         if len(shape) < 2:
             return KEPT, "not a matrix"
         sides = shape[0], math.prod(shape[1:])
@@ -111,11 +114,12 @@ class Recipe:
         return rule, ""
 
     def check_names(self, names: Iterable[str]) -> None:
-        """That every whole name of the recipe is one of a model's.
+        """Check that every full name in the recipe is a tensor of the model.
 
         Raises
         ------
         ValueError
+            With the nearest name of the model.
         """
         known = list(names)
         for name in self.names:
@@ -126,7 +130,7 @@ class Recipe:
                 )
 
     def fingerprint(self) -> str:
-        """The same for recipes that say the same."""
+        """Return a hash that is equal for recipes of equal meaning."""
         rules = {
             "default": self.default,
             **{f"patterns {pattern}": rule for pattern, rule in self.patterns.items()},
@@ -150,12 +154,12 @@ KEPT = Rule(KEEP, {}, None)
 
 
 def read_recipe(source: Any) -> Recipe:
-    """A recipe from a TOML file or a dict, checked.
+    """Read and check a recipe from a TOML file or a dict.
 
     Parameters
     ----------
     source : path, mapping or Recipe
-        As the module's text shows it.
+        The docstring of this module has an example.
 
     Returns
     -------
@@ -164,9 +168,10 @@ def read_recipe(source: Any) -> Recipe:
     Raises
     ------
     TypeError, ValueError
-        For what is unknown, with the nearest known word, and settings that a method refuses.
+        For unknown keys, methods and settings (with the nearest known one), and for settings that
+        a method does not accept.
     OSError
-        Where a file cannot be read.
+        If a file cannot be read.
 
     Examples
     --------
@@ -193,12 +198,12 @@ def read_recipe(source: Any) -> Recipe:
 
 
 def read_rule(source: Any, where: str) -> Rule:
-    """The rule that a table says, checked; errors say that it stands in ``where``.
+    """Read and check a rule from a table; ``where`` names the table in errors.
 
     Raises
     ------
     TypeError, ValueError
-        As those of :func:`read_recipe`.
+        As for :func:`read_recipe`.
     """
     if not isinstance(source, Mapping):
         raise TypeError(f"{where} must be a table with a method, got {source!r}")
@@ -223,12 +228,12 @@ def read_rule(source: Any, where: str) -> Rule:
 
 
 def check_method(name: Any, what: str) -> None:
-    """That this is what recipes call a method, or ``"keep"``.
+    """Check that a value is the name of a method in recipes, or ``"keep"``.
 
     Raises
     ------
     ValueError
-        With the nearest name; ``what`` is what the error calls it.
+        With the nearest name; ``what`` names the value in the message.
     """
     known = [*method_names(), KEEP]
     if not isinstance(name, str) or name not in known:
@@ -238,7 +243,7 @@ def check_method(name: Any, what: str) -> None:
 
 
 def method_names() -> dict[str, type[Method]]:
-    """Every method by its name in recipes."""
+    """Return every method by its name in recipes."""
     found = {}
     for name in methods.__all__:
         thing = getattr(methods, name)
@@ -248,7 +253,7 @@ def method_names() -> dict[str, type[Method]]:
 
 
 def method_settings() -> dict[str, dict[str, Any]]:
-    """Every method's settings with what they are unless given."""
+    """Return the settings of every method with their defaults."""
     return {
         name: {
             setting.name: None if setting.default is MISSING else setting.default
@@ -259,27 +264,28 @@ def method_settings() -> dict[str, dict[str, Any]]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message that knows what may have been meant."""
+    """Return the end of a message that suggests the most similar known word, or an empty one."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def located(error: TypeError | ValueError, where: str) -> TypeError | ValueError:
-    """The same fault with the place where it was found."""
+    """Return an error with the place where it was found in front of its message."""
     kind = TypeError if isinstance(error, TypeError) else ValueError
     return kind(f"{where}: {error}")
 
 
 def starter() -> str:
-    """A recipe to begin with, in TOML, with every method and its settings in comments."""
+    """Return a starter recipe in TOML, with every method and its settings in comments."""
     lines = [
-        "# A recipe for fastfactor. For each tensor the first of these decides: a rule under its",
-        "# whole name, the skip list, the last pattern that fits, the default. Only matrices of",
-        "# floats are compressed; convolutions act as matrices of (shape[0], all else).",
+        "# A recipe for fastfactor. For each tensor the first of these that applies decides: the",
+        "# rule for its full name, the skip list, the last pattern that matches, the default. Only",
+        "# floating-point matrices are compressed. Convolutions are treated as matrices of shape",
+        "# (shape[0], product of the rest).",
         "",
-        f"min_side = {MIN_SIDE}  # matrices with a shorter side stay as they are",
-        'skip = ["*norm*"]  # patterns of names that stay as they are',
-        'if_impossible = "stop"  # or "keep": what its method cannot compress stays as it is',
+        f"min_side = {MIN_SIDE}  # matrices with a shorter side are not compressed",
+        'skip = ["*norm*"]  # tensors whose names match a pattern are not compressed',
+        'if_impossible = "stop"  # or "keep", for tensors that their method cannot compress',
         "",
         "[default]",
         'method = "codebook"',
@@ -287,15 +293,15 @@ def starter() -> str:
         'granularity = "row"',
         'codebook_dtype = "float16"',
         "",
-        '# [patterns."*embed*"]  # * ? [abc]',
+        '# [patterns."*embed*"]  # with *, ? and [abc], as in file names',
         '# method = "low_rank"',
-        "# ratio = 8  # so many times smaller, or max_error = 0.05, or the method's own parameter",
+        "# ratio = 8  # times smaller; or max_error = 0.05, or the method's own parameter",
         "",
         '# [names."lm_head.weight"]',
-        '# method = "keep"  # stays as it is',
-        f'# dtype = "float16"  # or converted: {", ".join(FLOAT_NAMES)}',
+        '# method = "keep"  # not compressed',
+        f'# dtype = "float16"  # converted, if given: {", ".join(FLOAT_NAMES)}',
         "",
-        "# Methods and their settings, with what they are unless given:",
+        "# Methods and their settings, with their defaults:",
     ]
     for name, method in method_names().items():
         said = f"# {name}: {(inspect.getdoc(method) or '').splitlines()[0]}"
@@ -309,7 +315,7 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
     for key in source:
         if key not in KEYS:
             raise ValueError(
-                f"a recipe must have the keys {', '.join(KEYS)}, got {key!r}{nearest(key, KEYS)}"
+                f"keys of a recipe must be among {', '.join(KEYS)}, got {key!r}{nearest(key, KEYS)}"
             )
     tables = {}
     for key in ("patterns", "names"):
@@ -345,16 +351,16 @@ def _check_keys(given: Iterable[str], known: tuple[str, ...], method: str, where
 
 
 def _plain(value: Any, what: str) -> Any:
-    """A setting that text can say, lists as the tuples that methods take."""
+    """Check that a setting has a type that TOML can write; return it with lists as tuples."""
     if isinstance(value, list | tuple):
         return tuple(_plain(item, what) for item in value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{what} must be a number, a word, a truth value or a list, got {value!r}")
+    raise TypeError(f"{what} must be a number, a string, a boolean or a list, got {value!r}")
 
 
 def _settings(method: type[Method]) -> list[Any]:
-    """A method's fields, what says how much is kept first, ratio and max_error last."""
+    """Return the fields of a method: its own first, ratio and max_error last."""
     common = [f.name for f in fields(Method)]
     return sorted((f for f in fields(method) if f.init), key=lambda f: f.name in common)
 

@@ -1,4 +1,4 @@
-"""What was done to each tensor of a model, as text, JSON or CSV."""
+"""Reports of what was done to each tensor of a model, as text, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.container import check_place, replacing
+from ..files.container import atomic_write, check_output_path
 
 FORMATS = (".txt", ".json", ".csv")
-TEXT_WIDTH = 160  # at most, where there is no terminal
-NARROW_WIDTH = 100  # below, some columns are left out
+TEXT_WIDTH = 160  # the most columns of a text that does not go to a terminal
+NARROW_WIDTH = 100  # a narrower text leaves out the optional columns
 OPTIONAL_COLUMNS = ("dtype", "seconds")
 AT_MOST = "≤ "
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor.
+    """One tensor of a report.
 
     Attributes
     ----------
@@ -30,22 +30,22 @@ class TensorRow:
     shape : tuple of int
     dtype : str
     method : str
-        As recipes call it, ``"keep"`` where it was not compressed.
+        The method's name in recipes; ``"keep"`` if the tensor was not compressed.
     settings : dict
-        Of the method, as the recipe gave them.
+        Settings of the method, as given in the recipe.
     reason : str
         Why it was not compressed; else empty.
     bytes_before : int
     bytes_after : int or None
-        What the file holds of it; in a dry run None where values decide that.
+        Bytes of the tensor in the target; None in a dry run if they depend on its values.
     relative_error : float or None
-        ‖W − Ŵ‖² / ‖W‖²; None where nothing was compressed.
+        ‖W − Ŵ‖² / ‖W‖², weighted by the metric; None if it was not compressed.
     seconds : float or None
-        Of compressing; None where it was done by an earlier run.
+        Time to compress it; None if an earlier run did it.
     metric : {"squares", "importance", "input_covariance"} or None
-        What the error counts.
+        How squared errors are weighted.
     at_most : bool
-        Whether ``bytes_after`` is a bound, in a dry run.
+        Whether ``bytes_after`` is only an upper bound, in a dry run.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TensorRow:
         return None if self.bytes_after is None or not size else 8 * self.bytes_after / size
 
     def record(self) -> dict[str, Any]:
-        """The row as JSON and CSV have it."""
+        """Return the row as it is written to JSON and CSV."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -87,23 +87,23 @@ class TensorRow:
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Rows of one kind and what is true of all of them, in any of the formats.
+    """A table with totals, which can be written as text, JSON or CSV.
 
     Attributes
     ----------
     title : str
     records : sequence of dict
-        Rows by column, values that JSON can hold.
+        Rows: values that JSON can hold, by column.
     columns : dict
-        Heading of the text by column; what is not named is left to JSON and CSV.
+        Headings of the columns in text. Columns that are not here appear in JSON and CSV only.
     totals : dict
-        What JSON has beside rows.
+        Values for the whole table, which JSON has next to the rows.
     summary : str
-        The text's last lines.
+        Last lines of the text.
     text_only : tuple of str
-        Columns that JSON and CSV have in other ones.
+        Columns that appear in text only.
     unfolded : tuple of str
-        Those of them that stand to the right, on one line, as numbers do.
+        Columns of text_only that are aligned to the right and not wrapped, as numbers are.
     """
 
     title: str
@@ -115,12 +115,12 @@ class Table:
     unfolded: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """An object with ``rows`` and the totals."""
+        """Return a JSON object with ``rows`` and the totals."""
         content = _finite({**self.totals, "rows": self._plain_records()})
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_csv(self) -> str:
-        """A line for each row, after one with names."""
+        """Return a line of column names and a line for each row."""
         text = io.StringIO()
         records = self._plain_records()
         shown = [name for name in self.columns if name not in self.text_only]
@@ -132,12 +132,12 @@ class Table:
         return text.getvalue()
 
     def to_text(self, width: int | None = None) -> str:
-        """A table for people; narrow ones fold long names and leave some columns out.
+        """Return the table as text; a narrow one wraps long names and leaves out some columns.
 
         Parameters
         ----------
         width : int, optional
-            Columns of the terminal; else as many as are needed, 160 at most.
+            Width of the terminal in characters. Defaults to the needed width, 160 at most.
         """
         from rich import box
         from rich.console import Console
@@ -166,10 +166,10 @@ class Table:
         return "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as text, JSON or CSV, as the path ends; a file that is there is replaced."""
+        """Write text, JSON or CSV, as the ending of the path says; replace an existing file."""
         ending = check_report_path(path)
         make = {".txt": self.to_text, ".json": self.to_json, ".csv": self.to_csv}[ending]
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(make().encode())
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ class Table:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What one run did.
+    """The report of one run over a model.
 
     Attributes
     ----------
@@ -192,14 +192,15 @@ class Report:
     source, target : str
     rows : tuple of TensorRow
     file_bytes_before : int
-        Of the source's files.
+        Bytes of the source's files.
     file_bytes_after : int or None
-        Of the target, with its header; None in a dry run.
+        Bytes of the target, including its header; None in a dry run.
     seconds : float
-        Of the run.
+        Time of the whole run.
     dry_run : bool
+        Whether nothing was written.
     importance, input_covariance : str or None
-        Files of what errors count.
+        Files with the weights of errors.
     """
 
     task: str
@@ -215,16 +216,16 @@ class Report:
 
     @property
     def compressed(self) -> tuple[TensorRow, ...]:
-        """Rows of the tensors that are compressed."""
+        """The rows of the tensors that were compressed."""
         return tuple(row for row in self.rows if not row.reason)
 
     @property
     def ratio(self) -> float | None:
-        """How many times smaller the file is than those it came from."""
+        """Bytes of the source's files over bytes of the target; None in a dry run."""
         return self.file_bytes_before / self.file_bytes_after if self.file_bytes_after else None
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the rows, and the files' sizes."""
+        """Return the sums over all rows and the sizes of the files."""
         known = [row.bytes_after for row in self.rows if row.bytes_after is not None]
         n_weights = sum(math.prod(row.shape) for row in self.rows)
         whole = len(known) == len(self.rows)
@@ -248,7 +249,7 @@ class Report:
         }
 
     def table(self) -> Table:
-        """The report in a form that can be shown and written."""
+        """Return the report as a table, to print or save."""
         totals = self.totals()
         done = f"would be {self.task}ed" if self.dry_run else f"{self.task}ed"
         lines = [f"{totals['n_compressed']} of {totals['n_tensors']} tensors {done}"]
@@ -276,7 +277,7 @@ class Report:
             "after": "after",
             "bits": "bits",
             "relative_error": "error",
-            "under": "under",
+            "under": "metric",
             "seconds": "s",
         }
         if self.dry_run:
@@ -294,27 +295,27 @@ class Report:
         return f"Report({table.title}: {table.summary})"
 
     def _foreseen(self) -> str:
-        """Sizes before anything is done: of tensors, as the file's header is not made."""
+        """Return the planned sizes as text: of tensors only, as the header is not known yet."""
         totals = self.totals()
         bound = AT_MOST if totals["at_most"] else ""
         known = sum(row.bytes_after or 0 for row in self.rows)
         text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
         if totals["n_unknown"]:
-            text += f", {totals['n_unknown']} not counted, as values decide"
+            text += f", {totals['n_unknown']} not counted, whose sizes depend on their values"
         return text
 
 
 def check_report_path(path: str | os.PathLike[str]) -> str:
-    """How a report's path ends, which says its format, if one can be written there."""
+    """Check that a report can be written at a path; return its ending, which is its format."""
     ending = os.path.splitext(os.fspath(path))[1]
     if ending not in FORMATS:
         raise ValueError(f"report must end in {', '.join(FORMATS)}, got {os.fspath(path)!r}")
-    check_place(path)
+    check_output_path(path)
     return ending
 
 
 def printable(text: str) -> str:
-    """Text of others that no terminal takes for a command, nor a table for two lines."""
+    """Escape characters that could control a terminal or break a line of a table."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -328,7 +329,7 @@ def _bounded(row: TensorRow, name: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: null stands for it."""
+    """Replace numbers that are not finite by None, because JSON has no infinity."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -337,7 +338,7 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """A value as CSV holds it: what is more than one number or word as JSON."""
+    """Return a value for CSV, with lists and dicts as JSON."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 

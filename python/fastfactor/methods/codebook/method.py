@@ -143,7 +143,7 @@ class CodebookFactors(Factors):
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook(Method):
-    """k-means of a matrix's scalars or vectors: codes of ``n_bits`` bits into tables of 2**n_bits.
+    """K-means of a matrix's scalars or vectors: codes of ``n_bits`` bits into tables of 2**n_bits.
 
     Parameters
     ----------

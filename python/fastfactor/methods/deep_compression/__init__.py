@@ -1,1 +1,1 @@
-"""Deep Compression: pruning, shared weights, and Huffman codes of both codes and gaps."""
+"""Deep Compression: pruning, weight sharing, and Huffman coding of the codes and the gaps."""

@@ -1,4 +1,4 @@
-"""The third stage, which loses nothing: positions as gaps, then Huffman codes."""
+"""The third, lossless stage: positions become gaps, then codes and gaps are Huffman-coded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stages import CODEBOOK_DTYPES, SharedWeights
 from .streams import encoded_stream, stream_nbytes
 
 MAX_GAP_BITS = 16
-NEAR = 1.05
+NEAR = 1.05  # widths are tried whose estimated size is up to this factor above the least
 
 
 def encode(
@@ -26,29 +26,30 @@ def encode(
     dtype: Any = None,
     n_threads: int | None = None,
 ) -> DeepCompressionFactors:
-    """Code shared weights for storage: codes of the kept ones and gaps between them, Huffman-coded.
+    """Huffman-code the codes of the kept weights and the gaps between them: the third stage.
 
-    This is the third stage; it loses nothing.
+    This stage is lossless.
 
     Parameters
     ----------
     shared : SharedWeights
-        Of any shape; one of more than two dimensions is coded as a matrix of (shape[0], all else).
+        Weights of any shape; they are coded as a matrix of shape (shape[0], product of the rest).
     gap_bits : int, optional
-        Bits of a gap, 1 to 16. Unless given, the number for which codes and gaps take least.
+        Bits of a gap, 1 to 16. Default: the number for which codes and gaps take the fewest bytes.
     dtype : dtype, optional
-        Of the matrix that the factors stand for. Unless given, the codebook's.
+        The dtype of the matrix that the factors represent. Default: the codebook's.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     DeepCompressionFactors
+        Of shape (shape[0], all else); ``sizes`` says what each stage takes.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or width, and a codebook of float64.
+        For a wrong type or width, and for a float64 codebook.
 
     Notes
     -----
@@ -96,17 +97,17 @@ def decode(factors: DeepCompressionFactors) -> SharedWeights:
     Parameters
     ----------
     factors : DeepCompressionFactors
-        As they were compressed, or read from a file.
+        Factors that were compressed, or read from a file.
 
     Returns
     -------
     SharedWeights
-        Of the shape of the matrix. A weight whose value is zero is not kept.
+        Arrays of the matrix's shape. Weights whose value is zero count as pruned.
 
     Raises
     ------
     TypeError
-        For other factors.
+        For factors of another kind.
 
     Notes
     -----
@@ -128,36 +129,37 @@ def decode(factors: DeepCompressionFactors) -> SharedWeights:
 
 
 def check_gap_bits(gap_bits: int | None) -> None:
-    """Check that this is None or a width that a gap may have."""
+    """Check that gap_bits is None or in [1, 16]."""
     if gap_bits is not None:
         _checks.integer(gap_bits, "gap_bits", 1, MAX_GAP_BITS)
 
 
 def most_nbytes(n_kept: int, n_weights: int, n_values: int, gap_bits: int | None) -> int:
-    """Return the most that codes and gaps take, wherever so many weights of so many are kept."""
+    """Return the most bytes of codes and gaps for n_kept of n_weights, with n_values in a table."""
     widths = range(1, MAX_GAP_BITS + 1) if gap_bits is None else [gap_bits]
     return min(_most_packed(n_kept, n_weights, code_bits_for(n_values), width) for width in widths)
 
 
 def _most_packed(n_kept: int, n_weights: int, code_bits: int, gap_bits: int) -> int:
+    """Return the most bytes of packed codes and gaps of this width."""
     # A filler stands for 2**gap_bits places that are not kept.
     n_entries = n_kept + ((n_weights - n_kept) >> gap_bits)
     return stream_nbytes(n_entries, code_bits) + stream_nbytes(n_entries, gap_bits)
 
 
 class _Kept(NamedTuple):
-    """The weights that are kept: where they are, and their codes."""
+    """The positions and codes of the weights that are kept."""
 
     positions: Array
     codes: Array
-    n_weights: int  # of all
+    n_weights: int  # including those that are not kept
     code_bits: int
 
 
 def _streams(kept: _Kept, gap_bits: int, n_threads: int | None) -> tuple[Array, Array, int]:
-    """Return codes and gaps as they are stored, and how many entries, with fillers, they are of."""
+    """Return the stored bytes of codes and of gaps, and the number of entries with fillers."""
     coded = gap_encode(kept.positions, size=kept.n_weights, gap_bits=gap_bits, n_threads=n_threads)
-    # Fillers stand for zero; the codebook has one first wherever something was pruned.
+    # Fillers have the value zero, which comes first in the codebook if any weight is pruned.
     codes = np.zeros(coded.gaps.size, np.uint8)
     weights = np.ones(codes.size, np.bool_)
     weights[coded.fillers] = False
@@ -170,11 +172,12 @@ def _streams(kept: _Kept, gap_bits: int, n_threads: int | None) -> tuple[Array, 
 
 
 def _likely_widths(kept: _Kept) -> list[int]:
-    """Return the widths of gaps that are worth a try.
+    """Return the widths of gaps to try.
 
-    These are the widths for which the entropies of gaps and codes, fillers among them, are near the
-    least: Huffman codes come within a few percent of an entropy, so which of them is best is seen
-    by trying. And the width for which packed bytes are fewest, which keeps `most_nbytes` true.
+    These are the widths for which the entropies of gaps and codes, including fillers, are within
+    5 % of the least: Huffman codes are a few percent longer than the entropy, so only a trial tells
+    which width is best. The width of the fewest packed bytes is tried too, so that `most_nbytes` is
+    an upper bound.
     """
     gaps = np.diff(kept.positions, prepend=-1) - 1
     counts = np.bincount(kept.codes, minlength=1).astype(np.float64)
@@ -186,7 +189,7 @@ def _likely_widths(kept: _Kept) -> list[int]:
         with_fillers = counts.copy()
         with_fillers[0] += fillers
         sizes.append(_entropy_bytes(rest) + _entropy_bytes(with_fillers))
-        if not fillers:  # from here on they are all the same
+        if not fillers:  # wider gaps would have the same entropies
             break
     likely = {1 + i for i, size in enumerate(sizes) if size <= NEAR * min(sizes)}
     packed = [
@@ -197,7 +200,10 @@ def _likely_widths(kept: _Kept) -> list[int]:
 
 
 def _entropy_bytes(counts: Array) -> float:
-    """Of symbols that come so often, coded as well as can be, and a length of 3 bits for each."""
+    """Return the bytes of symbols with these counts, coded at their entropy.
+
+    A table of code lengths is added, of 3 bits for each symbol.
+    """
     used = counts[counts > 0]
     bits = used.sum() * np.log2(used.sum()) - (used * np.log2(used)).sum() if used.size else 0
     return float(bits + 3 * used.size) / 8

@@ -1,4 +1,4 @@
-"""What Deep Compression gives: coded weights, multiplied straight from their codes."""
+"""The factors of Deep Compression: coded weights, multiplied without decoding to dense."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MAX_VALUES = 256
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """What a layer takes, stage by stage: a row of the paper's tables.
+    """The size of a layer after each stage: a row of the paper's tables.
 
     Attributes
     ----------
     n_weights : int
-        Before pruning.
+        The number of weights before pruning.
     n_kept, n_entries : int
-        Weights that are not zero; these and the fillers between gaps that are too wide.
+        The number of weights that are not zero, and the same with the fillers that split wide gaps.
     code_bits, gap_bits : int
         Bits of a code and of a gap before Huffman coding.
     codes_nbytes, gaps_nbytes, codebook_nbytes : int
-        In the file.
+        Bytes in the file.
     """
 
     n_weights: int
@@ -52,36 +52,42 @@ class LayerSizes:
 
     @property
     def kept(self) -> float:
-        """Share of the weights that are kept."""
+        """The share of weights that are kept."""
         return self.n_kept / max(self.n_weights, 1)
 
     @property
     def coded_code_bits(self) -> float:
-        """Mean bits of an entry's code in the file."""
+        """The mean number of bits of an entry's code in the file."""
         return 8 * self.codes_nbytes / max(self.n_entries, 1)
 
     @property
     def coded_gap_bits(self) -> float:
-        """Mean bits of an entry's gap in the file."""
+        """The mean number of bits of an entry's gap in the file."""
         return 8 * self.gaps_nbytes / max(self.n_entries, 1)
 
     @property
     def dense_nbytes(self) -> int:
-        """Of the weights as float32, which the paper compares with."""
+        """Bytes of the weights as float32, with which the paper compares."""
         return 4 * self.n_weights
 
     @property
     def shared_nbytes(self) -> int:
-        """After pruning and sharing, before Huffman coding: codes, gaps and codebook."""
+        """Bytes of codes, gaps and codebook before Huffman coding."""
         return -(-self.n_entries * (self.code_bits + self.gap_bits) // 8) + self.codebook_nbytes
 
     @property
     def nbytes(self) -> int:
-        """In the file: codes, gaps and codebook."""
+        """Bytes of codes, gaps and codebook in the file."""
         return self.codes_nbytes + self.gaps_nbytes + self.codebook_nbytes
 
     def as_row(self) -> dict[str, Any]:
-        """For a table: each of the above by its name, and compressed over dense bytes."""
+        """Return a row of a table: the sizes by name, and compressed bytes over dense ones.
+
+        Returns
+        -------
+        dict of str to number
+            Counts, bits and bytes; ``share`` and ``share_shared`` are fractions of the dense bytes.
+        """
         return {
             "weights": self.n_weights,
             "kept": self.kept,
@@ -100,26 +106,26 @@ class LayerSizes:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class DeepCompressionFactors(Factors):
-    """Codes of the weights that are kept, gaps from one to the next, and what the codes mean.
+    """Codes of the kept weights, gaps from one to the next, and the codebook of their values.
 
-    The entries are those of :class:`fastfactor.SparseCodes`: the weights that are kept and, with
-    the value zero, fillers that cut gaps too wide for ``gap_bits``. Codes and gaps are each one
-    stream of bytes: Huffman-coded (:func:`fastfactor.huffman_encode`), or where that does not take
-    less, packed from the lowest bit of a byte up in the least of 1, 2, 3, 4, 5, 6, 8 or 16 bits
-    that are enough. A stream of just as many bytes as packing takes is packed.
+    The entries are those of :class:`fastfactor.SparseCodes`: the kept weights, and fillers of value
+    zero that split gaps too wide for ``gap_bits``. Codes and gaps are each one stream of bytes. A
+    stream is Huffman-coded (:func:`fastfactor.huffman_encode`) if that takes fewer bytes than
+    packing; otherwise it is packed from the lowest bit of a byte up, in the smallest of 1, 2, 3, 4,
+    5, 6, 8 or 16 bits that suffices. A reader tells them apart by the number of bytes.
 
     Attributes
     ----------
     codes : uint8 array
-        Of each entry, in as few bits as the codebook needs.
+        The stream of the entries' codes; a code has as few bits as the codebook needs.
     codebook : array of shape (K, 1)
-        The shared values, up to 256: float16, bfloat16 or float32. The first is zero where
-        something was pruned.
+        The shared values, up to 256, in float16, bfloat16 or float32. The first is zero if any
+        weight is pruned.
     gaps : uint8 array
-        Places of the matrix, in C order, between each entry and the one before it.
+        The stream of gaps: the number of places, in C order, between each entry and the one before.
     gap_bits : int
     n_entries : int
-        Weights that are kept, and fillers.
+        The number of kept weights and fillers.
     """
 
     kind: ClassVar[str] = "deep_compression"
@@ -135,18 +141,18 @@ class DeepCompressionFactors(Factors):
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
-        if x.dtype == np.float64:  # the product from codes is float32's
+        if x.dtype == np.float64:  # the product by codes is computed in float32
             return spmm(self._matrix, x.T, n_threads=n_threads).T
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        # What is not kept has a zero of its own: training may move the table's.
+        # Pruned weights get a zero of their own, because training may change the table's zero.
         table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
         W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
         return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def config(self) -> Config:
-        # The number of weights says that the streams belong to a matrix of this shape.
+        # The number of weights lets a reader check that the streams belong to this shape.
         return {**super().config(), "n_weights": self.shape[0] * self.shape[1]}
 
     @classmethod
@@ -173,22 +179,22 @@ class DeepCompressionFactors(Factors):
             shape=shape,
             dtype=dtype,
         )
-        _ = factors.sparse_codes  # decoded here, so that damage is found before a product
+        _ = factors.sparse_codes  # decode now, so that damage is found on reading
         return factors
 
     @cached_property
     def sparse_codes(self) -> SparseCodes:
-        """The entries, decoded, in the form that products take."""
+        """The decoded entries, in the form that products read."""
         codes = decoded_stream(self.codes, self.n_entries, code_bits_for(len(self.codebook)))
         gaps = decoded_stream(self.gaps, self.n_entries, self.gap_bits)
         try:
             return SparseCodes(codes, gaps, self.gap_bits, self.codebook, self.shape)
         except (TypeError, ValueError) as error:
-            raise CorruptDataError(f"codes, gaps and codebook: {error}") from error
+            raise CorruptDataError(f"codes, gaps and codebook must agree: {error}") from error
 
     @cached_property
     def labels(self) -> tuple[Array, Array]:
-        """Which value each weight has, and which weights are kept: uint8 and bool of W's shape."""
+        """The index of each weight's value (uint8), and the mask of kept weights, of W's shape."""
         sparse = self.sparse_codes
         kept = sparse.codebook.astype(np.float32)[sparse.codes] != 0
         labels, mask = np.zeros(self.shape, np.uint8), np.zeros(self.shape, np.bool_)
@@ -201,13 +207,13 @@ class DeepCompressionFactors(Factors):
 
     @cached_property
     def _dense_order(self) -> Array:
-        """int64 of W's size: which value of the codebook each weight has, K where it has none."""
+        """For each entry of W the index of its value in the codebook; K if it is pruned."""
         labels, mask = self.labels
         return np.where(mask, labels, len(self.codebook)).astype(np.int64).reshape(-1)
 
     @property
     def sizes(self) -> LayerSizes:
-        """What each part takes: a row of the paper's tables."""
+        """The size of each part: a row of the paper's tables."""
         sparse = self.sparse_codes
         values = sparse.codebook.astype(np.float32)[sparse.codes]
         return LayerSizes(

@@ -21,29 +21,29 @@ class DeepCompression(Prune):
 
     Parameters
     ----------
-    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
-        What is kept, as in :class:`Prune`; of that, weights that are zero already are not.
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool : optional
+        Which weights are kept, as in :class:`Prune`; weights that are zero are never kept.
     n_bits : int
-        Bits of a code, 1 to 8: 2**n_bits values, of which one is zero if anything is pruned.
+        Bits of a code, 1 to 8. One of the 2**n_bits values is zero if any weight is pruned.
     gap_bits : int, optional
-        Bits of a gap, 1 to 16. Unless given, the number for which codes and gaps take least.
-    init, codebook_dtype, random_state
+        Bits of a gap, 1 to 16. Default: the number for which codes and gaps take the fewest bytes.
+    init, codebook_dtype, random_state : optional
         As in :func:`fastfactor.deep_compression.share`.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``sparsity``; ``n_bits`` stays as it is set.
+        As in :class:`Method`, by ``sparsity``; ``n_bits`` does not change.
 
     Raises
     ------
     TypeError, ValueError
-        As :class:`Prune`, and for weights beyond the range of the codebook's dtype.
+        As for :class:`Prune`, and for weights beyond the range of the codebook's dtype.
 
     Notes
     -----
-    The three stages are also functions of :mod:`fastfactor.deep_compression`, for those who train
-    between them. Like :class:`PruneCodebook`, but codes and the gaps between weights are
-    Huffman-coded, which takes less where either are uneven, and values are where Lloyd's iterations
-    end unless ``init="exact"``. Products read the codes
-    (:func:`fastfactor.sparse_codebook_matmul`), decoded when they are first needed.
+    The three stages are also functions of :mod:`fastfactor.deep_compression`, so that a network can
+    be trained between them. There are two differences from :class:`PruneCodebook`. Codes and gaps
+    are Huffman-coded, which takes fewer bytes if their values are unevenly frequent; and values are
+    a local minimum by Lloyd's iterations unless ``init="exact"``. Products read the codes
+    (:func:`fastfactor.sparse_codebook_matmul`), which are Huffman-decoded once, on first use.
 
     The same bits for any number of threads.
 
@@ -103,5 +103,5 @@ class DeepCompression(Prune):
         return Size(coded + table, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
-        # What sharing loses is not known before it is done: pruning's own way does not serve.
+        # Prune's own search counts only the error of pruning, not that of sharing values.
         return Method._search(self, problem)

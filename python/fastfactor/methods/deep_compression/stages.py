@@ -1,4 +1,4 @@
-"""The stages that lose something: which weights stay, and which values they share."""
+"""The two lossy stages: choose the weights that are kept, and the values that they share."""
 
 from __future__ import annotations
 
@@ -29,32 +29,33 @@ def prune(
     importance: Any = None,
     n_threads: int | None = None,
 ) -> Array:
-    """The first stage: which weights stay.
+    """Return which weights are kept: the first stage.
 
     Parameters
     ----------
     W : array of any shape
         Finite floats.
     sparsity : float, optional
-        The share to drop, in [0, 1]: of least magnitude, an exact number of them.
+        The share of weights to drop, in [0, 1]: an exact number, those of least magnitude.
     std_multiple : float, optional
-        Drop what is smaller than this many standard deviations of the layer's weights. One of the
-        two is given.
+        Drop weights of magnitude below this many standard deviations of the layer's weights. Give
+        either this or ``sparsity``.
     importance : array of W's shape, optional
-        What the squared error of each weight counts, squared gradients say. ``|w| √importance`` is
-        judged then, in float64, which ranks by how much the loss would move.
+        A factor of each squared error, for example squared gradients. Weights are then ranked by
+        ``|w| √importance``, in float64: by how much dropping them would change the loss.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
     Returns
     -------
     bool array of W's shape
-        True for what stays.
+        True for weights that are kept.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong type or shape, values out of range, both or neither of the two.
+        For a wrong type or shape, values out of range, and both or neither of ``sparsity`` and
+        ``std_multiple``.
 
     Notes
     -----
@@ -77,7 +78,7 @@ def prune(
     matrix = W.reshape(matrix_shape(W.shape))
     metric: Metric = Frobenius()
     if importance is not None:
-        # In float64: the roots of small importances count too.
+        # In float64, so that the roots of small importances do not become zero.
         metric = Diagonal(_importance(importance, W).reshape(matrix.shape))
     settings = Prune(sparsity=sparsity, std_multiple=std_multiple)
     return settings.mask_of(Problem(matrix, metric, n_threads)).reshape(W.shape)
@@ -85,22 +86,22 @@ def prune(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SharedWeights(ArrayRecord):
-    """What the second stage gives: every kept weight has one of few values.
+    """The result of the second stage: every kept weight has one of a few values.
 
     Attributes
     ----------
     labels : uint8 array of W's shape
-        Which value each weight has; where nothing is kept, that of zero.
+        The index in the codebook of each weight's value; that of zero for pruned weights.
     codebook : array of shape (K,)
-        The values. The first is zero where something was pruned.
+        The values. The first is zero if any weight is pruned.
     mask : bool array of W's shape
-        True for what is kept.
+        True for weights that are kept.
 
     Raises
     ------
     TypeError, ValueError
-        For wrong types and shapes, labels of no value, and a first value that is not zero where
-        something is pruned.
+        For wrong types and shapes, labels beyond the codebook, and a first value that is not zero
+        if any weight is pruned.
 
     Examples
     --------
@@ -128,27 +129,33 @@ class SharedWeights(ArrayRecord):
             )
         if not mask.all() and codebook[0] != 0:
             raise ValueError(
-                f"codebook must begin with the zero of what is pruned, got {codebook[0]}"
+                f"codebook must begin with zero, for pruned weights, got {codebook[0]}"
             )
 
     def to_dense(self) -> Array:
-        """The weights, each with its shared value, in the codebook's dtype."""
+        """Return the weights, each with its shared value.
+
+        Returns
+        -------
+        array of the labels' shape
+            In the codebook's dtype; zero where nothing is kept.
+        """
         dense: Array = np.where(self.mask, self.codebook[self.labels], self.codebook.dtype.type(0))
         return dense
 
     def gradient(self, gradient: Any) -> Array:
-        """Of the loss by each shared value: the sum over the weights that have it.
+        """Return the gradient of the loss by each shared value: the sum over its weights.
 
         Parameters
         ----------
         gradient : array of W's shape
-            Of the loss by each weight.
+            The gradient of the loss by each weight.
 
         Returns
         -------
         float64 array of shape (K,)
-            Zero for the value that stands for what is pruned. Large clusters have large sums: the
-            step must be small enough for them.
+            Zero for the value of pruned weights. Values of many weights have large sums, so the
+            step of the training must be small enough for them.
         """
         values = _checks.float_array(gradient, "gradient", ndim=(self.labels.ndim,))
         if values.shape != self.labels.shape:
@@ -168,24 +175,25 @@ def share(
     random_state: Any = 0,
     n_threads: int | None = None,
 ) -> SharedWeights:
-    """The second stage: the kept weights of a layer are clustered, and share their centroids.
+    """Cluster the kept weights of a layer, which then share their centroids: the second stage.
 
     Parameters
     ----------
     W : array of any shape
         Finite floats.
     mask : bool array of W's shape, optional
-        What is kept. Unless given, what is not zero.
+        True for weights that are kept. Default: those that are not zero.
     n_bits : int
-        Bits of a code, 1 to 8: 2**n_bits values, of which one is zero if anything is pruned.
+        Bits of a code, 1 to 8. One of the 2**n_bits values is zero if any weight is pruned.
     init : {"linear", "density", "random", "exact"}
-        Where Lloyd's iterations begin: even between the least and the largest kept weight, which
-        keeps large weights apart and was best in the paper, once trained on; even in quantiles; or
-        at random weights. ``"exact"`` has the least squared error that there is.
+        The values from which Lloyd's iterations start. ``"linear"`` spaces them evenly from the
+        smallest to the largest kept weight, which separates large weights and was best in the
+        paper after retraining; ``"density"`` takes evenly spaced quantiles, ``"random"`` random
+        weights. ``"exact"`` finds the values of least squared error instead of iterating.
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
-        Of the values. Unless given, W's, float32 where W is float64.
+        The dtype of the values. Default: W's, or float32 if W is float64.
     importance : array of W's shape, optional
-        What the squared error of each weight counts.
+        A factor of each squared error.
     random_state : int, Generator, RandomState or None
         Seed of ``"random"``.
     n_threads : int, optional
@@ -203,8 +211,8 @@ def share(
 
     Notes
     -----
-    The cost of :func:`kmeans1d` on the kept weights. The same bits for any number of threads.
-    16-bit values are chosen, not rounded to.
+    The cost is that of :func:`kmeans1d` on the kept weights. The same bits for any number of
+    threads. 16-bit values are optimised as such, not rounded afterwards.
 
     Examples
     --------
@@ -231,7 +239,7 @@ def share(
     codebook = np.zeros(int(pruned), np.float32)
     if values.size:
         if weight is not None and not weight.any():
-            raise ValueError("importance must not be zero for all that is kept, got zeros")
+            raise ValueError("importance must not be zero for all kept weights, got only zeros")
         result = kmeans1d(
             values,
             2**n_bits - pruned,
@@ -248,7 +256,7 @@ def share(
 
 
 def _starts(values: Array, n: int, init: str, random_state: Any) -> Any:
-    """What kmeans1d calls init."""
+    """Return the ``init`` of kmeans1d: n random values, or a name."""
     if init == "random":
         rng = np.random.default_rng(_checks.seed(random_state))
         wide = values.astype(_checks.result_dtype(values))
@@ -257,6 +265,7 @@ def _starts(values: Array, n: int, init: str, random_state: Any) -> Any:
 
 
 def _checked(W: Any) -> Array:
+    """Check that W is a finite array of floats, and return it."""
     array = W if isinstance(W, np.ndarray) else np.asarray(W)
     array = _checks.float_array(array, "W", ndim=tuple(range(1, 33)))
     _checks.finite(array, "W")
@@ -264,6 +273,7 @@ def _checked(W: Any) -> Array:
 
 
 def _mask(mask: Any, W: Array, name: str = "W") -> Array:
+    """Check that a mask is bool and has the shape of W, and return it."""
     array = np.asarray(mask)
     if array.dtype != np.bool_:
         raise TypeError(f"mask must have dtype bool, got {array.dtype}")
@@ -273,6 +283,7 @@ def _mask(mask: Any, W: Array, name: str = "W") -> Array:
 
 
 def _importance(importance: Any, W: Array) -> Array:
+    """Check an importance of W's shape, and return it in float64."""
     array = _checks.float_array(importance, "importance", ndim=(W.ndim,))
     if array.shape != W.shape:
         raise ValueError(f"importance must have the shape of W, {W.shape}, got {array.shape}")

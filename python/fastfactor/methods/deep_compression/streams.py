@@ -1,4 +1,4 @@
-"""Streams of small numbers as they are stored: Huffman-coded, or packed where that takes less."""
+"""Stored streams of small numbers: Huffman-coded if that takes fewer bytes, else packed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from ...errors import CorruptDataError
 from ...kernels.huffman import huffman_decode, huffman_encode
 from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 
-# Bits of a packed number in files. Never to be changed: which bytes are packed follows from it.
+# The widths of packed numbers in files. They must never change: a reader computes from them the
+# number of bytes that marks a stream as packed.
 STREAM_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 16)
 
 
 def encoded_stream(numbers: Array, n_bits: int, n_threads: int | None = None) -> Array:
-    """Return the bytes of a stream: Huffman-coded if that takes less than packing.
+    """Return the bytes of a stream: Huffman-coded if that takes fewer bytes than packing.
 
     Parameters
     ----------
     numbers : uint8 or uint16 array of shape (n,)
     n_bits : int
-        Bits that every number fits in, 1 to 16.
+        A number of bits, 1 to 16, that is enough for every number.
     """
     coded = huffman_encode(numbers, n_threads=n_threads)
     if coded.size < stream_nbytes(numbers.size, n_bits):
@@ -27,12 +28,12 @@ def encoded_stream(numbers: Array, n_bits: int, n_threads: int | None = None) ->
 
 
 def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
-    """Return the n numbers of a stream. Bytes that are as many as packing takes are packed.
+    """Return the n numbers of a stream, which is packed if it has the number of bytes of packing.
 
     Raises
     ------
     CorruptDataError
-        Where the bytes do not hold n numbers.
+        If the bytes do not hold n numbers.
     """
     if data.size == stream_nbytes(n, n_bits):
         numbers = unpack_bits(data, _width(n_bits), n)
@@ -49,5 +50,5 @@ def stream_nbytes(n: int, n_bits: int) -> int:
 
 
 def _width(n_bits: int) -> int:
-    """Return the bits that a number of n_bits is packed in."""
+    """Return the width in bits at which numbers of n_bits bits are packed."""
     return next(width for width in STREAM_WIDTHS if width >= n_bits)

@@ -1,4 +1,4 @@
-"""What `Dictionary` makes of a matrix: atoms, and few values and their atoms for each block."""
+"""The factors of `Dictionary`: atoms, and for each block a few values with their atoms."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..stored import stored_number, stored_tensor
 
-# Inputs at once: what atoms answer to them stays in cache.
+# Inputs multiplied at once, so that their products with the atoms stay in cache.
 BATCH_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class DictionaryFactors(Factors):
-    """Blocks of rows, each Σ value · atom.
+    """A matrix whose rows are cut into blocks, each the sum of ``value · atom`` over a few atoms.
 
     Attributes
     ----------
@@ -32,9 +32,10 @@ class DictionaryFactors(Factors):
     values : array of shape (n_nonzeros,)
         Block by block, a row's blocks from left to right.
     indices : uint8 array
-        The atom of each value, in as few bits as name every atom, least significant bit first.
+        The atom of each value, in ⌈log₂ n_atoms⌉ bits each, least significant bit first.
     counts : uint8 array
-        How many values a block has, in ``count_bits`` each; none where all have ``count``.
+        The number of values of each block, in ``count_bits`` bits each; empty if all blocks have
+        ``count`` values.
     count_bits, count : int
     """
 
@@ -68,10 +69,10 @@ class DictionaryFactors(Factors):
         result = np.empty((len(x), self.shape[0]), dtype)
         for first in range(0, len(x), BATCH_AT_ONCE):
             part = x[first : first + BATCH_AT_ONCE].astype(dtype)
-            # What each atom answers to each block is computed once, for all outputs.
-            answers = part.reshape(-1, self._block_size) @ dictionary.T
-            answers = answers.reshape(len(part), -1)
-            result[first : first + len(part)] = spmm(self._by_row, answers.T, n_threads=n_threads).T
+            # Multiply each atom by each block once, for all outputs.
+            found = part.reshape(-1, self._block_size) @ dictionary.T
+            found = found.reshape(len(part), -1)
+            result[first : first + len(part)] = spmm(self._by_row, found.T, n_threads=n_threads).T
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
@@ -143,12 +144,13 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _wide(self) -> Array:
+        """The atoms in the dtype in which products are computed."""
         wide: Array = self.dictionary.astype(_checks.result_dtype(self.dictionary), copy=False)
         return wide
 
     @cached_property
     def _codes(self) -> CSR:
-        """Return the codes as a CSR of shape (blocks, n_atoms)."""
+        """The codes as a CSR of shape (blocks, n_atoms)."""
         n = self.shape[0] * (self.shape[1] // self._block_size)
         indptr = np.arange(n + 1, dtype=np.int64) * self.count
         if self.count_bits:
@@ -160,7 +162,10 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _by_row(self) -> CSR:
-        """(out_features, blocks a row · n_atoms): the columns of atom a for block p."""
+        """The codes as a CSR of shape (out_features, blocks a row · n_atoms).
+
+        Column ``p * n_atoms + a`` belongs to atom a in block p of a row.
+        """
         codes, n = self._codes, self.shape[1] // self._block_size
         n_atoms = codes.shape[1]
         block_of = np.repeat(np.arange(codes.shape[0]) % n, np.diff(codes.indptr))
@@ -171,9 +176,9 @@ class DictionaryFactors(Factors):
 
     @cached_property
     def _slots(self) -> list[tuple[Array, Array]]:
-        """The number of the first, second, … value of every block, and its atom.
+        """For the first, second, … value of every block: its index in `values`, and its atom.
 
-        Where a block has no such value, the number is that after the last and the atom any.
+        If a block has no such value, the index is the number of values, and the atom is arbitrary.
         """
         codes = self._codes
         counts = np.diff(codes.indptr)

@@ -1,4 +1,4 @@
-"""Dictionary: each block of each row as a combination of few atoms that all blocks share."""
+"""Dictionary: each block of a row is a combination of a few atoms that all blocks share."""
 
 from __future__ import annotations
 
@@ -22,50 +22,51 @@ from ..search import Problem, Size, n_fitting
 from .factors import DictionaryFactors
 from .refit import refit, refit_values, whitening
 
-MAX_ATOMS = 256  # by default: an index of a byte
-WEIGHTS_PER_ATOM_ENTRY = 8  # by default at least so many times more weights in W than in atoms
+MAX_ATOMS = 256  # by default, so that an index takes at most a byte
+WEIGHTS_PER_ATOM_ENTRY = 8  # by default W has at least this many weights for each number in atoms
 MAX_BLOCK_SIZE = 64
 MIN_BLOCK_SIZE = 8
 SEARCH_STEPS = 16
-VALUE_EXPONENTS = (-6, 15)  # of two, of the largest value: beyond, atoms are longer or shorter
+VALUE_EXPONENTS = (-6, 15)  # the range of the largest value's exponent; atoms are scaled to keep it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dictionary(Method):
-    """Rows cut into blocks, and each block coded by few atoms of a learned dictionary.
+    """Rows are cut into blocks, and a few atoms of a learned dictionary code each block.
 
     Parameters
     ----------
     n_nonzero_coefs : int, optional
         Atoms a block.
     block_error : float, optional
-        Instead: the squared error at which a block is done, over the mean squared norm of blocks.
-        Nonzeros go where the energy is; to store how many a block has takes some bits.
+        An alternative to ``n_nonzero_coefs``: the squared error at which a block is done, divided
+        by the mean squared norm of blocks. Blocks of more energy get more coefficients; storing how
+        many each block has takes some bits.
     block_size : int, optional
         Columns of a block; divides the columns of W. Default: the largest divisor up to 64, or the
-        whole row where that is less than 8.
+        whole row if that divisor is less than 8.
     n_atoms : int, optional
-        Rows of the dictionary. Default: the largest power of two up to 256 with which it has no
-        more than an eighth of W's weights.
+        Rows of the dictionary. Default: the largest power of two up to 256 for which the dictionary
+        has at most an eighth as many numbers as W.
     criterion : {"correlation", "ols"}
-        How atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less error.
+        The rule by which atoms are chosen, as in :func:`fastfactor.omp`; ``"ols"`` has less error.
     search : {"all", "hash"}
-        ``"hash"`` looks at few of the atoms, as :func:`fastfactor.hashed_omp`; for many thousands
-        of them, with ``criterion="correlation"``.
+        ``"hash"`` compares a block with a few of the atoms only, as :func:`fastfactor.hashed_omp`.
+        It is meant for many thousands of atoms and needs ``criterion="correlation"``.
     exchange : bool, optional
-        Whether codes are improved by exchanging atoms (:func:`fastfactor.exchange_atoms`), in the
-        last passes of learning and at the end. Default: with ``search="all"``.
+        Whether exchanges of atoms (:func:`fastfactor.exchange_atoms`) improve the codes in the last
+        passes of learning and at the end. Default: True with ``search="all"``, else False.
     init : {"k-means++", "rows", "neighbours"}
         Initial atoms, as in :func:`fastfactor.learn_dictionary`.
     max_iter : int, optional
-        The most passes over the blocks, as there.
+        The most passes over the blocks, as in :func:`fastfactor.learn_dictionary`.
     value_dtype, dictionary_dtype : {"float16", "bfloat16", "float32", "float64"}, optional
-        What coefficients and atoms are stored in; None: W's.
+        The dtypes in which coefficients and atoms are stored. None takes W's.
     random_state : int, Generator, RandomState or None
         Seed of the learning.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``n_nonzero_coefs``; then, without importance and covariance,
-        by an error that all blocks share, with the same atoms: whichever is better.
+        As in :class:`Method`, by ``n_nonzero_coefs``. Without importance and covariance
+        ``block_error`` is then searched too, with the atoms found, and the better result returned.
 
     Raises
     ------
@@ -75,19 +76,20 @@ class Dictionary(Method):
 
     Notes
     -----
-    A file holds atoms, coefficients, the atom of each in ⌈log₂ n_atoms⌉ bits, and how many there
-    are in each block where that varies. A product multiplies every atom with every block of the
-    input once, and adds these answers by :func:`fastfactor.spmm`. Atoms have unit norm, or a power
-    of two for the norm of all where values would be beyond 2¹⁵ or all below 2⁻⁶.
+    A file holds the atoms, the coefficients, the atom of each coefficient in ⌈log₂ n_atoms⌉ bits
+    and, if it varies, the number of coefficients of each block. A product multiplies every atom by
+    every block of the input once, and adds these products up by :func:`fastfactor.spmm`. Atoms have
+    unit norm. If the largest coefficient would be 2¹⁵ or more or below 2⁻⁷, a power of two moves
+    from the coefficients to the norm of all atoms.
 
-    An importance is taken apart into a factor for each block and one for each column of a block,
-    for choosing atoms; an input covariance into the mean of its diagonal blocks. Then coefficients
-    and atoms are fitted under the whole of it, by conjugate gradients in turns, on the places
-    chosen. Exact whitening where a block is a row.
+    To choose atoms, an importance is approximated by a factor for each block times one for each
+    column of a block, and an input covariance by the mean of its diagonal blocks, which is exact if
+    a block is a row. For the atoms chosen, coefficients and dictionary are then fitted in turns
+    under the full importance or covariance, by conjugate gradients.
 
-    The same bits for any number of threads, but under an input covariance, whose products go
-    through NumPy's BLAS. For an error it learns about log₂(block_size) times; for a ratio as often
-    where some blocks need fewer values than others, else once.
+    The result has the same bits for any number of threads, except under an input covariance, whose
+    products use NumPy's BLAS. ``max_error`` learns about log₂(block_size) dictionaries. ``ratio``
+    learns one, or as many as ``max_error`` if some blocks need fewer coefficients than others.
 
     Sources: those of :func:`fastfactor.learn_dictionary`.
 
@@ -161,8 +163,9 @@ class Dictionary(Method):
         )
         codes, dictionary = learned.codes, learned.dictionary
         if plain:
-            # The coding fits values to rounded atoms. To fit both in turns on their places gains
-            # 0.3 % of the error on LeNet's first layer, 0.1 % on its second: not done.
+            # The coding fits values to the rounded atoms. Fitting values and atoms in turns after
+            # it would lower the error by 0.3 % on LeNet's first layer and 0.1 % on its second,
+            # which is not worth the time.
             dictionary = self._rounded(dictionary, problem.W, "dictionary_dtype")
             earlier = codes if self.block_error is None else None
             codes = self._coded(signals, dictionary, limits, earlier, problem.n_threads)
@@ -189,17 +192,17 @@ class Dictionary(Method):
         if self.n_nonzero_coefs is None:
             return None
         n = problem.W.size // self._block_size(problem.W)
-        # Where a block needs fewer, all say how many they have.
+        # If some block needs fewer values, the number of values of every block is stored.
         counts = packed_nbytes(n, self._max_values(problem.W).bit_length())
         return Size(self._even_nbytes(problem.W) + counts, exact=False)
 
     def _max_values(self, W: Array) -> int:
-        """That a block may have."""
+        """Return the most values that a block may have."""
         block_size = self._block_size(W)
         return min(self.n_nonzero_coefs or block_size, self._count_atoms(W, block_size), block_size)
 
     def _even_nbytes(self, W: Array) -> int:
-        """What factors take where every block has so many."""
+        """Return the bytes of factors whose blocks all have as many values as they may."""
         block_size = self._block_size(W)
         n_atoms, count = self._count_atoms(W, block_size), self._max_values(W)
         n = W.size // block_size
@@ -242,7 +245,11 @@ class Dictionary(Method):
         return best
 
     def _largest_even(self, problem: Problem) -> DictionaryFactors | None:
-        """The best where every block has as many values, as nearly always: sizes are known then."""
+        """Return the factors of the largest level that fits if every block has as many values.
+
+        This is the usual case, in which sizes are known without compressing. Return None if no
+        level fits or if some block has fewer values.
+        """
         levels = self._checked_levels(problem)
         fitting = n_fitting(
             levels, lambda level: self._at(level)._even_nbytes(problem.W), self._goal(problem)
@@ -263,7 +270,10 @@ class Dictionary(Method):
         earlier: CSR | None,
         n_threads: int | None,
     ) -> CSR:
-        """Codes over a dictionary; earlier ones, of one that is near to it, are a second start."""
+        """Return codes over a dictionary.
+
+        If exchanges are on, they also start from ``earlier``, the codes of a similar dictionary.
+        """
         code = coder(self.search, self.criterion, self.random_state, n_threads)
         codes = code(signals, dictionary, **limits)
         return (
@@ -271,6 +281,7 @@ class Dictionary(Method):
         )
 
     def _block_size(self, W: Array) -> int:
+        """Return the columns of a block, or refuse those that do not divide W's."""
         columns = W.shape[1]
         if W.size == 0:
             raise ValueError(f"W must not be empty for Dictionary, got shape {W.shape}")
@@ -294,11 +305,14 @@ class Dictionary(Method):
         if self.block_error is None:
             return {"n_nonzero_coefs": self.n_nonzero_coefs}
         energy = np.einsum("ij,ij->", signals, signals, dtype=np.float64) / len(signals)
-        # All zero: a block is done at once.
+        # If all signals are zero, so is the tolerance, which every block meets at once.
         return {"tol": self.block_error * float(energy)}
 
     def _scaled(self, W: Array, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
-        """The same product with values of a size that every dtype holds: atoms take the rest."""
+        """Return codes and atoms of the same product, with values in the range of every dtype.
+
+        A power of two moves from the values to the atoms.
+        """
         largest = float(np.abs(codes.data).max(initial=0))
         exponent = int(np.frexp(largest)[1])
         low, high = VALUE_EXPONENTS
@@ -311,6 +325,7 @@ class Dictionary(Method):
         return codes, self._rounded(longer, W, "dictionary_dtype")
 
     def _rounded(self, array: Array, W: Array, setting: str) -> Array:
+        """Return the array in the dtype of a setting, or refuse values beyond its range."""
         name = getattr(self, setting)
         dtype = W.dtype if name is None else _checks.dtype_named(name)
         with np.errstate(over="ignore"):
@@ -322,6 +337,7 @@ class Dictionary(Method):
         return rounded
 
     def _stored(self, W: Array, codes: CSR, dictionary: Array) -> DictionaryFactors:
+        """Return the factors that hold these codes and atoms."""
         codes, dictionary = self._scaled(W, codes, dictionary)
         counts = np.diff(codes.indptr)
         n_atoms = len(dictionary)

@@ -1,4 +1,4 @@
-"""Values and atoms of a coded matrix, fitted to it under any metric; what is where stays."""
+"""Fits of the values and atoms of a coded matrix under any metric; each value keeps its atom."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..search import Problem
 
 ROUNDS = 3
 STEPS = 12  # of conjugate gradients
-CONVERGED = 1e-12  # of the square of the right side
+CONVERGED = 1e-12  # the squared residual, over the square of the right side, at which they end
 NONZEROS_AT_ONCE = 1 << 16
-RIDGE = 1e-6  # of the mean, so that what has no weight can be divided by its root
+RIDGE = 1e-6  # relative; keeps the roots of weights that are zero away from zero
 
 Operator = Callable[[Array], Array]
 
@@ -24,9 +24,9 @@ Operator = Callable[[Array], Array]
 def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
     """Return a scale for each block (n, 1), and L (block_size, block_size) with its inverse.
 
-    Plain errors of ``scale · x · L`` are those of the metric, as nearly as one L for all blocks
-    allows. Exact where an importance is a product of one factor for each block and one for each
-    column of a block, and for a covariance where a block is a row.
+    The sum of squares of ``scale · x · L`` approximates the metric of blocks x, with one L for all
+    blocks. It is exact for an importance that is a factor for each block times one for each
+    column of a block, and for a covariance if a block is a row.
     """
     n = problem.W.size // block_size
     if problem.importance is not None:
@@ -48,7 +48,7 @@ def whitening(problem: Problem, block_size: int) -> tuple[Array, Array, Array]:
 
 
 def refit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
-    """Coefficients of least error on their places, for a dictionary as it stands."""
+    """Return the codes with the values of least error for this dictionary."""
     weigh, target = _metric(problem, dictionary.shape[1])
     row_of = np.repeat(np.arange(codes.shape[0]), np.diff(codes.indptr))
 
@@ -68,7 +68,7 @@ def refit_values(problem: Problem, codes: CSR, dictionary: Array) -> CSR:
 
 
 def refit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
-    """Coefficients and atoms of least error, in turns."""
+    """Fit values and atoms in turns, and return both."""
     weigh, target = _metric(problem, dictionary.shape[1])
     weighed = weigh(target)
     for _ in range(ROUNDS):
@@ -85,9 +85,9 @@ def refit(problem: Problem, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
 
 
 def _metric(problem: Problem, block_size: int) -> tuple[Operator, Array]:
-    """Half the gradient of the squared norm, on blocks, and W in blocks; in float64.
+    """Return half the gradient of the metric's square as a function of blocks, and W as blocks.
 
-    Weights are over their mean: squares of them are numbers, whatever their unit.
+    Both are float64. Weights are divided by their mean, so that their squares stay in range.
     """
     shape, metric = problem.W.shape, problem.metric
     target = problem.W.astype(np.float64).reshape(-1, block_size)
@@ -102,10 +102,11 @@ def _metric(problem: Problem, block_size: int) -> tuple[Operator, Array]:
 
 
 def _descend(normal: Operator, wanted: Array, start: Array) -> Array:
-    """Return a better x in ``normal(x) = wanted``; no step raises the error."""
+    """Return a better x in ``normal(x) = wanted`` than ``start``; no step raises the error."""
     enough = CONVERGED * float(np.sum(wanted * wanted))
     return conjugate_gradients(normal, wanted - normal(start), start, steps=STEPS, enough=enough)
 
 
 def _with(codes: CSR, values: Array) -> CSR:
+    """Return the codes with other values."""
     return CSR(values, codes.indices, codes.indptr, codes.shape)

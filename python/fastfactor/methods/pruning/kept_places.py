@@ -1,4 +1,4 @@
-"""Which places of a pruned matrix are kept, in as few bytes as either of two codes takes."""
+"""Which places of a pruned matrix are kept, stored as bits or as gaps, whichever is smaller."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ MAX_GAP_BITS = 16
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeptPlaces(ArrayRecord):
-    """The places of a matrix, or its blocks, that are kept.
+    """The blocks of a matrix that are kept; a block may be a single entry.
 
-    Blocks are counted row by row; those at the lower and right edge hold what is left there.
+    Blocks are counted row by row. Those at the lower and right edges may be smaller.
 
     Attributes
     ----------
     positions : uint8 array
-        A bit for each block, least significant first, zeros after the last. Or, where that is less,
-        how many blocks lie between each that is kept and the one before (the beginning of the
-        first), and between the last and the end. Such a gap is an entry of ``gap_bits`` bits; all
-        of them set mean that so many are passed, and the gap goes on in the next entry
+        One of two forms, the smaller. Either a bit for each block, least significant first, padded
+        with zeros; or the gaps: the number of dropped blocks before each kept block, and after the
+        last. A gap is an entry of ``gap_bits`` bits. An entry whose bits are all set skips
+        2**gap_bits - 1 blocks, and the gap continues in the next entry
         (:func:`fastfactor.gap_encode` with ``escape``). Entries are packed from the lowest bit of a
-        byte up; of entries wider than a byte the low bytes come first, then what is left of each.
+        byte up. If entries are wider than a byte, the low bytes of all of them come first, then
+        their packed high bits.
     gap_bits : int
-        0 where there is a bit for each block.
+        Bits of an entry; 0 if there is a bit for each block.
     n_entries : int
-        How many entries there are, 0 where there are bits.
+        The number of entries; 0 if there is a bit for each block.
     block : (int, int)
-        Rows and columns.
+        Rows and columns of a block.
     shape : (int, int)
-        Of the matrix.
+        Rows and columns of the matrix.
     """
 
     positions: Array
@@ -54,9 +55,9 @@ class KeptPlaces(ArrayRecord):
 
     @classmethod
     def from_mask(cls, mask: Array, block: tuple[int, int] = (1, 1)) -> KeptPlaces:
-        """Of a mask that keeps blocks whole."""
+        """Return the kept places of a mask that keeps or drops blocks as a whole."""
         shape = (mask.shape[0], mask.shape[1])
-        # A block that is larger than the matrix is the matrix.
+        # A block cannot be larger than the matrix.
         block = min(block[0], max(shape[0], 1)), min(block[1], max(shape[1], 1))
         of_blocks = np.ascontiguousarray(mask[:: block[0], :: block[1]])
         size = of_blocks.size
@@ -69,7 +70,7 @@ class KeptPlaces(ArrayRecord):
 
     @staticmethod
     def most_nbytes(n_kept: int, n_blocks: int) -> int:
-        """The most that `positions` takes, wherever so many blocks of so many are."""
+        """Return the most bytes that `positions` takes for ``n_kept`` of ``n_blocks`` blocks."""
         sizes = [packed_nbytes(n_blocks, 1)]
         for gap_bits in range(1, MAX_GAP_BITS + 1):
             escapes = (n_blocks - n_kept) // ((1 << gap_bits) - 1)
@@ -77,12 +78,12 @@ class KeptPlaces(ArrayRecord):
         return min(sizes)
 
     def places(self) -> Array:
-        """The entries of the matrix that are kept, rising, in C order.
+        """Return the indices of the kept entries in C order, ascending.
 
         Raises
         ------
         CorruptDataError
-            Where what is stored does not fit the matrix.
+            For positions that do not fit the matrix.
         """
         kept = self._blocks()
         if self.block == (1, 1):
@@ -100,7 +101,7 @@ class KeptPlaces(ArrayRecord):
         return np.concatenate(found)
 
     def n_kept(self) -> int:
-        """How many entries of the matrix are kept, known before they take memory."""
+        """Return how many entries of the matrix are kept, without an array of all of them."""
         if self.block == (1, 1):
             return int(self._blocks().size)
         (rows, columns), (height, width) = self.shape, self.block
@@ -123,7 +124,7 @@ class KeptPlaces(ArrayRecord):
     def from_tensors(
         cls, tensors: Mapping[str, Array], config: Mapping[str, Any], shape: tuple[int, int]
     ) -> KeptPlaces:
-        """The inverse of `tensors` and `config`; `places` and `n_kept` check the rest."""
+        """Read what `tensors` and `config` gave; `places` and `n_kept` check the positions."""
         positions = stored_tensor(tensors, "positions", ("uint8",), (None,))
         gap_bits = stored_number(config, "gap_bits", 0, MAX_GAP_BITS)
         n_entries = stored_number(config, "n_entries", 0, 8 * positions.size if gap_bits else 0)
@@ -134,7 +135,7 @@ class KeptPlaces(ArrayRecord):
         return cls(positions, gap_bits, n_entries, block, shape)
 
     def _blocks(self) -> Array:
-        """Which blocks are kept."""
+        """Return the numbers of the blocks that are kept, ascending."""
         size = -(-self.shape[0] // self.block[0]) * -(-self.shape[1] // self.block[1])
         if not self.gap_bits:
             return np.flatnonzero(unpack_bits(self.positions, 1, size))
@@ -143,13 +144,13 @@ class KeptPlaces(ArrayRecord):
         if ends.size == 0 or int(ends[-1]) != size:
             reached = int(ends[-1]) if ends.size else 0
             raise CorruptDataError(
-                f"tensor 'positions' must lead to the end of the matrix, {size}, got {reached}"
+                f"tensor 'positions' must end at block {size}, the end of the matrix, got {reached}"
             )
         return ends[:-1]
 
 
 def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
-    """The matrix that has these values in these places, of float32 or float64."""
+    """Return a CSR in float32 or float64 that has these values in these ascending places."""
     indptr = np.searchsorted(places, np.arange(shape[0] + 1) * shape[1])
     narrow = shape[1] <= np.iinfo(np.int32).max
     columns = (places % max(shape[1], 1)).astype(np.int32 if narrow else np.int64)
@@ -157,14 +158,14 @@ def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
 
 
 def dense_order(places: Array, numbers: Array, other: int, shape: tuple[int, int]) -> Array:
-    """Return the numbers at these places of a matrix and ``other`` elsewhere: int64, in C order."""
+    """Return a matrix, flat and int64, with the numbers at these places and ``other`` elsewhere."""
     order = np.full(shape[0] * shape[1], other, np.int64)
     order[places] = numbers
     return order
 
 
 def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
-    """Some rows, any shape of ids, with their zeros."""
+    """Return the dense rows with these ids, an array of any shape."""
     flat = ids.reshape(-1)
     starts, counts = matrix.indptr[flat], np.diff(matrix.indptr)[flat]
     before = np.cumsum(counts) - counts
@@ -175,12 +176,14 @@ def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _pack(gaps: Array, gap_bits: int) -> Array:
+    """Return the bytes of the gaps; those wider than a byte are low bytes, then high bits."""
     if gap_bits <= 8:
         return pack_bits(gaps, gap_bits)
     return np.concatenate([(gaps & 0xFF).astype(np.uint8), pack_bits(gaps >> 8, gap_bits - 8)])
 
 
 def _unpack(data: Array, gap_bits: int, n_entries: int) -> Array:
+    """Return the gaps that `_pack` packed."""
     if gap_bits <= 8:
         return unpack_bits(data, gap_bits, n_entries)
     high = unpack_bits(data[n_entries:], gap_bits - 8, n_entries).astype(np.uint16)

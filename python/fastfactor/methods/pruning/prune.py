@@ -1,4 +1,4 @@
-"""Pruning: the weights that matter most as they are, zeros elsewhere."""
+"""Pruning: keep the weights that matter most, and put zeros elsewhere."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ MAX_LEVELS = 1 << 16
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PruneFactors(Factors):
-    """The weights that are kept, and where.
+    """The weights that are kept, and their places.
 
     Attributes
     ----------
     values : array of shape (n_kept,)
-        Of W's dtype, in C order.
+        The kept weights in C order, in W's dtype.
     kept : KeptPlaces
-        Its bytes are the tensor ``positions``.
+        Their places, stored as the tensor ``positions``.
     """
 
     kind: ClassVar[str] = "prune"
@@ -82,53 +82,55 @@ class PruneFactors(Factors):
 
     @cached_property
     def _dense_order(self) -> Array:
-        """For each place of W which value it has, and the number after the last where none."""
+        """For each entry of W the index of its value; the number of values where it is dropped."""
         n = self.values.size
         return dense_order(self.kept.places(), np.arange(n), n, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Method):
-    """The weights of largest magnitude, or of most importance · w².
+    """Pruning: keep the weights of largest magnitude, or of largest importance · w².
 
     Parameters
     ----------
     sparsity : float, optional
-        The share that is dropped, in [0, 1].
+        The share of weights to drop, in [0, 1].
     std_multiple : float, optional
-        Instead: what is less than ``std_multiple`` times the standard deviation is dropped, that of
-        W or with ``scope="row"`` of each row. Under an importance of both its roots times W.
+        An alternative to ``sparsity``: drop weights of magnitude below ``std_multiple`` times the
+        standard deviation of W, or of their row with ``scope="row"``. Under an importance
+        both are taken of ``√importance · w``.
     nm_sparsity : (int, int), optional
-        Instead: of every m neighbours in a row the n of largest magnitude are kept; m divides the
-        columns of W.
+        An alternative to ``sparsity``: (n, m) keeps the n weights of largest magnitude in every m
+        neighbours of a row; m divides the columns of W.
     scope : {"global", "row"}
-        Which weights compete: all of them, or those of each row.
+        Which weights are ranked together: all of them, or those of each row.
     block_shape : (int, int), optional
-        Rows and columns of blocks that are kept or dropped whole, and compete in place of weights.
-        Their places take less to store.
+        Rows and columns of blocks that are ranked, and kept or dropped, as a whole. Their places
+        take fewer bytes than those of single weights.
     pool : {"square", "max", "mean"}
-        What a block is judged by, as in :func:`fastfactor.prune_mask`: its mean square, which gives
+        The score of a block, as in :func:`fastfactor.prune_mask`: its mean square, which gives
         the least error, or its largest or its mean magnitude.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``sparsity``: the fewest weights (of each row, blocks) for an
-        error; for a ratio the most of them, or to 1/65536 of all.
+        As in :class:`Method`, by ``sparsity``: ``max_error`` keeps the fewest weights (weights of
+        each row, or blocks) and ``ratio`` the most, to within 1/65536 of all.
 
     Raises
     ------
     TypeError, ValueError
-        For settings out of range or at odds with each other and, when a matrix is compressed,
-        columns that m does not divide and an input covariance.
+        For settings out of range or that exclude each other and, when a matrix is compressed, for
+        columns that m does not divide and for an input covariance.
 
     Notes
     -----
-    The least error for so many weights kept, under the sum of squares and under an importance,
-    where all weights compete. Values stay as they are, in W's dtype. Beside them a file holds a bit
-    for each weight (each block), or the gaps between those kept in 2 to 16 bits, whichever is less:
-    at 90 % zeros about half a bit a weight. Products are those of :func:`fastfactor.spmm`, on
-    compressed rows that the first one makes: 8 bytes a weight kept, 12 in float64.
+    With ``scope="global"`` and without blocks the error is the least for this number of weights,
+    under the sum of squares and under an importance. Kept weights do not change. A file also
+    holds a bit for each weight (or block), or the gaps between the kept ones in 2 to 16 bits each,
+    whichever is smaller: at 90 % zeros about half a bit for each weight of W. Products use
+    :func:`fastfactor.spmm`. The first one makes a :class:`fastfactor.CSR` of 8 bytes for each kept
+    weight, 12 in float64.
 
-    Linear in the size of W; ``max_error`` sorts what each weight adds to the error, in float64, and
-    ``ratio`` bisects. The same bits for any number of threads.
+    The cost is linear in the size of W; ``max_error`` also sorts the error that each weight adds if
+    dropped, in float64, and ``ratio`` bisects. The same bits for any number of threads.
 
     Source: S. Han, J. Pool, J. Tran, W. Dally, Learning both weights and connections for efficient
     neural networks, 2015.
@@ -192,7 +194,18 @@ class Prune(Method):
         )
 
     def mask_of(self, problem: Problem) -> Array:
-        """Return which weights are kept, bool of W's shape; no ratio or max_error may be set."""
+        """Return which weights are kept; ratio and max_error must be None.
+
+        Parameters
+        ----------
+        problem : Problem
+            The matrix, and the importance by which weights are ranked if it has one.
+
+        Returns
+        -------
+        bool array of W's shape
+            True for kept weights.
+        """
         scores = problem.W
         if problem.importance is not None:
             scores = _weighted(problem.W, problem.importance)
@@ -222,11 +235,11 @@ class Prune(Method):
         return most and Size(most[0] * problem.W.itemsize + most[1], exact=False)
 
     def _most(self, problem: Problem) -> tuple[int, int] | None:
-        """The most weights that are kept, and the most bytes that their positions take."""
+        """Return the most weights that are kept, and the most bytes that their positions take."""
         (rows, columns), (height, width) = problem.W.shape, self.block_shape or (1, 1)
         n_blocks = -(-rows // height) * -(-columns // width)
         if self.nm_sparsity is not None:
-            nm_sparsity_mask(problem.W[:0], *self.nm_sparsity)  # says where m does not fit
+            nm_sparsity_mask(problem.W[:0], *self.nm_sparsity)  # refuses an m that does not fit
             n_kept = problem.W.size // self.nm_sparsity[1] * self.nm_sparsity[0]
         elif self.sparsity is None:
             return None
@@ -249,11 +262,15 @@ class Prune(Method):
             factors = self._at(1 - kept / n)._compress(problem)
             if kept == n or goal.allows(goal.measure(factors)):
                 return factors
-            # Sums are rounded, and near ties ranked, in another order here.
+            # `_lost` may rank near ties and round sums in another order, so a few more weights
+            # may be needed.
             kept, step = min(kept + step, n), 2 * step
 
     def _lost(self, problem: Problem) -> Array:
-        """The squared error of dropping 1, 2, … of all weights, of each row's, or blocks."""
+        """Return the squared errors of dropping the 1, 2, … lowest ranked weights or blocks.
+
+        With ``scope="row"`` this many weights of every row are dropped.
+        """
         costs = problem.W.astype(np.float64)
         costs *= costs
         if problem.importance is not None:
@@ -274,7 +291,7 @@ class Prune(Method):
 
 
 class _Sparsities(Sequence[float]):
-    """From one of n kept to all of them, in steps of one, or as many as are worth the search."""
+    """The sparsities that keep 1, 2, … n of n weights, in at most ``MAX_LEVELS`` steps."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -288,7 +305,7 @@ class _Sparsities(Sequence[float]):
 
 
 def _weighted(W: Array, importance: Array) -> Array:
-    """√importance · w: ranks as importance · w² does, within the range of its dtype."""
+    """Return √importance · w, which ranks weights as importance · w² does, but cannot overflow."""
     dtype = _checks.result_dtype(W, importance)
     scores = np.sqrt(importance, dtype=dtype)
     top = scores.max(initial=0)
@@ -298,13 +315,14 @@ def _weighted(W: Array, importance: Array) -> Array:
 
 
 def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
-    """Sums or maxima of blocks, those at the edges of what is left there."""
+    """Return the sums or maxima of the blocks of a matrix; those at its edges may be smaller."""
     for axis in (0, 1):
         array = pool.reduceat(array, np.arange(0, array.shape[axis], block[axis]), axis=axis)
     return array
 
 
 def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
+    """Return a mask of scores whose magnitude is at least ``std_multiple`` standard deviations."""
     wide = scores.astype(np.float64)
     if wide.size == 0:
         return np.zeros(scores.shape, np.bool_)

@@ -1,4 +1,4 @@
-"""Pruning and weight sharing: what is kept is a code into one table, what is not is zero."""
+"""Pruning and weight sharing: kept weights are codes into one table, the others are zero."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from .prune import Prune
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PruneCodebookFactors(Factors):
-    """Codes of the weights that are kept, where these are, and what the codes mean.
+    """The codes of the weights that are kept, their places, and the table of values.
 
     Attributes
     ----------
     codes : uint8 array
-        ``n_bits`` a code, packed like one row of :class:`fastfactor.PackedCodes`, in C order.
+        The codes in C order, ``n_bits`` bits each, packed like one row of
+        :class:`fastfactor.PackedCodes`.
     codebook : array of shape (2**n_bits, 1)
         float16, bfloat16 or float32; one of its values is zero.
     kept : KeptPlaces
-        Its bytes are the tensor ``positions``.
+        The places of the kept weights, stored as the tensor ``positions``.
     n_bits : int
     """
 
@@ -55,12 +56,12 @@ class PruneCodebookFactors(Factors):
         return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
-        if x.dtype == np.float64:  # the product from codes is float32's
+        if x.dtype == np.float64:  # the product by codes is computed in float32
             return spmm(self._matrix, x.T, n_threads=n_threads).T
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        # What is not kept has a zero of its own: training may move the table's.
+        # Dropped weights get a zero of their own, because training may change the table's zero.
         table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
         W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
         return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
@@ -83,18 +84,18 @@ class PruneCodebookFactors(Factors):
         kept = KeptPlaces.from_tensors(tensors, config, shape)
         n_kept = kept.n_kept()
         codes = stored_tensor(tensors, "codes", ("uint8",), (packed_nbytes(n_kept, n_bits),))
-        unpack_bits(codes, n_bits, n_kept)  # says what is wrong with its bytes
+        unpack_bits(codes, n_bits, n_kept)  # refuses damaged bytes
         codebook = stored_tensor(tensors, "codebook", TABLE_DTYPES, (2**n_bits, 1))
         table = codebook.astype(np.float32)
         if not np.isfinite(table).all() or (table != 0).all():
-            raise CorruptDataError("tensor 'codebook' must be finite and hold a zero")
+            raise CorruptDataError("tensor 'codebook' must be finite and contain a zero")
         return cls(
             codes=codes, codebook=codebook, kept=kept, n_bits=n_bits, shape=shape, dtype=dtype
         )
 
     @cached_property
     def sparse_codes(self) -> SparseCodes:
-        """The matrix in the form that products take, made when first asked for."""
+        """The matrix in the form that products read, made on first use."""
         places, size = self.kept.places(), self.shape[0] * self.shape[1]
         coded = gap_encode(places, size=size, value_bits=self.n_bits)
         table = self.codebook.astype(np.float32)
@@ -105,6 +106,7 @@ class PruneCodebookFactors(Factors):
         return SparseCodes(codes, coded.gaps, coded.gap_bits, self.codebook, self.shape)
 
     def _labels(self, n_kept: int) -> Array:
+        """Return the codes of the kept weights, unpacked."""
         return unpack_bits(self.codes, self.n_bits, n_kept)
 
     @cached_property
@@ -115,7 +117,7 @@ class PruneCodebookFactors(Factors):
 
     @cached_property
     def _dense_order(self) -> Array:
-        """For each place of W which value of the table it has, and the number after the last."""
+        """For each entry of W the index of its value in the table; 2**n_bits if it is dropped."""
         places = self.kept.places()
         return dense_order(places, self._labels(places.size), 2**self.n_bits, self.shape)
 
@@ -126,26 +128,26 @@ class PruneCodebook(Prune):
 
     Parameters
     ----------
-    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool
-        What is kept, as in :class:`Prune`.
+    sparsity, std_multiple, nm_sparsity, scope, block_shape, pool : optional
+        Which weights are kept, as in :class:`Prune`.
     n_bits : int
-        Bits of a code, 1 to 8. Of the table's 2**n_bits values one is zero.
+        Bits of a code, 1 to 8. One of the table's 2**n_bits values is zero.
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
-        Of the table. Unless given, W's, and float32 for float64.
+        The dtype of the table. Default: W's, or float32 if W is float64.
     ratio, max_error : float, optional
-        As in :class:`Method`, by ``sparsity``; ``n_bits`` stays as it is set.
+        As in :class:`Method`, by ``sparsity``; ``n_bits`` does not change.
 
     Raises
     ------
     TypeError, ValueError
-        As :class:`Prune`, and for weights beyond the range of the table's dtype.
+        As for :class:`Prune`, and for weights beyond the range of the table's dtype.
 
     Notes
     -----
-    The values are the best for the weights kept, zero being one of them (:func:`kmeans1d` with
-    ``fixed=[0]``), weighted by the importance where one is given. A zero stays exactly zero,
-    whatever training makes of the table: it is not kept, so it has no code. Products read the codes
-    (:func:`fastfactor.sparse_codebook_matmul`) in a form that the first one makes.
+    The values have the least squared error for the kept weights, with zero as one of them
+    (:func:`kmeans1d` with ``fixed=[0]``), weighted by the importance if one is given. Dropped
+    weights have no code, so they stay zero when the table is trained. Products read the codes
+    (:func:`fastfactor.sparse_codebook_matmul`) in a form that the first product makes.
 
     The same bits for any number of threads.
 
@@ -194,11 +196,11 @@ class PruneCodebook(Prune):
         return Size(packed_nbytes(n_kept, self.n_bits) + table + positions, exact=False)
 
     def _search(self, problem: Problem) -> Factors:
-        # What sharing loses is not known before it is done: pruning's own way does not serve.
+        # Prune's own search counts only the error of pruning, not that of sharing values.
         return Method._search(self, problem)
 
     def _share(self, problem: Problem, mask: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-        """The table (K, 1), and of each weight that is kept its code."""
+        """Return the table (K, 1) and the code of each kept weight."""
         values = problem.W[mask]
         if values.size == 0:
             return np.zeros((2**self.n_bits, 1), dtype), np.zeros(0, np.int32)

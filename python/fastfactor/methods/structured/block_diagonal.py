@@ -1,4 +1,4 @@
-"""Block diagonal: groups of outputs that see one group of inputs each."""
+"""Block diagonal: each group of outputs depends on one group of inputs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ LABEL_DTYPES = (np.uint8, np.uint16, np.uint32)
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockDiagonalFactors(Factors):
-    """W is zero but where the group of the row is the group of the column.
+    """A matrix that is zero except where row and column belong to the same group.
 
-    Group sizes differ by one at most, and the first are the larger. Without labels groups are
-    neighbours.
+    Group sizes differ by at most one; the larger groups come first. Without labels, groups are
+    runs of neighbours.
 
     Attributes
     ----------
     values : array
         The blocks, group after group, each row by row.
     row_labels, column_labels : uint8, uint16 or uint32 array, or None
-        Groups of the outputs (out_features,) and of the inputs (in_features,).
+        The group of each output (out_features,) and of each input (in_features,).
     n_blocks : int
     """
 
@@ -52,7 +52,7 @@ class BlockDiagonalFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
         flat, inputs = ids.reshape(-1), self.shape[1]
-        # Slots that no input fills go to a column that is cut off.
+        # Padding of blocks goes to an extra column, which is cut off at the end.
         found = np.zeros((flat.size, inputs + 1), self.dtype)
         block, within = np.divmod(self._places[flat], self._blocks.shape[1])
         values = self._blocks[block, within].astype(self.dtype)
@@ -90,11 +90,13 @@ class BlockDiagonalFactors(Factors):
             names = tuple(np.dtype(dtype).name for dtype in LABEL_DTYPES)
             for axis, name in enumerate(("row_labels", "column_labels")):
                 given = stored_tensor(tensors, name, names, (shape[axis],))
-                inside = given.size and int(given.max()) < n_blocks
-                sizes = np.bincount(given, minlength=n_blocks) if inside else np.zeros(n_blocks)
+                # Labels out of range count as one more group.
+                groups = np.minimum(given.astype(np.int64), n_blocks)
+                sizes = np.bincount(groups, minlength=n_blocks)
                 if not np.array_equal(sizes, _sizes(shape[axis], n_blocks)):
                     raise CorruptDataError(
-                        f"{name} must put as many into each of {n_blocks} groups"
+                        f"{name} must make {n_blocks} groups whose sizes differ by at most one, "
+                        f"the larger first, got sizes from {sizes.min()} to {sizes.max()}"
                     )
                 labels[axis] = given
         total = int(_sizes(shape[0], n_blocks) @ _sizes(shape[1], n_blocks))
@@ -108,7 +110,7 @@ class BlockDiagonalFactors(Factors):
         )
 
     def _product(self, xp: ArrayNamespace, blocks: Any, x: Any) -> Any:
-        """Of (batch, in) and blocks of one size, padded where a group has less."""
+        """Return the product of x (batch, in) with blocks that are padded to one size."""
         batch, (n_blocks, rows, columns) = x.shape[0], blocks.shape
         padded = xp.concat([x, xp.zeros_like(x[:, :1])], axis=1)
         gathered = xp.take(padded, constant(xp, self._columns.reshape(-1), x), axis=1)
@@ -119,7 +121,7 @@ class BlockDiagonalFactors(Factors):
 
     @cached_property
     def _blocks(self) -> Array:
-        """(n_blocks, rows, columns), zeros where a group has less than the largest."""
+        """The blocks (n_blocks, rows, columns), padded with zeros to the size of the largest."""
         rows, columns = (_sizes(n, self.n_blocks) for n in self.shape)
         shape = (self.n_blocks, int(rows.max()), int(columns.max()))
         blocks = np.zeros(shape, _checks.result_dtype(self.values))
@@ -131,17 +133,17 @@ class BlockDiagonalFactors(Factors):
 
     @cached_property
     def _slots(self) -> Array:
-        """Where in `values` each entry of each padded block stands; past its end for none."""
+        """The index in `values` of each entry of the padded blocks; ``values.size`` for padding."""
         return _slots(*(_sizes(n, self.n_blocks) for n in self.shape))
 
     @cached_property
     def _columns(self) -> Array:
-        """(n_blocks, columns): the inputs of each group; in_features for none."""
+        """The inputs of each group (n_blocks, columns), padded with in_features."""
         return _members(self.column_labels, self.shape[1], self.n_blocks)
 
     @cached_property
     def _places(self) -> Array:
-        """(out_features,): where each output stands among groups of one size."""
+        """The index (out_features,) of each output among the rows of the padded blocks."""
         members = _members(self.row_labels, self.shape[0], self.n_blocks).reshape(-1)
         places = np.empty(self.shape[0] + 1, np.int64)
         places[members] = np.arange(members.size)
@@ -150,19 +152,20 @@ class BlockDiagonalFactors(Factors):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDiagonal(Method):
-    """Diagonal blocks: each group of outputs keeps the weights of one group of inputs.
+    """Diagonal blocks: each group of outputs keeps its weights for one group of inputs.
 
     Parameters
     ----------
     n_blocks : int, optional
-        Groups of rows and of columns, from 1 to the smaller side of W; 1 is W itself.
+        The number of groups of rows and of columns, from 1 to the smaller side of W; 1 keeps all
+        of W.
     ratio, max_error : float, optional
         As in :class:`Method`.
     permute : bool
-        Whether rows and columns are grouped so that much of the error's weight lies in the blocks;
-        else groups are neighbours, as published.
+        Whether to group rows and columns such that the blocks hold much of W's energy, weighted by
+        the metric. If False, groups are runs of neighbours, as published.
     random_state : int, Generator, RandomState or None
-        Seed of the k-means that grouping starts from.
+        Seed of the k-means from which the grouping starts.
 
     Raises
     ------
@@ -172,14 +175,16 @@ class BlockDiagonal(Method):
 
     Notes
     -----
-    Grouping starts from k-means of the rows' energies, then puts columns where most of their energy
-    is, rows likewise, and so on while that gains: a local maximum, the best from several starts.
-    Where a group is full, those stay that would lose most elsewhere. What is kept is W's own, and
-    so exact under the sum of squares and an importance; under an input covariance Σ each block is
-    the least-squares one, ``W Σ_j Σ_jj⁻¹``. Values have W's dtype; labels take one byte each (two
-    or four where there are many groups). A random W keeps little more than 1 / n_blocks of its
-    energy: this is a form to train in, or for weights that have such groups. ``2 · out · in /
-    n_blocks`` operations an input. LAPACK is used under an input covariance only.
+    Grouping starts from k-means of the rows' energies. It then moves columns to the group that
+    holds most of their energy, then rows, and so on until that gains nothing: a local maximum, the
+    best of several starts. If more rows ask for a group than it has room for, those that would lose
+    most elsewhere get in. Blocks are copies of W under the sum of squares and under an importance,
+    which is optimal for the groups. Under an input covariance Σ each block is the solution of
+    least squares, ``W Σ_j Σ_jj⁻¹``. Values have W's dtype; labels take one byte each, or two or
+    four if there are many groups. A random W keeps little more than 1 / n_blocks of its energy, so
+    the method is for layers that are trained in this form, or for weights that have such groups. A
+    product takes ``2 · out · in / n_blocks`` operations an input. LAPACK is used under an input
+    covariance only.
 
     Source: the block-diagonal layer of A. Panigrahi et al., 2020; the grouping is a balanced form
     of J. Hartigan, Direct Clustering of a Data Matrix, 1972.
@@ -214,15 +219,16 @@ class BlockDiagonal(Method):
         found = _kept(problem, n_blocks, *self._group(_energies(problem), n_blocks, problem))
         if isinstance(problem.metric, Frobenius):
             return found
-        # Groups are a local maximum, and those of the plain energies may be the better one.
+        # Grouping finds a local maximum; the one for plain energies may be the better of the two.
         groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
         plain = _kept(problem, n_blocks, *groups)
         return min((found, plain), key=lambda factors: factors._error(W, problem.metric))
 
     def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
+        """Return labels of rows and columns whose blocks hold as much energy as could be found."""
         lengths = np.sqrt(energies.sum(axis=1, keepdims=True))
         directions = np.sqrt(energies) / np.where(lengths > 0, lengths, 1)
-        turned = np.ascontiguousarray(energies.T)  # sums of whole rows are the fast ones
+        turned = np.ascontiguousarray(energies.T)  # because sums over contiguous rows are faster
         first = np.arange(len(energies)) % n_blocks
         best, most = self._ascend(energies, turned, n_blocks, first)
         for start in range(N_STARTS):
@@ -243,7 +249,10 @@ class BlockDiagonal(Method):
     def _ascend(
         energies: Array, turned: Array, n_blocks: int, rows: Array
     ) -> tuple[tuple[Array, Array], float]:
-        """Columns where the rows are, rows where the columns are, while the blocks keep more."""
+        """Regroup columns by the rows and rows by the columns while the blocks gain energy.
+
+        Return the labels of both, and the energy in the blocks.
+        """
         row_sizes, column_sizes = (_sizes(n, n_blocks) for n in energies.shape)
         best, most = (rows, rows), -1.0
         for _ in range(SWEEPS):
@@ -265,6 +274,7 @@ class BlockDiagonal(Method):
         return Size(int(sizes[0] @ sizes[1]) * problem.W.itemsize + labels, exact=True)
 
     def _count(self, problem: Problem) -> int:
+        """Return the number of blocks, or refuse more than W has rows or columns."""
         n_blocks, most = self.n_blocks or 1, max(min(problem.W.shape), 1)
         if n_blocks > most:
             raise ValueError(
@@ -276,7 +286,7 @@ class BlockDiagonal(Method):
 def _kept(
     problem: Problem, n_blocks: int, row_labels: Array | None, column_labels: Array | None
 ) -> BlockDiagonalFactors:
-    """The best blocks for these groups."""
+    """Return the factors with the blocks of least error for these groups."""
     W, covariance = problem.W, problem.input_covariance
     if covariance is not None:
         covariance = scaled(covariance)
@@ -301,7 +311,7 @@ def _kept(
 
 
 def _energies(problem: Problem) -> Array:
-    """What each weight adds to the error if it goes."""
+    """Return what each weight adds to the error if it alone is dropped, up to a common factor."""
     energies = np.ldexp(problem.W.astype(np.float64), -exponent_of(problem.W)) ** 2
     if problem.importance is not None:
         energies *= problem.importance
@@ -311,7 +321,7 @@ def _energies(problem: Problem) -> Array:
 
 
 def _by_group(energies: Array, labels: Array, n_groups: int) -> Array:
-    """(columns, n_groups): the sum of each column over the rows of each group."""
+    """Return the sums (columns, n_groups) of each column over the rows of each group."""
     sums = np.empty((energies.shape[1], n_groups))
     for group in range(n_groups):
         sums[:, group] = energies[labels == group].sum(axis=0)
@@ -319,10 +329,10 @@ def _by_group(energies: Array, labels: Array, n_groups: int) -> Array:
 
 
 def _assign(gains: Array, room: Array) -> tuple[Array, float]:
-    """A group for each row, as many to each as it has room for, and the sum of their gains.
+    """Return a group for each row, within the room of each group, and the sum of their gains.
 
-    Rows ask for their best group that has room. A group with more asking than room takes those that
-    would lose most in their second; the others ask again.
+    Each row asks for the best group that has room. If more rows ask for a group than it has room
+    for, it takes those that would lose most in their second choice, and the others ask again.
     """
     labels = np.full(len(gains), -1)
     open_gains, room = gains.astype(np.float64), room.copy()
@@ -334,7 +344,7 @@ def _assign(gains: Array, room: Array) -> tuple[Array, float]:
         best = asking[np.arange(waiting.size), wanted]
         asking[np.arange(waiting.size), wanted] = -np.inf
         second = np.maximum(asking.max(axis=1), 0)
-        # By group, then by regret; ties go to the lower row.
+        # Sort by group, then by the loss in the second choice; ties go to the lower row.
         order = np.lexsort((waiting, -(best - second), wanted))
         ranks = np.arange(order.size) - np.searchsorted(wanted[order], wanted[order])
         taken = order[ranks < room[wanted[order]]]
@@ -345,11 +355,12 @@ def _assign(gains: Array, room: Array) -> tuple[Array, float]:
 
 
 def _sizes(n: int, n_groups: int) -> Array:
+    """Return the sizes of n_groups groups of n in all, which differ by at most one."""
     return np.full(n_groups, n // n_groups) + (np.arange(n_groups) < n % n_groups)
 
 
 def _members(labels: Array | None, n: int, n_groups: int) -> Array:
-    """(n_groups, most): who is in each group, in order; n where there is no one more."""
+    """Return the members of each group (n_groups, largest size), ascending, padded with n."""
     sizes = _sizes(n, n_groups)
     order = np.arange(n) if labels is None else np.argsort(labels, kind="stable")
     members = np.full((n_groups, int(sizes.max())), n)
@@ -358,7 +369,10 @@ def _members(labels: Array | None, n: int, n_groups: int) -> Array:
 
 
 def _slots(rows: Array, columns: Array) -> Array:
-    """Where the entries of blocks of these sizes stand, laid one after the other."""
+    """Return the index of each entry of the padded blocks, if blocks are laid end to end.
+
+    Padding has the index after the last.
+    """
     ends = np.cumsum(rows * columns)
     starts = ends - rows * columns
     i, j = np.arange(int(rows.max())), np.arange(int(columns.max()))

@@ -1,4 +1,4 @@
-"""Block projection: small projections of blocks of inputs and outputs around a smaller matrix."""
+"""Block projection: a smaller matrix between projections of blocks of inputs and of outputs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from .projection_fit import fit_core, fit_projections, project_blocks, transpose
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockProjectionFactors(Factors):
-    """``W ≈ D̄ᵀ C B̄ᵀ``: B̄ has B on its diagonal once for each block of inputs, D̄ likewise.
+    """``W ≈ D̄ᵀ C B̄ᵀ``, where B̄ and D̄ are block diagonal with blocks B and D.
+
+    B̄ has a block for each block of inputs, D̄ for each block of outputs.
 
     Attributes
     ----------
     B : array of shape (1 or blocks of inputs, block_in, reduced_in)
-        One that all blocks share, or one for each. The last block may be shorter.
+        One projection that all blocks share, or one for each. The last block may be shorter.
     C : array of shape (blocks of outputs · reduced_out, blocks of inputs · reduced_in)
     D : array of shape (1 or blocks of outputs, reduced_out, block_out)
     """
@@ -69,7 +71,8 @@ class BlockProjectionFactors(Factors):
             count = -(-size // max(block, 1))
             if not (1 <= reduced <= block <= max(size, 1) and shared in (1, count)):
                 raise CorruptDataError(
-                    f"{name} must fit a side of {size}, got {tensors[name].shape}"
+                    f"{name} must hold 1 or {count} projections of blocks of at most {size}, "
+                    f"got shape {tensors[name].shape}"
                 )
             counts.append(count * reduced)
         C = stored_tensor(tensors, "C", FLOAT_NAMES, (counts[1], counts[0]))
@@ -77,6 +80,7 @@ class BlockProjectionFactors(Factors):
 
     @cached_property
     def _wide(self) -> tuple[Array, Array, Array]:
+        """B, C and D in the dtype in which products are computed."""
         dtype = _checks.result_dtype(self.B, self.C, self.D)
         B, C, D = (array.astype(dtype, copy=False) for array in (self.B, self.C, self.D))
         return B, C, D
@@ -91,9 +95,10 @@ class RandomProjectionFactors(Factors):
     C : array of shape (blocks of outputs · reduced_out, blocks of inputs · reduced_in)
     seed : uint64 array of shape (1,)
     block_in, reduced_in, block_out, reduced_out : int
-        Lengths of a block before and after its projection; where they are equal there is none.
+        Lengths of a block before and after its projection; there is no projection if they are
+        equal.
     shared : int
-        1 where all blocks of a side share a projection, 0 where each has one.
+        1 if all blocks of a side share a projection, 0 if each has its own.
     """
 
     kind: ClassVar[str] = "random_projection"
@@ -142,6 +147,7 @@ class RandomProjectionFactors(Factors):
 
     @cached_property
     def _wide(self) -> tuple[Array, Array, Array]:
+        """B and D, drawn, and C, in the dtype in which products are computed."""
         dtype, seed = _checks.result_dtype(self.C), int(self.seed[0])
         counts = [1, 1]
         if not self.shared:
@@ -153,22 +159,24 @@ class RandomProjectionFactors(Factors):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockProjection(Method):
-    """Inputs and outputs are projected block by block, and the matrix between is smaller.
+    """A smaller matrix between projections of blocks of inputs and of blocks of outputs.
 
     Parameters
     ----------
     reduction : float, optional
-        How many times shorter a block gets, at least 1; its new length is rounded, and at least 1.
+        The factor, at least 1, by which projections shorten a block. Lengths are rounded, and are
+        at least 1.
     ratio, max_error : float, optional
         As in :class:`Method`.
     block_in, block_out : int
-        Length of a block of inputs and of outputs; 1 leaves that side as it is.
+        Length of a block of inputs and of outputs; with 1 that side is not projected.
     learned : bool
-        Whether B and D are fitted and stored, or drawn from a seed, which costs nothing to store.
+        Whether B and D are fitted and stored. If False, they are drawn from a seed, and only the
+        seed is stored.
     shared : bool
-        Whether all blocks of a side have one projection, as published, or each has its own.
+        Whether all blocks of a side share one projection, as published. If False, each has its own.
     random_state : int, Generator, RandomState or None
-        Seed of what is drawn, which is stored in place of it.
+        Seed of the projections that are drawn.
 
     Raises
     ------
@@ -177,14 +185,15 @@ class BlockProjection(Method):
 
     Notes
     -----
-    With B and D drawn, C is the least-squares one: exact under the sum of squares and under an
-    input covariance, by conjugate gradients under an importance. Learned ones are a local minimum
-    from the blocks' leading directions on (a Tucker decomposition of the blocks): orthogonal
-    iteration under the sum of squares; else B and D alternate, by conjugate gradients, with that C.
-    The stored have W's dtype. A random W loses ``1 − 1 / reduction²`` of its energy to projections
-    that were drawn. A product costs ``2 · out · in / reduction²`` operations an input, and those of
-    the projections. Goes through LAPACK: bits may depend on NumPy's threads. An importance or
-    covariance takes a few copies of W in float64.
+    For drawn B and D, C is the solution of least squares, found directly under the sum of squares
+    and under an input covariance, and by conjugate gradients under an importance. Learned B and D
+    are a local minimum, starting from the leading directions of the blocks (a Tucker decomposition
+    of the blocks). They are found by orthogonal iteration under the sum of squares; otherwise fits
+    of B and D by conjugate gradients alternate with that of C. Factors have W's dtype. With drawn
+    projections a random W loses ``1 − 1 / reduction²`` of its energy. A product takes
+    ``2 · out · in / reduction²`` operations an input, and those of the projections. The method uses
+    LAPACK, so bits may depend on NumPy's threads. An importance or covariance takes a few copies of
+    W in float64.
 
     Sources: the input and output projection of A. Panigrahi et al., 2020; L. De Lathauwer, B. De
     Moor, J. Vandewalle, On the Best Rank-1 and Rank-(R1, …, RN) Approximation, 2000; J. Ye,
@@ -271,7 +280,7 @@ class BlockProjection(Method):
         return Size((C + sides) * problem.W.itemsize, exact=True)
 
     def _sizes(self, problem: Problem, reduction: float) -> tuple[tuple[int, int], ...]:
-        """Lengths of blocks, before and after, and their numbers: of outputs, of inputs."""
+        """Return three pairs (of outputs, of inputs): block lengths, reduced lengths, counts."""
         out, inputs = problem.W.shape
         blocks = min(self.block_out, max(out, 1)), min(self.block_in, max(inputs, 1))
         reduced = max(round(blocks[0] / reduction), 1), max(round(blocks[1] / reduction), 1)
@@ -282,17 +291,20 @@ class BlockProjection(Method):
 
 
 def _product(xp: ArrayNamespace, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
+    """Return the product of x (batch, in) with the factors, by an array library's functions."""
     inner = xp.matmul(project_blocks(xp, x, B), transpose(xp, C))
     return project_blocks(xp, inner, D)[:, :out_features]
 
 
 def _linear(B: Array, C: Array, D: Array, x: Array, out_features: int) -> Array:
+    """Return the product of x (batch, in) with the factors, by NumPy."""
     x = x.astype(_checks.result_dtype(x, C), copy=False)
     result: Array = _product(NUMPY, B, C, D, x, out_features)
     return result
 
 
 def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> Array:
+    """Return the rows of the matrix with these ids, an array of any shape."""
     reduced, block = D.shape[1:]
     place, within = np.divmod(ids.reshape(-1), block)
     each = D[place if len(D) > 1 else np.zeros_like(place), :, within]
@@ -305,7 +317,10 @@ def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> A
 
 
 def _random_projections(seed: int, stream: int, groups: int, block: int, reduced: int) -> Array:
-    """Normal numbers of variance 1 / block; the identity where nothing is reduced."""
+    """Return projections (groups, block, reduced) of normal numbers with variance 1 / block.
+
+    If block and reduced are equal, each projection is the identity.
+    """
     if block == reduced:
         return np.broadcast_to(np.eye(block), (groups, block, block))
     drawn = gaussian(seed, stream, groups * block, reduced).astype(np.float64)

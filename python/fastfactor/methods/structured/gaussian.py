@@ -1,4 +1,4 @@
-"""Matrices of normal numbers that a seed gives, the same wherever a file is read."""
+"""Matrices of normal numbers drawn from a seed, the same on every machine that reads a file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ STEPS = TILE // 8
 
 
 def gaussian_tile(seed: int, stream: int, first: int, last: int, tile: int) -> Array:
-    """Rows ``first:last`` of the columns ``[tile * TILE, (tile + 1) * TILE)``, in float32.
+    """Return rows ``first:last`` of the columns ``[tile * TILE, (tile + 1) * TILE)``, in float32.
 
-    Independent standard normal numbers. Each is a function of the seed, the stream, its row and its
-    column: a narrower matrix is the beginning of a wider one. Philox's raw draws, which NumPy
-    promises to keep (its normal numbers it may change), through G. Box and M. Muller's transform,
-    in float64.
+    The numbers are independent and standard normal. Each depends on the seed, the stream, its row
+    and its column only, so a narrower matrix is the beginning of a wider one. They are raw draws of
+    Philox, transformed in float64 as G. Box and M. Muller describe: NumPy promises to keep its raw
+    draws, but may change its normal numbers.
     """
     bits = np.random.Philox(key=seed, counter=(stream << 192) + (tile << 128))
     draws = bits.advance(first * STEPS).random_raw((last - first) * TILE // 2)
@@ -31,7 +31,7 @@ def gaussian_tile(seed: int, stream: int, first: int, last: int, tile: int) -> A
 
 
 def gaussian(seed: int, stream: int, rows: int, columns: int) -> Array:
-    """A whole matrix of them."""
+    """Return a matrix of the numbers of :func:`gaussian_tile`."""
     tiles = range(-(-columns // TILE))
     parts = [gaussian_tile(seed, stream, 0, rows, tile) for tile in tiles]
     return np.concatenate(parts, axis=1)[:, :columns] if parts else np.empty((rows, 0), np.float32)

@@ -1,4 +1,4 @@
-"""Mixed blocks: every block of the matrix is a mixture of a few blocks that all share."""
+"""Mixed blocks: every block of the matrix is a linear combination of a few shared blocks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from ..search import Problem, Size
 from ..stored import stored_tensor
 
 SWEEPS = 30
-LEAST_GAIN = 1e-4  # of the error, for one more sweep
+LEAST_GAIN = 1e-4  # the relative gain in error that justifies another sweep
 STEPS = 10  # of conjugate gradients within a sweep
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class MixedBlockFactors(Factors):
-    """Block (i, j) of W is ``Σ_k mixture[i, j, k] · blocks[k]``; W is ``Σ_k mixture_k ⊗ blocks_k``.
+    """A matrix whose block (i, j) is ``Σ_k mixture[i, j, k] · blocks[k]``.
+
+    The whole matrix is ``Σ_k mixture[:, :, k] ⊗ blocks[k]``.
 
     Attributes
     ----------
@@ -63,7 +65,7 @@ class MixedBlockFactors(Factors):
         batch = x.shape[0]
         blocks = xp.reshape(tensors["blocks"], (rank * b_o, b_i))
         parts = xp.matmul(xp.reshape(x, (batch * across, b_i)), transpose(xp, blocks))
-        # (batch, j, k, b_o) → (batch, b_o, j k), which the mixture sums over.
+        # (batch, j, k, b_o) → (batch, b_o, j k), so that the mixture sums over j and k at once.
         parts = xp.permute_dims(xp.reshape(parts, (batch, across * rank, b_o)), (0, 2, 1))
         mixture = transpose(xp, xp.reshape(tensors["mixture"], (down, across * rank)))
         y = xp.matmul(xp.reshape(parts, (batch * b_o, across * rank)), mixture)
@@ -84,28 +86,29 @@ class MixedBlockFactors(Factors):
         mixture = stored_tensor(tensors, "mixture", FLOAT_NAMES, (down, across, rank))
         whole = (down * size[0], across * size[1])
         if whole != tuple(shape):
-            raise CorruptDataError(f"blocks must make up a matrix {shape}, got {whole}")
+            raise CorruptDataError(f"blocks must tile a matrix of shape {shape}, got {whole}")
         return cls(mixture=mixture, blocks=blocks, shape=shape, dtype=dtype)
 
     @cached_property
     def _wide(self) -> tuple[Array, Array]:
+        """Mixture and blocks in the dtype in which products are computed."""
         dtype = _checks.result_dtype(self.mixture, self.blocks)
         return self.mixture.astype(dtype, copy=False), self.blocks.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixedBlock(Method):
-    """A few blocks that all places share: ``y_i = Σ_j Σ_k M[i, j, k] · W_k x_j``.
+    """Linear combinations of a few shared blocks: ``y_i = Σ_j Σ_k M[i, j, k] · W_k x_j``.
 
     Parameters
     ----------
     rank : int, optional
-        Shared blocks, at least 1. More than are of use are left out.
+        The number of shared blocks, at least 1. It is lowered if fewer blocks give W exactly.
     ratio, max_error : float, optional
         As in :class:`Method`.
     block_shape : (int, int), optional
-        Rows and columns of a block, which divide those of W. Default: divisors near
-        their roots, which makes M and a block about equally large.
+        Rows and columns of a block, which divide those of W. Default: divisors near the square
+        roots of W's sides, which make M[:, :, k] and a block about equally large.
 
     Raises
     ------
@@ -115,12 +118,13 @@ class MixedBlock(Method):
 
     Notes
     -----
-    W is a sum of Kronecker products, and a low-rank matrix once every block is laid out as a row:
-    under the sum of squares the error is the least there is, under an importance a local minimum,
-    found as :class:`LowRank` does. An input covariance joins the blocks of a row; there M and the
-    blocks take turns, by conjugate gradients, from the plain ones on. Factors have W's dtype. A
-    product costs ``2 · rank · in · (b_o + out / b_i)`` operations an input. Goes through LAPACK:
-    bits may depend on NumPy's threads.
+    The approximation is a sum of Kronecker products. It is a low-rank matrix once every block is
+    laid out as a row, and is found as :class:`LowRank` finds one: the least error under the sum of
+    squares, a local minimum under an importance. Under an input covariance, which couples the
+    blocks of a row, conjugate gradients then fit M and the blocks in turns, starting from the
+    factors for the sum of squares. Factors have W's dtype. A product takes
+    ``2 · rank · in · (b_o + out / b_i)`` operations an input. The method uses LAPACK, so bits may
+    depend on NumPy's threads.
 
     Source: C. Van Loan and N. Pitsianis, Approximation with Kronecker Products, 1993; as a layer
     A. Panigrahi et al., 2020.
@@ -158,7 +162,8 @@ class MixedBlock(Method):
 
     def _search(self, problem: Problem) -> Factors:
         if problem.input_covariance is None:
-            # Sizes and errors are those of the matrix of blocks: LowRank's search serves.
+            # Sizes and errors equal those of the matrix with a block in each row, so LowRank can
+            # search for this goal.
             return self._factors(problem, LowRank(ratio=self.ratio, max_error=self.max_error))
         if self.ratio is not None:
             return self._largest_planned(problem)._compress(problem)
@@ -167,7 +172,7 @@ class MixedBlock(Method):
     def _size(self, problem: Problem) -> Size:
         n_blocks, block_size = self._layout(problem).matrix_shape
         rank = min(self.rank or 1, n_blocks, block_size)
-        # Less where the matrix of blocks has less rank.
+        # The size is smaller if the matrix with a block in each row has a lower rank.
         return Size(rank * (n_blocks + block_size) * problem.W.itemsize, exact=False)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
@@ -198,12 +203,13 @@ class MixedBlock(Method):
         )
 
     def _layout(self, problem: Problem) -> _Layout:
+        """Return how W is cut into blocks, or refuse blocks that do not divide it."""
         out, inputs = problem.W.shape
         if self.block_shape is not None:
             height, width = self.block_shape
         else:
-            # The divisor below the root on one side and above it on the other: as many blocks as
-            # entries in a block.
+            # A divisor below the root for one side and above it for the other, so that there are
+            # about as many blocks as entries in a block.
             height, width = _divisor(out), inputs // _divisor(inputs)
         if out % height or inputs % max(width, 1):
             raise ValueError(
@@ -222,7 +228,7 @@ class _Layout(NamedTuple):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """Of the matrix that has a block in each row."""
+        """The shape of the matrix that has a block in each row."""
         return self.down * self.across, self.height * self.width
 
     def as_rows(self, matrix: Array) -> Array:
@@ -241,15 +247,15 @@ class _Layout(NamedTuple):
 def _refine(
     W: Array, input_covariance: Array, layout: _Layout, B: Array, C: Array
 ) -> tuple[Array, Array]:
-    """Improve B C ≈ (W with a block in each row) for the outputs, B and C in turn.
+    """Improve B and C in turns, where B C approximates W with a block in each row.
 
-    The error is trace(E Σ Eᵀ) of the whole matrix, which joins the blocks of a row.
+    The error is trace(E Σ Eᵀ) of the whole matrix, which couples the blocks of a row of W.
     """
     covariance = input_covariance.astype(np.float64)
     rows, B, C = layout.as_rows(W).astype(np.float64), B.astype(np.float64), C.astype(np.float64)
 
     def weigh(E: Array) -> Array:
-        """Return E Σ, both with a block in each row: half the gradient of the error."""
+        """Return half the gradient of the error, E Σ; both have a block in each row."""
         return layout.as_rows(layout.from_rows(E) @ covariance)
 
     last = np.inf
@@ -265,13 +271,15 @@ def _refine(
 
 
 def _refit_left(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
+    """Return a better B in W ≈ B C."""
     return solve_least_squares(weigh, W, lambda B: B @ C, lambda E: E @ C.T, B, STEPS)
 
 
 def _refit_right(weigh: Callable[[Array], Array], W: Array, B: Array, C: Array) -> Array:
+    """Return a better C in W ≈ B C."""
     return solve_least_squares(weigh, W, lambda C: B @ C, lambda E: B.T @ E, C, STEPS)
 
 
 def _divisor(n: int) -> int:
-    """Return the largest divisor of n that is at most its root."""
+    """Return the largest divisor of n that is at most √n."""
     return next((d for d in range(isqrt(n), 1, -1) if n % d == 0), 1)

@@ -1,8 +1,8 @@
-"""The least-squares problems of block projections: what they are learned by, and what is between.
+"""The least-squares problems of block projections: fits of the projections and of their core.
 
-In float64. A projection M of one side is (groups, block, reduced), with one group that all blocks
-share or one for each of them, and M̄ has it on its diagonal once for each block. D is (groups,
-block_out, reduced_out) here, as B is: ``W ≈ D̄ C B̄ᵀ``.
+All arrays are float64. A projection M of one side has shape (groups, block, reduced), with one
+group that all blocks share or one for each of them; M̄ is the block-diagonal matrix that applies it
+to every block. D has shape (groups, block_out, reduced_out) here, like B, so ``W ≈ D̄ C B̄ᵀ``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from ..least_squares import solve_least_squares
 from ..search import Problem
 
 SWEEPS = 30
-MIN_GAIN = 1e-4  # of the error or energy, for one more sweep
+MIN_GAIN = 1e-4  # the relative gain in error or energy that justifies another sweep
 SIDE_STEPS = 10  # of conjugate gradients within a sweep
 STEPS = 200
 
 
 def fit_core(W: Array, problem: Problem, B: Array, D: Array) -> Array:
-    """The best C between given projections: C = D̄⁺ W Σ B̄ (B̄ᵀ Σ B̄)⁺."""
+    """Return the best C between given projections: C = D̄⁺ W Σ B̄ (B̄ᵀ Σ B̄)⁺.
+
+    Σ is the identity without an input covariance. Under an importance this C is only the start.
+    """
     out, inputs = W.shape
     if problem.input_covariance is not None:
         covariance = problem.input_covariance.astype(np.float64)
@@ -54,10 +57,11 @@ def fit_projections(
     reduced: tuple[int, int],
     shared: bool,
 ) -> tuple[Array, Array]:
-    """B and D with orthonormal columns.
+    """Return B and D, with orthonormal columns.
 
-    Orthogonal iteration takes what a last, shorter block lacks for zeros. Where a projection that
-    others share fits that block too, and under a metric, what it finds is only the start.
+    Orthogonal iteration pads a shorter last block with zeros, so it is not optimal if that block
+    shares its projection; nor is it under an importance or a covariance. In these cases it only
+    gives the start, and conjugate gradients follow.
     """
     last, turned = 0.0, W
     for _ in range(SWEEPS):
@@ -89,9 +93,9 @@ def fit_projections(
 
 
 def project_blocks(xp: ArrayNamespace, x: Any, M: Any) -> Any:
-    """``(batch, n · b) → (batch, n · r)``: blocks of x, the last filled with zeros, each times M.
+    """Multiply each block of x by its projection: (batch, length) → (batch, n · r).
 
-    M is (1 or n, b, r).
+    M has shape (1 or n, b, r). The n blocks have b columns, the last one padded with zeros.
     """
     (batch, length), (groups, b, r) = x.shape, M.shape
     n = -(-length // b)
@@ -105,12 +109,12 @@ def project_blocks(xp: ArrayNamespace, x: Any, M: Any) -> Any:
 
 
 def transpose_blocks(M: Array) -> Array:
-    """The transpose of each."""
+    """Return the transpose of each projection."""
     return M.transpose(0, 2, 1)
 
 
 def _leading_directions(T: Array, block: int, reduced: int, shared: bool) -> tuple[Array, float]:
-    """The directions in which blocks of T's columns have most energy, and that energy."""
+    """Return the directions in which blocks of T's columns have most energy, and that energy."""
     n = -(-T.shape[1] // block)
     parts = _blocks(T, n, block)
     grams = parts.transpose(1, 2, 0) @ parts.transpose(1, 0, 2)
@@ -121,7 +125,7 @@ def _leading_directions(T: Array, block: int, reduced: int, shared: bool) -> tup
 
 
 def _fit_side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Array) -> Array:
-    """A better projection M of the columns in ``W ≈ left · M̄ᵀ``."""
+    """Return a better projection M in ``W ≈ left · M̄ᵀ`` than ``start``."""
     block, reduced = start.shape[1:]
     n = -(-W.shape[1] // block)
     parts = left.reshape(len(left), n, reduced).transpose(1, 0, 2)
@@ -138,7 +142,7 @@ def _fit_side(weigh: Callable[[Array], Array], W: Array, left: Array, start: Arr
 
 
 def _weigher(problem: Problem) -> Callable[[Array], Array]:
-    """Half the gradient of the metric's square."""
+    """Return a function that computes half the gradient of the metric's square at an error E."""
     if problem.importance is not None:
         importance = scaled(problem.importance)
         return lambda E: importance * E
@@ -149,13 +153,14 @@ def _weigher(problem: Problem) -> Callable[[Array], Array]:
 
 
 def _dense(B: Array, C: Array, D: Array, shape: tuple[int, int]) -> Array:
+    """Return D̄ C B̄ᵀ."""
     right = project_blocks(NUMPY, C, transpose_blocks(B))[:, : shape[1]]
     result: Array = project_blocks(NUMPY, right.T, transpose_blocks(D))[:, : shape[0]].T
     return result
 
 
 def _inverse(M: Array, length: int) -> Array:
-    """M⁺ᵀ for each block; the last sees those rows of M only that a side of this length fills."""
+    """Return M⁺ᵀ for each block; for a shorter last block only of the rows of M that it uses."""
     _, block, reduced = M.shape
     n = -(-length // block)
     if n * block > length:
@@ -165,7 +170,7 @@ def _inverse(M: Array, length: int) -> Array:
 
 
 def _blocks(T: Array, n: int, block: int) -> Array:
-    """(rows, n, block), zeros after the last column."""
+    """Return T as (rows, n, block), padded with zeros after the last column."""
     padded = np.zeros((len(T), n * block))
     padded[:, : T.shape[1]] = T
     return padded.reshape(len(T), n, block)

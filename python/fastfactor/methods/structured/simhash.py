@@ -1,4 +1,4 @@
-"""Signs of random projections: one bit each, and a scale for every column or row."""
+"""Signs of random projections, one bit each, and a scale for every column or row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
 
-MAX_CACHED_BYTES = 64 << 20  # a projection up to this size is made once, not at every product
+MAX_CACHED_BYTES = 64 << 20  # a projection up to this size is kept, not drawn for every product
 SIGNS = np.array([[-1], [1]], np.float32)
 ROWS_AT_ONCE = 256
 SCALES = ("least_squares", "norm")
@@ -30,25 +30,26 @@ SCALES = ("least_squares", "norm")
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SimhashFactors(Factors):
-    """``W ≈ c R S D`` where columns are hashed, ``W ≈ c D S Rᵀ`` where rows are.
+    """``W ≈ c R S D`` if columns are hashed, ``W ≈ c D S Rᵀ`` if rows are.
 
-    R is random, drawn from the seed again where it is needed, and ``c = √length / n_hashes``, which
+    R is random and is drawn again from the seed when it is needed. ``c = √length / n_hashes``
     keeps the scales about as large as the weights.
 
     Attributes
     ----------
     signs : uint8 array
-        S, a bit each (1: +1, 0: −1), least significant first, rows aligned to bytes: (n_hashes,
-        in_features) signs or, where rows are hashed, (out_features, n_hashes).
+        S, one bit for each sign (1: +1, 0: −1), least significant first, rows aligned to bytes. It
+        has (n_hashes, in_features) signs or, if rows are hashed, (out_features, n_hashes).
     scale : array of shape (in_features,) or (out_features,)
         The diagonal of D.
     seed : uint64 array of shape (1,)
-        Of R, which is (out_features, n_hashes) or (in_features, n_hashes).
+        The seed of R, which is (out_features, n_hashes) or, if rows are hashed, (in_features,
+        n_hashes).
     n_hashes : int
     axis : int
-        0: columns are hashed; 1: rows.
+        0 if columns are hashed, 1 if rows are.
     length : int
-        Rows of R: what is drawn from a seed would fit any shape.
+        The number of rows of R. A file states it because a seed gives an R for any shape.
     """
 
     kind: ClassVar[str] = "simhash"
@@ -125,7 +126,7 @@ class SimhashFactors(Factors):
             dtype=dtype,
         )
         if factors._packed.shape != of:
-            raise CorruptDataError(f"signs must stand for {of}, got {factors._packed.shape}")
+            raise CorruptDataError(f"signs must have shape {of}, got {factors._packed.shape}")
         return factors
 
     @cached_property
@@ -135,18 +136,22 @@ class SimhashFactors(Factors):
 
     @property
     def _constant(self) -> float:
+        """The factor c of W ≈ c R S D."""
         return float(np.sqrt(self.length)) / self.n_hashes
 
     @cached_property
     def _wide(self) -> Array:
+        """The scale in the dtype in which products are computed."""
         return self.scale.astype(_checks.result_dtype(self.scale), copy=False)
 
     @cached_property
     def _dense(self) -> tuple[Array, Array]:
+        """R and the signs as matrices of float32, for `forward`."""
         return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
 
     @cached_property
     def _cached_projection(self) -> Array | None:
+        """R, or None if it takes more than ``MAX_CACHED_BYTES``."""
         few = 4 * self.length * self.n_hashes <= MAX_CACHED_BYTES
         return self._projection() if few else None
 
@@ -154,7 +159,7 @@ class SimhashFactors(Factors):
         return gaussian(int(self.seed[0]), 0, self.length, self.n_hashes)
 
     def _tiles(self, ids: Array | None = None) -> Iterator[tuple[slice, Array]]:
-        """R a few columns at a time, all of its rows or those of the given numbers."""
+        """Yield R a few columns at a time, with all rows or those with the given ids."""
         for first in range(0, self.n_hashes, TILE):
             part = slice(first, min(first + TILE, self.n_hashes))
             if self._cached_projection is not None:
@@ -181,14 +186,14 @@ class SimhashFactors(Factors):
             yield part, tile[:, :width]
 
     def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
-        """Rows of the stored signs, as numbers."""
+        """Return rows of the signs as −1 and 1."""
         signs = self.signs[rows]
         packed = PackedCodes(signs, 1, (len(signs), self._packed.shape[1]))
-        # One thread, between BLAS's products: a second pool of threads there would hold them up.
+        # One thread only: a second pool of threads would slow down the BLAS products around it.
         return np.array([-1, 1], dtype)[packed.unpack(n_threads=1)]
 
     def _by_signs(self, vectors: Array, n_threads: int | None) -> Array:
-        """``vectors @ Sᵀ``, in float64 where they are."""
+        """Return ``vectors @ Sᵀ``, in float64 if the vectors are."""
         if vectors.dtype == np.float32:
             return codebook_matmul(vectors, self._packed, SIGNS, n_threads=n_threads)
         result = np.empty((len(vectors), self._packed.shape[0]))
@@ -200,22 +205,22 @@ class SimhashFactors(Factors):
 
 @dataclass(frozen=True, kw_only=True)
 class Simhash(Method):
-    """Signs of random projections: ``W ≈ R S D``, ``S = sign(Rᵀ W)``, R normal numbers of a seed.
+    """Signs of random projections: ``W ≈ R S D``, ``S = sign(Rᵀ W)``, with R drawn from a seed.
 
     Parameters
     ----------
     n_hashes : int, optional
-        Bits for every column of W (every row where ``axis`` is 1), at least 1.
+        Bits for every column of W (every row if ``axis`` is 1), at least 1.
     ratio, max_error : float, optional
         As in :class:`Method`.
     axis : {0, 1}
-        0: columns are hashed, as published. 1: rows are, which is faster by ``out / in`` where W is
-        tall, as a table of embeddings is, and looks up rows without drawing one of R for each.
+        0 hashes columns, as published. 1 hashes rows, which is faster by ``out / in`` if W is tall
+        like a table of embeddings, and looks up rows without drawing a row of R for each.
     scale : {"least_squares", "norm"}
-        The scale of each column: the one of least error, or the published one, which keeps the
-        column's length.
+        The rule for the scale of each column (or row): ``"least_squares"`` has the least error,
+        ``"norm"`` keeps the column's length, as published.
     random_state : int, Generator, RandomState or None
-        The seed of R, which is stored in place of it.
+        The seed of R, which is stored instead of R.
 
     Raises
     ------
@@ -225,14 +230,13 @@ class Simhash(Method):
 
     Notes
     -----
-    The scale has W's dtype, is minimised under the sum of squares, an importance or an input
-    covariance, and is exact under each; the signs are those of W itself. Of a random column about
-    ``1 / (1 + 2 b / π)`` of the energy is lost with b bits a weight, so other methods need fewer
-    bits for the same error; what is special is that S is found in one pass and that a product has
-    no multiplication but with R. Compression and products cost ``4 · out · in · n_hashes`` and
-    ``2 · n_hashes · (out + in)`` operations; R is drawn at each product anew if it takes more than
-    64 MB, 128 columns at a time. Sums go through BLAS: a projection that is almost zero may get
-    either sign there.
+    The scale has W's dtype. It is the exact minimum for the signs, under the sum of squares, an
+    importance or an input covariance; the signs do not depend on the metric. With b bits a weight a
+    random column loses about ``1 / (1 + 2 b / π)`` of its energy, so other methods need fewer
+    bits for the same error. In return S is found in one pass, and a product multiplies by R
+    and the scales only. Compression takes ``4 · out · in · n_hashes`` operations, a product
+    ``2 · n_hashes · (out + in)``. If R takes more than 64 MB, each product draws it again, 128
+    columns at a time. Sums use BLAS, so a projection that is almost zero may get either sign.
 
     Source: M. Charikar, Similarity Estimation Techniques from Rounding Algorithms, 2002; as a
     compressor A. Panigrahi et al., 2020.
@@ -297,7 +301,7 @@ class Simhash(Method):
         )
 
     def _scales(self, problem: Problem, A: Array, hashed: Array) -> Array:
-        """d of least error in ``A ≈ hashed · diag(d)``, under the metric; or of equal lengths."""
+        """Return d of least error in ``A ≈ hashed · diag(d)``, or d that keeps column lengths."""
         if self.scale == "norm":
             lengths = np.sqrt(_dots(hashed, hashed))
             return np.sqrt(_dots(A, A)) / np.where(lengths > 0, lengths, 1)
@@ -308,7 +312,7 @@ class Simhash(Method):
         elif problem.input_covariance is not None:
             covariance = problem.input_covariance.astype(np.float64)
             if self.axis == 0:
-                # trace(E Σ Eᵀ) joins the columns: (Σ ∘ PᵀP) d = (Σ ∘ PᵀA) 1.
+                # trace(E Σ Eᵀ) couples the columns: with P = hashed, (Σ ∘ PᵀP) d = (Σ ∘ PᵀA) 1.
                 wide = hashed.astype(np.float64)
                 normal = covariance * (wide.T @ wide)
                 target = np.einsum("ij,ij->i", covariance, wide.T @ A)
@@ -326,7 +330,7 @@ class Simhash(Method):
         if self.ratio is not None:
             return super()._search(problem)
         levels, goal = self._checked_levels(problem), self._goal(problem)
-        # More bits take longer to find: double them until they are enough, then search below.
+        # The cost grows with the number of bits: double it until it suffices, then bisect below.
         n_hashes = 1
         while n_hashes < len(levels):
             if goal.allows(goal.measure(self._at(n_hashes)._compress(problem))):
@@ -342,6 +346,6 @@ class Simhash(Method):
 
 
 def _dots(left: Array, right: Array) -> Array:
-    """Products of columns, in float64."""
+    """Return the dot products of the columns of two matrices, in float64."""
     result: Array = np.einsum("ij,ij->j", left, right, dtype=np.float64)
     return result

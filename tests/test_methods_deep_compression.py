@@ -4,13 +4,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from contract import MethodContract
-from fastfactor import CorruptDataError, deep_compression, prune_mask
+from fastfactor import CorruptDataError, deep_compression, huffman_encode, prune_mask
 from fastfactor.methods import (
     DeepCompression,
     DeepCompressionFactors,
     Prune,
     PruneCodebook,
 )
+from fastfactor.methods.deep_compression.streams import decoded_stream
 from fastfactor.methods.forward import NUMPY
 
 
@@ -167,3 +168,9 @@ def test_the_table_has_the_dtype_of_the_matrix(rng, dtype, expected):
     factors = DeepCompression(sparsity=0.5).compress(W)
     assert factors.codebook.dtype == expected
     assert factors.to_dense().dtype == dtype
+
+
+def test_a_stream_that_is_too_long_is_refused_without_decoding_it():
+    data = huffman_encode(np.zeros(1 << 22, np.uint8))
+    with pytest.raises(CorruptDataError, match="1 numbers of 4 bits must have at most 1 bytes"):
+        decoded_stream(data, 1, 4)

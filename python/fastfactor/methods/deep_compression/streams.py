@@ -35,7 +35,13 @@ def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
     CorruptDataError
         If the bytes do not hold n numbers.
     """
-    if data.size == stream_nbytes(n, n_bits):
+    most = stream_nbytes(n, n_bits)
+    if data.size > most:  # not decoded: a byte may stand for thousands of numbers
+        raise CorruptDataError(
+            f"a stream of {n} numbers of {n_bits} bits must have at most {most} bytes, "
+            f"got {data.size}"
+        )
+    if data.size == most:
         numbers = unpack_bits(data, _width(n_bits), n)
     else:
         numbers = huffman_decode(data)

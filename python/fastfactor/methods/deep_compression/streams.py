@@ -42,9 +42,8 @@ def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
             f"got {data.size}"
         )
     if data.size == most:
-        numbers = unpack_bits(data, _width(n_bits), n)
-    else:
-        numbers = huffman_decode(data)
+        return unpack_bits(data, _width(n_bits), n)
+    numbers = huffman_decode(data)
     if numbers.size != n:
         raise CorruptDataError(f"a stream must hold {n} numbers, got {numbers.size}")
     return numbers

@@ -157,7 +157,7 @@ def test_every_method_is_shown():
     }
     shown = {type(layer) for form in demo.FORMS.values() for layer in form.layers}
     missing = sorted(method.__name__ for method in exported - shown)
-    assert not missing, f"add a Form of {', '.join(missing)} to FORMS in fastfactor/demo_forms.py"
+    assert not missing, f"add a Form of {', '.join(missing)} to FORMS in fastfactor/demo/forms.py"
 
 
 def test_one_row_a_form_after_the_dense_one(rows):

@@ -111,7 +111,9 @@ def test_escapes_that_leave_the_array_are_corrupt():
     assert gap_decode(many, 2, 9 * CHUNK, escape=True).size == 0
     with pytest.raises(CorruptDataError, match="gaps must lead to positions"):
         gap_decode(many, 2, 9 * CHUNK - 1, escape=True)
-    with pytest.raises(CorruptDataError, match=re.escape("gaps must be in [0, 4), got a larger one")):
+    with pytest.raises(
+        CorruptDataError, match=re.escape("gaps must be in [0, 4), got a larger one")
+    ):
         gap_decode(np.array([4], np.uint8), 2, 99, escape=True)
 
 
@@ -187,7 +189,9 @@ def test_gaps_that_are_too_wide_are_corrupt(dtype):
     for at in (0, CHUNK, 2 * CHUNK - 1):
         gaps = np.zeros(2 * CHUNK, dtype)
         gaps[at] = 4
-        with pytest.raises(CorruptDataError, match=re.escape("gaps must be in [0, 4), got a larger one")):
+        with pytest.raises(
+            CorruptDataError, match=re.escape("gaps must be in [0, 4), got a larger one")
+        ):
             gap_decode(gaps, 2, 10**9)
         assert gap_decode(gaps, 3, 10**9)[-1] == 2 * CHUNK + 3
 

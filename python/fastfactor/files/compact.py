@@ -22,14 +22,23 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from ..errors import CorruptDataError
-from .container import INDEX, Header, TensorInfo, check_no_holes, compact, parse, tensor_info
+from .container import (
+    CHECKSUM,
+    INDEX,
+    Header,
+    TensorInfo,
+    check_no_holes,
+    compact,
+    parse,
+    tensor_info,
+)
 from .index import FORMAT_VERSION
 
 NAME, MAGIC, COMPACT_VERSION = INDEX, b"FFC", 1
 START = struct.Struct("<3sIB")
 SUMMED_FROM = 7  # the checksum covers the version and everything after it
-# Bytes of JSON, some 80,000 entries: a few deflated bytes must not fill the memory.
-MAX_INFLATED = 1 << 24
+# Bytes of JSON, some 20,000 entries of usual length: a few deflated bytes must not fill the memory.
+MAX_INFLATED = 1 << 22
 
 # Text that headers are likely to hold, the likeliest last. It belongs to version 1 of the form and
 # must never change, or files written so far could not be read; another text needs a new version.
@@ -73,10 +82,19 @@ DICTIONARY = "".join(
 
 
 def is_compact(header: Header, data: memoryview) -> bool:
-    """Return whether a header and its data are those of a compact file, perhaps a damaged one."""
+    """Return whether a header and its data are those of a compact file, perhaps a damaged one.
+
+    Data that begin by chance as ours do make no compact file of another library's file: unless the
+    tensor has our name, the checksum must be right as well.
+    """
     if header.index is not None or len(header.tensors) != 1:
         return False
-    return NAME in header.tensors or data[: len(MAGIC)] == MAGIC
+    if NAME in header.tensors:
+        return True
+    if len(data) < START.size:
+        return False
+    magic, crc32, _ = START.unpack(data[: START.size])
+    return bool(magic == MAGIC and zlib.crc32(data[SUMMED_FROM:]) == crc32)
 
 
 def expanded(header: Header, buffer: memoryview) -> Header:
@@ -116,6 +134,9 @@ def expanded(header: Header, buffer: memoryview) -> Header:
     metadata = content["metadata"]
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CorruptDataError("metadata must map names to text")
+    for name in (INDEX, CHECKSUM):
+        if name in metadata:
+            raise CorruptDataError(f"metadata must not hold the reserved name {name!r}")
     infos, tensors_of = _layout(content["entries"])
     check_no_holes(infos, len(buffer) - start)
     sums = {
@@ -125,9 +146,11 @@ def expanded(header: Header, buffer: memoryview) -> Header:
     entries = {}
     for name, value in content["entries"].items():
         if isinstance(value, dict):
+            if "crc32" in value:
+                raise CorruptDataError(f"entry {name!r} must not hold checksums of its tensors")
             fields = {key: item for key, item in value.items() if key != "tensors"}
             parts = {part: sums[long] for part, long in tensors_of[name].items()}
-            entries[name] = {"crc32": parts, **fields}
+            entries[name] = {**fields, "crc32": parts}
         else:
             entries[name] = {"crc32": sums[name]}
     return Header(start, infos, metadata, {"version": FORMAT_VERSION, "entries": entries})

@@ -117,7 +117,7 @@ class Store(Mapping[str, Value]):
         if entry.kind not in Factors.kinds:
             raise CorruptDataError(
                 f"kind of entry {name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
-                f"got {entry.kind!r}"
+                f"got {entry.kind!r}; a kind of your own must be imported before the file is read"
             )
         make = Factors.kinds[entry.kind].from_tensors
         try:

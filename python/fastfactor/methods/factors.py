@@ -87,7 +87,7 @@ class Factors(ArrayRecord, ABC):
 
         Returns
         -------
-        array of shape (*ids.shape, in_features)
+        array of shape ids.shape + (in_features,)
             In the dtype of W.
 
         Raises

@@ -23,6 +23,7 @@ def configure(levels, folder, processor="x86_64"):
     script = folder / "levels.cmake"
     script.write_text(
         f"""
+        cmake_minimum_required(VERSION 3.18)
         set(CMAKE_SYSTEM_PROCESSOR {processor})
         set(CMAKE_CROSSCOMPILING ON)
         set(FASTFACTOR_LEVELS "{levels}")

@@ -121,7 +121,7 @@ def test_a_table_without_zero_is_refused(rng):
     )
     for broken in (factors.codebook + 100, factors.codebook * np.nan):
         tensors = {**factors.tensors(), "codebook": broken}
-        with pytest.raises(CorruptDataError, match="finite and hold a zero"):
+        with pytest.raises(CorruptDataError, match="finite and contain a zero"):
             PruneCodebookFactors.from_tensors(
                 tensors, factors.config(), factors.shape, factors.dtype
             )

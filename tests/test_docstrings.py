@@ -71,7 +71,7 @@ MEMBERS = {f"{c}.{name}": (PUBLIC[c], name) for c in CLASSES for name in members
 def test_the_public_objects_are_found():
     assert len(FUNCTIONS) > 20
     assert len(CLASSES) > 30
-    assert len(MEMBERS) > 100
+    assert len(MEMBERS) > 90
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

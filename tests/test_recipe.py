@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import tomllib
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
-from fastfactor import methods
+from fastfactor import compress_file, methods
 from fastfactor.methods import Codebook, LowRank, Method
 from fastfactor.models.recipe import Recipe, method_names, method_settings, read_recipe, starter
+from fastfactor.store import open_store
 
 DEFAULT = {"method": "codebook", "n_bits": 4}
 SHAPE = (64, 64)
@@ -188,8 +191,40 @@ def test_every_method_has_a_name():
     things = [getattr(methods, name) for name in methods.__all__]
     classes = {thing for thing in things if inspect.isclass(thing) and issubclass(thing, Method)}
     assert set(found.values()) == classes - {Method}
+    assert list(found.values())[: len(classes) - 1] == [it for it in things if it in found.values()]
     assert found["low_rank"] is LowRank
     assert all(name == name.lower() for name in found)
+
+
+@pytest.fixture
+def own_methods(monkeypatch):
+    """Methods defined in the test are forgotten after it."""
+    monkeypatch.setattr(Method, "names", dict(Method.names))
+
+
+def test_a_method_of_ones_own_works_in_recipes_and_files(own_methods, tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class FirstRank(LowRank):
+        scale: float = 1.0
+
+        def _compress(self, problem):
+            factors = LowRank(rank=self.rank).compress(problem.W)
+            return replace(factors, B=factors.B * np.float32(self.scale))
+
+    W = np.outer(np.arange(40), np.arange(50)).astype(np.float32)
+    np.savez(tmp_path / "net.npz", w=W)
+    rule = {"method": "first_rank", "rank": 1, "scale": 2.0}
+    compress_file(tmp_path / "net.npz", tmp_path / "net.safetensors", {"default": rule})
+    with open_store(tmp_path / "net.safetensors") as saved:
+        np.testing.assert_allclose(saved["w"].to_dense(), 2 * W, rtol=1e-5)
+    with pytest.raises(ValueError, match="'scal'; did you mean 'scale'"):
+        read_recipe({"default": {"method": "first_rank", "rank": 1, "scal": 2.0}})
+
+
+def test_a_method_of_ones_own_must_not_take_a_name_of_the_package(own_methods):
+    with pytest.raises(TypeError, match="one of fastfactor's, got Codebook"):
+        type("Codebook", (LowRank,), {})
+    assert Method.names["codebook"] is Codebook
 
 
 def test_the_starter_is_a_recipe_and_names_every_method_and_setting():

@@ -161,8 +161,9 @@ def test_what_it_says_of_entries(path, entries):
         assert opened.payload_nbytes == sum(opened.info(name).nbytes for name in opened)
         assert "fc.weight" in opened
         assert "fc.weight.B" not in opened
-        with pytest.raises(KeyError):
-            opened["fc.weight.B"]
+        for look_up in (opened.__getitem__, opened.info, opened.to_dense):
+            with pytest.raises(KeyError, match=r"file's 5 \('.*', …\), got 'fc.weight.B'"):
+                look_up("fc.weight.B")
         assert repr(opened) == f"Store({str(path)!r}, 5 entries, {opened.file_nbytes} bytes)"
 
 

@@ -28,6 +28,7 @@ from .container import (
     open_regular_file,
     parse,
     sizes,
+    unknown_name,
 )
 from .forms import read_header
 from .index import read_index
@@ -98,7 +99,12 @@ class Checkpoint(Mapping[str, Array]):
         return sum(os.path.getsize(file) for file in self.files)
 
     def __getitem__(self, name: str) -> Array:
+        if name not in self._home:
+            raise unknown_name(name, self)
         return self._home[name].read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

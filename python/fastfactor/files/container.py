@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -324,6 +325,13 @@ def check_output_path(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
+
+
+def unknown_name(name: object, file: Mapping[str, Any]) -> KeyError:
+    """Return the error that an open file has nothing of this name; it shows the first few names."""
+    some = ", ".join(repr(known) for known in islice(file, 3))
+    more = ", …" if len(file) > 3 else ""
+    return KeyError(f"name must be one of the file's {len(file)} ({some}{more}), got {name!r}")
 
 
 def open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:

@@ -18,7 +18,7 @@ import numpy as np
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
-from .container import array_from_bytes, check_checksum, open_regular_file
+from .container import array_from_bytes, check_checksum, open_regular_file, unknown_name
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
 
@@ -110,7 +110,7 @@ class Store(Mapping[str, Value]):
             self._entries, self._sums = read_index(header.index, header.tensors)
 
     def __getitem__(self, name: str) -> Value:
-        entry = self._entries[name]
+        entry = self.info(name)
         tensors = {short: self._tensor(long) for short, long in entry.tensors.items()}
         if entry.kind == PLAIN:
             return tensors[""]
@@ -152,8 +152,16 @@ class Store(Mapping[str, Value]):
         -------
         Entry
             Its kind, shape, dtype, size, the names of its tensors and its configuration.
+
+        Raises
+        ------
+        KeyError
+            If the file has no entry of this name; the message names some that it has.
         """
-        return self._entries[name]
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise unknown_name(name, self) from None
 
     def to_dense(self, name: str, *, n_threads: int | None = None) -> Array:
         """Return an entry as a dense tensor in its original shape.

@@ -239,7 +239,7 @@ class SparseCodes:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of the codebook, and of codes and gaps packed without Huffman coding."""
+        """Bytes in a file: the codebook, and codes and gaps in as few bits as they need."""
         return -(-self.codes.size * (self.n_bits + self.gap_bits) // 8) + self.codebook.nbytes
 
     @property

@@ -15,6 +15,7 @@ from .factors import Factors
 from .low_rank import LowRank, LowRankFactors
 from .pruning.prune import Prune, PruneFactors
 from .pruning.prune_codebook import PruneCodebook, PruneCodebookFactors
+from .search import Problem, Size
 from .structured.block_diagonal import BlockDiagonal, BlockDiagonalFactors
 from .structured.block_projection import (
     BlockProjection,
@@ -43,6 +44,7 @@ __all__ = [
     "Method",
     "MixedBlock",
     "MixedBlockFactors",
+    "Problem",
     "Prune",
     "PruneCodebook",
     "PruneCodebookFactors",
@@ -50,4 +52,5 @@ __all__ = [
     "RandomProjectionFactors",
     "Simhash",
     "SimhashFactors",
+    "Size",
 ]

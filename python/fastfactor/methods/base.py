@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,11 @@ from .. import _checks
 from ..metrics import Diagonal, Frobenius, Metric, metric_for
 from .factors import Factors, check_matrix
 from .search import Goal, Problem, Size, bisect_levels, n_fitting
+
+
+def recipe_name(class_name: str) -> str:
+    """Return the name of a class of settings in recipes: ``LowRank`` is ``low_rank``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +68,23 @@ class Method(ABC):
     alternatives: ClassVar[tuple[str, ...]] = ()  # names of settings that may replace it
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius})  # those that it can minimise
     otherwise: ClassVar[str] = ""  # advice for the message that refuses another metric
+    names: ClassVar[dict[str, type[Method]]] = {}  # every subclass, by its name in recipes
 
     ratio: float | None = None
     max_error: float | None = None
+
+    def __init_subclass__(cls) -> None:
+        name = recipe_name(cls.__name__)
+        known = Method.names.get(name)
+        if (
+            known
+            and known.__module__.startswith("fastfactor.")
+            and known.__module__ != cls.__module__
+        ):
+            raise TypeError(
+                f"the name of a method must not be one of fastfactor's, got {cls.__name__}"
+            )
+        Method.names[name] = cls
 
     def __post_init__(self) -> None:
         names = (self.parameter, *self.alternatives, "ratio", "max_error")

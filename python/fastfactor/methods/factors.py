@@ -70,7 +70,8 @@ class Factors(ArrayRecord, ABC):
     dtype: np.dtype[Any]
 
     def __init_subclass__(cls) -> None:
-        Factors.kinds[cls.kind] = cls
+        if "kind" in vars(cls):  # a base of several kinds has none
+            Factors.kinds[cls.kind] = cls
 
     # --- what a subclass must define
 

@@ -14,7 +14,15 @@ from .factors import Factors
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A matrix to compress, the metric of its errors, and how many threads may work on it."""
+    """A matrix to compress, the metric of its errors, and how many threads may work on it.
+
+    Attributes
+    ----------
+    W : array of shape (out_features, in_features)
+    metric : Metric
+        What the errors count; `importance` and `input_covariance` give its array, or None.
+    n_threads : int or None
+    """
 
     W: Array
     metric: Metric
@@ -22,19 +30,40 @@ class Problem:
 
     @property
     def importance(self) -> Array | None:
+        """The weight of each entry's squared error, or None."""
         return self.metric.importance if isinstance(self.metric, Diagonal) else None
 
     @property
     def input_covariance(self) -> Array | None:
+        """The covariance of the layer's inputs, or None."""
         return self.metric.input_covariance if isinstance(self.metric, Covariance) else None
 
     def error_of(self, factors: Factors) -> float:
-        """Return the error of factors of this matrix, under its metric."""
+        """Return the error of factors of this matrix, under its metric.
+
+        Parameters
+        ----------
+        factors : Factors
+            The factors that stand for W.
+
+        Returns
+        -------
+        float
+            The lost part of the weighted squares of W.
+        """
         return factors._error(self.W, self.metric, self.n_threads)
 
 
 class Size(NamedTuple):
-    """The size of factors: exactly ``nbytes``, or at most that if it depends on W's values."""
+    """The size of factors, as far as shape and dtype determine it.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes that the factors take in a file.
+    exact : bool
+        Whether it is exactly that; otherwise at most that, because it depends on W's values.
+    """
 
     nbytes: int
     exact: bool

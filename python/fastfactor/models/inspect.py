@@ -80,8 +80,8 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     if not compressed:
         del columns["config"]
     summary = (
-        f"{len(records)} tensors, {compressed} compressed; {n_weights:,} weights in "
-        f"{file_nbytes:,} bytes{'; verified' if verify else ''}"
+        f"{len(records)} tensor{'' if len(records) == 1 else 's'}, {compressed} compressed; "
+        f"{n_weights:,} weights in {file_nbytes:,} bytes{'; verified' if verify else ''}"
     )
     return Table(os.fspath(path), records, columns, totals, summary)
 

@@ -13,11 +13,9 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.gaps import gap_decode
 from ...kernels.packing import code_bits_for
-from ...kernels.sparse import CSR, spmm
-from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
-from ..factors import Config, Factors, check_ids
-from ..forward import ArrayNamespace, constant, transpose, with_zero
-from ..pruning.kept_places import csr_rows
+from ...kernels.sparse_codes import SparseCodes
+from ..factors import Config
+from ..pruning.shared_weights import SharedWeightsFactors
 from ..stored import stored_number, stored_tensor
 from .stages import CODEBOOK_DTYPES
 from .streams import decoded_stream
@@ -105,7 +103,7 @@ class LayerSizes:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class DeepCompressionFactors(Factors):
+class DeepCompressionFactors(SharedWeightsFactors):
     """Codes of the kept weights, gaps from one to the next, and the codebook of their values.
 
     The entries are those of :class:`fastfactor.SparseCodes`: the kept weights, and fillers of value
@@ -129,27 +127,11 @@ class DeepCompressionFactors(Factors):
     """
 
     kind: ClassVar[str] = "deep_compression"
-    trainable: ClassVar[tuple[str, ...]] = ("codebook",)
 
     codes: Array
-    codebook: Array
     gaps: Array
     gap_bits: int
     n_entries: int
-
-    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
-
-    def _linear(self, x: Array, n_threads: int | None) -> Array:
-        if x.dtype == np.float64:  # the product by codes is computed in float32
-            return spmm(self._matrix, x.T, n_threads=n_threads).T
-        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
-
-    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        # Pruned weights get a zero of their own, because training may change the table's zero.
-        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
-        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
-        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def config(self) -> Config:
         # The number of weights lets a reader check that the streams belong to this shape.
@@ -226,7 +208,3 @@ class DeepCompressionFactors(Factors):
             gaps_nbytes=self.gaps.nbytes,
             codebook_nbytes=self.codebook.nbytes,
         )
-
-    @cached_property
-    def _matrix(self) -> CSR:
-        return self.sparse_codes.to_csr()

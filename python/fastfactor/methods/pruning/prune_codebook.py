@@ -16,20 +16,20 @@ from ...kernels.codebooks import MAX_CODE_BITS
 from ...kernels.gaps import gap_encode
 from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.scalar_clustering import kmeans1d
-from ...kernels.sparse import CSR, spmm
-from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
+from ...kernels.sparse import CSR
+from ...kernels.sparse_codes import SparseCodes
 from ..base import Method
 from ..codebook.method import TABLE_DTYPES, check_range, table_dtype
-from ..factors import Config, Factors, Tensors, check_ids
-from ..forward import ArrayNamespace, constant, transpose, with_zero
+from ..factors import Config, Factors, Tensors
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
-from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
+from .kept_places import KeptPlaces, dense_order, kept_csr
 from .prune import Prune
+from .shared_weights import SharedWeightsFactors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class PruneCodebookFactors(Factors):
+class PruneCodebookFactors(SharedWeightsFactors):
     """The codes of the weights that are kept, their places, and the table of values.
 
     Attributes
@@ -45,26 +45,10 @@ class PruneCodebookFactors(Factors):
     """
 
     kind: ClassVar[str] = "prune_codebook"
-    trainable: ClassVar[tuple[str, ...]] = ("codebook",)
 
     codes: Array
-    codebook: Array
     kept: KeptPlaces
     n_bits: int
-
-    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
-
-    def _linear(self, x: Array, n_threads: int | None) -> Array:
-        if x.dtype == np.float64:  # the product by codes is computed in float32
-            return spmm(self._matrix, x.T, n_threads=n_threads).T
-        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
-
-    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        # Dropped weights get a zero of their own, because training may change the table's zero.
-        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
-        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
-        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
 
     def tensors(self) -> Tensors:
         return {"codes": self.codes, "codebook": self.codebook, **self.kept.tensors()}

@@ -1,0 +1,61 @@
+"""What all factors of pruned weights with shared values have in common: look-ups and products."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..._checks import Array
+from ...kernels.sparse import CSR, spmm
+from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
+from ..factors import Factors, check_ids
+from ..forward import ArrayNamespace, constant, transpose, with_zero
+from .kept_places import csr_rows
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class SharedWeightsFactors(Factors):
+    """Base of factors that keep few weights, each a code into one codebook.
+
+    Attributes
+    ----------
+    codebook : array of shape (K, 1)
+        The shared values.
+    """
+
+    trainable: ClassVar[tuple[str, ...]] = ("codebook",)
+
+    codebook: Array
+
+    @property
+    @abstractmethod
+    def sparse_codes(self) -> SparseCodes:
+        """The matrix in the form that products read."""
+
+    @property
+    @abstractmethod
+    def _dense_order(self) -> Array:
+        """For each entry of W (flat, int64) the index of its value; K if it is pruned."""
+
+    @cached_property
+    def _matrix(self) -> CSR:
+        return self.sparse_codes.to_csr()
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
+
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        if x.dtype == np.float64:  # the product by codes is computed in float32
+            return spmm(self._matrix, x.T, n_threads=n_threads).T
+        return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
+
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        # Pruned weights get a zero of their own, because training may change the table's zero.
+        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
+        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
+        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))

@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <memory>
+#include <string>
 
 #include "bindings/convert.hpp"
 #include "kernels/gaps/gaps.hpp"
@@ -16,7 +17,9 @@ py::tuple sparse_layout(const py::array_t<std::int64_t, py::array::c_style>& pos
                         const py::array_t<std::uint8_t, py::array::c_style>& codes, index rows,
                         index cols, bool wide, int n_threads) {
   const index n = positions.size();
-  if (codes.size() != n) throw py::value_error("codes and positions differ in number");
+  if (codes.size() != n)
+    throw py::value_error("codes must be as many as positions, " + std::to_string(n) + ", got " +
+                          std::to_string(codes.size()));
   if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<index>::max() / 2 / cols))
     throw py::value_error("shape must not be negative or too large");
   auto layout = std::make_unique<SparseLayout>(without_gil([&](Stop& stop) {

@@ -129,6 +129,7 @@ class DeepCompressionFactors(SharedWeightsFactors):
     kind: ClassVar[str] = "deep_compression"
 
     codes: Array
+    codebook: Array
     gaps: Array
     gap_bits: int
     n_entries: int

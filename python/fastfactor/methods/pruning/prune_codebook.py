@@ -47,6 +47,7 @@ class PruneCodebookFactors(SharedWeightsFactors):
     kind: ClassVar[str] = "prune_codebook"
 
     codes: Array
+    codebook: Array
     kept: KeptPlaces
     n_bits: int
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,19 +17,12 @@ from ..forward import ArrayNamespace, constant, transpose, with_zero
 from .kept_places import csr_rows
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SharedWeightsFactors(Factors):
-    """Base of factors that keep few weights, each a code into one codebook.
-
-    Attributes
-    ----------
-    codebook : array of shape (K, 1)
-        The shared values.
-    """
+    """Base of factors that keep few weights, each a code into one codebook."""
 
     trainable: ClassVar[tuple[str, ...]] = ("codebook",)
 
-    codebook: Array
+    codebook: Array  # (K, 1): declared again by subclasses, because files keep the order of fields
 
     @property
     @abstractmethod

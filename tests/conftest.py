@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 # Threads that wait must sleep: where they spin, two processes take the processors from each other,
 # and tests that are done in 46 s take 75. Those of NumPy's products always spin, and the matrices
@@ -20,7 +21,7 @@ settings.register_profile(
     "default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
-# For builds that are many times slower: pytest --hypothesis-profile=few
+# For builds that are many times slower, and where little differs: pytest --hypothesis-profile=few
 settings.register_profile("few", settings.get_profile("ci"), max_examples=8)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
@@ -31,12 +32,6 @@ pytest.register_assert_rewrite("contract", "kmeans_checks", "omp_checks", "proce
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240229)
-
-
-@pytest.fixture(params=[2, 3, 7])
-def n_threads(request):
-    """Thread counts to compare with one: as many as, and more than, this machine may have."""
-    return request.param
 
 
 @pytest.fixture
@@ -51,8 +46,41 @@ def as_memmap(tmp_path):
     return mapped
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part", metavar="I/N", help="one of N parts of the cases; tests without cases are in all"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out cases that are not in the part asked for; every case is in one of the N parts."""
+    part = config.getoption("--part")
+    if part is None:
+        return
+    number, n_parts = map(int, part.split("/"))
+    if not 1 <= number <= n_parts:
+        raise pytest.UsageError(f"--part must be I/N with I in [1, N], got {part}")
+
+    def is_in_part(item):
+        # By a hash, because parameters alternate with periods of their own.
+        return zlib.crc32(item.nodeid.encode()) % n_parts == number - 1
+
+    chosen = [item for item in items if not hasattr(item, "callspec") or is_in_part(item)]
+    config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+    items[:] = chosen
+
+
 def pytest_generate_tests(metafunc):
-    """`method` in a class that inherits contract.MethodContract: each of its METHODS."""
+    """Fill in `n_threads` and `method`.
+
+    `n_threads`: counts to compare with one, as many as, and more than, this machine may have; only
+    one of them for slow builds. `method` in a class that inherits contract.MethodContract: each of
+    its METHODS.
+    """
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "n_threads" in metafunc.fixturenames and "n_threads" not in given:
+        few = metafunc.config.getoption("--hypothesis-profile") == "few"
+        metafunc.parametrize("n_threads", [3] if few else [2, 3, 7])
     methods = getattr(metafunc.cls, "METHODS", None)
     if methods is not None and "method" in metafunc.fixturenames:
         metafunc.parametrize("method", methods, ids=repr)

@@ -222,14 +222,19 @@ def prune(W, sparsity, *, scope="global", block_shape=None, pool="square"):
 
 
 def block_scores(W, block, pool):
-    """Root mean square, largest or mean magnitude of each block, block by block."""
+    """Root mean square, largest or mean magnitude of each block; those at the ends are smaller."""
     magnitudes = np.abs(np.asarray(W, np.float64))
-    pools = {"square": lambda x: np.sqrt(np.mean(x**2)), "max": np.max, "mean": np.mean}
-    pooled = pools[pool]
-    rows, cols = (range(0, length, step) for length, step in zip(W.shape, block, strict=True))
-    return np.array(
-        [[pooled(magnitudes[i : i + block[0], j : j + block[1]]) for j in cols] for i in rows]
-    )
+    starts = [np.arange(0, n, step) for n, step in zip(W.shape, block, strict=True)]
+
+    def over_blocks(function, values):
+        return function.reduceat(function.reduceat(values, starts[0], axis=0), starts[1], axis=1)
+
+    if pool == "max":
+        return over_blocks(np.maximum, magnitudes)
+    sizes = over_blocks(np.add, np.ones(W.shape))
+    if pool == "mean":
+        return over_blocks(np.add, magnitudes) / sizes
+    return np.sqrt(over_blocks(np.add, magnitudes**2) / sizes)
 
 
 def nm_sparsity(W, n, m):

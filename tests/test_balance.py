@@ -149,6 +149,7 @@ LARGE = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_duality_gap_warm_as_cold_and_bits(name, weighted):

@@ -199,6 +199,7 @@ def test_codes_longer_than_the_first_allocation(rng, count):
     np.testing.assert_allclose(dense(codes), expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 def test_one_row_of_many_atoms_takes_little_memory_for_the_rows_beside_it():
     """Room for 512 atoms a row would be 4 GB for a block of the 4000 rows that fit else."""

@@ -112,6 +112,7 @@ DISTRIBUTIONS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", range(len(DISTRIBUTIONS)))
 @pytest.mark.parametrize("slack", [0, 1, 2, 5, 20])
 def test_lengths_are_optimal_under_their_limit(case, slack):

@@ -88,6 +88,7 @@ def rows_and_starts_draw_by_draw(n_features, outlier):
 
 # Rows in lanes or tiles, rows behind a filter, and a filter that tells nothing: the outlier is
 # always drawn, and makes the scale so coarse that every centroid may be nearer.
+@pytest.mark.heavy
 @pytest.mark.parametrize(("n_features", "outlier"), [(3, 0), (21, 0), (21, 1e4)])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_plus_plus_starts_are_as_good_as_plain_ones_draw_by_draw(dtype, n_features, outlier):

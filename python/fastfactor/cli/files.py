@@ -27,6 +27,16 @@ Resume = Annotated[
         "--resume", help="Continue an interrupted run; keep finished tensors if interrupted again."
     ),
 ]
+MaxDense = Annotated[
+    int | None,
+    typer.Option(
+        "--max-dense-nbytes",
+        metavar="BYTES",
+        min=0,
+        help="Refuse compressed tensors that would be larger than this when rebuilt (default: 1 "
+        "GiB and 4096 times the file).",
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
 
 
@@ -164,6 +174,7 @@ def decompress(
     source: Annotated[Path, typer.Argument(help="A compressed file, as `compress` writes it.")],
     target: Annotated[Path, typer.Argument(help="The plain safetensors file to write.")],
     resume: Resume = False,
+    max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -174,7 +185,12 @@ def decompress(
     check_reports(reports)
     with progress_bar("decompressing") as progress:
         report = decompress_file(
-            source, target, resume=resume, progress=progress, n_threads=threads
+            source,
+            target,
+            resume=resume,
+            max_dense_nbytes=max_dense_nbytes,
+            progress=progress,
+            n_threads=threads,
         )
     show(report.table(), as_json, reports)
 
@@ -184,6 +200,7 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all data and check that it is intact.")
     ] = False,
+    max_dense_nbytes: MaxDense = None,
     reports: Reports = None,
     as_json: Json = False,
 ) -> None:
@@ -191,7 +208,8 @@ def inspect(
     from ..models.inspect import inspect_file
 
     check_reports(reports)
-    show(inspect_file(path, verify=verify), as_json, reports)
+    table = inspect_file(path, verify=verify, max_dense_nbytes=max_dense_nbytes)
+    show(table, as_json, reports)
 
 
 def compare(
@@ -201,6 +219,7 @@ def compare(
         float | None,
         typer.Option("--max-error", min=0, help="Exit with code 1 if an error is larger."),
     ] = None,
+    max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -214,7 +233,13 @@ def compare(
 
     check_reports(reports)
     with progress_bar("comparing") as progress:
-        found = compare_files(first, second, progress=progress, n_threads=threads)
+        found = compare_files(
+            first,
+            second,
+            max_dense_nbytes=max_dense_nbytes,
+            progress=progress,
+            n_threads=threads,
+        )
     show(found.table(), as_json, reports)
     if max_error is not None and found.worst and not found.largest_error <= max_error:
         why = f" ({found.worst.fault})" if found.worst.fault else ""

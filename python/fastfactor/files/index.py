@@ -53,6 +53,16 @@ class Entry:
     tensors: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the original tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def counted_dense_nbytes(self) -> int:
+        """The same with sides of length 0 counted as 1: what a limit on sizes is compared with."""
+        return math.prod(max(n, 1) for n in self.shape) * self.dtype.itemsize
+
 
 def described_entry(
     name: str, value: Any, shape: Sequence[int] | None

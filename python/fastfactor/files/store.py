@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
@@ -22,8 +23,12 @@ from .container import array_from_bytes, check_checksum, open_regular_file, unkn
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
 
+# By default an entry may be this large, and this many times the file more: enough for every matrix
+# that was not nearly empty, and too little for a made-up file of a few bytes to fill a disk.
+DENSE_NBYTES, DENSE_RATIO = 1 << 30, 4096
 
-def open_store(path: Path) -> Store:
+
+def open_store(path: Path, *, max_dense_nbytes: int | None = None) -> Store:
     """Open a stored file, or any other safetensors file, for reading.
 
     Parameters
@@ -31,6 +36,10 @@ def open_store(path: Path) -> Store:
     path : path
         A file from :func:`save` or a Writer. In any other safetensors file all tensors are plain
         entries without checksums.
+    max_dense_nbytes : int, optional
+        The most bytes that the dense form of a compressed entry may have; a larger entry is refused
+        when it is read. A side of length 0 counts as 1. Default: 1 GiB, and 4096 bytes more for
+        each byte of the file.
 
     Returns
     -------
@@ -65,7 +74,12 @@ def open_store(path: Path) -> Store:
     ...         print(saved.info("fc").kind, saved["fc"].linear(np.ones(3)), saved["bias"])
     codebook [6. 6.] [1. 1.]
     """
-    return Store(path)
+    return Store(path, max_dense_nbytes=max_dense_nbytes)
+
+
+def dense_limit(file_nbytes: int, asked: int | None) -> int:
+    """Return the most dense bytes to rebuild from a file, if not asked for another limit."""
+    return DENSE_NBYTES + DENSE_RATIO * file_nbytes if asked is None else asked
 
 
 class Store(Mapping[str, Value]):
@@ -86,9 +100,13 @@ class Store(Mapping[str, Value]):
         Whether fastfactor wrote the file, and so with checksums.
     file_nbytes, payload_nbytes : int
         Bytes of the whole file, and of its tensors.
+    max_dense_nbytes : int
+        The most bytes that the dense form of a compressed entry may have.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_dense_nbytes: int | None = None) -> None:
+        if max_dense_nbytes is not None:
+            _checks.integer(max_dense_nbytes, "max_dense_nbytes", 0)
         self.path = os.fspath(path)
         with open_regular_file(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
@@ -102,6 +120,7 @@ class Store(Mapping[str, Value]):
         self.metadata = header.metadata
         self.has_checksums = header.index is not None
         self.file_nbytes, self.payload_nbytes = nbytes, nbytes - header.size
+        self.max_dense_nbytes = dense_limit(nbytes, max_dense_nbytes)
         self._sums: dict[str, int] = {}
         self._verified: set[str] = set()
         if header.index is None:
@@ -111,6 +130,7 @@ class Store(Mapping[str, Value]):
 
     def __getitem__(self, name: str) -> Value:
         entry = self.info(name)
+        self._check_dense_size(entry)
         tensors = {short: self._tensor(long) for short, long in entry.tensors.items()}
         if entry.kind == PLAIN:
             return tensors[""]
@@ -224,6 +244,15 @@ class Store(Mapping[str, Value]):
 
     def __repr__(self) -> str:
         return f"Store({self.path!r}, {len(self)} entries, {self.file_nbytes} bytes)"
+
+    def _check_dense_size(self, entry: Entry) -> None:
+        """Refuse factors of a matrix too large to rebuild: a few bytes may stand for any size."""
+        if entry.kind != PLAIN and entry.counted_dense_nbytes > self.max_dense_nbytes:
+            raise CorruptDataError(
+                f"max_dense_nbytes must be at least {entry.counted_dense_nbytes} for entry "
+                f"{entry.name!r} of shape {list(entry.shape)} in a file of {self.file_nbytes} "
+                f"bytes, got {self.max_dense_nbytes}; give a larger one if you trust the file"
+            )
 
     def _tensor(self, name: str) -> Array:
         if self._bytes is None:

@@ -141,6 +141,7 @@ def compare_files(
     first: Path,
     second: Path,
     *,
+    max_dense_nbytes: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     n_threads: int | None = None,
 ) -> Comparison:
@@ -151,6 +152,9 @@ def compare_files(
     first, second : path
         Compressed files, or models as :func:`compress_file` reads them. Errors are those of the
         second file, relative to the first.
+    max_dense_nbytes : int, optional
+        The most bytes that the dense form of a compressed tensor may have, as for
+        :func:`fastfactor.store.open_store`.
     progress : callable, optional
         As for :func:`compress_file`.
     n_threads : int, optional
@@ -185,7 +189,7 @@ def compare_files(
     [('fc', False, 0.01), ('bias', True, 0.0)]
     """
     thread_count(n_threads)
-    one, other = open_tensors(first), open_tensors(second)
+    one, other = (open_tensors(each, max_dense_nbytes) for each in (first, second))
     names = [*one, *(name for name in other if name not in one)]
     sizes = [math.prod(_shape(one if name in one else other, name)) for name in names]
     rows, done = [], 0
@@ -199,15 +203,19 @@ def compare_files(
     return Comparison(os.fspath(first), os.fspath(second), tuple(rows))
 
 
-def open_tensors(path: Path) -> Checkpoint | Store:
+def open_tensors(path: Path, max_dense_nbytes: int | None = None) -> Checkpoint | Store:
     """Open a file of tensors, compressed or not."""
-    return open_store(path) if is_compressed(path) else open_checkpoint(path)
+    if is_compressed(path):
+        return open_store(path, max_dense_nbytes=max_dense_nbytes)
+    return open_checkpoint(path)
 
 
 def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Difference:
     """Compare two tensors of the same shape as matrices, a few rows at a time, in float64."""
     equal, lost, total, largest = True, 0.0, 0.0, 0.0
     n_rows, n_columns = _matrix(a).shape
+    if n_rows * n_columns == 0:
+        return Difference(True, 0.0, 0.0)
     step = max(VALUES_AT_ONCE // max(n_columns, 1), 1)
     for at in range(0, n_rows, step):
         ids = slice(at, min(at + step, n_rows))

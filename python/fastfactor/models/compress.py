@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..files.checkpoint import Stored, open_checkpoint
+from ..errors import CorruptDataError
+from ..files.checkpoint import open_checkpoint
 from ..files.container import check_output_path
 from ..files.index import Entry, Path
 from ..files.store import Store, open_store
@@ -21,6 +22,7 @@ from .report import Report, TensorRow
 
 Progress = Callable[[str, int, int], None]
 
+MAX_NBYTES = 2**63  # more than any tensor has
 REOPEN_BYTES = 64 << 20  # bytes to read of a compressed file before its memory is freed
 
 
@@ -146,6 +148,7 @@ def decompress_file(
     target: Path,
     *,
     resume: bool = False,
+    max_dense_nbytes: int | None = None,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> Report:
@@ -160,6 +163,10 @@ def decompress_file(
         one is complete.
     resume : bool
         As for :func:`compress_file`.
+    max_dense_nbytes : int, optional
+        The most bytes of all compressed tensors together when rebuilt; a source that has more is
+        refused before any work. A side of length 0 counts as 1. Default: 1 GiB, and 4096 bytes more
+        for each byte of the source.
     progress : callable, optional
         As for :func:`compress_file`, in bytes of the target.
     n_threads : int, optional
@@ -202,9 +209,17 @@ def decompress_file(
     start = time.perf_counter()
     thread_count(n_threads)
     _check_target(target, (os.fspath(source),))
-    with open_store(source) as store:
+    with open_store(source, max_dense_nbytes=max_dense_nbytes) as store:
         entries = {name: store.info(name) for name in store}
-        metadata = store.metadata
+        metadata, limit = store.metadata, store.max_dense_nbytes
+    factored = (entry for entry in entries.values() if entry.kind != "plain")
+    total = sum(entry.counted_dense_nbytes for entry in factored)
+    if total > limit:
+        raise CorruptDataError(
+            f"max_dense_nbytes must be at least {total} for the tensors of {os.fspath(source)}, a "
+            f"file of {os.path.getsize(source)} bytes, got {limit}; give a larger one if you trust "
+            "the file"
+        )
     rows = {name: _rebuilt_row(entry) for name, entry in entries.items()}
     job = fingerprint("decompress", [[os.fspath(source)]])
     with _writer(target, metadata, resume, job) as writer:
@@ -213,7 +228,7 @@ def decompress_file(
         names = _with_progress(list(rows), sizes, progress)
         left = (entries[name] for name in names if name not in taken_up)
         before = time.perf_counter()
-        for entry, store in _entries(source, left):
+        for entry, store in _entries(source, left, max_dense_nbytes=limit):
             writer.add(entry.name, store.to_dense(entry.name, n_threads=n_threads))
             now = time.perf_counter()
             rows[entry.name] = replace(rows[entry.name], seconds=now - before)
@@ -248,7 +263,8 @@ def _compress(
     if taken_up:
         with open_store(target) as store:
             earlier = [store.info(name) for name in tensors if name in taken_up]
-        for entry, store in _entries(target, earlier):
+        # As large as the tensors of the source, which are dense.
+        for entry, store in _entries(target, earlier, max_dense_nbytes=MAX_NBYTES):
             rows[entry.name] = job.done_before(entry, store[entry.name])
     return [rows[name] for name in tensors]
 
@@ -274,23 +290,25 @@ def _rebuilt_row(entry: Entry) -> TensorRow:
         settings={},
         reason="plain" if plain else "",
         bytes_before=entry.nbytes,
-        bytes_after=Stored(entry.shape, entry.dtype).nbytes,
+        bytes_after=entry.dense_nbytes,
         relative_error=None,
         seconds=None,
     )
 
 
-def _entries(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Store]]:
+def _entries(
+    path: Path, entries: Iterable[Entry], *, max_dense_nbytes: int | None = None
+) -> Iterator[tuple[Entry, Store]]:
     """Iterate over entries, each with an open store, which is reopened from time to time.
 
     Mapped pages that were read count as memory of this process until the store is closed.
     """
-    store, read = open_store(path), 0
+    store, read = open_store(path, max_dense_nbytes=max_dense_nbytes), 0
     try:
         for entry in entries:
             if read > REOPEN_BYTES:
                 store.close()
-                store, read = open_store(path), 0
+                store, read = open_store(path, max_dense_nbytes=max_dense_nbytes), 0
             yield entry, store
             read += entry.nbytes
     finally:

@@ -14,7 +14,7 @@ from .compare import open_tensors
 from .report import Table
 
 
-def inspect_file(path: Path, *, verify: bool = False) -> Table:
+def inspect_file(path: Path, *, verify: bool = False, max_dense_nbytes: int | None = None) -> Table:
     """List the tensors of a file: kind, shape, dtype, size and how each is stored.
 
     Parameters
@@ -24,6 +24,9 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     verify : bool
         Also read all data and check the checksums, that factors fit together and that encoded data
         can be decoded. This takes about as long as one product with each matrix.
+    max_dense_nbytes : int, optional
+        With ``verify``: the most bytes that the dense form of a compressed tensor may have, as for
+        :func:`fastfactor.store.open_store`.
 
     Returns
     -------
@@ -39,7 +42,7 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     OSError
         If it cannot be read.
     """
-    model = open_tensors(path)
+    model = open_tensors(path, max_dense_nbytes)
     if isinstance(model, Store):
         with model as store:
             if verify:

@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from ..models.report import Report, Table
 
+INDEX_ENDING = ".index.json"  # of what names the shards in a folder
 HEADER_SHARE = 0.1  # of a file; a larger header is worth a hint
 JSON_HELP = "Print JSON instead of a table."
 REPORT_HELP = "Also write the report to FILE (.txt, .json or .csv). May be repeated."
@@ -142,7 +143,7 @@ def compress(
         raise typer.BadParameter("--set and --keep must be given with --method, got --recipe")
     if figures is not None and dry_run:
         raise typer.BadParameter("--figures must be given without --dry-run, got both")
-    check_reports(reports)
+    check_reports(reports, source, *filter(None, (recipe, importance, input_covariance)))
     if figures is not None:
         from ..figures.draw import require_matplotlib, save_figures
 
@@ -182,7 +183,7 @@ def decompress(
     """Rebuild all tensors of a compressed file."""
     from ..models.compress import decompress_file
 
-    check_reports(reports)
+    check_reports(reports, source)
     with progress_bar("decompressing") as progress:
         report = decompress_file(
             source,
@@ -207,7 +208,7 @@ def inspect(
     """List the tensors of a file: kind, shape, dtype, size."""
     from ..models.inspect import inspect_file
 
-    check_reports(reports)
+    check_reports(reports, path)
     table = inspect_file(path, verify=verify, max_dense_nbytes=max_dense_nbytes)
     show(table, as_json, reports)
 
@@ -231,7 +232,7 @@ def compare(
     """
     from ..models.compare import compare_files
 
-    check_reports(reports)
+    check_reports(reports, first, second)
     with progress_bar("comparing") as progress:
         found = compare_files(
             first,
@@ -271,13 +272,12 @@ def recipe(
     elif path is None:
         typer.echo(starter(), nl=False)
     else:
-        try:
-            with open(path, "w" if force else "x", encoding="utf-8") as file:
-                file.write(starter())
-        except FileExistsError:
-            raise ValueError(
-                f"{path} must not exist, got an existing file; --force replaces it"
-            ) from None
+        from ..files.container import atomic_write
+
+        if os.path.lexists(path) and not force:
+            raise ValueError(f"{path} must not exist, got an existing file; --force replaces it")
+        with atomic_write(path) as file:
+            file.write(starter().encode())
 
 
 def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
@@ -293,11 +293,15 @@ def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
     typer.echo(table.to_text(console.width if console.is_terminal else None), nl=False)
 
 
-def check_reports(reports: list[Path] | None) -> None:
-    """Check before any work that every report can be written."""
+def check_reports(reports: list[Path] | None, *sources: Path) -> None:
+    """Check before any work that every report can be written, and that none is a source."""
     from ..models.report import check_report_path
 
     for path in reports or []:
+        for source in sources:
+            inside = source.is_dir() and path.name.endswith(INDEX_ENDING)
+            if path.exists() and path.samefile(source / path.name if inside else source):
+                raise typer.BadParameter(f"--report: {path} must not be a source, got {source}")
         try:
             check_report_path(path)
         except ValueError as error:

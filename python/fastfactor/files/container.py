@@ -317,10 +317,17 @@ def check_output_path(path: str | os.PathLike[str]) -> None:
     ------
     OSError
         If the path is a folder, or its folder is missing or not writable.
+    ValueError
+        If the path is a device or a pipe.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError(
+            f"{os.fspath(path)} must be a regular file or a new one to be written, "
+            "got a pipe or device"
+        )
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     if not os.access(target.parent, os.W_OK):
@@ -351,16 +358,18 @@ def atomic_write(path: str | os.PathLike[str], ending: str | None = None) -> Ite
     ``path`` and the given ending, or a random one. It takes over the permissions of the old file.
     """
     target = Path(os.path.realpath(path))
+    check_output_path(target)
     beside = target.with_name(f"{target.name}.{ending or secrets.token_hex(4) + '.tmp'}")
+    file = open(beside, "xb")  # noqa: SIM115  refuses a file that is there, which is not ours
     try:
-        beside.unlink(missing_ok=True)
-        with open(beside, "xb") as file:
+        with file:
             # Copy the permissions before the contents, so that nobody else can read a private file.
             if target.exists():
                 shutil.copymode(target, beside)
             yield file
             file.flush()
             os.fsync(file.fileno())
+        check_output_path(target)
         os.replace(beside, target)
     except BaseException:
         beside.unlink(missing_ok=True)

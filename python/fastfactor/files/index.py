@@ -180,6 +180,32 @@ def read_index(
     return entries, all_sums
 
 
+def factors_of(entry: Entry, tensors: Mapping[str, Array]) -> Factors:
+    """Return the factors of an entry, given its tensors by their names in the factors.
+
+    Raises
+    ------
+    CorruptDataError
+        If its kind is unknown, or the tensors are not those of its kind and shape.
+    """
+    if entry.kind not in Factors.kinds:
+        raise CorruptDataError(
+            f"kind of entry {entry.name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
+            f"got {entry.kind!r}; a kind of your own must be imported before the file is read"
+        )
+    make = Factors.kinds[entry.kind].from_tensors
+    try:
+        factors = make(tensors, dict(entry.config), matrix_shape(entry.shape), entry.dtype)
+    except (TypeError, ValueError) as error:
+        raise CorruptDataError(f"entry {entry.name!r}: {error}") from error
+    if factors.tensors().keys() != tensors.keys():
+        raise CorruptDataError(
+            f"entry {entry.name!r} must have the tensors {', '.join(sorted(factors.tensors()))}, "
+            f"got {', '.join(sorted(tensors))}"
+        )
+    return factors
+
+
 def plain_entry(name: str, info: TensorInfo) -> Entry:
     """Return the entry of an uncompressed tensor."""
     nbytes = info.end - info.begin

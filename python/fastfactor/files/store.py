@@ -18,10 +18,10 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.factors import Factors, matrix_shape
+from ..methods.factors import Factors
 from .container import array_from_bytes, check_checksum, open_regular_file, unknown_name
 from .forms import read_header
-from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
+from .index import PLAIN, Entry, Path, Value, factors_of, plain_entry, read_index
 
 # By default an entry may be this large, and this many times the file more: enough for every matrix
 # that was not nearly empty, and too little for a made-up file of a few bytes to fill a disk.
@@ -132,24 +132,7 @@ class Store(Mapping[str, Value]):
         entry = self.info(name)
         self._check_dense_size(entry)
         tensors = {short: self._tensor(long) for short, long in entry.tensors.items()}
-        if entry.kind == PLAIN:
-            return tensors[""]
-        if entry.kind not in Factors.kinds:
-            raise CorruptDataError(
-                f"kind of entry {name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
-                f"got {entry.kind!r}; a kind of your own must be imported before the file is read"
-            )
-        make = Factors.kinds[entry.kind].from_tensors
-        try:
-            factors = make(tensors, dict(entry.config), matrix_shape(entry.shape), entry.dtype)
-        except (TypeError, ValueError) as error:
-            raise CorruptDataError(f"entry {name!r}: {error}") from error
-        if factors.tensors().keys() != tensors.keys():
-            raise CorruptDataError(
-                f"entry {name!r} must have the tensors {', '.join(sorted(factors.tensors()))}, "
-                f"got {', '.join(sorted(tensors))}"
-            )
-        return factors
+        return tensors[""] if entry.kind == PLAIN else factors_of(entry, tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

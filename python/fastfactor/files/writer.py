@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
@@ -18,12 +18,16 @@ from .container import (
     TensorInfo,
     array_to_bytes,
     atomic_write,
+    check_output_path,
     code_of,
     header_bytes,
+    parse,
     sorted_by_itemsize,
     tensor_info,
 )
-from .index import FORMAT_VERSION, Path, Value, build_index, check_metadata, described_entry
+from .index import FORMAT_VERSION, Entry, Path, Value, build_index, check_metadata, described_entry
+from .journal import Piece, check_factors, journal_entry, read_entry, tensor_names
+from .side_files import MAX_HEAD, START, SideFiles, open_side_file, side_path, with_checksum
 
 COPY_BYTES = 4 << 20
 
@@ -106,15 +110,12 @@ def save(
 def unfinished_job(path: Path) -> str | None:
     """Return the job of a killed writer to this path; None if it left no files."""
     try:
-        with open(f"{os.path.realpath(path)}.journal", "rb") as file:
-            line = file.readline()
-    except FileNotFoundError:
+        with open_side_file(side_path(os.path.realpath(path), "journal"), new=False) as file:
+            head = _parsed(file.readline(MAX_HEAD))
+    except (FileNotFoundError, CorruptDataError):
         return None
-    try:
-        head = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
-        return str(head["job"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    job = head.get("job") if isinstance(head, dict) else None
+    return job if isinstance(job, str) else None
 
 
 class Writer:
@@ -146,13 +147,15 @@ class Writer:
     TypeError, ValueError
         For metadata that are not text.
     OSError
-        If the side files cannot be written.
+        If the side files cannot be written: BlockingIOError while another writer has them,
+        FileExistsError if files of these names were not left by a writer.
 
     Notes
     -----
-    Only one writer may use a path at a time. All data are written twice, and every checksum is
-    verified in between. Resuming reads the side files once, to verify them. Entries keep the order
-    in which they were added, so the bytes do not depend on interruptions.
+    ``path`` must be new or a regular file. The journal is locked, so that only one writer uses a
+    path at a time; the lock of a process that ended is free. All data are written twice, and every
+    checksum is verified in between. Resuming reads the side files once, to verify them. Entries
+    keep the order in which they were added, so the bytes do not depend on interruptions.
 
     Examples
     --------
@@ -182,18 +185,16 @@ class Writer:
         self._keep = bool(resume)
         self._compact = bool(compact)
         self._described: dict[str, dict[str, Any]] = {}
-        self._pieces: dict[str, _Piece] = {}
-        self._end = 0
+        self._pieces: dict[str, Piece] = {}
+        self._end = len(START)
+        check_output_path(self.path)
         head = _line({"version": FORMAT_VERSION, "job": job})
-        self._data = _open_side_file(self._side("partial"), keep=resume)
-        self._journal = _open_side_file(self._side("journal"), keep=resume)
-        kept = self._resume(head) if resume else 0
+        self._files = SideFiles(self.path, head, resume=self._keep)
+        self._data, self._journal = self._files.data, self._files.journal
+        kept = self._taken_up(len(head))
         self._data.truncate(self._end)
         self._journal.truncate(kept)
         self._journal.seek(kept)
-        if not kept:
-            self._journal.write(head)
-            self._journal.flush()
 
     def add(self, name: str, value: Value, *, shape: Sequence[int] | None = None) -> None:
         """Write an entry.
@@ -228,7 +229,7 @@ class Writer:
             data = array_to_bytes(array, codes[long])
             self._data.write(data.data)
             crc32 = zlib.crc32(data.data)
-            pieces.append(_Piece(long, codes[long], array.shape, end, data.size, crc32))
+            pieces.append(Piece(long, codes[long], array.shape, end, data.size, crc32))
             end += data.size
         self._data.flush()
         self._journal.write(_line({"entry": described, "pieces": [asdict(p) for p in pieces]}))
@@ -241,6 +242,30 @@ class Writer:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the entries written so far, resumed ones included."""
         return iter(self._described)
+
+    def info(self, name: str) -> Entry:
+        """Return the description of an entry that was written, resumed ones included.
+
+        Parameters
+        ----------
+        name : str
+            The name of the entry.
+
+        Returns
+        -------
+        Entry
+            What the finished file will say of it.
+
+        Raises
+        ------
+        KeyError
+            If no entry of this name was written.
+        """
+        if name not in self:
+            raise KeyError(f"name must be that of a written entry, got {name!r}")
+        described = self._described[name]
+        pieces = [self._pieces[long] for long in tensor_names(described)]
+        return read_entry(described, pieces)
 
     def close(self) -> None:
         """Complete the file at ``path``; no more entries can be added.
@@ -288,35 +313,33 @@ class Writer:
             if not self._data.closed:
                 self._end_files(keep=self._keep)
 
-    def _side(self, ending: str) -> str:
-        return f"{self.path}.{ending}"
-
-    def _accept(self, described: dict[str, Any], pieces: list[_Piece]) -> None:
+    def _accept(self, described: dict[str, Any], pieces: list[Piece]) -> None:
         self._described[described["name"]] = described
         self._pieces.update((piece.name, piece) for piece in pieces)
         self._end += sum(piece.nbytes for piece in pieces)
 
-    def _resume(self, head: bytes) -> int:
-        """Accept the journal's entries up to the first incomplete one; return their bytes in it."""
-        if self._journal.readline() != head:
-            return 0
-        kept = len(head)
+    def _taken_up(self, head_nbytes: int) -> int:
+        """Accept the journal's entries up to the first that is not whole; return its bytes."""
+        kept = head_nbytes
+        self._journal.seek(kept)
         for line in self._journal:
             try:
-                found = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
-                described, pieces = found["entry"], [_Piece(**piece) for piece in found["pieces"]]
+                described, pieces = journal_entry(_parsed(line), self._end)
+                if described["name"] in self or any(p.name in self._pieces for p in pieces):
+                    break
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
-                self._accept(described, pieces)
-            except (ValueError, TypeError, KeyError):
+                check_factors(described, pieces, self._data)
+            except CorruptDataError:
                 break
+            self._accept(described, pieces)
             kept += len(line)
         return kept
 
-    def _read_sum(self, piece: _Piece) -> int:
+    def _read_sum(self, piece: Piece) -> int:
         return self._copy(piece, None)
 
-    def _copy(self, piece: _Piece, file: IO[bytes] | ChecksumWriter | None) -> int:
+    def _copy(self, piece: Piece, file: IO[bytes] | ChecksumWriter | None) -> int:
         """Copy a piece of the side file to ``file``, if given; return its checksum, -1 if cut."""
         self._data.seek(piece.begin)
         found, left = 0, piece.nbytes
@@ -330,29 +353,13 @@ class Writer:
                 file.write(data)
         if file is not None and (left or found != piece.crc32):
             raise CorruptDataError(
-                f"{self._side('partial')} must hold tensor {piece.name!r} as it was written, "
-                "got changed data"
+                f"{side_path(self.path, 'partial')} must hold tensor {piece.name!r} as it was "
+                "written, got changed data"
             )
         return -1 if left else found
 
     def _end_files(self, *, keep: bool) -> None:
-        self._data.close()
-        self._journal.close()
-        if not keep:
-            for ending in ("journal", "partial"):
-                os.unlink(self._side(ending))
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A tensor in the side file."""
-
-    name: str
-    code: str
-    shape: Sequence[int]
-    begin: int
-    nbytes: int
-    crc32: int
+        self._files.close(keep=keep)
 
 
 def _layout(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, TensorInfo]:
@@ -385,17 +392,12 @@ def _write_header(
         yield rest
 
 
-def _open_side_file(path: str, *, keep: bool) -> IO[bytes]:
-    """Open a side file for reading and writing; with ``keep``, do not empty an existing one."""
-    if keep and os.path.exists(path):
-        return open(path, "r+b")
-    return open(path, "w+b")
-
-
 def _line(value: Any) -> bytes:
-    return _with_checksum(json.dumps(value).encode() + b"\n")
+    return with_checksum(json.dumps(value).encode() + b"\n")
 
 
-def _with_checksum(text: bytes) -> bytes:
-    """Return a journal's line with its checksum in front."""
-    return b"%08x " % zlib.crc32(text) + text
+def _parsed(line: bytes) -> Any:
+    """Return what a journal's line says."""
+    if line != with_checksum(line[9:]):
+        raise CorruptDataError("a journal's line must have its checksum, got another")
+    return parse(line[9:], "a journal's line")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..errors import CorruptDataError
 from ..files.checkpoint import open_checkpoint
 from ..files.container import check_output_path
 from ..files.index import Entry, Path
+from ..files.side_files import check_sources
 from ..files.store import Store, open_store
 from ..files.writer import Writer, unfinished_job
 from ..kernels.runtime import thread_count
@@ -223,7 +224,7 @@ def decompress_file(
     rows = {name: _rebuilt_row(entry) for name, entry in entries.items()}
     job = fingerprint("decompress", [[os.fspath(source)]])
     with _writer(target, metadata, resume, job) as writer:
-        taken_up = set(writer)
+        taken_up = _taken_up(writer, {name: entry.shape for name, entry in entries.items()})
         sizes = [row.bytes_after or 0 for row in rows.values()]
         names = _with_progress(list(rows), sizes, progress)
         left = (entries[name] for name in names if name not in taken_up)
@@ -252,7 +253,7 @@ def _compress(
     tensors = job.checkpoint.tensors
     metadata, job_text = job.checkpoint.metadata, job.fingerprint()
     with _writer(target, metadata, resume, job_text, compact=compact) as writer:
-        taken_up = set(writer)
+        taken_up = _taken_up(writer, {name: stored.shape for name, stored in tensors.items()})
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
             if name not in taken_up:
@@ -278,6 +279,17 @@ def _writer(
             "with, got others; leave resume out to start again"
         )
     return Writer(target, metadata=metadata, resume=resume, job=job, compact=compact)
+
+
+def _taken_up(writer: Writer, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Return the names of the entries that a writer resumed; refuse others than the source's."""
+    for name in writer:
+        if name not in shapes or writer.info(name).shape != shapes[name]:
+            raise CorruptDataError(
+                f"{writer.path}.journal must only have tensors of the source, got {name!r} of "
+                f"shape {list(writer.info(name).shape)}; leave resume out to start again"
+            )
+    return set(writer)
 
 
 def _rebuilt_row(entry: Entry) -> TensorRow:
@@ -331,7 +343,5 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
     ending = os.path.splitext(os.fspath(target))[1]
     if ending in (".npz", ".json", ".toml"):
         raise ValueError(f"target must be a safetensors file, got {os.fspath(target)!r}")
-    for source in sources:
-        if os.path.realpath(source) == os.path.realpath(target):
-            raise ValueError(f"target must not be a source, got {os.fspath(target)!r} for both")
+    check_sources(target, sources)
     check_output_path(target)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from ..methods.factors import Factors, matrix_shape
+from ..methods.factors import Factors
 from .container import array_from_bytes, check_checksum, open_regular_file, unknown_name
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
@@ -121,7 +121,7 @@ class Store(Mapping[str, Value]):
             )
         make = Factors.kinds[entry.kind].from_tensors
         try:
-            factors = make(tensors, dict(entry.config), matrix_shape(entry.shape), entry.dtype)
+            factors = make(tensors, dict(entry.config), entry.layout.matrix, entry.dtype)
         except (TypeError, ValueError) as error:
             raise CorruptDataError(f"entry {name!r}: {error}") from error
         if factors.tensors().keys() != tensors.keys():
@@ -176,12 +176,12 @@ class Store(Mapping[str, Value]):
         Returns
         -------
         array of the entry's shape and dtype
-            A plain entry as it is stored: read-only, in the memory map.
+            A plain entry that was not converted is as it is stored: read-only, in the memory map.
         """
-        value = self[name]
+        value, entry = self[name], self.info(name)
         if isinstance(value, Factors):
-            return value.to_dense(n_threads=n_threads).reshape(self.info(name).shape)
-        return value
+            return entry.layout.to_tensor(value.to_dense(n_threads=n_threads))
+        return value.astype(entry.dtype, copy=False)
 
     def verify(self) -> None:
         """Read everything; check every checksum and that the factors of every entry fit together.

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
+import numpy as np
+
 from .._checks import Array
 from ..errors import CorruptDataError
 from .compact import ChecksumWriter, compact_file, compact_head
@@ -24,6 +26,7 @@ from .container import (
     tensor_info,
 )
 from .index import FORMAT_VERSION, Path, Value, build_index, check_metadata, described_entry
+from .layout import Layout
 
 COPY_BYTES = 4 << 20
 
@@ -33,7 +36,7 @@ def save(
     entries: Mapping[str, Value],
     *,
     metadata: Mapping[str, str] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | Layout] | None = None,
     compact: bool = False,
 ) -> None:
     """Write factors and plain tensors to one file, atomically.
@@ -46,9 +49,10 @@ def save(
         Arrays of any shape with a dtype that safetensors knows, bfloat16 included.
     metadata : mapping of names to text, optional
         Metadata to store in the file, as safetensors does.
-    shapes : mapping of names to shapes, optional
+    shapes : mapping of names to shapes or Layouts, optional
         Original shapes of tensors that were compressed as a matrix of shape
-        (shape[0], product of the rest), such as convolutions.
+        (shape[0], product of the rest), such as convolutions; for any other matrix a
+        :class:`Layout`.
     compact : bool
         Deflate the header and use one checksum for the whole file, which makes small files smaller.
         Other safetensors readers then see one tensor of bytes, and reading one entry reads the
@@ -195,7 +199,14 @@ class Writer:
             self._journal.write(head)
             self._journal.flush()
 
-    def add(self, name: str, value: Value, *, shape: Sequence[int] | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        value: Value,
+        *,
+        shape: Sequence[int] | Layout | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
         """Write an entry.
 
         Parameters
@@ -204,9 +215,11 @@ class Writer:
             A name that no earlier entry has.
         value : Factors or array
             What to store: factors of a matrix, or a plain tensor.
-        shape : sequence of int, optional
+        shape : sequence of int or Layout, optional
             Original shape of a tensor that was compressed as a matrix of shape
-            (shape[0], product of the rest).
+            (shape[0], product of the rest); for any other matrix a :class:`Layout`.
+        dtype : dtype, optional
+            Dtype of the original of a plain tensor of floats that was converted.
 
         Raises
         ------
@@ -217,7 +230,7 @@ class Writer:
         """
         if self._data.closed:
             raise ValueError(f"the writer must be open to add {name!r}, got a closed writer")
-        described, tensors = described_entry(name, value, shape)
+        described, tensors = described_entry(name, value, shape, dtype)
         for long in tensors:
             if name in self or long in self._pieces:
                 raise ValueError(f"names of tensors must be unique, got {long!r} twice")

@@ -92,9 +92,10 @@ def compress_file(
 
     Notes
     -----
-    Floating-point matrices are compressed; tensors of more dimensions are treated as matrices of
-    shape (shape[0], product of the rest). All other tensors are copied without loss, and so are
-    those that would not become smaller. One tensor is in memory at a time, so the peak is about the
+    Floating-point tensors with two axes or more are compressed, as matrices: which axes are outputs
+    is told by names, shapes and biases, or by the recipe's ``layout``. All other tensors are copied
+    without loss, and so are those that would not become smaller, and all tensors of layers that
+    another library has quantized. One tensor is in memory at a time, so the peak is about the
     bytes of the largest tensor and the working memory of its method. Until the target is complete,
     its data are in ``target.partial`` and ``target.journal``, and an existing target is unchanged.
     The same model and recipe give the same bytes, resumed or not, as far as the methods promise it.
@@ -235,15 +236,17 @@ def _compress(
 ) -> list[TensorRow]:
     rows = {}
     tensors = job.checkpoint.tensors
-    metadata, job_text = job.checkpoint.metadata, job.fingerprint()
+    metadata, job_text = job.checkpoint.metadata, job.source_fingerprint()
     with _writer(target, metadata, resume, job_text, compact=compact) as writer:
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
             if name not in taken_up:
                 value, rows[name] = job.done(name)
-                factored = isinstance(value, Factors)
-                writer.add(name, value, shape=tensors[name].shape if factored else None)
+                if isinstance(value, Factors):
+                    writer.add(name, value, shape=job.plan[name].layout)
+                else:
+                    writer.add(name, value, dtype=tensors[name].dtype)
                 del value  # before the next one is read
     if taken_up:
         with open_store(target) as store:

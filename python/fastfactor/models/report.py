@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files.container import atomic_write, check_output_path
+from ..files.layout import Layout
+from .layouts import layout_text
 
 FORMATS = (".txt", ".json", ".csv")
 TEXT_WIDTH = 160  # the most columns of a text that does not go to a terminal
@@ -46,6 +48,8 @@ class TensorRow:
         How squared errors are weighted.
     at_most : bool
         Whether ``bytes_after`` is only an upper bound, in a dry run.
+    layout : Layout or None
+        How it was seen as a matrix; None if it was not compressed.
     """
 
     name: str
@@ -60,6 +64,12 @@ class TensorRow:
     seconds: float | None
     metric: str | None = None
     at_most: bool = False
+    layout: Layout | None = None
+
+    @property
+    def seen_as(self) -> str:
+        """The matrix that was compressed, as text; empty if none was."""
+        return layout_text(self.layout) if self.layout else ""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -72,6 +82,7 @@ class TensorRow:
             "name": self.name,
             "shape": list(self.shape),
             "dtype": self.dtype,
+            "seen_as": self.seen_as,
             "method": self.method,
             "settings": dict(self.settings),
             "reason": self.reason,
@@ -272,6 +283,7 @@ class Report:
             "name": "tensor",
             "shape": "shape",
             "dtype": "dtype",
+            "seen_as": "as",
             "how": "method or reason",
             "bytes_before": "bytes",
             "after": "after",
@@ -282,6 +294,9 @@ class Report:
         }
         if self.dry_run:
             del columns["relative_error"], columns["seconds"]
+        layouts = [row.layout for row in self.rows if row.layout]
+        if all(layout.is_usual and len(layout.shape) == 2 for layout in layouts):
+            del columns["seen_as"]
         if {row.metric for row in self.rows} <= {None, "squares"}:
             del columns["under"]
         title = f"{self.source} → {self.target}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -186,7 +186,9 @@ class Writer:
         self._keep = bool(resume)
         self._compact = bool(compact)
         self._described: dict[str, dict[str, Any]] = {}
+        self.keys: dict[str, str] = {}  # of entries, as `add` was given them
         self._pieces: dict[str, _Piece] = {}
+        self._pieces_of: dict[str, list[str]] = {}  # by the names of entries
         self._end = 0
         head = _line({"version": FORMAT_VERSION, "job": job})
         self._data = _open_side_file(self._side("partial"), keep=resume)
@@ -206,6 +208,7 @@ class Writer:
         *,
         shape: Sequence[int] | Layout | None = None,
         dtype: np.dtype[Any] | None = None,
+        key: str = "",
     ) -> None:
         """Write an entry.
 
@@ -220,6 +223,8 @@ class Writer:
             (shape[0], product of the rest); for any other matrix a :class:`Layout`.
         dtype : dtype, optional
             Dtype of the original of a plain tensor of floats that was converted.
+        key : str
+            A text that identifies how the entry was made. A writer that resumes has it in `keys`.
 
         Raises
         ------
@@ -244,9 +249,23 @@ class Writer:
             pieces.append(_Piece(long, codes[long], array.shape, end, data.size, crc32))
             end += data.size
         self._data.flush()
-        self._journal.write(_line({"entry": described, "pieces": [asdict(p) for p in pieces]}))
+        listed = [asdict(piece) for piece in pieces]
+        self._journal.write(_line({"entry": described, "pieces": listed, "key": key}))
         self._journal.flush()
-        self._accept(described, pieces)
+        self._accept(described, pieces, key)
+
+    def discard(self, name: str) -> None:
+        """Forget an entry, so that it can be added anew; its bytes stay in ``path.partial``."""
+        del self._described[name], self.keys[name]
+        for piece in self._pieces_of.pop(name):
+            del self._pieces[piece]
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Put all entries into this order, which is otherwise that in which they were added."""
+        order = list(names)
+        self._described = {name: self._described[name] for name in order}
+        pieces = [piece for name in order for piece in self._pieces_of[name]]
+        self._pieces = {piece: self._pieces[piece] for piece in pieces}
 
     def __contains__(self, name: object) -> bool:
         return name in self._described
@@ -304,9 +323,13 @@ class Writer:
     def _side(self, ending: str) -> str:
         return f"{self.path}.{ending}"
 
-    def _accept(self, described: dict[str, Any], pieces: list[_Piece]) -> None:
-        self._described[described["name"]] = described
+    def _accept(self, described: dict[str, Any], pieces: list[_Piece], key: str) -> None:
+        name = described["name"]
+        if name in self._described:  # it was discarded and added anew
+            self.discard(name)
+        self._described[name], self.keys[name] = described, key
         self._pieces.update((piece.name, piece) for piece in pieces)
+        self._pieces_of[name] = [piece.name for piece in pieces]
         self._end += sum(piece.nbytes for piece in pieces)
 
     def _resume(self, head: bytes) -> int:
@@ -320,7 +343,7 @@ class Writer:
                 described, pieces = found["entry"], [_Piece(**piece) for piece in found["pieces"]]
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
-                self._accept(described, pieces)
+                self._accept(described, pieces, found["key"])
             except (ValueError, TypeError, KeyError):
                 break
             kept += len(line)

@@ -61,10 +61,12 @@ def compress_file(
         Names that the model does not have are errors.
     dry_run : bool
         Report what would be done without doing it. Sizes are computed from shapes and settings by
-        :meth:`fastfactor.methods.Method.planned_size`, exactly or as bounds; no values are read.
+        :meth:`fastfactor.methods.Method.planned_size`, exactly or as bounds. Values are read once,
+        to find those that are not finite.
     resume : bool
         Continue an earlier run to this target that was interrupted or killed, and keep the finished
-        tensors if this one is.
+        tensors if this one is. After a change of the recipe, tensors whose own settings are the
+        same are taken up and the others compressed anew.
     compact : bool
         Write the compact form, which makes small files smaller: see :func:`fastfactor.store.save`.
     progress : callable, optional
@@ -83,8 +85,9 @@ def compress_file(
     TypeError, ValueError
         For an invalid recipe, names in it that the model does not have, a tensor that its method
         cannot compress (unless the recipe keeps such tensors), an importance or covariance of the
-        wrong shape, a target that is also a source, or a ``resume`` with another recipe or source.
-        Whatever follows from shapes and settings is checked before any work.
+        wrong shape, a target that is also a source, or a ``resume`` with another source.
+        Whatever follows from shapes and settings is checked before any work, and so is that all
+        values are finite.
     CorruptDataError
         If the source contradicts itself.
     OSError
@@ -125,8 +128,10 @@ def compress_file(
     )
     read = (job.checkpoint, job.importance, job.input_covariance)
     _check_target(target, tuple(file for model in read if model for file in model.files))
-    rows = [job.planned(name) for name in job.plan]
+    rows = [job.planned(name, check_values=dry_run) for name in job.plan]
     if not dry_run:
+        if job.recipe.if_impossible == "stop":
+            job.check_values()
         rows = _compress(job, target, resume=resume, compact=compact, progress=progress)
     return Report(
         task="compress",
@@ -238,16 +243,24 @@ def _compress(
     tensors = job.checkpoint.tensors
     metadata, job_text = job.checkpoint.metadata, job.source_fingerprint()
     with _writer(target, metadata, resume, job_text, compact=compact) as writer:
+        for name in set(writer):
+            if writer.keys[name] not in [
+                job.fingerprint(name, kept=kept) for kept in (False, True)
+            ]:
+                writer.discard(name)
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
             if name not in taken_up:
                 value, rows[name] = job.done(name)
+                stored, layout = tensors[name], job.plan[name].layout
                 if isinstance(value, Factors):
-                    writer.add(name, value, shape=job.plan[name].layout)
+                    writer.add(name, value, shape=layout, key=job.fingerprint(name, kept=False))
                 else:
-                    writer.add(name, value, dtype=tensors[name].dtype)
+                    key = job.fingerprint(name, kept=True)
+                    writer.add(name, value, dtype=stored.dtype, key=key)
                 del value  # before the next one is read
+        writer.arrange(tensors)
     if taken_up:
         with open_store(target) as store:
             earlier = [store.info(name) for name in tensors if name in taken_up]
@@ -261,8 +274,8 @@ def _writer(
 ) -> Writer:
     if resume and unfinished_job(target) not in (None, job):
         raise ValueError(
-            f"resume must have the source and settings that {os.fspath(target)}.journal began "
-            "with, got others; leave resume out to start again"
+            f"resume must have the source that {os.fspath(target)}.journal began with, got another "
+            "one or other weights of errors; leave resume out to start again"
         )
     return Writer(target, metadata=metadata, resume=resume, job=job, compact=compact)
 

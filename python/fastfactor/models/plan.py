@@ -94,12 +94,12 @@ class Job:
         models = (self.checkpoint, self.importance, self.input_covariance)
         return fingerprint("compress", (m.files if m else () for m in models))
 
-    def fingerprint(self, name: str) -> str:
-        """Return a hash of what decides the bytes of a tensor, beside the files."""
+    def fingerprint(self, name: str, *, kept: bool) -> str:
+        """Return a hash of what decides the bytes of a tensor, compressed or kept, beside files."""
         plan = self.plan[name]
         done = [plan.rule.method, sorted(plan.rule.settings.items())] if not plan.reason else []
         matrix = plan.layout and [plan.layout.axes, plan.layout.matrix]
-        said = [done, matrix, plan.dtype.name, self._metric_name(name)]
+        said = [done, matrix, self._metric_name(name), plan.dtype.name if kept else None]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def check_values(self) -> None:

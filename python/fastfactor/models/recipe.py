@@ -282,6 +282,20 @@ def read_rule(source: Any, where: str) -> Rule:
         raise located(error, where) from error
 
 
+def check_options(given: Mapping[str, Any], prefix: str = "") -> None:
+    """Check the values of `keep_dtype` and `if_impossible`, if they are given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the name of the option, as it is on the command line if the prefix is ``"--"``.
+    """
+    for key, options in (("keep_dtype", FLOAT_NAMES), ("if_impossible", IF_IMPOSSIBLE)):
+        if key in given:
+            name = prefix + (key.replace("_", "-") if prefix else key)
+            _checks.choice(given[key], name, options)
+
+
 def check_method(name: Any, what: str) -> None:
     """Check that a value is the name of a method in recipes, or ``"keep"``.
 
@@ -380,9 +394,7 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
         }
     if not any(key in source for key in ("default", "patterns", "names")):
         raise ValueError("a recipe must have a default, patterns or names, got none of them")
-    keep_dtype = source.get("keep_dtype")
-    if keep_dtype is not None:
-        _checks.choice(keep_dtype, "keep_dtype", FLOAT_NAMES)
+    check_options(source)
     skip = source.get("skip", ())
     if not isinstance(skip, list | tuple) or not all(isinstance(text, str) for text in skip):
         raise TypeError(f"skip must be a list of patterns, got {skip!r}")
@@ -391,10 +403,8 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
         skip=tuple(skip),
         min_size=_checks.integer(source.get("min_size", MIN_SIZE), "min_size", 1),
         min_side=_checks.integer(source.get("min_side", MIN_SIDE), "min_side", 1),
-        keep_dtype=keep_dtype,
-        if_impossible=_checks.choice(
-            source.get("if_impossible", "stop"), "if_impossible", IF_IMPOSSIBLE
-        ),
+        keep_dtype=source.get("keep_dtype"),
+        if_impossible=source.get("if_impossible", "stop"),
         **tables,
     )
 

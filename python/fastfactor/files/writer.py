@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
@@ -249,7 +249,7 @@ class Writer:
             pieces.append(_Piece(long, codes[long], array.shape, end, data.size, crc32))
             end += data.size
         self._data.flush()
-        listed = [asdict(piece) for piece in pieces]
+        listed = [vars(piece) for piece in pieces]
         self._journal.write(_line({"entry": described, "pieces": listed, "key": key}))
         self._journal.flush()
         self._accept(described, pieces, key)

@@ -31,6 +31,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from .. import _checks, methods
@@ -313,8 +314,14 @@ def check_method(name: Any, what: str) -> None:
 
 def method_names() -> dict[str, type[Method]]:
     """Return every method by its name in recipes: those of fastfactor, then others imported."""
-    own = [Method.names[name] for name in map(recipe_name, methods.__all__) if name in Method.names]
-    every = dict.fromkeys([*own, *Method.names.values()])
+    return dict(_method_names(tuple(Method.names.values())))
+
+
+@cache
+def _method_names(known: tuple[type[Method], ...]) -> dict[str, type[Method]]:
+    names = {recipe_name(method.__name__): method for method in known}
+    own = [names[name] for name in map(recipe_name, methods.__all__) if name in names]
+    every = dict.fromkeys([*own, *known])
     return {recipe_name(it.__name__): it for it in every if not inspect.isabstract(it)}
 
 

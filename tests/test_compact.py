@@ -317,7 +317,7 @@ def test_a_header_that_could_not_be_read_is_not_written(path, entries):
 
 def test_a_newer_version_is_named(content, path):
     start = content.index(b"FFC") + 7
-    path.write_bytes(sealed(b"\x02" + content[start + 1 :]))
+    path.write_bytes(sealed(b"\x03" + content[start + 1 :]))
     with pytest.raises(ValueError, match="a newer fastfactor wrote it") as caught:
         store.open_store(path)
     assert not isinstance(caught.value, CorruptDataError)

@@ -224,7 +224,8 @@ def journal_of(path):
 def plain(name="a", **changes):
     data = np.ones(3).tobytes()
     piece = {"name": name, "code": "F64", "shape": [3], "begin": len(START), "nbytes": 24}
-    return {"entry": {"name": name}, "pieces": [{**piece, "crc32": zlib.crc32(data), **changes}]}
+    pieces = [{**piece, "crc32": zlib.crc32(data), **changes}]
+    return {"entry": {"name": name}, "pieces": pieces, "key": ""}
 
 
 HOSTILE = {
@@ -232,17 +233,22 @@ HOSTILE = {
     "nothing": {},
     "a number": 7,
     "a list": [[], []],
-    "no pieces": {"entry": {"name": "a"}, "pieces": []},
-    "pieces that are none": {"entry": {"name": "a"}, "pieces": 5},
-    "no name": {"entry": {}, "pieces": plain()["pieces"]},
-    "a name that is none": {"entry": {"name": ["a"]}, "pieces": plain()["pieces"]},
-    "another name": {"entry": {"name": "b"}, "pieces": plain()["pieces"]},
-    "an entry that is none": {"entry": "a", "pieces": plain()["pieces"]},
-    "parts that are none": {"entry": {"name": "a", "tensors": 3}, "pieces": []},
+    "no pieces": {**plain(), "pieces": []},
+    "pieces that are none": {**plain(), "pieces": 5},
+    "no name": {**plain(), "entry": {}},
+    "a name that is none": {**plain(), "entry": {"name": ["a"]}},
+    "another name": {**plain(), "entry": {"name": "b"}},
+    "an entry that is none": {**plain(), "entry": "a"},
+    "parts that are none": {**plain(), "entry": {"name": "a", "tensors": 3}},
+    "a layout without factors": {**plain(), "entry": {"name": "a", "layout": {}}},
+    "an original that is none": {**plain(), "entry": {"name": "a", "dtype": 3}},
+    "an original of another kind": {**plain(), "entry": {"name": "a", "dtype": "int8"}},
+    "a key that is none": {**plain(), "key": None},
+    "no key": {name: value for name, value in plain().items() if name != "key"},
     "too deep": "[" * 200_000,
-    "deep pieces": '{"entry": {"name": "a"}, "pieces": ' + "[" * 2000 + "]" * 2000 + "}",
+    "deep pieces": '{"entry": {"name": "a"}, "key": "", "pieces": ' + "[" * 2000 + "]" * 2000 + "}",
     "not JSON": "{",
-    "twice the same": '{"entry": {"name": "a"}, "entry": {"name": "a"}, "pieces": []}',
+    "twice the same": '{"entry": {"name": "a"}, "entry": {"name": "a"}, "pieces": [], "key": ""}',
     "a dtype that is none": plain(code="F128"),
     "a dtype of another kind": plain(code=["F64"]),
     "another dtype": plain(code="F32"),
@@ -259,7 +265,7 @@ HOSTILE = {
     "another checksum": plain(crc32=1),
     "a checksum of another kind": plain(crc32=None),
     "something more": plain(more=1),
-    "a lone surrogate": '{"entry": {"name": "\\ud800"}, "pieces": []}',
+    "a lone surrogate": '{"entry": {"name": "\\ud800"}, "pieces": [], "key": ""}',
 }
 
 
@@ -313,6 +319,9 @@ def changed_entry(path, key, value):
         ("name", "other"),
         ("name", ""),
         ("more", 1),
+        ("layout", None),
+        ("layout", {"axes": [1, 1], "matrix": [6, 15]}),
+        ("layout", {"axes": [0, 1], "matrix": [15, 6]}),
     ],
 )
 def test_factors_that_do_not_fit_what_is_said_are_not_taken_up(key, value, path, rng):

@@ -472,9 +472,9 @@ def test_entries_must_be_an_object(path, entries):
 
 
 def test_a_newer_version_is_named(path):
-    write_index(path, {"version": 2, "anything": {}})
+    write_index(path, {"version": 3, "anything": {}})
     with pytest.raises(
-        ValueError, match=r"format version must be at most 1 .*, got 2: a newer fastfactor"
+        ValueError, match=r"format version must be at most 2 .*, got 3: a newer fastfactor"
     ) as caught:
         store.open_store(path)
     assert not isinstance(caught.value, CorruptDataError)

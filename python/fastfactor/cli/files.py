@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ..models.recipe import Recipe
     from ..models.report import Report, Table
 
 INDEX_ENDING = ".index.json"  # of what names the shards in a folder
@@ -25,7 +27,9 @@ Reports = Annotated[list[Path] | None, typer.Option("--report", metavar="FILE", 
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Continue an interrupted run; keep finished tensors if interrupted again."
+        "--resume",
+        help="Continue an interrupted run; keep finished tensors if interrupted again. After a "
+        "change of settings, tensors whose own are the same are taken up.",
     ),
 ]
 MaxDense = Annotated[
@@ -83,6 +87,24 @@ def compress(
             metavar="PATTERN",
             help="With --method: do not compress tensors whose names match, such as `*norm*`. May "
             "be repeated.",
+        ),
+    ] = None,
+    keep_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-dtype",
+            metavar="DTYPE",
+            help="Convert tensors that are not compressed, such as biases, to float16 or bfloat16; "
+            "`decompress` gives them their own dtype back.",
+        ),
+    ] = None,
+    if_impossible: Annotated[
+        str | None,
+        typer.Option(
+            "--if-impossible",
+            metavar="stop|keep",
+            help="What to do with a tensor that its method cannot compress, such as one with NaN: "
+            "stop before any work, which is the default, or keep it and go on.",
         ),
     ] = None,
     importance: Annotated[
@@ -150,6 +172,7 @@ def compress(
         require_matplotlib()
         figures.mkdir(parents=True, exist_ok=True)
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
+    checked = _with_options(checked, keep_dtype, if_impossible)
     with progress_bar("compressing") as progress:
         report = compress_file(
             source,
@@ -363,6 +386,19 @@ def _one_method(method: str, settings: list[str] | None, keep: list[str] | None)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     return {"default": rule, "skip": keep or []}
+
+
+def _with_options(recipe: Recipe, keep_dtype: str | None, if_impossible: str | None) -> Recipe:
+    """Return a recipe with what options say in place of what it says itself."""
+    from ..models.recipe import check_options
+
+    options = {"keep_dtype": keep_dtype, "if_impossible": if_impossible}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    try:
+        check_options(given, "--")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return dataclasses.replace(recipe, **given)
 
 
 def _value(text: str) -> Any:

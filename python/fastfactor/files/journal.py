@@ -12,7 +12,9 @@ from ..errors import CorruptDataError
 from .container import TensorInfo, array_from_bytes, tensor_info
 from .index import PLAIN, Entry, build_index, factors_of, read_index
 
+PLAIN_FIELDS = {"name"}
 ENTRY_FIELDS = {"name", "kind", "shape", "dtype", "config", "tensors"}
+OPTIONAL = {"dtype"}, {"layout"}  # of a plain tensor and of factors
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Piece:
         return TensorInfo(self.code, tuple(self.shape), self.begin, self.begin + self.nbytes)
 
 
-def journal_entry(line: Any, begin: int) -> tuple[dict[str, Any], list[Piece]]:
-    """Return the entry of a journal's line, without checksums, and its tensors.
+def journal_entry(line: Any, begin: int) -> tuple[dict[str, Any], list[Piece], str]:
+    """Return the entry of a journal's line, without checksums, its tensors and its key.
 
     Parameters
     ----------
@@ -46,12 +48,14 @@ def journal_entry(line: Any, begin: int) -> tuple[dict[str, Any], list[Piece]]:
     CorruptDataError
         If it is not what a writer writes.
     """
-    if not isinstance(line, dict) or line.keys() != {"entry", "pieces"}:
-        raise CorruptDataError("a journal's line must have an entry and its pieces")
+    if not isinstance(line, dict) or line.keys() != {"entry", "pieces", "key"}:
+        raise CorruptDataError("a journal's line must have an entry, its pieces and its key")
+    if not isinstance(line["key"], str):
+        raise CorruptDataError(f"a key must be text, got {line['key']!r:.200}")
     pieces = _pieces(line["pieces"], begin)
     described = line["entry"]
     read_entry(described, pieces)
-    return described, pieces
+    return described, pieces, line["key"]
 
 
 def check_factors(described: dict[str, Any], pieces: list[Piece], data: IO[bytes]) -> None:
@@ -89,13 +93,6 @@ def _pieces(value: Any, begin: int) -> list[Piece]:
     return found
 
 
-def tensor_names(described: dict[str, Any]) -> list[str]:
-    """Return the names that the tensors of an entry have in a file."""
-    name = described["name"]
-    parts = described.get("tensors")
-    return [name] if parts is None else [f"{name}.{part}" for part in parts]
-
-
 def read_entry(described: Any, pieces: list[Piece]) -> Entry:
     """Return the entry as a reader of the finished file will see it.
 
@@ -104,17 +101,25 @@ def read_entry(described: Any, pieces: list[Piece]) -> Entry:
     CorruptDataError
         If it contradicts itself or the pieces.
     """
-    parts = described.get("tensors", []) if isinstance(described, dict) else None
-    if (
-        not isinstance(parts, list)
-        or described.keys() not in ({"name"}, ENTRY_FIELDS)
-        or not all(isinstance(name, str) for name in (described["name"], *parts))
-    ):
+    if not isinstance(described, dict) or not _has_right_fields(described):
         raise CorruptDataError("an entry of a journal must be described as a writer does")
-    name, wanted = described["name"], tensor_names(described)
+    name, parts = described["name"], described.get("tensors")
+    wanted = [name] if parts is None else [f"{name}.{part}" for part in parts]
     if [piece.name for piece in pieces] != wanted:
         raise CorruptDataError(f"entry {name!r:.200} must have the pieces {wanted!r:.200}")
     sums = {piece.name: piece.crc32 for piece in pieces}
     infos = {piece.name: piece.info for piece in pieces}
     entries, _ = read_index(build_index([described], sums), infos)
     return entries[name]
+
+
+def _has_right_fields(described: dict[str, Any]) -> bool:
+    parts = described.get("tensors", [])
+    fields = described.keys()
+    factored = "tensors" in fields
+    least, optional = (ENTRY_FIELDS if factored else PLAIN_FIELDS), OPTIONAL[factored]
+    return (
+        least <= fields <= least | optional
+        and isinstance(parts, list)
+        and all(isinstance(name, str) for name in (described["name"], *parts))
+    )

@@ -179,12 +179,12 @@ class Store(Mapping[str, Value]):
         Returns
         -------
         array of the entry's shape and dtype
-            A plain entry as it is stored: read-only, in the memory map.
+            A plain entry that was not converted is as it is stored: read-only, in the memory map.
         """
-        value = self[name]
+        value, entry = self[name], self.info(name)
         if isinstance(value, Factors):
-            return value.to_dense(n_threads=n_threads).reshape(self.info(name).shape)
-        return value
+            return entry.layout.to_tensor(value.to_dense(n_threads=n_threads))
+        return value.astype(entry.dtype, copy=False)
 
     def verify(self) -> None:
         """Read everything; check every checksum and that the factors of every entry fit together.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from types import TracebackType
 from typing import IO, Any, NoReturn
+
+import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
@@ -26,7 +27,8 @@ from .container import (
     tensor_info,
 )
 from .index import FORMAT_VERSION, Entry, Path, Value, build_index, check_metadata, described_entry
-from .journal import Piece, check_factors, journal_entry, read_entry, tensor_names
+from .journal import Piece, check_factors, journal_entry, read_entry
+from .layout import Layout
 from .side_files import MAX_HEAD, START, SideFiles, open_side_file, side_path, with_checksum
 
 COPY_BYTES = 4 << 20
@@ -37,7 +39,7 @@ def save(
     entries: Mapping[str, Value],
     *,
     metadata: Mapping[str, str] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | Layout] | None = None,
     compact: bool = False,
 ) -> None:
     """Write factors and plain tensors to one file, atomically.
@@ -50,9 +52,10 @@ def save(
         Arrays of any shape with a dtype that safetensors knows, bfloat16 included.
     metadata : mapping of names to text, optional
         Metadata to store in the file, as safetensors does.
-    shapes : mapping of names to shapes, optional
+    shapes : mapping of names to shapes or Layouts, optional
         Original shapes of tensors that were compressed as a matrix of shape
-        (shape[0], product of the rest), such as convolutions.
+        (shape[0], product of the rest), such as convolutions; for any other matrix a
+        :class:`Layout`.
     compact : bool
         Deflate the header and use one checksum for the whole file, which makes small files smaller.
         Other safetensors readers then see one tensor of bytes, and reading one entry reads the
@@ -185,7 +188,9 @@ class Writer:
         self._keep = bool(resume)
         self._compact = bool(compact)
         self._described: dict[str, dict[str, Any]] = {}
+        self.keys: dict[str, str] = {}  # of entries, as `add` was given them
         self._pieces: dict[str, Piece] = {}
+        self._pieces_of: dict[str, list[str]] = {}  # by the names of entries
         self._end = len(START)
         check_output_path(self.path)
         head = _line({"version": FORMAT_VERSION, "job": job})
@@ -196,7 +201,15 @@ class Writer:
         self._journal.truncate(kept)
         self._journal.seek(kept)
 
-    def add(self, name: str, value: Value, *, shape: Sequence[int] | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        value: Value,
+        *,
+        shape: Sequence[int] | Layout | None = None,
+        dtype: np.dtype[Any] | None = None,
+        key: str = "",
+    ) -> None:
         """Write an entry.
 
         Parameters
@@ -205,9 +218,13 @@ class Writer:
             A name that no earlier entry has.
         value : Factors or array
             What to store: factors of a matrix, or a plain tensor.
-        shape : sequence of int, optional
+        shape : sequence of int or Layout, optional
             Original shape of a tensor that was compressed as a matrix of shape
-            (shape[0], product of the rest).
+            (shape[0], product of the rest); for any other matrix a :class:`Layout`.
+        dtype : dtype, optional
+            Dtype of the original of a plain tensor of floats that was converted.
+        key : str
+            A text that identifies how the entry was made. A writer that resumes has it in `keys`.
 
         Raises
         ------
@@ -218,7 +235,7 @@ class Writer:
         """
         if self._data.closed:
             raise ValueError(f"the writer must be open to add {name!r}, got a closed writer")
-        described, tensors = described_entry(name, value, shape)
+        described, tensors = described_entry(name, value, shape, dtype)
         for long in tensors:
             if name in self or long in self._pieces:
                 raise ValueError(f"names of tensors must be unique, got {long!r} twice")
@@ -232,9 +249,23 @@ class Writer:
             pieces.append(Piece(long, codes[long], array.shape, end, data.size, crc32))
             end += data.size
         self._data.flush()
-        self._journal.write(_line({"entry": described, "pieces": [asdict(p) for p in pieces]}))
+        listed = [vars(piece) for piece in pieces]
+        self._journal.write(_line({"entry": described, "pieces": listed, "key": key}))
         self._journal.flush()
-        self._accept(described, pieces)
+        self._accept(described, pieces, key)
+
+    def discard(self, name: str) -> None:
+        """Forget an entry, so that it can be added anew; its bytes stay in ``path.partial``."""
+        del self._described[name], self.keys[name]
+        for piece in self._pieces_of.pop(name):
+            del self._pieces[piece]
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Put all entries into this order, which is otherwise that in which they were added."""
+        order = list(names)
+        self._described = {name: self._described[name] for name in order}
+        pieces = [piece for name in order for piece in self._pieces_of[name]]
+        self._pieces = {piece: self._pieces[piece] for piece in pieces}
 
     def __contains__(self, name: object) -> bool:
         return name in self._described
@@ -263,9 +294,8 @@ class Writer:
         """
         if name not in self:
             raise KeyError(f"name must be that of a written entry, got {name!r}")
-        described = self._described[name]
-        pieces = [self._pieces[long] for long in tensor_names(described)]
-        return read_entry(described, pieces)
+        pieces = [self._pieces[long] for long in self._pieces_of[name]]
+        return read_entry(self._described[name], pieces)
 
     def close(self) -> None:
         """Complete the file at ``path``; no more entries can be added.
@@ -313,9 +343,13 @@ class Writer:
             if not self._data.closed:
                 self._end_files(keep=self._keep)
 
-    def _accept(self, described: dict[str, Any], pieces: list[Piece]) -> None:
-        self._described[described["name"]] = described
+    def _accept(self, described: dict[str, Any], pieces: list[Piece], key: str) -> None:
+        name = described["name"]
+        if name in self._described:  # it was discarded and added anew
+            self.discard(name)
+        self._described[name], self.keys[name] = described, key
         self._pieces.update((piece.name, piece) for piece in pieces)
+        self._pieces_of[name] = [piece.name for piece in pieces]
         self._end += sum(piece.nbytes for piece in pieces)
 
     def _taken_up(self, head_nbytes: int) -> int:
@@ -324,17 +358,23 @@ class Writer:
         self._journal.seek(kept)
         for line in self._journal:
             try:
-                described, pieces = journal_entry(_parsed(line), self._end)
-                if described["name"] in self or any(p.name in self._pieces for p in pieces):
+                described, pieces, key = journal_entry(_parsed(line), self._end)
+                if not self._may_add(described["name"], pieces):
                     break
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
                 check_factors(described, pieces, self._data)
             except CorruptDataError:
                 break
-            self._accept(described, pieces)
+            self._accept(described, pieces, key)
             kept += len(line)
         return kept
+
+    def _may_add(self, name: str, pieces: list[Piece]) -> bool:
+        """Return whether no other entry has the name of a tensor; its own are replaced."""
+        own = self._pieces_of.get(name, [])
+        taken = any(p.name in self._pieces and p.name not in own for p in pieces)
+        return not taken and (name in self or name not in self._pieces)
 
     def _read_sum(self, piece: Piece) -> int:
         return self._copy(piece, None)

@@ -13,6 +13,7 @@ import numpy as np
 from .._checks import Array
 from ..files.checkpoint import Checkpoint, is_compressed, open_checkpoint
 from ..files.index import Path, Value
+from ..files.layout import Layout
 from ..files.store import Store, open_store
 from ..kernels.runtime import thread_count
 from ..methods.factors import Factors
@@ -251,7 +252,8 @@ def _compared(
     else:
         if _dtype(other, name) != dtype:
             dtype = f"{dtype}, {_dtype(other, name)}"
-        found = difference(one[name], other[name], n_threads=n_threads)
+        a, b = _alike(name, one, other, n_threads)
+        found = difference(a, b, n_threads=n_threads)
     return ComparedRow(
         name=name,
         shape=shape,
@@ -263,6 +265,26 @@ def _compared(
         bytes_first=sizes[0],
         bytes_second=sizes[1],
     )
+
+
+def _alike(
+    name: str, one: Checkpoint | Store, other: Checkpoint | Store, n_threads: int | None
+) -> tuple[Value, Value]:
+    """Return both values of a tensor so that row i of one, as a matrix, is row i of the other."""
+    a, b = one[name], other[name]
+    if isinstance(a, Factors) and isinstance(b, Factors):
+        if _layout(one, name) == _layout(other, name):
+            return a, b
+        b = _layout(other, name).to_tensor(b.to_dense(n_threads=n_threads))
+    if isinstance(a, Factors) and not isinstance(b, Factors):
+        return a, _layout(one, name).to_matrix(b)
+    if isinstance(b, Factors) and not isinstance(a, Factors):
+        return _layout(other, name).to_matrix(a), b
+    return a, b
+
+
+def _layout(model: Checkpoint | Store, name: str) -> Layout:
+    return model.info(name).layout if isinstance(model, Store) else Layout.of(_shape(model, name))
 
 
 def _error(row: ComparedRow) -> float:

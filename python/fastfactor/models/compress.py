@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import CorruptDataError
-from ..files.checkpoint import open_checkpoint
+from ..files.checkpoint import Stored, open_checkpoint
 from ..files.container import check_output_path
-from ..files.index import Entry, Path
+from ..files.index import PLAIN, Entry, Path
 from ..files.side_files import check_sources
 from ..files.store import Store, open_store
 from ..files.writer import Writer, unfinished_job
@@ -64,10 +64,12 @@ def compress_file(
         Names that the model does not have are errors.
     dry_run : bool
         Report what would be done without doing it. Sizes are computed from shapes and settings by
-        :meth:`fastfactor.methods.Method.planned_size`, exactly or as bounds; no values are read.
+        :meth:`fastfactor.methods.Method.planned_size`, exactly or as bounds. Values are read once,
+        to find those that are not finite.
     resume : bool
         Continue an earlier run to this target that was interrupted or killed, and keep the finished
-        tensors if this one is.
+        tensors if this one is. After a change of the recipe, tensors whose own settings are the
+        same are taken up and the others compressed anew.
     compact : bool
         Write the compact form, which makes small files smaller: see :func:`fastfactor.store.save`.
     progress : callable, optional
@@ -86,8 +88,9 @@ def compress_file(
     TypeError, ValueError
         For an invalid recipe, names in it that the model does not have, a tensor that its method
         cannot compress (unless the recipe keeps such tensors), an importance or covariance of the
-        wrong shape, a target that is also a source, or a ``resume`` with another recipe or source.
-        Whatever follows from shapes and settings is checked before any work.
+        wrong shape, a target that is also a source, or a ``resume`` with another source.
+        Whatever follows from shapes and settings is checked before any work, and so is that all
+        values are finite.
     CorruptDataError
         If the source contradicts itself.
     OSError
@@ -95,9 +98,10 @@ def compress_file(
 
     Notes
     -----
-    Floating-point matrices are compressed; tensors of more dimensions are treated as matrices of
-    shape (shape[0], product of the rest). All other tensors are copied without loss, and so are
-    those that would not become smaller. One tensor is in memory at a time, so the peak is about the
+    Floating-point tensors with two axes or more are compressed, as matrices: which axes are outputs
+    is told by names, shapes and biases, or by the recipe's ``layout``. All other tensors are copied
+    without loss, and so are those that would not become smaller, and all tensors of layers that
+    another library has quantized. One tensor is in memory at a time, so the peak is about the
     bytes of the largest tensor and the working memory of its method. Until the target is complete,
     its data are in ``target.partial`` and ``target.journal``, and an existing target is unchanged.
     The same model and recipe give the same bytes, resumed or not, as far as the methods promise it.
@@ -127,8 +131,10 @@ def compress_file(
     )
     read = (job.checkpoint, job.importance, job.input_covariance)
     _check_target(target, tuple(file for model in read if model for file in model.files))
-    rows = [job.planned(name) for name in job.plan]
+    rows = [job.planned(name, check_values=dry_run) for name in job.plan]
     if not dry_run:
+        if job.recipe.if_impossible == "stop":
+            job.check_values()
         rows = _compress(job, target, resume=resume, compact=compact, progress=progress)
     return Report(
         task="compress",
@@ -224,7 +230,7 @@ def decompress_file(
     rows = {name: _rebuilt_row(entry) for name, entry in entries.items()}
     job = fingerprint("decompress", [[os.fspath(source)]])
     with _writer(target, metadata, resume, job) as writer:
-        taken_up = _taken_up(writer, {name: entry.shape for name, entry in entries.items()})
+        taken_up = _taken_up(writer, entries)
         sizes = [row.bytes_after or 0 for row in rows.values()]
         names = _with_progress(list(rows), sizes, progress)
         left = (entries[name] for name in names if name not in taken_up)
@@ -251,16 +257,27 @@ def _compress(
 ) -> list[TensorRow]:
     rows = {}
     tensors = job.checkpoint.tensors
-    metadata, job_text = job.checkpoint.metadata, job.fingerprint()
+    metadata, job_text = job.checkpoint.metadata, job.source_fingerprint()
     with _writer(target, metadata, resume, job_text, compact=compact) as writer:
-        taken_up = _taken_up(writer, {name: stored.shape for name, stored in tensors.items()})
+        taken_up = _taken_up(writer, tensors)
+        for name in sorted(taken_up):
+            keys = [job.fingerprint(name, kept=kept) for kept in (False, True)]
+            entry, layout = writer.info(name), job.plan[name].layout
+            if writer.keys[name] not in keys or (entry.kind != PLAIN and entry.layout != layout):
+                writer.discard(name)
+        taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
             if name not in taken_up:
                 value, rows[name] = job.done(name)
-                factored = isinstance(value, Factors)
-                writer.add(name, value, shape=tensors[name].shape if factored else None)
+                stored, layout = tensors[name], job.plan[name].layout
+                if isinstance(value, Factors):
+                    writer.add(name, value, shape=layout, key=job.fingerprint(name, kept=False))
+                else:
+                    key = job.fingerprint(name, kept=True)
+                    writer.add(name, value, dtype=stored.dtype, key=key)
                 del value  # before the next one is read
+        writer.arrange(tensors)
     if taken_up:
         with open_store(target) as store:
             earlier = [store.info(name) for name in tensors if name in taken_up]
@@ -275,19 +292,21 @@ def _writer(
 ) -> Writer:
     if resume and unfinished_job(target) not in (None, job):
         raise ValueError(
-            f"resume must have the source and settings that {os.fspath(target)}.journal began "
-            "with, got others; leave resume out to start again"
+            f"resume must have the source that {os.fspath(target)}.journal began with, got another "
+            "one or other weights of errors; leave resume out to start again"
         )
     return Writer(target, metadata=metadata, resume=resume, job=job, compact=compact)
 
 
-def _taken_up(writer: Writer, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+def _taken_up(writer: Writer, source: Mapping[str, Stored | Entry]) -> set[str]:
     """Return the names of the entries that a writer resumed; refuse others than the source's."""
     for name in writer:
-        if name not in shapes or writer.info(name).shape != shapes[name]:
+        entry, known = writer.info(name), source.get(name)
+        if known is None or (entry.shape, entry.dtype) != (known.shape, known.dtype):
             raise CorruptDataError(
                 f"{writer.path}.journal must only have tensors of the source, got {name!r} of "
-                f"shape {list(writer.info(name).shape)}; leave resume out to start again"
+                f"shape {list(entry.shape)} and dtype {entry.dtype}; leave resume out to start "
+                "again"
             )
     return set(writer)
 

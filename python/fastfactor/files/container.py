@@ -207,7 +207,9 @@ def parse(text: bytes, what: str) -> Any:
     """Parse JSON; refuse duplicate names and numbers that are not finite."""
     try:
         # Encode it again to refuse half a surrogate pair, which JSON can escape but UTF-8 cannot.
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        # Decoded here, because json itself would also take UTF-16 and UTF-32.
+        decoded = text.decode()
+        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
         compact(value).encode()
     except CorruptDataError:
         raise
@@ -343,10 +345,18 @@ def unknown_name(name: object, file: Mapping[str, Any]) -> KeyError:
 
 def open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file to read; refuse pipes and devices, on which reading could wait for ever."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise CorruptDataError(f"{os.fspath(path)} must be a regular file, got a pipe or device")
-    return open(path, "rb")
+
+    def opener(name: str, flags: int) -> int:
+        number = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        mode = os.fstat(number).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            os.close(number)
+            raise CorruptDataError(
+                f"{os.fspath(path)} must be a regular file, got a pipe or device"
+            )
+        return number
+
+    return open(path, "rb", opener=opener)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors
 from .container import array_from_bytes, check_checksum, open_regular_file, unknown_name
+from .formats import format_of
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, factors_of, plain_entry, read_index
 
@@ -108,6 +109,12 @@ class Store(Mapping[str, Value]):
         if max_dense_nbytes is not None:
             _checks.integer(max_dense_nbytes, "max_dense_nbytes", 0)
         self.path = os.fspath(path)
+        found = format_of(path)
+        if found != "safetensors":
+            raise ValueError(
+                f"{self.path} must be a safetensors file, got the format {found}; "
+                "fastfactor.compress_file reads it"
+            )
         with open_regular_file(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             # An empty file cannot be mapped.

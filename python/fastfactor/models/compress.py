@@ -46,7 +46,7 @@ def compress_file(
     ----------
     source : path
         A safetensors file, an index of shards (``….safetensors.index.json``), a folder with one of
-        these, or an ``.npz`` file.
+        these, an ``.npz`` or ``.npy`` file, or tensors from ``torch.save`` (PyTorch is not needed).
     target : path
         The safetensors file to write, to be read by :func:`fastfactor.store.open_store`. An
         existing file is replaced once the new one is complete.

@@ -18,6 +18,7 @@ from .._checks import Array
 from ..errors import CorruptDataError
 from .container import (
     CODES,
+    DTYPES,
     Header,
     TensorInfo,
     array_from_bytes,
@@ -52,7 +53,8 @@ DAMAGED = (
 class Checkpoint(Mapping[str, Array]):
     """An uncompressed model: a mapping from names to tensors, in the order of its files.
 
-    A tensor is read at each access and not cached.
+    A tensor is read at each access and not cached. One of a dtype that NumPy lacks is an
+    :class:`fastfactor.files.container.OpaqueTensor`.
 
     Attributes
     ----------
@@ -85,7 +87,7 @@ class Checkpoint(Mapping[str, Array]):
     def file_nbytes(self) -> int:
         return sum(os.path.getsize(file) for file in self.files)
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Any:
         if name not in self._home:
             raise unknown_name(name, self)
         return self._home[name].read(name)
@@ -165,7 +167,7 @@ class _File(Protocol):
     tensors: dict[str, Stored]
     metadata: dict[str, str]
 
-    def read(self, name: str) -> Array: ...
+    def read(self, name: str) -> Any: ...
 
 
 class _Safetensors:
@@ -183,9 +185,16 @@ class _Safetensors:
         self._start = header.size
         ordered = sorted(header.tensors.items(), key=lambda item: item[1].begin)
         self._infos: dict[str, TensorInfo] = dict(ordered)
-        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._infos.items()}
+        self.tensors = {
+            name: Stored(
+                info.shape,
+                dtype_of(info.code),
+                None if info.code in DTYPES else info.end - info.begin,
+            )
+            for name, info in self._infos.items()
+        }
 
-    def read(self, name: str) -> Array:
+    def read(self, name: str) -> Any:
         info = self._infos[name]
         nbytes = info.end - info.begin
         if nbytes:

@@ -14,7 +14,17 @@ from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import FLOAT_NAMES, Factors
-from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, TensorInfo, dtype_of, sizes
+from .container import (
+    CHECKSUM,
+    CODES,
+    INDEX,
+    MAX_SIZE,
+    OpaqueTensor,
+    OpaqueType,
+    TensorInfo,
+    dtype_of,
+    sizes,
+)
 from .layout import Layout
 
 FORMAT_VERSION = 1
@@ -65,6 +75,8 @@ class Entry:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of the original tensor."""
+        if isinstance(self.dtype, OpaqueType):
+            return self.nbytes
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -75,7 +87,7 @@ class Entry:
 
 def described_entry(
     name: str, value: Any, shape: Sequence[int] | Layout | None, dtype: np.dtype[Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Array | OpaqueTensor]]:
     """Return an entry of the index, without checksums, and its tensors by their names in a file.
 
     `dtype` is that of the original of a plain tensor which was converted.
@@ -86,7 +98,7 @@ def described_entry(
         )
     check_text(name, "an entry's name")
     if not isinstance(value, Factors):
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray | OpaqueTensor):
             raise TypeError(
                 f"entry {name!r} must be Factors or a NumPy array, got {type(value).__name__}"
             )

@@ -86,8 +86,10 @@ def _pieces(value: Any, begin: int) -> list[Piece]:
         at = found[-1].begin + found[-1].nbytes if found else begin
         if not isinstance(piece.name, str) or type(piece.begin) is not int or piece.begin != at:
             raise CorruptDataError(f"piece {piece.name!r:.200} must begin at {at}")
-        info = tensor_info(at, piece.name, piece.code, piece.shape)
-        if type(piece.nbytes) is not int or piece.nbytes != info.end - info.begin:
+        if type(piece.nbytes) is not int:
+            raise CorruptDataError(f"piece {piece.name!r} must have a number of bytes")
+        info = tensor_info(at, piece.name, piece.code, piece.shape, piece.nbytes)
+        if piece.nbytes != info.end - info.begin:
             raise CorruptDataError(f"piece {piece.name!r} must have {info.end - info.begin} bytes")
         found.append(piece)
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -19,7 +19,13 @@ from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors
-from .container import array_from_bytes, check_checksum, open_regular_file, unknown_name
+from .container import (
+    OpaqueTensor,
+    array_from_bytes,
+    check_checksum,
+    open_regular_file,
+    unknown_name,
+)
 from .formats import format_of
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, factors_of, plain_entry, read_index
@@ -87,10 +93,11 @@ class Store(Mapping[str, Value]):
     """An open stored file: a mapping from names to entries, each read when it is asked for.
 
     Arrays, including those inside factors, are read-only views of the file's memory map. They are
-    copies where they would be misaligned, as some are in compact files. Arrays stay valid after the
-    store is closed. The checksum of a tensor is verified when it is first read. Entries are not
-    cached: factors are built anew at each access. A store cannot be copied or pickled; its entries
-    can.
+    copies where they would be misaligned, as some are in compact files. ``np.array(store["bias"])``
+    is a copy that can be changed, bfloat16 included. A plain tensor of a dtype that NumPy lacks is
+    an OpaqueTensor: its shape and bytes. Arrays stay valid after the store is closed. The checksum
+    of a tensor is verified when it is first read. Entries are not cached: factors are built anew at
+    each access. A store cannot be copied or pickled; its entries can.
 
     Attributes
     ----------
@@ -173,7 +180,7 @@ class Store(Mapping[str, Value]):
         except KeyError:
             raise unknown_name(name, self) from None
 
-    def to_dense(self, name: str, *, n_threads: int | None = None) -> Array:
+    def to_dense(self, name: str, *, n_threads: int | None = None) -> Any:
         """Return an entry as a dense tensor in its original shape.
 
         Parameters
@@ -191,6 +198,8 @@ class Store(Mapping[str, Value]):
         value, entry = self[name], self.info(name)
         if isinstance(value, Factors):
             return entry.layout.to_tensor(value.to_dense(n_threads=n_threads))
+        if isinstance(value, OpaqueTensor):
+            return value
         return value.astype(entry.dtype, copy=False)
 
     def verify(self) -> None:
@@ -244,7 +253,7 @@ class Store(Mapping[str, Value]):
                 f"bytes, got {self.max_dense_nbytes}; give a larger one if you trust the file"
             )
 
-    def _tensor(self, name: str) -> Array:
+    def _tensor(self, name: str) -> Any:
         if self._bytes is None:
             raise ValueError(f"the store must be open to read {name!r}, got a closed store")
         info = self._infos[name]

@@ -100,7 +100,7 @@ def save(
                 raise ValueError(f"names of tensors must be unique, got {name!r} twice")
             code = code_of(array, f"tensor {name!r}")
             pieces[name] = array_to_bytes(array, code), code, array.shape
-    types = {name: (code, shape) for name, (_, code, shape) in pieces.items()}
+    types = {name: (code, shape, data.size) for name, (data, code, shape) in pieces.items()}
     infos = _layout(types, compact)
     listed = [entry for entry, _ in described]
     sums = {name: zlib.crc32(data.data) for name, (data, _, _) in pieces.items()}
@@ -310,7 +310,7 @@ class Writer:
         """
         if self._data.closed:
             return
-        types = {name: (piece.code, piece.shape) for name, piece in self._pieces.items()}
+        types = {p.name: (p.code, p.shape, p.nbytes) for p in self._pieces.values()}
         infos = _layout(types, self._compact)
         texts = check_metadata(self.metadata)
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
@@ -402,14 +402,19 @@ class Writer:
         self._files.close(keep=keep)
 
 
-def _layout(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, TensorInfo]:
-    """Return the byte ranges of tensors from their dtypes and shapes, in the order of writing."""
-    codes = ((name, code) for name, (code, _) in types.items())
+def _layout(
+    types: Mapping[str, tuple[str, Sequence[int], int]], compact: bool
+) -> dict[str, TensorInfo]:
+    """Return the byte ranges of tensors from their dtypes, shapes and sizes, in writing order."""
+    codes = ((name, code) for name, (code, _, _) in types.items())
     infos: dict[str, TensorInfo] = {}
     at = 0
     for name in types if compact else sorted_by_itemsize(codes):
-        code, shape = types[name]
-        infos[name] = tensor_info(at, name, code, list(shape))
+        code, shape, nbytes = types[name]
+        # The compact form says no sizes, so that a dtype must say its width.
+        infos[name] = tensor_info(at, name, code, list(shape), None if compact else nbytes)
+        if infos[name].end - at != nbytes:
+            raise ValueError(f"compact must be False for tensor {name!r} of {code}, got True")
         at = infos[name].end
     return infos
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from .._checks import Array
 from ..files.checkpoint import Checkpoint, is_compressed, open_checkpoint
+from ..files.container import OpaqueTensor
 from ..files.index import Path, Value
 from ..files.layout import Layout
 from ..files.store import Store, open_store
@@ -213,6 +214,8 @@ def open_tensors(path: Path, max_dense_nbytes: int | None = None) -> Checkpoint 
 
 def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Difference:
     """Compare two tensors of the same shape as matrices, a few rows at a time, in float64."""
+    if isinstance(a, OpaqueTensor) or isinstance(b, OpaqueTensor):
+        return _opaque_difference(a, b)
     equal, lost, total, largest = True, 0.0, 0.0, 0.0
     n_rows, n_columns = _matrix(a).shape
     if n_rows * n_columns == 0:
@@ -236,6 +239,17 @@ def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Differenc
         return Difference(equal, 0.0, largest)
     ratio = lost / total if total > 0 and math.isfinite(total) else math.inf
     return Difference(False, _or_infinite(ratio), largest)
+
+
+def _opaque_difference(a: Value, b: Value) -> Difference:
+    """Compare tensors of which one has a dtype that NumPy lacks: only bytes can be compared."""
+    equal = (
+        isinstance(a, OpaqueTensor)
+        and isinstance(b, OpaqueTensor)
+        and a.dtype == b.dtype
+        and np.array_equal(a.data, b.data)
+    )
+    return Difference(True, 0.0, 0.0) if equal else Difference(False, math.inf, math.inf)
 
 
 def _compared(
@@ -272,6 +286,8 @@ def _alike(
 ) -> tuple[Value, Value]:
     """Return both values of a tensor so that row i of one, as a matrix, is row i of the other."""
     a, b = one[name], other[name]
+    if isinstance(a, OpaqueTensor) or isinstance(b, OpaqueTensor):
+        return a, b
     if isinstance(a, Factors) and isinstance(b, Factors):
         if _layout(one, name) == _layout(other, name):
             return a, b

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .. import _checks
-from ..metrics import Diagonal, Frobenius, Metric, metric_for
+from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for
 from .factors import Factors, check_matrix
 from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
@@ -119,6 +119,7 @@ class Method(ABC):
             The weight of each entry's squared error: squared gradients, Fisher information.
         input_covariance : array of shape (in_features, in_features), optional
             Mean of x xᵀ over the layer's inputs x, to minimise the error of the layer's outputs.
+            Eigenvalues that rounding made negative count as zero.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -130,17 +131,26 @@ class Method(ABC):
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, for a metric that this method cannot minimise, and for a
-            ratio or an error that it cannot reach.
+            For a wrong type or shape, for a metric that this method cannot minimise, for an
+            input_covariance with negative eigenvalues, and for a ratio or an error that this
+            method cannot reach.
+
+        Notes
+        -----
+        Importances or a covariance that are all zero, as of a layer that no input has reached, give
+        the same result as none. Where a method only looks for a minimum under an importance or a
+        covariance, it also compresses without, and returns whichever has less error under it: this
+        takes up to twice the time.
         """
         W = check_matrix(W)
         _checks.finite(W, "W")
         metric = metric_for(W.shape, importance, input_covariance)
-        self.check_metric(type(metric))
+        if importance is not None or input_covariance is not None:
+            self.check_metric(Diagonal if importance is not None else Covariance)
         problem = Problem(W, metric, n_threads)
         settings = self._seeded()
         if self.ratio is None and self.max_error is None:
-            return settings._compress(problem)
+            return settings._best(problem)
         return settings._search(problem)
 
     def _seeded(self) -> Method:
@@ -239,6 +249,24 @@ class Method(ABC):
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
 
+    def _best(self, problem: Problem) -> Factors:
+        """Return what `_compress` finds with the metric or without, whichever is better under it.
+
+        Without may be better because most methods find a local minimum only.
+        """
+        found = self._compress(problem)
+        if isinstance(problem.metric, Frobenius) or not self._tries_plain(problem):
+            return found
+        planned = self._size(problem)
+        most = found.nbytes if planned is None else planned.nbytes
+        plain = self._compress(problem.plain)
+        better = plain.nbytes <= most and problem.error_of(plain) < problem.error_of(found)
+        return plain if better else found
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        """Return whether `_compress` may find less error without the metric of the problem."""
+        return True
+
     # --- what a subclass must define
 
     @abstractmethod
@@ -277,14 +305,14 @@ class Method(ABC):
         """
         levels = self._checked_levels(problem)
         if self.ratio is not None and self._planned(levels[0], problem).exact:
-            return self._largest_planned(problem)._compress(problem)
+            return self._largest_planned(problem)._best(problem)
         return self._bisect(levels, problem)
 
     def _bisect(self, levels: Sequence[Any], problem: Problem) -> Factors:
         """Return the best factors among these levels that meet the goal, or refuse it."""
 
         def compress(level: Any) -> Factors:
-            return self._at(level)._compress(problem)
+            return self._at(level)._best(problem)
 
         factors, nearest = bisect_levels(levels, compress, self._goal(problem))
         if factors is None:

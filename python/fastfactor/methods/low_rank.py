@@ -120,6 +120,9 @@ class LowRank(Method):
     def _compress(self, problem: Problem) -> LowRankFactors:
         return _factors(_Spectrum(problem), problem, self.rank or 1)
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return problem.importance is not None  # the least error under a covariance is found
+
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, min(problem.W.shape) + 1)
 
@@ -130,7 +133,7 @@ class LowRank(Method):
 
     def _search(self, problem: Problem) -> Factors:
         if self.ratio is not None:
-            return self._largest_planned(problem)._compress(problem)
+            return self._largest_planned(problem)._best(problem)
         ranks, goal = self._checked_levels(problem), self._goal(problem)
         if problem.importance is not None:
             return self._bisect(ranks, problem)

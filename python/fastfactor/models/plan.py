@@ -108,7 +108,7 @@ class Job:
                 )
                 if factors.nbytes < W.nbytes:
                     value = factors
-                    error, metric = self._error(W, factors, weights), self._metric_name(name)
+                    error, metric = self._error(W, factors, weights), _used_metric(weights)
                 else:
                     reason = _not_smaller(rule, factors.nbytes)
             elif rule.dtype not in (None, stored.dtype.name):
@@ -131,7 +131,7 @@ class Job:
         if isinstance(value, Factors):
             W, weights = self.checkpoint[entry.name], self._weights_of(entry.name)
             error = self._error(W, value, weights)
-            return replace(row, relative_error=error, metric=self._metric_name(entry.name))
+            return replace(row, relative_error=error, metric=_used_metric(weights))
         if entry.dtype.name != row.dtype:
             error = difference(self.checkpoint[entry.name], value).relative_error
             return replace(row, relative_error=error, metric=PLAIN)
@@ -222,6 +222,13 @@ def _row(name: str, stored: Stored, rule: Rule, reason: str) -> TensorRow:
         relative_error=None,
         seconds=None,
     )
+
+
+def _used_metric(weights: dict[str, Array]) -> str:
+    """Return the name of the error that was minimised; all-zero weights count as none."""
+    for what, array in weights.items():
+        return what if array.any() else f"{PLAIN} (zero {what})"
+    return PLAIN
 
 
 def _not_smaller(rule: Rule, nbytes: int) -> str:

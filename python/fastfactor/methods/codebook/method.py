@@ -283,6 +283,9 @@ class Codebook(Method):
             dtype=problem.W.dtype,
         )
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # `_compress` starts from the result without the metric, or finds the best
+
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, MAX_CODE_BITS + 1) if problem.W.size else ()
 

@@ -79,7 +79,8 @@ def prune(
     metric: Metric = Frobenius()
     if importance is not None:
         # In float64, so that the roots of small importances do not become zero.
-        metric = Diagonal(_importance(importance, W).reshape(matrix.shape))
+        weights = _importance(importance, W)
+        metric = Diagonal(weights.reshape(matrix.shape)) if weights.any() else metric
     settings = Prune(sparsity=sparsity, std_multiple=std_multiple)
     return settings.mask_of(Problem(matrix, metric, n_threads)).reshape(W.shape)
 
@@ -193,7 +194,7 @@ def share(
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
         The dtype of the values. Default: W's, or float32 if W is float64.
     importance : array of W's shape, optional
-        A factor of each squared error.
+        A factor of each squared error. If it is zero for all kept weights, it counts as none.
     random_state : int, Generator, RandomState or None
         Seed of ``"random"``.
     n_threads : int, optional
@@ -239,7 +240,7 @@ def share(
     codebook = np.zeros(int(pruned), np.float32)
     if values.size:
         if weight is not None and not weight.any():
-            raise ValueError("importance must not be zero for all kept weights, got only zeros")
+            weight = None
         result = kmeans1d(
             values,
             2**n_bits - pruned,

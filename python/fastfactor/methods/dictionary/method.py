@@ -256,7 +256,8 @@ class Dictionary(Method):
         )
         if fitting == 0:
             return None
-        factors = self._at(levels[fitting - 1])._compress(problem)
+        factors = self._at(levels[fitting - 1])._best(problem)
+        assert isinstance(factors, DictionaryFactors)
         return factors if factors.count_bits == 0 else None
 
     def _exchanges(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -343,11 +343,22 @@ class EntropyCoded(Method):
         """Return the factors that are best for a goal, or nearest to it, and whether they meet it.
 
         An encoding's own error leaves out the rounding to W's dtype and the metric's correlations
-        between columns, so the factors are measured.
+        between columns, so the factors are measured. Coordinates in which columns weigh unequally
+        may cost more than they gain, so those for the sum of squares are tried, too.
         """
         W = goal.problem.W
 
         def factors_of(encoding: Encoding) -> EntropyCodedFactors:
             return EntropyCodedFactors(**encoding.tensors(), shape=W.shape, dtype=W.dtype)
 
-        return search(goal, self.block_rows, factors_of)
+        found = search(goal, self.block_rows, factors_of)
+        if isinstance(goal.problem.metric, Frobenius):
+            return found
+        plain = search(replace(goal, problem=goal.problem.plain), self.block_rows, factors_of)
+        if found[1] and plain[1] and goal.is_size:
+            return min(found, plain, key=lambda each: goal.problem.error_of(each[0]))
+        # What meets the goal goes before what does not.
+        return min(found, plain, key=lambda each: (not each[1], each[0].nbytes))
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # `_meet` does

@@ -193,6 +193,9 @@ class Prune(Method):
             dtype=problem.W.dtype,
         )
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return self.block_shape is not None  # single weights of least error are found
+
     def mask_of(self, problem: Problem) -> Array:
         """Return which weights are kept; ratio and max_error must be None.
 
@@ -259,7 +262,7 @@ class Prune(Method):
         may_go = np.searchsorted(lost, goal.limit * lost[-1], side="right")
         kept = max(n - int(may_go), 1)
         while True:
-            factors = self._at(1 - kept / n)._compress(problem)
+            factors = self._at(1 - kept / n)._best(problem)
             if kept == n or goal.allows(goal.measure(factors)):
                 return factors
             # `_lost` may rank near ties and round sums in another order, so a few more weights

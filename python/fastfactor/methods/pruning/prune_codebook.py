@@ -172,6 +172,10 @@ class PruneCodebook(Prune):
             dtype=problem.W.dtype,
         )
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        # Weights that cost little to drop may leave values that are harder to share.
+        return self.std_multiple is None
+
     def _size(self, problem: Problem) -> Size | None:
         most = self._most(problem)
         if most is None:

@@ -160,13 +160,16 @@ class MixedBlock(Method):
     def _compress(self, problem: Problem) -> MixedBlockFactors:
         return self._factors(problem, LowRank(rank=self.rank))
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return problem.input_covariance is not None  # LowRank tries it under an importance
+
     def _search(self, problem: Problem) -> Factors:
         if problem.input_covariance is None:
             # Sizes and errors equal those of the matrix with a block in each row, so LowRank can
             # search for this goal.
             return self._factors(problem, LowRank(ratio=self.ratio, max_error=self.max_error))
         if self.ratio is not None:
-            return self._largest_planned(problem)._compress(problem)
+            return self._largest_planned(problem)._best(problem)
         return super()._search(problem)
 
     def _size(self, problem: Problem) -> Size:

@@ -300,6 +300,9 @@ class Simhash(Method):
             dtype=W.dtype,
         )
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # the scales are the best ones, and the signs do not depend on the metric
+
     def _scales(self, problem: Problem, A: Array, hashed: Array) -> Array:
         """Return d of least error in ``A ≈ hashed · diag(d)``, or d that keeps column lengths."""
         if self.scale == "norm":
@@ -333,7 +336,7 @@ class Simhash(Method):
         # The cost grows with the number of bits: double it until it suffices, then bisect below.
         n_hashes = 1
         while n_hashes < len(levels):
-            if goal.allows(goal.measure(self._at(n_hashes)._compress(problem))):
+            if goal.allows(goal.measure(self._at(n_hashes)._best(problem))):
                 break
             n_hashes = min(2 * n_hashes, len(levels))
         return self._bisect(levels[n_hashes // 2 : n_hashes], problem)

@@ -338,7 +338,7 @@ class MethodContract:
             basis = np.linalg.qr(rng.standard_normal((32, 32)))[0]
             values = np.geomspace(0.09, 1, 32) * (np.arange(32) >= (8 if kind == "singular" else 0))
             weights = {
-                "importance": np.where(rng.random(W.shape) < 0.1, 1.0, 0.0 if kind == "few" else 0.1),
+                "importance": (rng.random(W.shape) < 0.1) + (0.0 if kind == "few" else 0.1),
                 "input_covariance": np.eye(32) if kind == "few" else (basis * values) @ basis.T,
             }
             for (name, array), metric in zip(weights.items(), (Diagonal, Covariance), strict=True):

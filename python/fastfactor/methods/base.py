@@ -13,6 +13,7 @@ import numpy as np
 from .. import _checks
 from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for
 from .factors import Factors, check_matrix
+from .narrow import is_near_the_end
 from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
 
@@ -149,9 +150,9 @@ class Method(ABC):
             self.check_metric(Diagonal if importance is not None else Covariance)
         problem = Problem(W, metric, n_threads)
         settings = self._seeded()
-        if self.ratio is None and self.max_error is None:
-            return settings._best(problem)
-        return settings._search(problem)
+        if is_near_the_end(W):
+            return settings._finite(problem)
+        return settings._solved(problem)
 
     def _seeded(self) -> Method:
         """Return these settings with a seed drawn now, so that all steps of a search share it."""
@@ -248,6 +249,25 @@ class Method(ABC):
                 f"{name} must not be given to {type(self).__name__}, which cannot minimise "
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
+
+    def _solved(self, problem: Problem) -> Factors:
+        """Return the factors for the parameter or the goal that is set."""
+        if self.ratio is None and self.max_error is None:
+            return self._best(problem)
+        return self._search(problem)
+
+    def _finite(self, problem: Problem) -> Factors:
+        """Return the factors of a W near the end of its dtype's range, if they give no infinity."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            factors = self._solved(problem)
+        try:
+            with np.errstate(over="raise", invalid="raise"):
+                finite = all(np.isfinite(r).all() for _, r in factors._row_blocks(None))
+        except FloatingPointError:
+            finite = False
+        if not finite:
+            raise self._too_large(problem)
+        return factors
 
     def _best(self, problem: Problem) -> Factors:
         """Return what `_compress` finds with the metric or without, whichever is better under it.
@@ -356,8 +376,18 @@ class Method(ABC):
         assert self.max_error is not None
         return Goal(problem, self.max_error, is_size=False)
 
+    def _too_large(self, problem: Problem) -> ValueError:
+        """Return the exception for a W whose approximation leaves the range of its dtype."""
+        W, name = problem.W, type(self).__name__
+        largest = max(float(W.max()), -float(W.min()))
+        return ValueError(
+            f"W must be farther from the end of {W.dtype}'s range for {name}, got ±{largest:.4g}"
+        )
+
     def _unreachable(self, nearest: float, problem: Problem) -> ValueError:
         """Return the exception for an unreachable goal; `nearest` is the least size or error."""
+        if not np.isfinite(nearest):
+            return self._too_large(problem)
         if self.ratio is not None:
             most = problem.W.nbytes / max(nearest, 1)
             return ValueError(

@@ -13,8 +13,9 @@ from .. import _checks
 from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from .base import Method
-from .factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from .factors import FLOAT_NAMES, Factors, check_ids
 from .forward import ArrayNamespace, transpose
+from .narrow import as_factors, narrowed
 from .search import Problem, Size
 from .stored import stored_tensor
 
@@ -187,11 +188,9 @@ def _factors(spectrum: _Spectrum, problem: Problem, rank: int) -> LowRankFactors
     used = (sizes_b > 0) & (sizes_c > 0)
     balance = np.sqrt(sizes_c[used] / sizes_b[used])
     dtype, half = problem.W.dtype, spectrum.exponent // 2
-    B = np.ldexp(B[:, used] * balance, half)
-    C = np.ldexp(C[used] / balance[:, None], spectrum.exponent - half)
     return LowRankFactors(
-        B=np.ascontiguousarray(narrowed(B, dtype)),
-        C=np.ascontiguousarray(narrowed(C, dtype)),
+        B=as_factors(B[:, used] * balance, dtype, half),
+        C=as_factors(C[used] / balance[:, None], dtype, spectrum.exponent - half),
         shape=problem.W.shape,
         dtype=dtype,
     )

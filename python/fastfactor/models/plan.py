@@ -18,6 +18,7 @@ from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
 from ..methods.factors import Factors
+from ..methods.narrow import check_kept
 from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
 from .recipe import KEEP, Recipe, Rule, located, nearest
@@ -249,4 +250,6 @@ def _converted(W: Array, name: str) -> Array:
         converted: Array = W.astype(dtype_of(CODES[name]))
     if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
         raise ValueError(f"values must be in the range of {name}, got larger ones")
+    if np.isfinite(W).all():
+        check_kept(W, converted.dtype, "values", "it")
     return converted

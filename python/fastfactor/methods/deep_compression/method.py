@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import _checks
 from ..base import Method
-from ..codebook.method import check_range, table_dtype
+from ..codebook.method import table_dtype
 from ..factors import Factors
 from ..pruning.prune import Prune
 from ..search import Problem, Size
@@ -74,7 +74,6 @@ class DeepCompression(Prune):
             _checks.choice(self.codebook_dtype, "codebook_dtype", CODEBOOK_DTYPES)
 
     def _compress(self, problem: Problem) -> Factors:
-        check_range(problem.W, table_dtype(self.codebook_dtype, problem.W.dtype))
         mask = self.mask_of(problem) & (problem.W != 0)
         shared = share(
             problem.W,

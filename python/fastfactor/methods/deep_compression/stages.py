@@ -12,6 +12,7 @@ from ..._checks import Array
 from ..._records import ArrayRecord
 from ...kernels.scalar_clustering import kmeans1d
 from ...metrics import Diagonal, Frobenius, Metric
+from ..codebook.method import check_range
 from ..factors import matrix_shape
 from ..pruning.prune import Prune
 from ..search import Problem
@@ -233,6 +234,7 @@ def share(
     kept = W != 0 if mask is None else _mask(mask, W)
     name = codebook_dtype or ("float32" if W.dtype == np.float64 else W.dtype.name)
     _checks.choice(name, "codebook_dtype", CODEBOOK_DTYPES)
+    check_range(W, _checks.dtype_named(name))
     weight = None if importance is None else _importance(importance, W)[kept]
     values = W[kept]
     pruned = values.size < W.size or not values.size

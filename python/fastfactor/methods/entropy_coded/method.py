@@ -16,8 +16,9 @@ from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MAX_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
 from ..base import Method
-from ..factors import Config, Factors, check_ids, narrowed
+from ..factors import Config, Factors, check_ids
 from ..forward import ArrayNamespace, constant, transpose
+from ..narrow import narrowed
 from ..search import Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding

@@ -19,7 +19,7 @@ from ...kernels.selection import (
     prune_mask,
 )
 from ...kernels.sparse import CSR, spmm
-from ...metrics import Diagonal, Frobenius
+from ...metrics import Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
@@ -274,7 +274,7 @@ class Prune(Method):
 
         With ``scope="row"`` this many weights of every row are dropped.
         """
-        costs = problem.W.astype(np.float64)
+        costs = np.ldexp(problem.W.astype(np.float64), -exponent_of(problem.W))
         costs *= costs
         if problem.importance is not None:
             costs *= problem.importance
@@ -326,7 +326,7 @@ def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
 
 def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
     """Return a mask of scores whose magnitude is at least ``std_multiple`` standard deviations."""
-    wide = scores.astype(np.float64)
+    wide = np.ldexp(scores.astype(np.float64), -exponent_of(scores))
     if wide.size == 0:
         return np.zeros(scores.shape, np.bool_)
     deviation = wide.std(axis=1, keepdims=True) if by_row else wide.std()

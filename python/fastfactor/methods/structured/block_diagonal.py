@@ -15,8 +15,9 @@ from ...errors import CorruptDataError
 from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import NUMPY, ArrayNamespace, constant, with_zero
+from ..narrow import as_factors
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 
@@ -292,8 +293,10 @@ def _kept(
 ) -> BlockDiagonalFactors:
     """Return the factors with the blocks of least error for these groups."""
     W, covariance = problem.W, problem.input_covariance
+    exponent = 0
     if covariance is not None:
-        covariance = scaled(covariance)
+        covariance, exponent = scaled(covariance), exponent_of(W)
+        W = np.ldexp(W.astype(np.float64), -exponent)
     rows = _members(row_labels, W.shape[0], n_blocks)
     columns = _members(column_labels, W.shape[1], n_blocks)
     blocks = []
@@ -301,16 +304,16 @@ def _kept(
         i, j = i[i < W.shape[0]], j[j < W.shape[1]]
         block = W[np.ix_(i, j)]
         if covariance is not None:
-            target = covariance[j] @ W[i].astype(np.float64).T
+            target = covariance[j] @ W[i].T
             block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
         blocks.append(block.reshape(-1))
     return BlockDiagonalFactors(
-        values=narrowed(np.concatenate(blocks), W.dtype),
+        values=as_factors(np.concatenate(blocks), problem.W.dtype, exponent),
         row_labels=row_labels,
         column_labels=column_labels,
         n_blocks=n_blocks,
-        shape=W.shape,
-        dtype=W.dtype,
+        shape=problem.W.shape,
+        dtype=problem.W.dtype,
     )
 
 

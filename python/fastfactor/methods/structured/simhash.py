@@ -16,8 +16,9 @@ from ...kernels.codebooks import codebook_matmul
 from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import ArrayNamespace, constant, transpose
+from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
@@ -291,7 +292,7 @@ class Simhash(Method):
         hashed *= np.sqrt(len(A)) / n_hashes
         return SimhashFactors(
             signs=signs,
-            scale=narrowed(np.ldexp(self._scales(problem, A, hashed), exponent), W.dtype),
+            scale=as_factors(self._scales(problem, A, hashed), W.dtype, exponent),
             seed=np.array([self.random_state], np.uint64),
             n_hashes=n_hashes,
             axis=self.axis,

@@ -68,6 +68,7 @@ def relative_error(W: Array, rows_of: Callable[[int, int], Array], metric: Metri
     computed in float64, a few rows at a time.
     """
     # Squares of narrower dtypes fit into float64's range without scaling.
+    _check_shape(metric, W.shape)
     exponent = exponent_of(W) if W.dtype == np.float64 else 0
     lost = total = 0.0
     for first in range(0, len(W), ROWS_AT_ONCE):
@@ -106,14 +107,26 @@ def metric_for(
     if importance is not None:
         return _diagonal(importance, shape)
     if input_covariance is not None:
-        return _covariance(input_covariance, shape[1])
+        return _covariance(input_covariance, shape)
     return Frobenius()
+
+
+def _check_shape(metric: Metric, shape: tuple[int, ...]) -> None:
+    """Check that the arrays of a metric fit a matrix of this shape."""
+    if isinstance(metric, Diagonal) and metric.importance.shape != shape:
+        raise ValueError(
+            f"importance must have the shape of W, {shape}, got {metric.importance.shape}"
+        )
+    n = shape[1]
+    if isinstance(metric, Covariance) and metric.input_covariance.shape != (n, n):
+        raise ValueError(
+            f"input_covariance must have shape {(n, n)}, got {metric.input_covariance.shape}"
+        )
 
 
 def _diagonal(importance: Any, shape: tuple[int, ...]) -> Diagonal | Frobenius:
     array = _checks.float_array(importance, "importance", ndim=(2,))
-    if array.shape != shape:
-        raise ValueError(f"importance must have the shape of W, {shape}, got {array.shape}")
+    _check_shape(Diagonal(array), shape)
     _checks.finite(array, "importance")
     if array.size and float(array.min()) < 0:
         raise ValueError(f"importance must not be negative, got {array.min()}")
@@ -126,11 +139,10 @@ def _diagonal(importance: Any, shape: tuple[int, ...]) -> Diagonal | Frobenius:
     return Diagonal(array)
 
 
-def _covariance(input_covariance: Any, n: int) -> Covariance | Frobenius:
+def _covariance(input_covariance: Any, shape: tuple[int, ...]) -> Covariance | Frobenius:
     """Return the metric of a covariance, times a power of two: float64, entries within ±1."""
     array = _checks.float_array(input_covariance, "input_covariance", ndim=(2,))
-    if array.shape != (n, n):
-        raise ValueError(f"input_covariance must have shape {(n, n)}, got {array.shape}")
+    _check_shape(Covariance(array), shape)
     _checks.finite(array, "input_covariance")
     if not array.any():
         return Frobenius()

@@ -97,8 +97,8 @@ class Method(ABC):
                 f"got {' and '.join(given) or 'none'}"
             )
         for name in ("ratio", "max_error"):
-            if goals[name] is not None and _checks.nonnegative(goals[name], name) == 0:
-                raise ValueError(f"{name} must be positive, got {goals[name]!r}")
+            if goals[name] is not None:
+                _checks.positive(goals[name], name)
         if hasattr(self, "random_state"):
             _checks.random_state(self.random_state)
 
@@ -197,6 +197,7 @@ class Method(ABC):
         if self.ratio is None:
             return self._size(problem)
         levels = self._checked_levels(problem)
+        self._check_ratio(problem)
         if not self._planned(levels[0], problem).exact:
             return Size(int(self._goal(problem).limit), exact=False)
         return self._largest_planned(problem)._size(problem)
@@ -254,6 +255,8 @@ class Method(ABC):
         """Return the factors for the parameter or the goal that is set."""
         if self.ratio is None and self.max_error is None:
             return self._best(problem)
+        if self.ratio is not None:
+            self._check_ratio(problem)
         return self._search(problem)
 
     def _finite(self, problem: Problem) -> Factors:
@@ -316,6 +319,13 @@ class Method(ABC):
         None means that only the values decide the size, which is allowed for `alternatives` only.
         """
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        """Return a size in bytes that no result is below, as far as the shape of W decides.
+
+        A ratio beyond it is refused before any work. The `parameter` is the smallest level.
+        """
+        return 0
+
     # --- how a ratio or an error is met
 
     def _search(self, problem: Problem) -> Factors:
@@ -369,6 +379,13 @@ class Method(ABC):
                 f"W must not be empty if ratio or max_error is given, got shape {problem.W.shape}"
             )
         return levels
+
+    def _check_ratio(self, problem: Problem) -> None:
+        """Check that the shape of W does not forbid the ratio."""
+        smallest = self._at(self._checked_levels(problem)[0])
+        least = smallest._least_nbytes(problem)
+        if not self._goal(problem).allows(least):
+            raise self._unreachable(least, problem)
 
     def _goal(self, problem: Problem) -> Goal:
         if self.ratio is not None:

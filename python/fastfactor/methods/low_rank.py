@@ -127,6 +127,9 @@ class LowRank(Method):
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, min(problem.W.shape) + 1)
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        return self._size(problem).nbytes
+
     def _size(self, problem: Problem) -> Size:
         rank = min(self.rank or 1, *problem.W.shape)
         # A matrix of lower rank takes less.

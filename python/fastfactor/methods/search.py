@@ -11,6 +11,8 @@ from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, Metric
 from .factors import Factors
 
+MOST_NBYTES = 2.0**62  # so that every limit is an integer
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -88,7 +90,8 @@ class Goal:
     @classmethod
     def of_ratio(cls, problem: Problem, ratio: float) -> Goal:
         """Return the size that a ratio allows, with a margin in case the ratio was rounded up."""
-        return cls(problem, problem.W.nbytes * (1 + 1e-12) / ratio, is_size=True)
+        limit = min(problem.W.nbytes * (1 + 1e-12) / ratio, MOST_NBYTES)
+        return cls(problem, limit, is_size=True)
 
     def measure(self, factors: Factors) -> float:
         """Return the quantity that is limited: the size of the factors or their error."""

@@ -71,7 +71,7 @@ class Job:
 
         Raises
         ------
-        TypeError, ValueError
+        ValueError
             For a tensor that its method cannot compress, unless the recipe keeps such tensors.
         """
         (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
@@ -82,7 +82,7 @@ class Job:
         try:
             rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
             size = rule.compressor.planned_size(_matrix_shape(stored.shape), stored.dtype)
-        except (TypeError, ValueError) as fault:
+        except ValueError as fault:
             reason = self._impossible(name, fault)
             return replace(_row(name, stored, rule, reason), bytes_after=stored.nbytes)
         if size is None:
@@ -115,7 +115,7 @@ class Job:
             elif rule.dtype not in (None, stored.dtype.name):
                 value = _converted(W, rule.dtype)
                 error, metric = difference(W, value).relative_error, PLAIN
-        except (TypeError, ValueError) as fault:
+        except ValueError as fault:
             reason = self._impossible(name, fault)
         row = replace(
             _row(name, stored, rule, reason),
@@ -190,7 +190,7 @@ class Job:
     def _error(self, W: Array, factors: Factors, weights: dict[str, Array]) -> float:
         return factors.error(_as_matrix(W), **weights, n_threads=self.n_threads)
 
-    def _impossible(self, name: str, fault: TypeError | ValueError) -> str:
+    def _impossible(self, name: str, fault: ValueError) -> str:
         """Return why a tensor is kept; raise the fault if the recipe does not keep such tensors."""
         if self.recipe.if_impossible == "stop":
             raise located(fault, f"tensor {name!r}") from fault

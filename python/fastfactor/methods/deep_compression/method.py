@@ -91,6 +91,9 @@ class DeepCompression(Prune):
     def _tries_plain(self, problem: Problem) -> bool:
         return self.std_multiple is None  # which says itself what is kept under an importance
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        return table_dtype(self.codebook_dtype, problem.W.dtype).itemsize
+
     def _size(self, problem: Problem) -> Size | None:
         most = self._most(problem)
         if most is None:

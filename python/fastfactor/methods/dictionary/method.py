@@ -128,7 +128,7 @@ class Dictionary(Method):
         if self.n_nonzero_coefs is not None:
             _checks.integer(self.n_nonzero_coefs, "n_nonzero_coefs", 1)
         if self.block_error is not None:
-            _checks.nonnegative(self.block_error, "block_error")
+            _checks.nonnegative(self.block_error, "block_error", finite=True)
         if self.block_size is not None:
             _checks.integer(self.block_size, "block_size", 1)
         if self.n_atoms is not None:
@@ -192,10 +192,18 @@ class Dictionary(Method):
         block_size = self._block_size(problem.W)
         return range(1, min(block_size, self._count_atoms(problem.W, block_size)) + 1)
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        # Every block has a value, or the number of values of every block is stored.
+        W = problem.W
+        n = W.size // self._block_size(W)
+        value = self._dtype("value_dtype", W).itemsize
+        return self._dictionary_nbytes(W) + min(n * value, packed_nbytes(n, 1) + value)
+
     def _size(self, problem: Problem) -> Size | None:
+        block_size = self._block_size(problem.W)
         if self.n_nonzero_coefs is None:
             return None
-        n = problem.W.size // self._block_size(problem.W)
+        n = problem.W.size // block_size
         # If some block needs fewer values, the number of values of every block is stored.
         counts = packed_nbytes(n, self._max_values(problem.W).bit_length())
         return Size(self._even_nbytes(problem.W) + counts, exact=False)
@@ -210,12 +218,19 @@ class Dictionary(Method):
         block_size = self._block_size(W)
         n_atoms, count = self._count_atoms(W, block_size), self._max_values(W)
         n = W.size // block_size
-        value, atom = (
-            W.itemsize if name is None else _checks.dtype_named(name).itemsize
-            for name in (self.value_dtype, self.dictionary_dtype)
-        )
         indices = packed_nbytes(n * count, bits_for(n_atoms))
-        return n_atoms * block_size * atom + n * count * value + indices
+        values = n * count * self._dtype("value_dtype", W).itemsize
+        return self._dictionary_nbytes(W) + values + indices
+
+    def _dictionary_nbytes(self, W: Array) -> int:
+        block_size = self._block_size(W)
+        numbers = self._count_atoms(W, block_size) * block_size
+        return numbers * self._dtype("dictionary_dtype", W).itemsize
+
+    def _dtype(self, setting: str, W: Array) -> np.dtype[Any]:
+        """Return the dtype that a setting names, or W's."""
+        name = getattr(self, setting)
+        return W.dtype if name is None else _checks.dtype_named(name)
 
     def _search(self, problem: Problem) -> Factors:
         goal = self._goal(problem)
@@ -337,8 +352,7 @@ class Dictionary(Method):
 
     def _rounded(self, array: Array, W: Array, setting: str) -> Array:
         """Return the array in the dtype of a setting, or refuse values that it cannot hold."""
-        name = getattr(self, setting)
-        dtype = W.dtype if name is None else _checks.dtype_named(name)
+        dtype = self._dtype(setting, W)
         with np.errstate(over="ignore"):
             rounded = array.astype(dtype)
         if not np.isfinite(rounded).all():

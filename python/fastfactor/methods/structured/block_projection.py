@@ -222,7 +222,7 @@ class BlockProjection(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduction is not None and _checks.nonnegative(self.reduction, "reduction") < 1:
+        if self.reduction is not None and _checks.positive(self.reduction, "reduction") < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction!r}")
         _checks.integer(self.block_in, "block_in", 1)
         _checks.integer(self.block_out, "block_out", 1)

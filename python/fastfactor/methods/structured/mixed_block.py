@@ -173,6 +173,9 @@ class MixedBlock(Method):
             return self._largest_planned(problem)._best(problem)
         return super()._search(problem)
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        return self._size(problem).nbytes
+
     def _size(self, problem: Problem) -> Size:
         n_blocks, block_size = self._layout(problem).matrix_shape
         rank = min(self.rank or 1, n_blocks, block_size)

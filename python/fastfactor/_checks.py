@@ -10,9 +10,9 @@ import operator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ._arrays import Array as Array
+from ._arrays import as_array
 
 FLOATS = "float16, bfloat16, float32 or float64"
 
@@ -48,13 +48,47 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 def float_array(value: Any, name: str, *, ndim: tuple[int, ...] | None = None) -> Array:
     """Return ``value`` as an array of floats of one of the given ranks; never copy an ndarray."""
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    array = as_array(value, name)
     if not is_float(array.dtype):
-        raise TypeError(f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}")
+        raise TypeError(
+            f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}"
+            f"{_cure(value, name, array.dtype)}"
+        )
     if ndim is not None and array.ndim not in ndim:
         ranks = " or ".join(str(n) for n in ndim)
         raise ValueError(f"{name} must have {ranks} dimensions, got shape {array.shape}")
     return array
+
+
+def _cure(value: Any, name: str, dtype: np.dtype[Any]) -> str:
+    """Return how to make floats of real numbers; nothing for other values."""
+    if dtype.kind not in "iubf":
+        return ""
+    if hasattr(value, "astype"):
+        return f"; use {name}.astype(np.float32)"
+    if hasattr(value, "float"):  # a torch tensor
+        return f"; use {name}.float()"
+    return f"; use np.asarray({name}, np.float32)"
+
+
+def integers(value: Any, name: str) -> Array:
+    """Return ``value`` as an array of integers of any width; an empty one may have any dtype."""
+    array = as_array(value, name)
+    if array.size == 0 and array.dtype.kind not in "iu":
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return array
+
+
+def as_int64(array: Array, name: str, n: int = 2**63, error: type[Exception] = ValueError) -> Array:
+    """Return integers as int64, in C order; refuse uint64 of ``n`` or more.
+
+    Cast to int64, those of 2**63 and more would turn negative.
+    """
+    if array.dtype == np.uint64 and array.size and int(array.max()) >= n:
+        raise error(f"{name} must be in [0, {n}), got {array.max()}")
+    return np.ascontiguousarray(array, np.int64)
 
 
 def inputs(x: Any, n_features: int) -> Array:
@@ -81,8 +115,8 @@ def result_dtype(*arrays: Array | None) -> type[np.float32] | type[np.float64]:
 
 def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Check that an array given for output has the right shape and dtype and can be written."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(out).__name__}")
+    if type(out) not in (np.ndarray, np.memmap):
+        raise TypeError(f"{name} must be a plain NumPy array, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"{name} must have dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
@@ -192,13 +226,16 @@ def sparse_shape(shape: Any, name: str) -> tuple[int, int]:
 
 def as_bytes(data: Any, name: str) -> Array:
     """Return bytes or a uint8 array as an array, without copying."""
+    if isinstance(data, memoryview) and not data.c_contiguous:
+        raise ValueError(f"{name} must be contiguous, got strides {data.strides}")
     if isinstance(data, bytes | bytearray | memoryview):
         data = np.frombuffer(data, np.uint8)
-    if not isinstance(data, np.ndarray):
+    if type(data).__module__ == "builtins":  # lists, numbers, None
         raise TypeError(f"{name} must be bytes or a uint8 array, got {type(data).__name__}")
-    if data.dtype != np.uint8:
-        raise TypeError(f"{name} must have dtype uint8, got {data.dtype}")
-    return data
+    array = as_array(data, name)
+    if array.dtype != np.uint8:
+        raise TypeError(f"{name} must have dtype uint8, got {array.dtype}")
+    return array
 
 
 def flat(array: Array, name: str) -> None:

@@ -262,8 +262,7 @@ def _block_scores(
 
 
 def _weights(value: Any, ndim: int | None) -> Array:
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
-    array = _checks.float_array(array, "W", ndim=(array.ndim if ndim is None else ndim,))
+    array = _checks.float_array(value, "W", ndim=None if ndim is None else (ndim,))
     if array.ndim == 0:
         raise ValueError("W must have at least one dimension, got shape ()")
     return array

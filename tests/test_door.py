@@ -156,7 +156,7 @@ def test_numbers_lists_and_buffers_are_converted_by_numpy():
 SAID = [
     (np.ma.array([1.0, 2.0], mask=[0, 1]), "W must not have masked values", "W.filled(0)"),
     ([np.ma.masked, 1.0], "W must not have masked values", "W.filled(0)"),
-    (scipy.sparse.eye_array(3), "W must be a dense array, got sparse dia_array", "W.toarray()"),
+    (scipy.sparse.coo_array(np.eye(3)), "dense array, got sparse coo_array", "W.toarray()"),
     (foreign.Tensor(np.ones(2), device="cuda:0"), "W must be on the CPU", "W.cpu()"),
     (foreign.Tensor(np.ones(2), layout="sparse_csr"), "layout torch.sparse_csr", "W.to_dense()"),
     (

@@ -5,6 +5,7 @@ Every message names the argument, what it must be, and what came.
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -15,6 +16,7 @@ from ._arrays import Array as Array
 from ._arrays import as_array
 
 FLOATS = "float16, bfloat16, float32 or float64"
+MOST_SHOWN = 200  # characters of a value in a message
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -126,6 +128,16 @@ def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any])
         raise ValueError(f"{name} must be writeable and aligned, got {fault} array")
 
 
+def shown(value: Any) -> str:
+    """Return a value as messages show it: in one line, however long it is."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    if isinstance(value, int) and value.bit_length() > MOST_SHOWN:
+        return f"an integer of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     """Return an integer in [low, high]; refuse floats and booleans, but accept NumPy's integers."""
     wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
@@ -134,44 +146,56 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer {wanted}, got {value!r}")
+        raise TypeError(f"{name} must be an integer {wanted}, got {shown(value)}")
     if number < low or (high is not None and number > high):
-        raise ValueError(f"{name} must be {wanted}, got {number}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(number)}")
     return number
 
 
 def nonnegative(value: Any, name: str) -> float:
     """Return a real number that is zero or more; infinity is accepted."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be a number that is zero or more, got {value!r}")
-    number = float(value)
+        raise TypeError(f"{name} must be a number that is zero or more, got {shown(value)}")
+    number = as_float(value)
     if not number >= 0:
-        raise ValueError(f"{name} must be zero or more, got {value!r}")
+        raise ValueError(f"{name} must be zero or more, got {shown(value)}")
     return number
 
 
 def fraction(value: Any, name: str) -> float:
     """Return a real number in (0, 1]."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be a number in (0, 1], got {value!r}")
-    if not 0 < float(value) <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+        raise TypeError(f"{name} must be a number in (0, 1], got {shown(value)}")
+    if not 0 < as_float(value) <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {shown(value)}")
     return float(value)
+
+
+def as_float(number: Any) -> float:
+    """Return a real number as a float; beyond the range of floats, infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of the options."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        raise TypeError(
+            f"{name} must be one of {', '.join(map(repr, options))}, got {shown(value)}"
+        )
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, options))}, got {shown(value)}"
+        )
     return value
 
 
 def boolean(value: Any, name: str) -> bool:
     """Return ``value`` if it is True or False; refuse 0, 1 and other stand-ins."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
@@ -194,10 +218,10 @@ def seed(random_state: Any) -> int:
     except TypeError:
         raise TypeError(
             "random_state must be None, an integer, a numpy Generator or a RandomState, "
-            f"got {random_state!r}"
+            f"got {shown(random_state)}"
         ) from None
     if not 0 <= number < 2**64:
-        raise ValueError(f"random_state must be in [0, 2**64), got {number}")
+        raise ValueError(f"random_state must be in [0, 2**64), got {shown(number)}")
     return number
 
 
@@ -217,9 +241,9 @@ def sparse_shape(shape: Any, name: str) -> tuple[int, int]:
     try:
         sizes = tuple(shape)
     except TypeError:
-        raise TypeError(f"{name} must be a pair of integers, got {shape!r}") from None
+        raise TypeError(f"{name} must be a pair of integers, got {shown(shape)}") from None
     if len(sizes) != 2:
-        raise ValueError(f"{name} must be a pair of integers, got {shape!r}")
+        raise ValueError(f"{name} must be a pair of integers, got {shown(shape)}")
     rows, columns = (integer(size, f"{name}[{i}]", 0, 2**63 - 2) for i, size in enumerate(sizes))
     return rows, columns
 

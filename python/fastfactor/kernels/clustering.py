@@ -127,7 +127,7 @@ def kmeans(
     weights = None if sample_weight is None else _weights(sample_weight, X)
     runs = min(_checks.integer(n_init, "n_init", 1), MAX_COUNT)
     if not isinstance(balanced, bool | np.bool_):
-        raise TypeError(f"balanced must be True or False, got {balanced!r}")
+        raise TypeError(f"balanced must be True or False, got {_checks.shown(balanced)}")
     centroids, labels, inertia, n_iter = kernels.kmeans(
         X,
         n_clusters,

@@ -411,7 +411,8 @@ def _csr_arrays(A: Any) -> tuple[Array, Array, Array, tuple[int, int]]:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"A.{name} must be a NumPy array, got {type(array).__name__}")
-    plain = {name: as_array(array, f"A.{name}") for name, array in arrays.items()}
+        if type(array) is not np.ndarray:
+            arrays[name] = as_array(array, f"A.{name}")
     shape = _checks.sparse_shape(shape, "A.shape")
-    check_arrays(**plain, shape=shape, prefix="A.")
-    return plain["data"], plain["indices"], plain["indptr"], shape
+    check_arrays(**arrays, shape=shape, prefix="A.")
+    return arrays["data"], arrays["indices"], arrays["indptr"], shape

@@ -121,9 +121,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     CorruptDataError
-        If a file contradicts itself, or an index contradicts its shards.
+        If a file contradicts itself or has another format, which the message names, or an index
+        contradicts its shards.
     ValueError
-        If the file is a compressed model or has another format, which the message names.
+        If the file is a compressed model.
     TypeError
         If a tensor has a dtype that safetensors cannot hold.
     OSError

@@ -35,7 +35,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
 
     Raises
     ------
-    ValueError
+    CorruptDataError
         For a file of another format; the message says which, and what to do.
     OSError
         If it cannot be read.
@@ -79,5 +79,7 @@ def _archive_format(path: str) -> str:
     return "npz"
 
 
-def _foreign(path: str, called: str, advice: str) -> ValueError:
-    return ValueError(f"{path} must be a file of tensors that is read here, got {called}; {advice}")
+def _foreign(path: str, called: str, advice: str) -> CorruptDataError:
+    return CorruptDataError(
+        f"{path} must be a file of tensors that is read here, got {called}; {advice}"
+    )

@@ -118,7 +118,7 @@ class Store(Mapping[str, Value]):
         self.path = os.fspath(path)
         found = format_of(path)
         if found != "safetensors":
-            raise ValueError(
+            raise CorruptDataError(
                 f"{self.path} must be a safetensors file, got the format {found}; "
                 "fastfactor.compress_file reads it"
             )

@@ -82,9 +82,7 @@ class TorchFile:
     Raises
     ------
     CorruptDataError
-        If it contradicts itself.
-    ValueError
-        If it holds other objects than tensors in plain containers.
+        If it contradicts itself or holds other objects than tensors in plain containers.
     """
 
     def __init__(self, path: str) -> None:
@@ -104,7 +102,7 @@ class TorchFile:
             else:
                 self._tensors[name] = value
         if not self._tensors:
-            raise ValueError(
+            raise CorruptDataError(
                 f"{path} must hold tensors by name, as of model.state_dict(), got none"
             )
         if left_out:
@@ -156,7 +154,7 @@ class TorchFile:
             with open_regular_file(self.path) as file:
                 return self._unpickled_old(file)
         except _RefusedError as error:
-            raise ValueError(f"{self.path} {error}") from error
+            raise CorruptDataError(f"{self.path} {error}") from error
         except DAMAGED as error:
             raise CorruptDataError(f"{self.path} must be a file of torch.save: {error}") from error
 

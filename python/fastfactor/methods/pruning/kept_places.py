@@ -16,6 +16,7 @@ from ...kernels.gaps import gap_decode, gap_encode
 from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR
 from ..factors import Config, Tensors
+from ..narrow import narrowed
 from ..stored import stored_number, stored_tensor
 
 MAX_GAP_BITS = 16
@@ -178,7 +179,7 @@ def kept_rows(
     taken = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
     row = np.repeat(np.arange(begins.size), counts)
     found = np.zeros((begins.size, shape[1]), dtype)
-    found[row, places[taken] - begins[row]] = values[taken]
+    found[row, places[taken] - begins[row]] = narrowed(values[taken], dtype)
     return found.reshape(*ids.shape, shape[1])
 
 

@@ -249,7 +249,7 @@ HOSTILE = {
     "deep pieces": '{"entry": {"name": "a"}, "key": "", "pieces": ' + "[" * 2000 + "]" * 2000 + "}",
     "not JSON": "{",
     "twice the same": '{"entry": {"name": "a"}, "entry": {"name": "a"}, "pieces": [], "key": ""}',
-    "a dtype that is none": plain(code="F128"),
+    "a dtype that is none": plain(code="f64"),
     "a dtype of another kind": plain(code=["F64"]),
     "another dtype": plain(code="F32"),
     "another shape": plain(shape=[4]),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._checks import Array
+from .._arrays import Array, as_array
 from ..errors import CorruptDataError
 from ..methods.factors import FLOAT_NAMES, Factors
 from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, TensorInfo, dtype_of, sizes
@@ -76,18 +76,19 @@ def described_entry(
         )
     check_text(name, "an entry's name")
     if not isinstance(value, Factors):
-        if not isinstance(value, np.ndarray):
+        if type(value).__module__ == "builtins":  # the dtype of lists and numbers would be a guess
             raise TypeError(
-                f"entry {name!r} must be Factors or a NumPy array, got {type(value).__name__}"
+                f"entry {name!r} must be Factors or an array, got {type(value).__name__}"
             )
+        array = as_array(value, f"entry {name!r}")
         if shape is not None:
             raise ValueError(
                 f"shape must be given for factors only, got {shape} for array {name!r}"
             )
         plain = {"name": name}
-        if dtype is not None and dtype != value.dtype:
+        if dtype is not None and dtype != array.dtype:
             plain["dtype"] = dtype.name
-        return plain, {name: value}
+        return plain, {name: array}
     layout = _checked_layout(name, value, shape)
     entry = {
         "name": name,

@@ -363,25 +363,11 @@ def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:
 
 def check_ids(ids: Any, n: int) -> Array:
     """Return row numbers of any shape as int64; refuse those outside [0, n)."""
-    array = np.asarray(ids)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"ids must be integers, got {array.dtype}")
+    array = _checks.integers(ids, "ids")
     outside = (array < 0) | (array >= n)
     if outside.any():
         raise IndexError(f"ids must be in [0, {n}), got {array[outside].flat[0]}")
     return array.astype(np.int64)
-
-
-def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return an array in a narrower dtype; values beyond its range become ± its largest value."""
-    with np.errstate(over="ignore"):
-        result = array.astype(dtype, copy=False)
-    if dtype.itemsize < array.itemsize and not np.isfinite(result).all():
-        most = np.nextafter(dtype.type(np.inf), dtype.type(0))
-        result = np.clip(result, -most, most).astype(dtype, copy=False)
-    return result
 
 
 def into(out: Any, result: Array) -> Array:

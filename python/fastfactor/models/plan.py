@@ -21,6 +21,7 @@ from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
 from ..files.layout import Layout
 from ..methods.factors import Factors, matrix_shape
+from ..methods.narrow import check_kept
 from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
 from .layouts import AUTO, Layouts
@@ -124,7 +125,7 @@ class Job:
 
         Raises
         ------
-        TypeError, ValueError
+        ValueError
             For a tensor that its method cannot compress, unless the recipe keeps such tensors.
         """
         plan, stored = self.plan[name], self.checkpoint.tensors[name]
@@ -228,10 +229,9 @@ class Job:
         if isinstance(value, Factors):
             layout = self.plan[row.name].layout
             assert layout is not None
-            error = value.error(
-                layout.to_matrix(W), **self._weights_of(row.name), n_threads=self.n_threads
-            )
-            metric = self._metric_name(row.name)
+            weights = self._weights_of(row.name)
+            error = value.error(layout.to_matrix(W), **weights, n_threads=self.n_threads)
+            metric = _used_metric(weights)
         elif value.dtype != W.dtype:
             error, metric = difference(W, value).relative_error, PLAIN
         return replace(
@@ -350,6 +350,13 @@ def _row(name: str, stored: Stored, plan: Plan) -> TensorRow:
     )
 
 
+def _used_metric(weights: dict[str, Array]) -> str:
+    """Return the name of the error that was minimised; all-zero weights count as none."""
+    for what, array in weights.items():
+        return what if array.any() else f"{PLAIN} (zero {what})"
+    return PLAIN
+
+
 def _not_smaller(rule: Rule, nbytes: int) -> str:
     return f"not smaller as {rule.method}: {nbytes} bytes"
 
@@ -359,4 +366,6 @@ def _converted(W: Array, dtype: np.dtype[Any]) -> Array:
         converted: Array = W.astype(dtype)
     if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
         raise ValueError(f"values must be in the range of {dtype.name}, got larger ones")
+    if np.isfinite(W).all():
+        check_kept(W, converted.dtype, "values", "it")
     return converted

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from ... import _checks
+from ..._arrays import as_array
 from ..._checks import Array
 from ..._records import ArrayRecord
 from ...kernels.scalar_clustering import kmeans1d
 from ...metrics import Diagonal, Frobenius, Metric
+from ..codebook.method import check_range
 from ..factors import matrix_shape
 from ..pruning.prune import Prune
 from ..search import Problem
@@ -79,7 +81,8 @@ def prune(
     metric: Metric = Frobenius()
     if importance is not None:
         # In float64, so that the roots of small importances do not become zero.
-        metric = Diagonal(_importance(importance, W).reshape(matrix.shape))
+        weights = _importance(importance, W)
+        metric = Diagonal(weights.reshape(matrix.shape)) if weights.any() else metric
     settings = Prune(sparsity=sparsity, std_multiple=std_multiple)
     return settings.mask_of(Problem(matrix, metric, n_threads)).reshape(W.shape)
 
@@ -119,18 +122,19 @@ class SharedWeights(ArrayRecord):
     mask: Array
 
     def __post_init__(self) -> None:
-        if not isinstance(self.labels, np.ndarray) or self.labels.dtype != np.uint8:
-            raise TypeError(f"labels must be a uint8 array, got {self.labels!r:.200}")
+        labels = as_array(self.labels, "labels")
+        if labels.dtype != np.uint8:
+            raise TypeError(f"labels must be a uint8 array, got dtype {labels.dtype}")
         codebook = _checks.float_array(self.codebook, "codebook", ndim=(1,))
-        mask = _mask(self.mask, self.labels, "labels")
-        if self.labels.size and int(self.labels.max()) >= codebook.size:
-            raise ValueError(
-                f"labels must be in [0, {codebook.size}), got {int(self.labels.max())}"
-            )
+        mask = _mask(self.mask, labels, "labels")
+        if labels.size and int(labels.max()) >= codebook.size:
+            raise ValueError(f"labels must be in [0, {codebook.size}), got {int(labels.max())}")
         if not mask.all() and codebook[0] != 0:
             raise ValueError(
                 f"codebook must begin with zero, for pruned weights, got {codebook[0]}"
             )
+        for name, array in (("labels", labels), ("codebook", codebook), ("mask", mask)):
+            object.__setattr__(self, name, array)
 
     def to_dense(self) -> Array:
         """Return the weights, each with its shared value.
@@ -193,7 +197,7 @@ def share(
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
         The dtype of the values. Default: W's, or float32 if W is float64.
     importance : array of W's shape, optional
-        A factor of each squared error.
+        A factor of each squared error. If it is zero for all kept weights, it counts as none.
     random_state : int, Generator, RandomState or None
         Seed of ``"random"``.
     n_threads : int, optional
@@ -232,6 +236,7 @@ def share(
     kept = W != 0 if mask is None else _mask(mask, W)
     name = codebook_dtype or ("float32" if W.dtype == np.float64 else W.dtype.name)
     _checks.choice(name, "codebook_dtype", CODEBOOK_DTYPES)
+    check_range(W, _checks.dtype_named(name))
     weight = None if importance is None else _importance(importance, W)[kept]
     values = W[kept]
     pruned = values.size < W.size or not values.size
@@ -239,7 +244,7 @@ def share(
     codebook = np.zeros(int(pruned), np.float32)
     if values.size:
         if weight is not None and not weight.any():
-            raise ValueError("importance must not be zero for all kept weights, got only zeros")
+            weight = None
         result = kmeans1d(
             values,
             2**n_bits - pruned,
@@ -266,15 +271,16 @@ def _starts(values: Array, n: int, init: str, random_state: Any) -> Any:
 
 def _checked(W: Any) -> Array:
     """Check that W is a finite array of floats, and return it."""
-    array = W if isinstance(W, np.ndarray) else np.asarray(W)
-    array = _checks.float_array(array, "W", ndim=tuple(range(1, 33)))
+    array = _checks.float_array(W, "W")
+    if array.ndim == 0:
+        raise ValueError("W must have at least one dimension, got shape ()")
     _checks.finite(array, "W")
     return array
 
 
 def _mask(mask: Any, W: Array, name: str = "W") -> Array:
     """Check that a mask is bool and has the shape of W, and return it."""
-    array = np.asarray(mask)
+    array = as_array(mask, "mask")
     if array.dtype != np.bool_:
         raise TypeError(f"mask must have dtype bool, got {array.dtype}")
     if array.shape != W.shape:

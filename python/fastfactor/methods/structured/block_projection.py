@@ -14,8 +14,9 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import NUMPY, ArrayNamespace, constant, transpose
+from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
@@ -64,15 +65,15 @@ class BlockProjectionFactors(Factors):
         B = stored_tensor(tensors, "B", FLOAT_NAMES, (None, None, None))
         D = stored_tensor(tensors, "D", FLOAT_NAMES, (None, None, None))
         counts = []
-        for name, (shared, block, reduced), size in (
-            ("B", B.shape, shape[1]),
-            ("D", D.transpose(0, 2, 1).shape, shape[0]),
+        for name, tensor, (shared, block, reduced), size in (
+            ("B", B, B.shape, shape[1]),
+            ("D", D, D.transpose(0, 2, 1).shape, shape[0]),
         ):
             count = -(-size // max(block, 1))
             if not (1 <= reduced <= block <= max(size, 1) and shared in (1, count)):
                 raise CorruptDataError(
                     f"{name} must hold 1 or {count} projections of blocks of at most {size}, "
-                    f"got shape {tensors[name].shape}"
+                    f"got shape {tensor.shape}"
                 )
             counts.append(count * reduced)
         C = stored_tensor(tensors, "C", FLOAT_NAMES, (counts[1], counts[0]))
@@ -221,7 +222,7 @@ class BlockProjection(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduction is not None and _checks.nonnegative(self.reduction, "reduction") < 1:
+        if self.reduction is not None and _checks.positive(self.reduction, "reduction") < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction!r}")
         _checks.integer(self.block_in, "block_in", 1)
         _checks.integer(self.block_out, "block_out", 1)
@@ -240,7 +241,7 @@ class BlockProjection(Method):
             C = fit_core(W, problem, B.astype(np.float64), D.astype(np.float64))
             return BlockProjectionFactors(
                 B=B,
-                C=np.ascontiguousarray(narrowed(np.ldexp(C, exponent), dtype)),
+                C=as_factors(C, dtype, exponent),
                 D=np.ascontiguousarray(transpose_blocks(D)),
                 shape=W.shape,
                 dtype=dtype,
@@ -253,7 +254,7 @@ class BlockProjection(Method):
             for side in (0, 1)
         )
         return RandomProjectionFactors(
-            C=np.ascontiguousarray(narrowed(np.ldexp(fit_core(W, problem, B, D), exponent), dtype)),
+            C=as_factors(fit_core(W, problem, B, D), dtype, exponent),
             seed=np.array([self.random_state], np.uint64),
             block_out=blocks[0],
             block_in=blocks[1],

@@ -17,8 +17,16 @@ import ml_dtypes
 import numpy as np
 from contract import MethodContract
 from fastfactor import store
-from fastfactor.files.compact import COMPACT_VERSION
-from fastfactor.methods import DeepCompression, Dictionary, EntropyCoded, LowRank, PruneCodebook
+from fastfactor.files.index import LAYOUT_VERSION
+from fastfactor.files.layout import Layout
+from fastfactor.methods import (
+    Codebook,
+    DeepCompression,
+    Dictionary,
+    EntropyCoded,
+    LowRank,
+    PruneCodebook,
+)
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -45,11 +53,29 @@ def main() -> None:
     path = DATA / f"plain.{store.FORMAT_VERSION}.safetensors"
     if not path.exists():
         store.save(path, plain(), metadata={"made by": "tests/make_data.py"})
-    path = DATA / f"compact.{COMPACT_VERSION}.safetensors"
+    for name in ("layouts", "compact"):
+        path = DATA / f"{name}.{LAYOUT_VERSION}.safetensors"
+        if not path.exists():
+            write_layouts(path, compact=name == "compact")
+    path = DATA / f"compact.{store.FORMAT_VERSION}.safetensors"
     if not path.exists():
         W = MethodContract().matrix()
         factors = [method.compress(W) for method in COMPACT_METHODS]
         write(path, factors, compact=True, metadata={"made by": "tests/make_data.py"})
+
+
+def write_layouts(path, *, compact):
+    """Factors of transposed tensors, and a tensor that was converted to float16."""
+    W = MethodContract().matrix()
+    out, columns = W.shape
+    shapes = ((columns, out), (1, columns, out))
+    with store.Writer(path, compact=compact) as writer:
+        for number, shape in enumerate(shapes):
+            axes = (len(shape) - 1, *range(len(shape) - 1))
+            factors = Codebook(n_bits=4).compress(W)
+            writer.add(str(number), factors, shape=Layout(shape, axes, W.shape))
+            writer.add(f"{number} dense", factors.to_dense())
+        writer.add("bias", np.ones(3, np.float16), dtype=np.dtype(np.float32))
 
 
 def contracts():

@@ -120,6 +120,8 @@ def test_help_names_the_commands(arguments):
         (["compress", "a", "b", "--method", "keep", "--set", "dtype=f16"], "dtype in --set"),
         (["compress", "a", "b", "--method", "keep", "--report", "r.xml"], "--report"),
         (["compress", "a"], "target"),
+        (["compress", "a", "b", "--method", "keep", "--keep-dtype", "f16"], "--keep-dtype"),
+        (["compress", "a", "b", "--method", "keep", "--if-impossible", "x"], "--if-imp"),
         (["compress", "a", "b", "--method", "m", "--figures", "f", "--dry-run"], "--figures"),
         (["compare", "a", "b", "--max-error", "-1"], "--max-error"),
     ],
@@ -214,6 +216,27 @@ def test_one_method_on_the_command_line(model, tmp_path):
     assert rows["fc"]["settings"] == {"scope": "row", "sparsity": 0.75}
     assert rows["norm"]["reason"] == "on the skip list"
     assert content["file_bytes_after"] == target.stat().st_size
+
+
+def test_one_bad_tensor_ends_no_run_that_may_keep_it(tmp_path, rng):
+    tensors = {f"w{i}": rng.standard_normal((64, 64)).astype(np.float32) for i in range(3)}
+    tensors["w1"][3, 7] = -np.inf
+    model, target = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    save_file({**tensors, "bias": np.ones(64, np.float32)}, model)
+    method = ("--method", "codebook", "--set", "n_bits=4")
+    for dry in ((), ("--dry-run",)):
+        refused = run("compress", str(model), str(target), *method, *dry)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "tensor 'w1': W must be finite, got -inf at [3, 7]; to keep" in refused.stderr
+        assert "--if-impossible keep" in refused.stderr
+        assert sorted(tmp_path.iterdir()) == [model]
+    options = ("--if-impossible", "keep", "--keep-dtype", "float16", "--json")
+    for dry in (("--dry-run",), ()):
+        result = invoke("compress", model, target, *method, *options, *dry)
+        assert result.exit_code == 0, result.output
+        rows = {row["name"]: row for row in json.loads(result.output)["rows"]}
+        assert rows["w1"]["reason"].startswith("impossible: W must be finite")
+        assert [rows[name]["bytes_after"] for name in ("w0", "w1", "bias")] == [2112, 8192, 128]
 
 
 def test_a_dry_run_writes_nothing(model, tmp_path):
@@ -325,10 +348,6 @@ def test_resume_after_an_interrupt(model, tmp_path, monkeypatch):
     assert left.value.code == 130
     assert not target.exists()
     monkeypatch.undo()
-    other = ("--method", "codebook", "--set", "n_bits=3")
-    refused = run("compress", str(model), str(target), *other, "--resume")
-    assert refused.returncode == 1
-    assert "resume must have the source and settings" in refused.stderr
     result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
     seconds = {row["name"]: row["seconds"] for row in json.loads(result.output)["rows"]}

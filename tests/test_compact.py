@@ -270,7 +270,7 @@ def test_a_file_that_is_written_anew_unchanged_is_read(content, path):
         (lambda h: h["entries"].pop("bias"), "bytes of tensors, got"),
         (lambda h: h["entries"].update(bias=["F64", [4]]), "bytes of tensors, got"),
         (
-            lambda h: h["entries"].update(bias=["F65", [3]]),
+            lambda h: h["entries"].update(bias=["f64", [3]]),
             "dtype of tensor 'bias' must be one of F64",
         ),
         (lambda h: h["entries"].update(bias=["F64", [3.0]]), "must be a list of at most 32 sizes"),
@@ -317,7 +317,7 @@ def test_a_header_that_could_not_be_read_is_not_written(path, entries):
 
 def test_a_newer_version_is_named(content, path):
     start = content.index(b"FFC") + 7
-    path.write_bytes(sealed(b"\x02" + content[start + 1 :]))
+    path.write_bytes(sealed(b"\x03" + content[start + 1 :]))
     with pytest.raises(ValueError, match="a newer fastfactor wrote it") as caught:
         store.open_store(path)
     assert not isinstance(caught.value, CorruptDataError)

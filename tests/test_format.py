@@ -37,13 +37,18 @@ def test_the_page_reads_what_we_read(reader, path):
                 assert array.tobytes() == np.ascontiguousarray(expected[part]).tobytes()
 
 
-def test_the_page_decodes_a_codebook(reader):
-    entries = reader["read"](TESTS / "data" / "codebook.1.safetensors")
+@pytest.mark.parametrize(
+    "name", ["codebook.1.safetensors", "layouts.2.safetensors", "compact.2.safetensors"]
+)
+def test_the_page_decodes_a_codebook(reader, name):
+    path = TESTS / "data" / name
+    entries = reader["read"](path)
     plainest = {"n_bits": 4, "vector_dim": 1, "n_codebooks": 1, "group_size": 0}
     decoded = 0
-    with store.open_store(TESTS / "data" / "codebook.1.safetensors") as opened:
+    with store.open_store(path) as opened:
         for name, (entry, tensors) in entries.items():
-            if entry.get("config") == plainest and tensors["codebook"].ndim == 2:
+            described = entry if isinstance(entry, dict) else {}
+            if described.get("config") == plainest and tensors["codebook"].ndim == 2:
                 dense = reader["codebook_dense"](entry, tensors)
                 np.testing.assert_array_equal(dense, opened.to_dense(name))
                 decoded += 1

@@ -37,10 +37,10 @@ def test_each_tensor_becomes_what_the_recipe_says(model, tmp_path):
     assert reasons == {
         "bias": "not a matrix",
         "norm.weight": "on the skip list",
-        "small": "a side of 4",
+        "small": "256 weights, fewer than min_size, 1,024",
         "ids": "not floating-point",
         "flag": "not floating-point",
-        "empty": "a side of 0",
+        "empty": "no weights",
     }
     with store.open_store(target) as opened:
         assert set(opened) == set(tensors)
@@ -452,7 +452,7 @@ def test_many_bytes_reopen_the_file(model, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(
         "fastfactor.models.compress.open_store",
-        lambda path: opened.append(path) or store.open_store(path),
+        lambda path, **options: opened.append(path) or store.open_store(path, **options),
     )
     decompress_file(tmp_path / "s.safetensors", tmp_path / "b.safetensors")
     assert len(opened) > 5

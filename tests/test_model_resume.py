@@ -101,9 +101,9 @@ def test_resuming_to_decompress_another_file_is_refused(model, tmp_path):
         recipe = {"default": {"method": "codebook", "n_bits": n_bits}}
         compress_file(path, tmp_path / f"{n_bits}.safetensors", recipe)
     killed(tmp_path / "4.safetensors", target, 3, "decompress")
-    with pytest.raises(ValueError, match="resume must have the source and settings"):
+    with pytest.raises(ValueError, match="resume must have the source that"):
         decompress_file(tmp_path / "3.safetensors", target, resume=True)
-    with pytest.raises(ValueError, match="resume must have the source and settings"):
+    with pytest.raises(ValueError, match="resume must have the source that"):
         compress_file(path, target, RECIPE, resume=True)
     report = decompress_file(tmp_path / "4.safetensors", target, resume=True)
     assert sum(row.seconds is None for row in report.rows) == 3
@@ -143,28 +143,66 @@ def test_a_kill_at_any_moment(tmp_path, rng):
     assert target.read_bytes() == straight.read_bytes()
 
 
-@pytest.mark.parametrize("what", ["recipe", "source", "importance", "input_covariance"])
+@pytest.mark.parametrize("what", ["source", "importance", "input_covariance"])
 def test_resuming_another_job_is_refused(model, tmp_path, what):
     path, tensors = model
     target = tmp_path / "out.safetensors"
     killed(path, target, 4)
-    recipe, options = RECIPE, {}
+    options = {}
     if what in ("importance", "input_covariance"):
         W = tensors["fc.float32"]
         weights = {"importance": np.ones(W.shape), "input_covariance": np.eye(W.shape[1])}
         np.savez(tmp_path / "f.npz", **{"fc.float32": weights[what]})
         options[what] = tmp_path / "f.npz"
-    elif what == "recipe":
-        recipe = {"default": {"method": "codebook", "n_bits": 3}}
     else:
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     left = (tmp_path / "out.safetensors.partial").read_bytes()
-    with pytest.raises(ValueError, match="resume must have the source and settings"):
-        compress_file(path, target, recipe, resume=True, **options)
+    with pytest.raises(ValueError, match="resume must have the source that"):
+        compress_file(path, target, RECIPE, resume=True, **options)
     assert (tmp_path / "out.safetensors.partial").read_bytes() == left
-    compress_file(path, target, recipe, **options)
+    compress_file(path, target, RECIPE, **options)
     assert {"out.safetensors"} == {p.name for p in tmp_path.iterdir() if "out" in p.name}
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"names": {"conv": {"method": "codebook", "n_bits": 2}}}, {"conv"}),
+        ({"skip": ["conv"], "keep_dtype": "float16"}, {"conv", "bias", "small", "empty"}),
+        ({"patterns": {"conv": {**RECIPE["default"], "layout": "io"}}}, {"conv"}),
+        ({"min_size": 100}, {"small"}),
+        ({"if_impossible": "keep"}, set()),
+    ],
+)
+def test_after_a_change_of_the_recipe_only_what_it_changed_is_done_anew(
+    model, tmp_path, compact, change, changed
+):
+    path, _ = model
+    target, straight = tmp_path / "out.safetensors", tmp_path / "straight.safetensors"
+    recipe = {**RECIPE, **change}
+    expected = compress_file(path, straight, recipe, compact=compact)
+    killed(path, target, 9)
+    names = [row.name for row in expected.rows]
+
+    def stop(name, done, total):
+        if name == names[10]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_file(path, target, recipe, resume=True, progress=stop)
+    report = compress_file(path, target, recipe, resume=True, compact=compact)
+    assert [row.name for row in report.rows if row.seconds is not None] == names[10:]
+    assert target.read_bytes() == straight.read_bytes()
+    for row, other in zip(report.rows, expected.rows, strict=True):
+        assert row.record() | {"seconds": 0} == other.record() | {"seconds": 0}
+    # What changed is done anew, and what the killed run had not reached.
+    killed(path, target, 9)
+    report = compress_file(path, target, recipe, resume=True, compact=compact)
+    anew = {row.name for row in report.rows if row.seconds is not None}
+    assert anew == changed | set(names[9:])
+    assert target.read_bytes() == straight.read_bytes()
 
 
 def test_what_an_earlier_run_kept_is_said(tmp_path, rng):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 import tomllib
 from dataclasses import dataclass, replace
 
@@ -49,11 +50,12 @@ def test_the_whole_name_then_the_skip_list_then_the_last_pattern_then_the_defaul
     [
         ((64, 64), True, ""),
         ((32, 32), True, ""),
-        ((31, 64), True, "a side of 31"),
-        ((64, 31), True, "a side of 31"),
+        ((4, 256), True, ""),
+        ((31, 33), True, "1,023 weights, fewer than min_size, 1,024"),
         ((64, 8, 2, 2), True, ""),
-        ((64, 7, 2, 2), True, "a side of 28"),
-        ((64, 0), True, "a side of 0"),
+        ((64, 3, 2, 2), True, "768 weights, fewer than min_size, 1,024"),
+        ((1, 4096), True, "a side of 1, shorter than min_side, 2"),
+        ((64, 0), True, "no weights"),
         ((64,), True, "not a matrix"),
         ((), True, "not a matrix"),
         ((64, 64), False, "not floating-point"),
@@ -66,10 +68,11 @@ def test_which_tensors_the_default_takes(shape, is_float, reason):
 def test_a_whole_name_takes_small_matrices_but_not_empty_ones():
     recipe = {"names": {"w": DEFAULT}, "min_side": 100}
     assert decided(recipe, "w", (2, 3)) == ("codebook", "")
-    assert decided(recipe, "w", (2, 0)) == ("keep", "a side of 0")
+    assert decided(recipe, "w", (2, 0)) == ("keep", "no weights")
     assert decided(recipe, "other") == ("keep", "kept by the recipe")
     with_patterns = {"patterns": {"*": DEFAULT}, "min_side": 100}
-    assert decided(with_patterns, "w", (99, 200)) == ("keep", "a side of 99")
+    reason = "a side of 99, shorter than min_side, 100"
+    assert decided(with_patterns, "w", (99, 200)) == ("keep", reason)
 
 
 def test_keep_with_a_dtype():
@@ -166,6 +169,14 @@ def test_names_must_be_the_models():
     with pytest.raises(ValueError, match=r"'fc1.wieght'; did you mean 'fc1.weight'\?"):
         recipe.check_names(["fc1.weight", "fc2.weight"])
     recipe.check_names(["fc1.wieght"])
+
+
+def test_names_are_looked_up_not_searched_for():
+    names = [f"layers.{i}.weight" for i in range(20_000)]
+    recipe = read_recipe({"names": dict.fromkeys(names, DEFAULT)})
+    start = time.perf_counter()
+    recipe.check_names(names)
+    assert time.perf_counter() - start < 1  # 10 ms; 4 s if each is searched for in a list
 
 
 def test_fingerprints_tell_recipes_apart():

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,28 @@ def test_text_is_a_table_for_people():
     assert lines[-1] == "2 of 4 tensors compressed, 400 → 160 bytes, 2.50 × smaller, 1.5 s"
     narrow = REPORT.table().to_text(60)
     assert max(map(len, narrow.splitlines()[:-1])) <= 60
+
+
+@pytest.mark.parametrize("width", [None, 60, 80, 100])
+def test_names_are_never_broken_and_words_fit(width):
+    name = "model.language_model.layers.17.self_attention.query_key_value.weight"
+    rows = (replace(ROWS[0], name=name), replace(ROWS[2], reason="words " * 30), *ROWS)
+    lines = replace(REPORT, rows=rows).table().to_text(width).splitlines()
+    assert sum(name in line for line in lines) == 1
+    if width is not None:
+        assert max(map(len, lines[:-1])) <= max(width, len(name) + 1)
+        assert " ".join(" ".join(lines).split()).count("words") == 30
+    words = [line.split() for line in lines]
+    numbers = [line for line in words if line[-6:-4] == ["128", "24"] or "0.0123" in line]
+    assert len(numbers) == 2
+
+
+def test_long_tables_take_time_in_proportion():
+    rows = tuple(replace(ROWS[0], name=f"layers.{i}.weight") for i in range(20_000))
+    start = time.perf_counter()
+    text = replace(REPORT, rows=rows).table().to_text()
+    assert time.perf_counter() - start < 10  # 0.5 s where nothing else runs
+    assert text.count("\n") == 20_005
 
 
 def test_text_of_a_dry_run_says_what_is_known():

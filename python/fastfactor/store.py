@@ -13,7 +13,8 @@
 """
 
 from .files.index import FORMAT_VERSION, Entry
+from .files.layout import Layout
 from .files.store import Store, open_store
 from .files.writer import Writer, save
 
-__all__ = ["FORMAT_VERSION", "Entry", "Store", "Writer", "open_store", "save"]
+__all__ = ["FORMAT_VERSION", "Entry", "Layout", "Store", "Writer", "open_store", "save"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ..models.recipe import Recipe
     from ..models.report import Report, Table
 
+INDEX_ENDING = ".index.json"  # of what names the shards in a folder
 HEADER_SHARE = 0.1  # of a file; a larger header is worth a hint
 JSON_HELP = "Print JSON instead of a table."
 REPORT_HELP = "Also write the report to FILE (.txt, .json or .csv). May be repeated."
@@ -24,7 +27,19 @@ Reports = Annotated[list[Path] | None, typer.Option("--report", metavar="FILE", 
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Continue an interrupted run; keep finished tensors if interrupted again."
+        "--resume",
+        help="Continue an interrupted run; keep finished tensors if interrupted again. After a "
+        "change of settings, tensors whose own are the same are taken up.",
+    ),
+]
+MaxDense = Annotated[
+    int | None,
+    typer.Option(
+        "--max-dense-nbytes",
+        metavar="BYTES",
+        min=0,
+        help="Refuse compressed tensors that would be larger than this when rebuilt (default: 1 "
+        "GiB and 4096 times the file).",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
@@ -72,6 +87,24 @@ def compress(
             metavar="PATTERN",
             help="With --method: do not compress tensors whose names match, such as `*norm*`. May "
             "be repeated.",
+        ),
+    ] = None,
+    keep_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-dtype",
+            metavar="DTYPE",
+            help="Convert tensors that are not compressed, such as biases, to float16 or bfloat16; "
+            "`decompress` gives them their own dtype back.",
+        ),
+    ] = None,
+    if_impossible: Annotated[
+        str | None,
+        typer.Option(
+            "--if-impossible",
+            metavar="stop|keep",
+            help="What to do with a tensor that its method cannot compress, such as one with NaN: "
+            "stop before any work, which is the default, or keep it and go on.",
         ),
     ] = None,
     importance: Annotated[
@@ -132,13 +165,14 @@ def compress(
         raise typer.BadParameter("--set and --keep must be given with --method, got --recipe")
     if figures is not None and dry_run:
         raise typer.BadParameter("--figures must be given without --dry-run, got both")
-    check_reports(reports)
+    check_reports(reports, source, *filter(None, (recipe, importance, input_covariance)))
     if figures is not None:
         from ..figures.draw import require_matplotlib, save_figures
 
         require_matplotlib()
         figures.mkdir(parents=True, exist_ok=True)
     checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
+    checked = _with_options(checked, keep_dtype, if_impossible)
     with progress_bar("compressing") as progress:
         report = compress_file(
             source,
@@ -164,6 +198,7 @@ def decompress(
     source: Annotated[Path, typer.Argument(help="A compressed file, as `compress` writes it.")],
     target: Annotated[Path, typer.Argument(help="The plain safetensors file to write.")],
     resume: Resume = False,
+    max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -171,10 +206,15 @@ def decompress(
     """Rebuild all tensors of a compressed file."""
     from ..models.compress import decompress_file
 
-    check_reports(reports)
+    check_reports(reports, source)
     with progress_bar("decompressing") as progress:
         report = decompress_file(
-            source, target, resume=resume, progress=progress, n_threads=threads
+            source,
+            target,
+            resume=resume,
+            max_dense_nbytes=max_dense_nbytes,
+            progress=progress,
+            n_threads=threads,
         )
     show(report.table(), as_json, reports)
 
@@ -184,14 +224,16 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all data and check that it is intact.")
     ] = False,
+    max_dense_nbytes: MaxDense = None,
     reports: Reports = None,
     as_json: Json = False,
 ) -> None:
     """List the tensors of a file: kind, shape, dtype, size."""
     from ..models.inspect import inspect_file
 
-    check_reports(reports)
-    show(inspect_file(path, verify=verify), as_json, reports)
+    check_reports(reports, path)
+    table = inspect_file(path, verify=verify, max_dense_nbytes=max_dense_nbytes)
+    show(table, as_json, reports)
 
 
 def compare(
@@ -201,6 +243,7 @@ def compare(
         float | None,
         typer.Option("--max-error", min=0, help="Exit with code 1 if an error is larger."),
     ] = None,
+    max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -212,9 +255,15 @@ def compare(
     """
     from ..models.compare import compare_files
 
-    check_reports(reports)
+    check_reports(reports, first, second)
     with progress_bar("comparing") as progress:
-        found = compare_files(first, second, progress=progress, n_threads=threads)
+        found = compare_files(
+            first,
+            second,
+            max_dense_nbytes=max_dense_nbytes,
+            progress=progress,
+            n_threads=threads,
+        )
     show(found.table(), as_json, reports)
     if max_error is not None and found.worst and not found.largest_error <= max_error:
         why = f" ({found.worst.fault})" if found.worst.fault else ""
@@ -246,13 +295,12 @@ def recipe(
     elif path is None:
         typer.echo(starter(), nl=False)
     else:
-        try:
-            with open(path, "w" if force else "x", encoding="utf-8") as file:
-                file.write(starter())
-        except FileExistsError:
-            raise ValueError(
-                f"{path} must not exist, got an existing file; --force replaces it"
-            ) from None
+        from ..files.container import atomic_write
+
+        if os.path.lexists(path) and not force:
+            raise ValueError(f"{path} must not exist, got an existing file; --force replaces it")
+        with atomic_write(path) as file:
+            file.write(starter().encode())
 
 
 def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
@@ -268,11 +316,15 @@ def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
     typer.echo(table.to_text(console.width if console.is_terminal else None), nl=False)
 
 
-def check_reports(reports: list[Path] | None) -> None:
-    """Check before any work that every report can be written."""
+def check_reports(reports: list[Path] | None, *sources: Path) -> None:
+    """Check before any work that every report can be written, and that none is a source."""
     from ..models.report import check_report_path
 
     for path in reports or []:
+        for source in sources:
+            inside = source.is_dir() and path.name.endswith(INDEX_ENDING)
+            if path.exists() and path.samefile(source / path.name if inside else source):
+                raise typer.BadParameter(f"--report: {path} must not be a source, got {source}")
         try:
             check_report_path(path)
         except ValueError as error:
@@ -334,6 +386,19 @@ def _one_method(method: str, settings: list[str] | None, keep: list[str] | None)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     return {"default": rule, "skip": keep or []}
+
+
+def _with_options(recipe: Recipe, keep_dtype: str | None, if_impossible: str | None) -> Recipe:
+    """Return a recipe with what options say in place of what it says itself."""
+    from ..models.recipe import check_options
+
+    options = {"keep_dtype": keep_dtype, "if_impossible": if_impossible}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    try:
+        check_options(given, "--")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return dataclasses.replace(recipe, **given)
 
 
 def _value(text: str) -> Any:

@@ -74,14 +74,14 @@ class Curve:
 
 def matrix_of(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
     """Return the spectrum of a matrix, and its values before and after the run."""
-    W = _source(report.source, row.name)
+    W = _source(report.source, row)
     part, sampled = W, ""
     if min(W.shape) > MAX_SIDE:
         rows, columns = (_evenly_spaced(n, MAX_SIDE) for n in W.shape)
         part = W[rows][:, columns]
         sampled = f"{len(rows):,} × {len(columns):,} of "
     ids = _evenly_spaced(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
-    with open_store(report.target) as store:
+    with open_store(report.target, max_dense_nbytes=W.nbytes) as store:
         factors = store[row.name]
         assert isinstance(factors, Factors)
         rebuilt = factors.rows(ids, n_threads=n_threads)
@@ -102,12 +102,12 @@ def curve_of(report: Report, row: TensorRow, n_threads: int | None) -> Curve:
     rows and the first columns are used. This part is compressed anew also under the settings of
     the run, so that all points are of the same matrix.
     """
-    W = _source(report.source, row.name)
+    W = _source(report.source, row)
     rows, columns = _evenly_spaced(W.shape[0], MAX_CURVE_SHAPE[0]), slice(0, MAX_CURVE_SHAPE[1])
     part = np.ascontiguousarray(W[rows, columns])
     weights: dict[str, Any] = {}
     if report.importance is not None and row.metric == "importance":
-        weights["importance"] = _source(report.importance, row.name)[rows, columns]
+        weights["importance"] = _source(report.importance, row)[rows, columns]
     if report.input_covariance is not None and row.metric == "input_covariance":
         of_inputs = open_checkpoint(report.input_covariance)[row.name]
         weights["input_covariance"] = of_inputs[columns, columns]
@@ -157,9 +157,10 @@ def _point(factors: Factors, part: Array, weights: dict[str, Any]) -> tuple[floa
     return factors.bits_per_weight, factors.error(part, **weights)
 
 
-def _source(path: str, name: str) -> Array:
-    tensor = open_checkpoint(path)[name]
-    return tensor.reshape(tensor.shape[0], -1)
+def _source(path: str, row: TensorRow) -> Array:
+    tensor = open_checkpoint(path)[row.name]
+    assert row.layout is not None  # as it was compressed
+    return row.layout.to_matrix(tensor.reshape(row.layout.shape))
 
 
 def _spectrum(W: Array) -> Array:

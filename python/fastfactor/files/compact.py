@@ -9,8 +9,9 @@ Other readers see a safetensors file with one tensor of bytes, ``fastfactor``. T
     …         the tensors, in the order of the JSON and without holes
 
 The JSON has two members: ``metadata``, which maps names to text, and ``entries``. A plain tensor's
-entry is its dtype and shape. The entry of factors is that of the ordinary index, with the dtype
-and shape of each tensor in place of the checksums.
+entry is its dtype and shape, and then the dtype of its original if that is another. The entry of
+factors is that of the ordinary index, with the dtype and shape of each tensor in place of the
+checksums.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from .container import (
     parse,
     tensor_info,
 )
-from .index import FORMAT_VERSION
+from .index import FORMAT_VERSION, LAYOUT_VERSION
 
-NAME, MAGIC, COMPACT_VERSION = INDEX, b"FFC", 1
+NAME, MAGIC = INDEX, b"FFC"
+VERSIONS = (FORMAT_VERSION, LAYOUT_VERSION)  # that of the index, which is the same in both forms
 START = struct.Struct("<3sIB")
 SUMMED_FROM = 7  # the checksum covers the version and everything after it
 # Bytes of JSON, some 20,000 entries of usual length: a few deflated bytes must not fill the memory.
@@ -121,9 +123,9 @@ def expanded(header: Header, buffer: memoryview) -> Header:
         raise CorruptDataError(
             f"checksum mismatch in a compact file: expected {crc32:08x}, got {computed:08x}"
         )
-    if version != COMPACT_VERSION:
+    if version not in VERSIONS:
         raise ValueError(
-            f"version of a compact file must be {COMPACT_VERSION} for this fastfactor, "
+            f"version of a compact file must be at most {max(VERSIONS)} for this fastfactor, "
             f"got {version}: a newer fastfactor wrote it"
         )
     text, length = _inflated(data[START.size :])
@@ -152,8 +154,9 @@ def expanded(header: Header, buffer: memoryview) -> Header:
             parts = {part: sums[long] for part, long in tensors_of[name].items()}
             entries[name] = {**fields, "crc32": parts}
         else:
-            entries[name] = {"crc32": sums[name]}
-    return Header(start, infos, metadata, {"version": FORMAT_VERSION, "entries": entries})
+            converted = {"dtype": value[2]} if len(value) > 2 else {}
+            entries[name] = {**converted, "crc32": sums[name]}
+    return Header(start, infos, metadata, {"version": version, "entries": entries})
 
 
 def compact_head(
@@ -176,14 +179,17 @@ def compact_head(
             tensors = {part: _type_of(infos[f"{name}.{part}"]) for part in parts}
             entries[name] = {**fields, "tensors": tensors}
         else:
-            entries[name] = _type_of(infos[name])
+            entries[name] = [
+                *_type_of(infos[name]),
+                *([entry["dtype"]] if "dtype" in entry else []),
+            ]
     text = compact({"entries": entries, "metadata": metadata}).encode()
     if len(text) > MAX_INFLATED:
         raise ValueError(
             f"compact must be False for a header of more than {MAX_INFLATED} bytes, got {len(text)}"
         )
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zdict=DICTIONARY)
-    return bytes([COMPACT_VERSION]) + deflate.compress(text) + deflate.flush()
+    return bytes([index["version"]]) + deflate.compress(text) + deflate.flush()
 
 
 @contextmanager
@@ -253,13 +259,14 @@ def _layout(entries: Any) -> tuple[dict[str, TensorInfo], dict[str, dict[str, st
         found[name] = {part: f"{name}.{part}" if part else name for part in listed}
         for part, long in found[name].items():
             described = listed[part]
-            if not isinstance(described, list) or len(described) != 2:
+            lengths = (2,) if part else (2, 3)  # with the dtype of a converted tensor's original
+            if not isinstance(described, list) or len(described) not in lengths:
                 raise CorruptDataError(
                     f"tensor {long!r} must be a list of a dtype and a shape, got {described!r:.200}"
                 )
             if long in infos:
                 raise CorruptDataError(f"tensor {long!r} must belong to one entry, got two")
-            infos[long] = tensor_info(at, long, *described)
+            infos[long] = tensor_info(at, long, *described[:2])
             at = infos[long].end
     return infos, found
 

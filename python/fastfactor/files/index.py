@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,22 @@ import numpy as np
 from .. import _checks
 from .._arrays import Array, as_array
 from ..errors import CorruptDataError
-from ..methods.factors import FLOAT_NAMES, Factors, matrix_shape
-from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, TensorInfo, dtype_of, sizes
+from ..methods.factors import FLOAT_NAMES, Factors
+from .container import (
+    CHECKSUM,
+    CODES,
+    INDEX,
+    MAX_SIZE,
+    OpaqueTensor,
+    OpaqueType,
+    TensorInfo,
+    dtype_of,
+    sizes,
+)
+from .layout import Layout
 
 FORMAT_VERSION = 1
+LAYOUT_VERSION = 2  # of files with a `layout` in an entry of factors or a `dtype` in a plain one
 PLAIN = "plain"  # the kind of an uncompressed tensor
 
 Path = str | os.PathLike[str]
@@ -33,8 +45,7 @@ class Entry:
     kind : str
         The ``Factors.kind`` of its factors; ``"plain"`` for an uncompressed tensor.
     shape : tuple of int
-        Shape of the original tensor. Its factors are those of a matrix of shape
-        (shape[0], product of the rest).
+        Shape of the original tensor. Its factors are those of a matrix: see `layout`.
     dtype : dtype
         Dtype of the original tensor.
     nbytes : int
@@ -43,6 +54,8 @@ class Entry:
         Names of its tensors in the file, by their names in the factors; a plain tensor has ``""``.
     config : dict
         Numbers that the factors are stored with beside tensors.
+    given_layout : Layout or None
+        How the tensor is seen as a matrix, if not as (shape[0], product of the rest).
     """
 
     name: str
@@ -52,12 +65,33 @@ class Entry:
     nbytes: int
     tensors: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
+    given_layout: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How the tensor is seen as a matrix."""
+        return self.given_layout or Layout.of(self.shape)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the original tensor."""
+        if isinstance(self.dtype, OpaqueType):
+            return self.nbytes
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def counted_dense_nbytes(self) -> int:
+        """The same with sides of length 0 counted as 1: what a limit on sizes is compared with."""
+        return math.prod(max(n, 1) for n in self.shape) * self.dtype.itemsize
 
 
 def described_entry(
-    name: str, value: Any, shape: Sequence[int] | None
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return an entry of the index, without checksums, and its tensors by their names in a file."""
+    name: str, value: Any, shape: Sequence[int] | Layout | None, dtype: np.dtype[Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Array | OpaqueTensor]]:
+    """Return an entry of the index, without checksums, and its tensors by their names in a file.
+
+    `dtype` is that of the original of a plain tensor which was converted.
+    """
     if not isinstance(name, str) or not name or name == "__metadata__":
         raise ValueError(
             f"an entry's name must be text, but not empty or '__metadata__', got {name!r}"
@@ -68,27 +102,43 @@ def described_entry(
             raise TypeError(
                 f"entry {name!r} must be Factors or an array, got {type(value).__name__}"
             )
-        array = as_array(value, f"entry {name!r}")
+        opaque = isinstance(value, OpaqueTensor)
+        array: Any = value if opaque else as_array(value, f"entry {name!r}")
         if shape is not None:
             raise ValueError(
                 f"shape must be given for factors only, got {shape} for array {name!r}"
             )
-        return {"name": name}, {name: array}
-    full = value.shape if shape is None else tuple(shape)
-    full = tuple(_checks.integer(n, f"shape of {name!r}", 0) for n in full)
-    if not full or matrix_shape(full) != value.shape:
-        raise ValueError(
-            f"shape of {name!r} must flatten to the matrix shape {value.shape}, got {full}"
-        )
+        plain = {"name": name}
+        if dtype is not None and dtype != array.dtype:
+            plain["dtype"] = dtype.name
+        return plain, {name: array}
+    layout = _checked_layout(name, value, shape)
     entry = {
         "name": name,
         "kind": value.kind,
-        "shape": full,
+        "shape": layout.shape,
         "dtype": value.dtype.name,
         "config": value.config(),
         "tensors": list(value.tensors()),
     }
+    if not layout.is_usual:
+        entry["layout"] = {"axes": layout.axes, "matrix": layout.matrix}
     return entry, {f"{name}.{part}": array for part, array in value.tensors().items()}
+
+
+def _checked_layout(name: str, value: Factors, shape: Sequence[int] | Layout | None) -> Layout:
+    """Return the layout of a tensor whose matrix has these factors; refuse what does not fit."""
+    if isinstance(shape, Layout):
+        layout = shape
+    else:
+        full = value.shape if shape is None else tuple(shape)
+        full = tuple(_checks.integer(n, f"shape of {name!r}", 0) for n in full)
+        layout = Layout.of(full) if full else Layout((), (), (0, 0))
+    if layout.matrix != value.shape or layout.fault():
+        raise ValueError(
+            f"shape of {name!r} must flatten to the matrix shape {value.shape}, got {layout.shape}"
+        )
+    return layout
 
 
 def build_index(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) -> dict[str, Any]:
@@ -103,7 +153,16 @@ def build_index(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) ->
         else:
             entry["crc32"] = {part: sums[f"{name}.{part}"] for part in parts}
         entries[name] = entry
-    return {"version": FORMAT_VERSION, "entries": entries}
+    return {"version": version_of(entries), "entries": entries}
+
+
+def version_of(entries: Mapping[str, Mapping[str, Any]]) -> int:
+    """Return the lowest version of the format that has all members of these entries."""
+    newer = any(
+        "layout" in entry or ("dtype" in entry and "kind" not in entry)
+        for entry in entries.values()
+    )
+    return LAYOUT_VERSION if newer else FORMAT_VERSION
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
@@ -142,9 +201,9 @@ def read_index(
     version = index.get("version")
     if type(version) is not int or version < 1:
         raise CorruptDataError(f"version must be a positive integer, got {version!r:.200}")
-    if version > FORMAT_VERSION:
+    if version > LAYOUT_VERSION:
         raise ValueError(
-            f"format version must be at most {FORMAT_VERSION} for this fastfactor, "
+            f"format version must be at most {LAYOUT_VERSION} for this fastfactor, "
             f"got {version}: a newer fastfactor wrote the file"
         )
     listed = index.get("entries")
@@ -164,11 +223,37 @@ def read_index(
         if isinstance(value["crc32"], dict):
             entries[name] = _factors_entry(name, value, parts, infos)
         else:
-            entries[name] = plain_entry(name, infos[name])
+            entries[name] = _converted_entry(plain_entry(name, infos[name]), value)
     if len(all_sums) != len(infos):
         stray = next(name for name in infos if name not in all_sums)
         raise CorruptDataError(f"tensor {stray!r} must belong to an entry, got none")
     return entries, all_sums
+
+
+def factors_of(entry: Entry, tensors: Mapping[str, Array]) -> Factors:
+    """Return the factors of an entry, given its tensors by their names in the factors.
+
+    Raises
+    ------
+    CorruptDataError
+        If its kind is unknown, or the tensors are not those of its kind and shape.
+    """
+    if entry.kind not in Factors.kinds:
+        raise CorruptDataError(
+            f"kind of entry {entry.name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
+            f"got {entry.kind!r}; a kind of your own must be imported before the file is read"
+        )
+    make = Factors.kinds[entry.kind].from_tensors
+    try:
+        factors = make(tensors, dict(entry.config), entry.layout.matrix, entry.dtype)
+    except (TypeError, ValueError) as error:
+        raise CorruptDataError(f"entry {entry.name!r}: {error}") from error
+    if factors.tensors().keys() != tensors.keys():
+        raise CorruptDataError(
+            f"entry {entry.name!r} must have the tensors {', '.join(sorted(factors.tensors()))}, "
+            f"got {', '.join(sorted(tensors))}"
+        )
+    return factors
 
 
 def plain_entry(name: str, info: TensorInfo) -> Entry:
@@ -177,11 +262,26 @@ def plain_entry(name: str, info: TensorInfo) -> Entry:
     return Entry(name, PLAIN, info.shape, dtype_of(info.code), nbytes, {"": name})
 
 
+def _converted_entry(entry: Entry, value: Mapping[str, Any]) -> Entry:
+    """Return a plain entry with the dtype of the original, if the index names another."""
+    if "dtype" not in value:
+        return entry
+    stored = entry.dtype.name
+    if value["dtype"] not in FLOAT_NAMES or stored not in FLOAT_NAMES:
+        raise CorruptDataError(
+            f"dtypes of entry {entry.name!r} must be among {', '.join(FLOAT_NAMES)}, "
+            f"got {value['dtype']!r:.200} and {stored}"
+        )
+    return replace(entry, dtype=dtype_of(CODES[value["dtype"]]), config={"stored_as": stored})
+
+
 def _sums(name: str, value: Any) -> dict[str, int]:
     """Return the checksums of an entry's tensors by part; a plain tensor is the part ``""``."""
     sums = value.get("crc32") if isinstance(value, dict) else None
-    fields = {"kind", "shape", "dtype", "config", "crc32"} if isinstance(sums, dict) else {"crc32"}
-    if not isinstance(value, dict) or value.keys() != fields:
+    of_factors = isinstance(sums, dict)
+    fields = {"kind", "shape", "dtype", "config", "crc32"} if of_factors else {"crc32"}
+    optional = "layout" if of_factors else "dtype"
+    if not isinstance(value, dict) or value.keys() - {optional} != fields - {optional}:
         raise CorruptDataError(
             f"entry {name!r} must be a JSON object with the keys {', '.join(sorted(fields))}, "
             f"got {value!r:.200}"
@@ -214,4 +314,17 @@ def _factors_entry(
             f"got {shape!r:.200}"
         )
     nbytes = sum(infos[long].end - infos[long].begin for long in parts.values())
-    return Entry(name, kind, tuple(shape), dtype_of(CODES[dtype]), nbytes, parts, config)
+    layout = _read_layout(name, value["layout"], tuple(shape)) if "layout" in value else None
+    return Entry(name, kind, tuple(shape), dtype_of(CODES[dtype]), nbytes, parts, config, layout)
+
+
+def _read_layout(name: str, value: Any, shape: tuple[int, ...]) -> Layout:
+    fault: str | None = f"must have axes and matrix, got {value!r:.200}"
+    if isinstance(value, dict) and value.keys() == {"axes", "matrix"}:
+        axes, matrix = value["axes"], value["matrix"]
+        if sizes(axes) and sizes(matrix):
+            layout = Layout(shape, tuple(axes), tuple(matrix))
+            fault = layout.fault()
+            if fault is None:
+                return layout
+    raise CorruptDataError(f"layout of entry {name!r}: {fault}")

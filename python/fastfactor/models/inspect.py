@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CorruptDataError
-from ..files.index import Path
+from ..files.checkpoint import Stored
+from ..files.index import PLAIN, Path
 from ..files.store import Store
 from ..methods.factors import Factors
 from .compare import open_tensors
+from .layouts import Layouts, layout_text
+from .quantized import quantized_layers, quantized_text
 from .report import Table
 
 
-def inspect_file(path: Path, *, verify: bool = False) -> Table:
+def inspect_file(path: Path, *, verify: bool = False, max_dense_nbytes: int | None = None) -> Table:
     """List the tensors of a file: kind, shape, dtype, size and how each is stored.
 
     Parameters
@@ -24,6 +28,9 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     verify : bool
         Also read all data and check the checksums, that factors fit together and that encoded data
         can be decoded. This takes about as long as one product with each matrix.
+    max_dense_nbytes : int, optional
+        With ``verify``: the most bytes that the dense form of a compressed tensor may have, as for
+        :func:`fastfactor.store.open_store`.
 
     Returns
     -------
@@ -39,7 +46,7 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     OSError
         If it cannot be read.
     """
-    model = open_tensors(path)
+    model = open_tensors(path, max_dense_nbytes)
     if isinstance(model, Store):
         with model as store:
             if verify:
@@ -50,8 +57,9 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
         if verify:
             for name in model:
                 model[name]
+        seen_as = _seen_as(model.tensors)
         records = [
-            _record(name, "plain", s.shape, s.dtype.name, s.nbytes, {})
+            _record(name, "plain", s.shape, s.dtype.name, s.nbytes, {}, seen_as[name])
             for name, s in model.tensors.items()
         ]
         file_nbytes = model.file_nbytes
@@ -73,6 +81,7 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
         "kind": "kind",
         "shape": "shape",
         "dtype": "dtype",
+        "seen_as": "as",
         "bytes": "bytes",
         "bits_per_weight": "bits",
         "config": "stored with",
@@ -99,11 +108,33 @@ def _verify(store: Store) -> None:
 
 def _entry_record(store: Store, name: str) -> dict[str, Any]:
     entry = store.info(name)
-    return _record(name, entry.kind, entry.shape, entry.dtype.name, entry.nbytes, entry.config)
+    seen_as = "" if entry.kind == PLAIN else layout_text(entry.layout)
+    described = entry.kind, entry.shape, entry.dtype.name, entry.nbytes, entry.config
+    return _record(name, *described, seen_as)
+
+
+def _seen_as(tensors: Mapping[str, Stored]) -> dict[str, str]:
+    """Return what `compress_file` takes each tensor for: the matrix, or why it is none."""
+    codes, layouts = quantized_layers(tensors), Layouts(tensors)
+    found = {}
+    for name, stored in tensors.items():
+        if name in codes:
+            found[name] = quantized_text(name, codes[name])
+        elif stored.is_float and len(stored.shape) > 1:
+            found[name] = layout_text(layouts.find(name))
+        else:
+            found[name] = ""
+    return found
 
 
 def _record(
-    name: str, kind: str, shape: tuple[int, ...], dtype: str, nbytes: int, config: dict[str, Any]
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    nbytes: int,
+    config: dict[str, Any],
+    seen_as: str,
 ) -> dict[str, Any]:
     size = math.prod(shape)
     return {
@@ -111,6 +142,7 @@ def _record(
         "kind": kind,
         "shape": list(shape),
         "dtype": dtype,
+        "seen_as": seen_as,
         "bytes": nbytes,
         "bits_per_weight": 8 * nbytes / size if size else None,
         "config": config,

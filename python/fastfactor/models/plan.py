@@ -10,18 +10,23 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from .. import _checks
 from .._checks import Array
 from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
-from ..methods.factors import Factors
+from ..files.layout import Layout
+from ..methods.factors import Factors, matrix_shape
 from ..methods.narrow import check_kept
 from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
-from .recipe import KEEP, Recipe, Rule, located, nearest
+from .layouts import AUTO, Layouts
+from .quantized import quantized_layers
+from .recipe import KEEP, Recipe, Rule, nearest
 from .report import TensorRow
 
 METRICS: dict[str, type[Diagonal] | type[Covariance]] = {
@@ -29,6 +34,31 @@ METRICS: dict[str, type[Diagonal] | type[Covariance]] = {
     "input_covariance": Covariance,
 }
 PLAIN = "squares"
+SHORT_SIDE = 32  # a matrix with a shorter side need not fit its method: see Plan.may_fail
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do with a tensor.
+
+    Attributes
+    ----------
+    rule : Rule
+    reason : str
+        Why the tensor is kept; "" if it is to be compressed.
+    dtype : dtype
+        That it is stored in if it is kept.
+    layout : Layout or None
+        How it is seen as a matrix; None if it has fewer than two axes.
+    may_fail : bool
+        Whether it is kept if its method cannot compress it, even if other tensors are not.
+    """
+
+    rule: Rule
+    reason: str
+    dtype: np.dtype[Any]
+    layout: Layout | None
+    may_fail: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +69,8 @@ class Job:
     ----------
     importance, input_covariance : Checkpoint or None
         Weights of errors, by the names of tensors.
-    plan : dict
-        By name, in the order of the model: the rule of a tensor, and why it is kept (else "").
+    plan : dict of Plan
+        By name, in the order of the model.
     """
 
     recipe: Recipe
@@ -55,90 +85,164 @@ class Job:
             self._check_weights(what, model)
 
     @cached_property
-    def plan(self) -> dict[str, tuple[Rule, str]]:
-        return {
-            name: self.recipe.decide(name, stored.shape, is_float=stored.is_float)
-            for name, stored in self.checkpoint.tensors.items()
-        }
+    def plan(self) -> dict[str, Plan]:
+        tensors = self.checkpoint.tensors
+        layouts, codes = Layouts(tensors), quantized_layers(tensors)
+        return {name: self._plan(name, layouts, codes.get(name)) for name in tensors}
 
-    def fingerprint(self) -> str:
-        """Return a hash of everything that a resumed run must have in common with the first."""
+    def source_fingerprint(self) -> str:
+        """Return a hash of the files that a resumed run must have in common with the first."""
         models = (self.checkpoint, self.importance, self.input_covariance)
-        return fingerprint(self.recipe.fingerprint(), (m.files if m else () for m in models))
+        return fingerprint("compress", (m.files if m else () for m in models))
 
-    def planned(self, name: str) -> TensorRow:
-        """Return the planned row of a tensor for the report, without reading its values.
+    def fingerprint(self, name: str, *, kept: bool) -> str:
+        """Return a hash of what decides the bytes of a tensor, compressed or kept, beside files."""
+        plan = self.plan[name]
+        done = [plan.rule.method, sorted(plan.rule.settings.items())] if not plan.reason else []
+        matrix = plan.layout and [plan.layout.axes, plan.layout.matrix]
+        said = [done, matrix, self._metric_name(name), plan.dtype.name if kept else None]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def check_values(self) -> None:
+        """Check that all tensors to compress are finite, by reading them.
+
+        Raises
+        ------
+        ValueError
+            For the first that is not, unless the recipe keeps such tensors.
+        """
+        for name in self.plan:
+            self._value_fault(name)
+
+    def planned(self, name: str, *, check_values: bool = False) -> TensorRow:
+        """Return the planned row of a tensor for the report.
+
+        Parameters
+        ----------
+        name : str
+        check_values : bool
+            Read the tensor, and report it as kept if it is not finite.
 
         Raises
         ------
         ValueError
             For a tensor that its method cannot compress, unless the recipe keeps such tensors.
         """
-        (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
-        row = _row(name, stored, rule, reason)
-        if rule.compressor is None:
-            dtype = stored.dtype if rule.dtype is None else dtype_of(CODES[rule.dtype])
-            return replace(row, bytes_after=math.prod(stored.shape) * dtype.itemsize)
+        plan, stored = self.plan[name], self.checkpoint.tensors[name]
+        if plan.reason or plan.layout is None or plan.rule.compressor is None:
+            return self._kept_row(name, plan.reason)
+        row = _row(name, stored, plan)
         try:
-            rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
-            size = rule.compressor.planned_size(_matrix_shape(stored.shape), stored.dtype)
+            plan.rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
+            size = plan.rule.compressor.planned_size(plan.layout.matrix, stored.dtype)
         except ValueError as fault:
-            reason = self._impossible(name, fault)
-            return replace(_row(name, stored, rule, reason), bytes_after=stored.nbytes)
+            return self._kept_row(name, self._impossible(name, fault))
+        found = self._value_fault(name) if check_values else None
+        if found is not None:
+            return self._kept_row(name, found)
         if size is None:
             return replace(row, bytes_after=None)
         if not size.exact:
             return replace(row, bytes_after=min(size.nbytes, stored.nbytes), at_most=True)
         if size.nbytes < stored.nbytes:
             return replace(row, bytes_after=size.nbytes)
-        row = _row(name, stored, rule, _not_smaller(rule, size.nbytes))
-        return replace(row, bytes_after=stored.nbytes)
+        return self._kept_row(name, _not_smaller(plan.rule, size.nbytes))
 
     def done(self, name: str) -> tuple[Value, TensorRow]:
         """Compress or copy a tensor; return what to store for it, and its row."""
         start = time.perf_counter()
-        (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
-        W = self.checkpoint[name]
-        value: Value = W
-        error, metric = None, None
-        weights = {} if rule.compressor is None else self._weights_of(name)
-        try:
-            if rule.compressor is not None:
-                factors = rule.compressor.compress(
-                    _as_matrix(W), n_threads=self.n_threads, **weights
-                )
-                if factors.nbytes < W.nbytes:
-                    value = factors
-                    error, metric = self._error(W, factors, weights), _used_metric(weights)
-                else:
-                    reason = _not_smaller(rule, factors.nbytes)
-            elif rule.dtype not in (None, stored.dtype.name):
-                value = _converted(W, rule.dtype)
-                error, metric = difference(W, value).relative_error, PLAIN
-        except ValueError as fault:
-            reason = self._impossible(name, fault)
-        row = replace(
-            _row(name, stored, rule, reason),
-            bytes_after=value.nbytes,
-            relative_error=error,
-            metric=metric,
-            seconds=time.perf_counter() - start,
-        )
-        return value, row
+        plan, W = self.plan[name], self.checkpoint[name]
+        reason = plan.reason
+        if not reason:
+            found = self._compressed(name, W)
+            if not isinstance(found, str):
+                row = _row(name, self.checkpoint.tensors[name], plan)
+                return found, self._measured(row, W, found, start)
+            reason = found
+        value, reason = self._kept(name, W, reason)
+        return value, self._measured(self._kept_row(name, reason, value.dtype), W, value, start)
 
     def done_before(self, entry: Entry, value: Value) -> TensorRow:
         """Return the row of a tensor that an earlier run has written to the file."""
-        row = replace(self.planned(entry.name), bytes_after=entry.nbytes, at_most=False)
+        row = self.planned(entry.name)
+        if not isinstance(value, Factors):
+            reason = self.plan[entry.name].reason or "kept by the earlier run"
+            row = row if row.reason else self._kept_row(entry.name, reason, value.dtype)
+        return self._measured(row, self.checkpoint[entry.name], value, None)
+
+    def _plan(self, name: str, layouts: Layouts, codes: str | None) -> Plan:
+        stored = self.checkpoint.tensors[name]
+        wanted = self.recipe.rule_of(name)
+        layout = None
+        if len(stored.shape) > 1:
+            may_group = self._metric_name(name) != "input_covariance"
+            layout = layouts.find(name, wanted.layout if wanted else AUTO, may_group=may_group)
+        rule, reason = self.recipe.decide(
+            name, layout.matrix if layout else stored.shape, is_float=stored.is_float, codes=codes
+        )
+        dtype = stored.dtype
+        if rule.dtype is not None:
+            dtype = dtype_of(CODES[rule.dtype])
+        elif self.recipe.keep_dtype is not None and stored.is_float and codes is None:
+            dtype = min(dtype, dtype_of(CODES[self.recipe.keep_dtype]), key=lambda d: d.itemsize)
+        short = not reason and layout is not None and min(layout.matrix) < SHORT_SIDE
+        return Plan(rule, reason, dtype, layout, short and name not in self.recipe.names)
+
+    def _compressed(self, name: str, W: Array) -> Factors | str:
+        """Return the factors of a tensor, or why it is kept."""
+        plan = self.plan[name]
+        assert plan.layout is not None
+        assert plan.rule.compressor is not None
+        weights = self._weights_of(name)
+        try:
+            factors = plan.rule.compressor.compress(
+                plan.layout.to_matrix(W), n_threads=self.n_threads, **weights
+            )
+        except ValueError as fault:
+            return self._impossible(name, fault)
+        return factors if factors.nbytes < W.nbytes else _not_smaller(plan.rule, factors.nbytes)
+
+    def _kept(self, name: str, W: Array, reason: str) -> tuple[Array, str]:
+        """Return what to store for a tensor that is not compressed, and why it is not."""
+        plan = self.plan[name]
+        if plan.dtype == W.dtype:
+            return W, reason
+        try:
+            return _converted(W, plan.dtype), reason
+        except ValueError as fault:
+            if plan.rule.dtype is None:  # converted only where that does no harm
+                return W, f"{reason}; not as {plan.dtype.name}: {fault}"
+            return W, self._impossible(name, fault)
+
+    def _kept_row(self, name: str, reason: str, dtype: np.dtype[Any] | None = None) -> TensorRow:
+        """Return the row of a tensor that is stored as it is, or in the dtype that was planned."""
+        plan, stored = self.plan[name], self.checkpoint.tensors[name]
+        dtype = plan.dtype if dtype is None else dtype
+        if dtype != stored.dtype and plan.rule.dtype is None:
+            reason = f"{reason}, as {dtype.name}"
+        row = _row(name, stored, replace(plan, reason=reason))
+        same = dtype == stored.dtype
+        nbytes = stored.nbytes if same else math.prod(stored.shape) * dtype.itemsize
+        return replace(row, bytes_after=nbytes)
+
+    def _measured(self, row: TensorRow, W: Array, value: Value, start: float | None) -> TensorRow:
+        """Return a row with the size and error of what is stored, and the time since `start`."""
+        error, metric = None, None
         if isinstance(value, Factors):
-            W, weights = self.checkpoint[entry.name], self._weights_of(entry.name)
-            error = self._error(W, value, weights)
-            return replace(row, relative_error=error, metric=_used_metric(weights))
-        if entry.dtype.name != row.dtype:
-            error = difference(self.checkpoint[entry.name], value).relative_error
-            return replace(row, relative_error=error, metric=PLAIN)
-        if not row.reason:
-            return replace(row, method=KEEP, settings={}, reason="kept by the earlier run")
-        return row
+            layout, weights = self.plan[row.name].layout, self._weights_of(row.name)
+            assert layout is not None
+            error = value.error(layout.to_matrix(W), **weights, n_threads=self.n_threads)
+            metric = _used_metric(weights)
+        elif value.dtype != W.dtype:
+            error, metric = difference(W, value).relative_error, PLAIN
+        return replace(
+            row,
+            bytes_after=value.nbytes,
+            at_most=False,
+            relative_error=error,
+            metric=metric,
+            seconds=None if start is None else time.perf_counter() - start,
+        )
 
     @property
     def _weights(self) -> dict[str, Checkpoint]:
@@ -154,7 +258,7 @@ class Job:
                     f"{what} must only have names of tensors in the model, got {name!r}"
                     f"{nearest(name, self.checkpoint)}"
                 )
-        compressed = [name for name, (rule, _) in self.plan.items() if rule.compressor]
+        compressed = [name for name, plan in self.plan.items() if not plan.reason]
         found = [name for name in compressed if name in model]
         if compressed and not found:
             raise ValueError(
@@ -167,10 +271,13 @@ class Job:
                     f"importance and input_covariance must not both hold {name!r}, got both"
                 )
             stored = model.tensors[name]
-            rows, columns = _matrix_shape(self.checkpoint.tensors[name].shape)
-            wanted = (rows, columns) if what == "importance" else (columns, columns)
-            if _matrix_shape(stored.shape) != wanted:
-                like = "the shape of W," if what == "importance" else "shape"
+            layout = self.plan[name].layout
+            assert layout is not None  # as it is to be compressed
+            if what == "importance":
+                like, wanted = "the shape of W,", matrix_shape(layout.shape)
+            else:
+                like, wanted = "shape", (layout.matrix[1], layout.matrix[1])
+            if len(stored.shape) < 2 or matrix_shape(stored.shape) != wanted:
                 raise ValueError(
                     f"tensor {name!r}: {what} must have {like} {wanted}, got {stored.shape}"
                 )
@@ -185,15 +292,33 @@ class Job:
 
     def _weights_of(self, name: str) -> dict[str, Array]:
         """Return the arguments of `compress` that weight the errors of a tensor."""
-        return {w: _as_matrix(m[name]) for w, m in self._weights.items() if name in m}
+        layout = self.plan[name].layout
+        found = {}
+        for what, model in self._weights.items():
+            if name in model and layout is not None:
+                array = model[name]
+                if what == "importance":
+                    found[what] = layout.to_matrix(array.reshape(layout.shape))
+                else:
+                    found[what] = array.reshape(len(array), -1)
+        return found
 
-    def _error(self, W: Array, factors: Factors, weights: dict[str, Array]) -> float:
-        return factors.error(_as_matrix(W), **weights, n_threads=self.n_threads)
+    def _value_fault(self, name: str) -> str | None:
+        """Return why a tensor is kept for its values; None if they are finite or not compressed."""
+        if self.plan[name].reason:
+            return None
+        W = self.checkpoint[name]
+        try:
+            _checks.finite(W, "W")
+        except ValueError as fault:
+            return self._impossible(name, fault)
+        return None
 
     def _impossible(self, name: str, fault: ValueError) -> str:
         """Return why a tensor is kept; raise the fault if the recipe does not keep such tensors."""
-        if self.recipe.if_impossible == "stop":
-            raise located(fault, f"tensor {name!r}") from fault
+        if self.recipe.if_impossible == "stop" and not self.plan[name].may_fail:
+            advice = 'to keep such tensors, set if_impossible = "keep" (--if-impossible keep)'
+            raise ValueError(f"tensor {name!r}: {fault}; {advice}") from fault
         return f"impossible: {fault}"
 
 
@@ -210,18 +335,19 @@ def fingerprint(what: str, files: Iterable[Iterable[str]]) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _row(name: str, stored: Stored, rule: Rule, reason: str) -> TensorRow:
+def _row(name: str, stored: Stored, plan: Plan) -> TensorRow:
     return TensorRow(
         name=name,
         shape=stored.shape,
         dtype=stored.dtype.name,
-        method=KEEP if reason else rule.method,
-        settings={} if reason else rule.settings,
-        reason=reason,
+        method=KEEP if plan.reason else plan.rule.method,
+        settings={} if plan.reason else plan.rule.settings,
+        reason=plan.reason,
         bytes_before=stored.nbytes,
         bytes_after=None,
         relative_error=None,
         seconds=None,
+        layout=None if plan.reason else plan.layout,
     )
 
 
@@ -236,20 +362,11 @@ def _not_smaller(rule: Rule, nbytes: int) -> str:
     return f"not smaller as {rule.method}: {nbytes} bytes"
 
 
-def _as_matrix(array: Array) -> Array:
-    """Return a tensor as the matrix that methods see; one of fewer than 2 axes unchanged."""
-    return array.reshape(array.shape[0], -1) if array.ndim > 1 else array
-
-
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
-
-
-def _converted(W: Array, name: str) -> Array:
+def _converted(W: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
-        converted: Array = W.astype(dtype_of(CODES[name]))
+        converted: Array = W.astype(dtype)
     if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
-        raise ValueError(f"values must be in the range of {name}, got larger ones")
+        raise ValueError(f"values must be in the range of {dtype.name}, got larger ones")
     if np.isfinite(W).all():
         check_kept(W, converted.dtype, "values", "it")
     return converted

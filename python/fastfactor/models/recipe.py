@@ -2,7 +2,7 @@
 
 For example, in TOML:
 
-min_side = 32                     # matrices with a shorter side are not compressed
+min_size = 1024                   # tensors with fewer weights are not compressed
 skip = ["*norm*", "*.bias"]       # tensors whose names match a pattern are not compressed
 
 [default]                         # for every other matrix
@@ -31,15 +31,29 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from .. import _checks, methods
+from ..files.container import open_regular_file
 from ..methods.base import Method, recipe_name
-from ..methods.factors import FLOAT_NAMES
+from ..methods.factors import FLOAT_NAMES, matrix_shape
+from .layouts import AUTO, LAYOUTS
+from .quantized import quantized_text
 
-MIN_SIDE = 32
+MIN_SIZE = 1024
+MIN_SIDE = 2  # a single row, such as a mask or a table of positions, is no matrix
 COMMENT_WIDTH = 100
-KEYS = ("default", "patterns", "names", "skip", "min_side", "if_impossible")
+KEYS = (
+    "default",
+    "patterns",
+    "names",
+    "skip",
+    "min_size",
+    "min_side",
+    "keep_dtype",
+    "if_impossible",
+)
 IF_IMPOSSIBLE = ("stop", "keep")
 KEEP = "keep"
 
@@ -58,30 +72,39 @@ class Rule:
         The method with these settings; None for ``"keep"``.
     dtype : str or None
         For ``"keep"``: the dtype that floating-point values are converted to.
+    layout : str
+        How a tensor is seen as a matrix: a name of `fastfactor.models.layouts.LAYOUTS`.
     """
 
     method: str
     settings: dict[str, Any]
     compressor: Method | None
     dtype: str | None = None
+    layout: str = AUTO
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The checked rules for the tensors of a model.
 
-    For each tensor the first of these that applies decides: the rule for its full name; the skip
-    list; the last pattern that matches; the default. Patterns may have ``*``, ``?`` and ``[abc]``,
-    match full names and are case-sensitive. Only floating-point matrices are compressed;
-    convolutions are treated as matrices of shape (shape[0], product of the rest). A matrix with a
-    side below ``min_side`` is compressed only if there is a rule for its full name.
+    For each tensor the first of these that applies decides: the rule for its full name; whether it
+    belongs to a layer that another library has quantized; the skip list; the last pattern that
+    matches; the default. Patterns may have ``*``, ``?`` and ``[abc]``, match full names and are
+    case-sensitive. Only tensors of floats with at least two axes are compressed. One with fewer
+    weights than ``min_size``, or a side below ``min_side``, is compressed only if there is a rule
+    for its full name.
 
     Attributes
     ----------
     default : Rule
     patterns, names : dict of Rules
     skip : tuple of str
+    min_size : int
+        The fewest weights of a tensor that is compressed.
     min_side : int
+        The shortest side of a matrix that is compressed.
+    keep_dtype : str or None
+        The dtype that wider floating-point tensors are converted to if they are not compressed.
     if_impossible : {"stop", "keep"}
         What to do with a tensor that its method cannot compress.
     """
@@ -90,13 +113,44 @@ class Recipe:
     patterns: dict[str, Rule]
     names: dict[str, Rule]
     skip: tuple[str, ...]
+    min_size: int
     min_side: int
+    keep_dtype: str | None
     if_impossible: str
 
-    def decide(self, name: str, shape: tuple[int, ...], *, is_float: bool) -> tuple[Rule, str]:
-        """Return the rule for a tensor, and why it is kept (else "")."""
+    def rule_of(self, name: str) -> Rule | None:
+        """Return the rule for a name; None if it is on the skip list."""
+        if name in self.names:
+            return self.names[name]
+        if any(fnmatchcase(name, pattern) for pattern in self.skip):
+            return None
+        fitting = [rule for pattern, rule in self.patterns.items() if fnmatchcase(name, pattern)]
+        return fitting[-1] if fitting else self.default
+
+    def decide(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        is_float: bool,
+        codes: str | None = None,
+    ) -> tuple[Rule, str]:
+        """Return the rule for a tensor, and why it is kept (else "").
+
+        Parameters
+        ----------
+        name : str
+        shape : tuple of int
+            Of the tensor, or of its matrix.
+        is_float : bool
+            Whether it has a dtype that can be compressed.
+        codes : str, optional
+            If another library has quantized its layer: the name of the codes.
+        """
         by_name = name in self.names
-        rule = self.names[name] if by_name else self._by_pattern(name)
+        if codes is not None and not by_name:
+            return KEPT, quantized_text(name, codes)
+        rule = self.rule_of(name)
         if rule is None:
             return KEPT, "on the skip list"
         if rule.compressor is None:
@@ -107,10 +161,19 @@ class Recipe:
             return KEPT, "not floating-point"
         if len(shape) < 2:
             return KEPT, "not a matrix"
-        sides = shape[0], math.prod(shape[1:])
-        if min(sides) < (1 if by_name else self.min_side):
-            return KEPT, f"a side of {min(sides)}"
-        return rule, ""
+        too_small = self._too_small(shape, by_name=by_name)
+        return (KEPT, too_small) if too_small else (rule, "")
+
+    def _too_small(self, shape: tuple[int, ...], *, by_name: bool) -> str:
+        """Return why a matrix is too small to be compressed, or ""."""
+        size, side = math.prod(shape), min(matrix_shape(shape))
+        if size == 0:
+            return "no weights"
+        if side < self.min_side and not by_name:
+            return f"a side of {side}, shorter than min_side, {self.min_side}"
+        if size < self.min_size and not by_name:
+            return f"{size:,} weights, fewer than min_size, {self.min_size:,}"
+        return ""
 
     def check_names(self, names: Iterable[str]) -> None:
         """Check that every full name in the recipe is a tensor of the model.
@@ -120,7 +183,7 @@ class Recipe:
         ValueError
             With the nearest name of the model.
         """
-        known = list(names)
+        known = dict.fromkeys(names)
         for name in self.names:
             if name not in known:
                 raise ValueError(
@@ -136,17 +199,11 @@ class Recipe:
             **{f"names {name}": rule for name, rule in sorted(self.names.items())},
         }
         said = [
-            [where, rule.method, sorted(rule.settings.items()), rule.dtype]
+            [where, rule.method, sorted(rule.settings.items()), rule.dtype, rule.layout]
             for where, rule in rules.items()
         ]
-        rest = [self.skip, self.min_side, self.if_impossible]
+        rest = [self.skip, self.min_size, self.min_side, self.keep_dtype, self.if_impossible]
         return hashlib.sha256(json.dumps([said, rest]).encode()).hexdigest()
-
-    def _by_pattern(self, name: str) -> Rule | None:
-        if any(fnmatchcase(name, pattern) for pattern in self.skip):
-            return None
-        fitting = [rule for pattern, rule in self.patterns.items() if fnmatchcase(name, pattern)]
-        return fitting[-1] if fitting else self.default
 
 
 KEPT = Rule(KEEP, {}, None)
@@ -186,7 +243,7 @@ def read_recipe(source: Any) -> Recipe:
         return source
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
-        with open(path, "rb") as file:
+        with open_regular_file(path) as file:
             try:
                 return _recipe(tomllib.load(file))
             except (TypeError, ValueError) as error:
@@ -213,17 +270,32 @@ def read_rule(source: Any, where: str) -> Rule:
     known = method_names()
     settings = {key: _plain(value, f"{key} in {where}") for key, value in source.items()}
     del settings["method"]
+    layout = _checks.choice(settings.pop("layout", AUTO), f"layout in {where}", LAYOUTS)
     if name == KEEP:
         _check_keys(settings, ("dtype",), KEEP, where)
         dtype = settings.get("dtype")
         if dtype is not None:
             _checks.choice(dtype, f"dtype in {where}", FLOAT_NAMES)
-        return Rule(KEEP, {}, None, dtype)
+        return Rule(KEEP, {}, None, dtype, layout)
     _check_keys(settings, tuple(f.name for f in _settings(known[name])), name, where)
     try:
-        return Rule(name, settings, known[name](**settings))
+        return Rule(name, settings, known[name](**settings), layout=layout)
     except (TypeError, ValueError) as error:
         raise located(error, where) from error
+
+
+def check_options(given: Mapping[str, Any], prefix: str = "") -> None:
+    """Check the values of `keep_dtype` and `if_impossible`, if they are given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the name of the option, as it is on the command line if the prefix is ``"--"``.
+    """
+    for key, options in (("keep_dtype", FLOAT_NAMES), ("if_impossible", IF_IMPOSSIBLE)):
+        if key in given:
+            name = prefix + (key.replace("_", "-") if prefix else key)
+            _checks.choice(given[key], name, options)
 
 
 def check_method(name: Any, what: str) -> None:
@@ -243,8 +315,14 @@ def check_method(name: Any, what: str) -> None:
 
 def method_names() -> dict[str, type[Method]]:
     """Return every method by its name in recipes: those of fastfactor, then others imported."""
-    own = [Method.names[name] for name in map(recipe_name, methods.__all__) if name in Method.names]
-    every = dict.fromkeys([*own, *Method.names.values()])
+    return dict(_method_names(tuple(Method.names.values())))
+
+
+@cache
+def _method_names(known: tuple[type[Method], ...]) -> dict[str, type[Method]]:
+    names = {recipe_name(method.__name__): method for method in known}
+    own = [names[name] for name in map(recipe_name, methods.__all__) if name in names]
+    every = dict.fromkeys([*own, *known])
     return {recipe_name(it.__name__): it for it in every if not inspect.isabstract(it)}
 
 
@@ -276,18 +354,19 @@ def starter() -> str:
     lines = [
         "# A recipe for fastfactor. For each tensor the first of these that applies decides: the",
         "# rule for its full name, the skip list, the last pattern that matches, the default. Only",
-        "# floating-point matrices are compressed. Convolutions are treated as matrices of shape",
-        "# (shape[0], product of the rest).",
+        "# tensors of floats with at least two axes are compressed.",
         "",
-        f"min_side = {MIN_SIDE}  # matrices with a shorter side are not compressed",
+        f"min_size = {MIN_SIZE}  # tensors with fewer weights are not compressed",
         'skip = ["*norm*"]  # tensors whose names match a pattern are not compressed',
         'if_impossible = "stop"  # or "keep", for tensors that their method cannot compress',
+        '# keep_dtype = "float16"  # of tensors that are not compressed, until they are rebuilt',
         "",
         "[default]",
         'method = "codebook"',
         "n_bits = 4",
         'granularity = "row"',
         'codebook_dtype = "float16"',
+        f'# layout = "auto"  # which axes are rows, in any rule: {", ".join(LAYOUTS[1:])}',
         "",
         '# [patterns."*embed*"]  # with *, ? and [abc], as in file names',
         '# method = "low_rank"',
@@ -323,16 +402,17 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
         }
     if not any(key in source for key in ("default", "patterns", "names")):
         raise ValueError("a recipe must have a default, patterns or names, got none of them")
+    check_options(source)
     skip = source.get("skip", ())
     if not isinstance(skip, list | tuple) or not all(isinstance(text, str) for text in skip):
         raise TypeError(f"skip must be a list of patterns, got {skip!r}")
     return Recipe(
         default=read_rule(source.get("default", {"method": KEEP}), "[default]"),
         skip=tuple(skip),
+        min_size=_checks.integer(source.get("min_size", MIN_SIZE), "min_size", 1),
         min_side=_checks.integer(source.get("min_side", MIN_SIDE), "min_side", 1),
-        if_impossible=_checks.choice(
-            source.get("if_impossible", "stop"), "if_impossible", IF_IMPOSSIBLE
-        ),
+        keep_dtype=source.get("keep_dtype"),
+        if_impossible=source.get("if_impossible", "stop"),
         **tables,
     )
 

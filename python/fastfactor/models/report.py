@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files.container import atomic_write, check_output_path
+from ..files.layout import Layout
+from .layouts import layout_text
+from .text_table import Column, text_table
 
 FORMATS = (".txt", ".json", ".csv")
-TEXT_WIDTH = 160  # the most columns of a text that does not go to a terminal
-NARROW_WIDTH = 100  # a narrower text leaves out the optional columns
 OPTIONAL_COLUMNS = ("dtype", "seconds")
 AT_MOST = "≤ "
 
@@ -46,6 +47,8 @@ class TensorRow:
         How squared errors are weighted; ``"squares (zero …)"`` where the weights are all zero.
     at_most : bool
         Whether ``bytes_after`` is only an upper bound, in a dry run.
+    layout : Layout or None
+        How it was seen as a matrix; None if it was not compressed.
     """
 
     name: str
@@ -60,6 +63,12 @@ class TensorRow:
     seconds: float | None
     metric: str | None = None
     at_most: bool = False
+    layout: Layout | None = None
+
+    @property
+    def seen_as(self) -> str:
+        """The matrix that was compressed, as text; empty if none was."""
+        return layout_text(self.layout) if self.layout else ""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -72,6 +81,7 @@ class TensorRow:
             "name": self.name,
             "shape": list(self.shape),
             "dtype": self.dtype,
+            "seen_as": self.seen_as,
             "method": self.method,
             "settings": dict(self.settings),
             "reason": self.reason,
@@ -132,38 +142,24 @@ class Table:
         return text.getvalue()
 
     def to_text(self, width: int | None = None) -> str:
-        """Return the table as text; a narrow one wraps long names and leaves out some columns.
+        """Return the table as text.
 
         Parameters
         ----------
         width : int, optional
-            Width of the terminal in characters. Defaults to the needed width, 160 at most.
+            Width of the terminal in characters: rows that do not fit leave out some columns, then
+            have a line for their name. Default: as wide as needed.
         """
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as RichTable
-
-        width = width or TEXT_WIDTH
-        names = [n for n in self.columns if width >= NARROW_WIDTH or n not in OPTIONAL_COLUMNS]
-        table = RichTable(box=box.SIMPLE_HEAD, title=printable(self.title), title_justify="left")
-        for name in names:
-            number = all(
-                isinstance(record[name], int | float | None) or name in self.unfolded
-                for record in self.records
+        columns = []
+        for name, heading in self.columns.items():
+            values = [record[name] for record in self.records]
+            is_number = name in self.unfolded or all(
+                isinstance(value, int | float | None) for value in values
             )
-            table.add_column(
-                self.columns[name],
-                justify="right" if number else "left",
-                overflow="fold",
-                no_wrap=number,
-            )
-        for record in self.records:
-            table.add_row(*(_shown(name, record[name]) for name in names))
-        console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
-        console.print(table)
-        console.print(printable(self.summary), soft_wrap=True)
-        shown = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
+            cells = [_shown(name, value) for value in values]
+            columns.append(Column(heading, cells, is_number, name in OPTIONAL_COLUMNS))
+        lines = [printable(self.title), *text_table(columns, width), "", printable(self.summary)]
+        return "\n".join(lines) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write text, JSON or CSV, as the ending of the path says; replace an existing file."""
@@ -272,6 +268,7 @@ class Report:
             "name": "tensor",
             "shape": "shape",
             "dtype": "dtype",
+            "seen_as": "as",
             "how": "method or reason",
             "bytes_before": "bytes",
             "after": "after",
@@ -282,6 +279,9 @@ class Report:
         }
         if self.dry_run:
             del columns["relative_error"], columns["seconds"]
+        layouts = [row.layout for row in self.rows if row.layout]
+        if all(layout.is_usual and len(layout.shape) == 2 for layout in layouts):
+            del columns["seen_as"]
         if {row.metric for row in self.rows} <= {None, "squares"}:
             del columns["under"]
         title = f"{self.source} → {self.target}"

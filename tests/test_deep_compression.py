@@ -158,8 +158,12 @@ def test_importance_weighs_the_centroids(W, rng):
     weighted = share(W, n_bits=3, init="exact", importance=importance)
     errors = [np.sum(importance * (W - s.to_dense()) ** 2) for s in (weighted, plain)]
     assert errors[0] < errors[1]
-    with pytest.raises(ValueError, match="importance must not be zero for all kept weights"):
-        share(W, n_bits=3, importance=np.zeros(W.shape))
+
+
+def test_an_importance_of_zeros_counts_as_none(W):
+    zeros = np.zeros(W.shape)
+    np.testing.assert_array_equal(prune(W, sparsity=0.7, importance=zeros), prune(W, sparsity=0.7))
+    same_shared(share(W, n_bits=3, importance=zeros), share(W, n_bits=3))
 
 
 @pytest.mark.parametrize(

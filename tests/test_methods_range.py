@@ -14,7 +14,7 @@ from fastfactor.methods import (
     Prune,
     Simhash,
 )
-from fastfactor.methods.factors import narrowed
+from fastfactor.methods.narrow import narrowed
 
 METHODS = (
     BlockDiagonal(n_blocks=2),

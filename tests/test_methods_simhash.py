@@ -22,7 +22,7 @@ class TestPublishedScale(MethodContract):
     METHODS = (Simhash(n_hashes=40, scale="norm"),)
     EXACT_BITS = False
 
-    def _lower_or_refused(self, method, W, metric, **argument):
+    def _lower_or_refused(self, method, W, metric, *, strictly=True, **argument):
         with pytest.raises(ValueError, match="scale must be 'least_squares'"):
             method.compress(W, **argument)
 

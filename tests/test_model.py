@@ -325,6 +325,26 @@ def test_an_input_covariance_is_minimised_and_is_what_the_error_counts(model, tm
     assert any("covariance" in line for line in lines if "conv" in line)
 
 
+def test_the_report_says_where_weights_are_all_zero(model, tmp_path, rng):
+    path, tensors = model
+    np.savez(tmp_path / "inputs.npz", conv=np.zeros((144, 144)))
+    np.savez(tmp_path / "fisher.npz", **{"fc.float16": np.zeros_like(tensors["fc.float16"])})
+    target = tmp_path / "out.safetensors"
+    report = compress_file(
+        path,
+        target,
+        RECIPE,
+        importance=tmp_path / "fisher.npz",
+        input_covariance=tmp_path / "inputs.npz",
+    )
+    rows = {row.name: row for row in report.rows}
+    assert rows["conv"].metric == "squares (zero input_covariance)"
+    assert rows["fc.float16"].metric == "squares (zero importance)"
+    assert "squares (zero importance)" in report.table().to_text()
+    W = tensors["conv"].reshape(len(tensors["conv"]), -1)
+    assert rows["conv"].relative_error == Codebook(n_bits=4).compress(W).error(W)
+
+
 def test_both_weigh_one_model_but_not_one_tensor(model, tmp_path, rng):
     path, tensors = model
     fisher, inputs = tmp_path / "fisher.npz", tmp_path / "inputs.npz"

@@ -5,6 +5,7 @@ Every message names the argument, what it must be, and what came.
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -106,23 +107,42 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     return number
 
 
-def nonnegative(value: Any, name: str) -> float:
-    """Return a real number that is zero or more; infinity is accepted."""
+def nonnegative(value: Any, name: str, *, finite: bool = False) -> float:
+    """Return a real number that is zero or more; infinity is accepted unless ``finite``."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be a number that is zero or more, got {value!r}")
-    number = float(value)
+    number = _as_float(value)
     if not number >= 0:
         raise ValueError(f"{name} must be zero or more, got {value!r}")
+    if finite and number == math.inf:
+        raise ValueError(f"{name} must be finite, got {value!r}")
     return number
+
+
+def positive(value: Any, name: str) -> float:
+    """Return a real number above zero; infinity is refused."""
+    number = nonnegative(value, name, finite=True)
+    if number == 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return number
+
+
+def _as_float(value: Any) -> float:
+    """Return a real number as a float, or infinity for integers beyond the range of floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value > 0 or -1)
 
 
 def fraction(value: Any, name: str) -> float:
     """Return a real number in (0, 1]."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be a number in (0, 1], got {value!r}")
-    if not 0 < float(value) <= 1:
+    number = _as_float(value)
+    if not 0 < number <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {value!r}")
-    return float(value)
+    return number
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:

@@ -209,12 +209,17 @@ def nm_sparsity_mask(W: Any, n: int, m: int, *, n_threads: int | None = None) ->
     W = _weights(W, None)
     m = _checks.integer(m, "m", 1)
     n = _checks.integer(n, "n", 0, m)
-    if W.shape[-1] % m:
-        raise ValueError(f"W must have rows whose length is a multiple of {m}, got shape {W.shape}")
+    check_nm(W.shape, m)
     threads = thread_count(n_threads)
     if W.size == 0:
         return np.zeros(W.shape, np.bool_)
     return kernels.prune_mask(W, length=m, n_dropped=m - n, n_threads=threads)
+
+
+def check_nm(shape: tuple[int, ...], m: int) -> None:
+    """Check that the rows of an array of this shape can be cut into pieces of m."""
+    if shape[-1] % m:
+        raise ValueError(f"W must have rows whose length is a multiple of {m}, got shape {shape}")
 
 
 def checked_block(scope: Any, block_shape: Any, pool: Any) -> tuple[int, int] | None:

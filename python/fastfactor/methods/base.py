@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .. import _checks
-from ..metrics import Diagonal, Frobenius, Metric, metric_for
+from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for
 from .factors import Factors, check_matrix
+from .narrow import is_near_the_end
 from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
 
@@ -96,8 +97,8 @@ class Method(ABC):
                 f"got {' and '.join(given) or 'none'}"
             )
         for name in ("ratio", "max_error"):
-            if goals[name] is not None and _checks.nonnegative(goals[name], name) == 0:
-                raise ValueError(f"{name} must be positive, got {goals[name]!r}")
+            if goals[name] is not None:
+                _checks.positive(goals[name], name)
         if hasattr(self, "random_state"):
             _checks.random_state(self.random_state)
 
@@ -119,6 +120,7 @@ class Method(ABC):
             The weight of each entry's squared error: squared gradients, Fisher information.
         input_covariance : array of shape (in_features, in_features), optional
             Mean of x xᵀ over the layer's inputs x, to minimise the error of the layer's outputs.
+            Eigenvalues that rounding made negative count as zero.
         n_threads : int, optional
             Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -130,18 +132,27 @@ class Method(ABC):
         Raises
         ------
         TypeError, ValueError
-            For a wrong type or shape, for a metric that this method cannot minimise, and for a
-            ratio or an error that it cannot reach.
+            For a wrong type or shape, for a metric that this method cannot minimise, for an
+            input_covariance with negative eigenvalues, and for a ratio or an error that this
+            method cannot reach.
+
+        Notes
+        -----
+        Importances or a covariance that are all zero, as of a layer that no input has reached, give
+        the same result as none. Where a method only looks for a minimum under an importance or a
+        covariance, it also compresses without, and returns whichever has less error under it: this
+        takes up to twice the time.
         """
         W = check_matrix(W)
         _checks.finite(W, "W")
         metric = metric_for(W.shape, importance, input_covariance)
-        self.check_metric(type(metric))
+        if importance is not None or input_covariance is not None:
+            self.check_metric(Diagonal if importance is not None else Covariance)
         problem = Problem(W, metric, n_threads)
         settings = self._seeded()
-        if self.ratio is None and self.max_error is None:
-            return settings._compress(problem)
-        return settings._search(problem)
+        if is_near_the_end(W):
+            return settings._finite(problem)
+        return settings._solved(problem)
 
     def _seeded(self) -> Method:
         """Return these settings with a seed drawn now, so that all steps of a search share it."""
@@ -186,6 +197,7 @@ class Method(ABC):
         if self.ratio is None:
             return self._size(problem)
         levels = self._checked_levels(problem)
+        self._check_ratio(problem)
         if not self._planned(levels[0], problem).exact:
             return Size(int(self._goal(problem).limit), exact=False)
         return self._largest_planned(problem)._size(problem)
@@ -239,6 +251,45 @@ class Method(ABC):
                 f"that error{self.otherwise and '; ' + self.otherwise}"
             )
 
+    def _solved(self, problem: Problem) -> Factors:
+        """Return the factors for the parameter or the goal that is set."""
+        if self.ratio is None and self.max_error is None:
+            return self._best(problem)
+        if self.ratio is not None:
+            self._check_ratio(problem)
+        return self._search(problem)
+
+    def _finite(self, problem: Problem) -> Factors:
+        """Return the factors of a W near the end of its dtype's range, if they give no infinity."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            factors = self._solved(problem)
+        try:
+            with np.errstate(over="raise", invalid="raise"):
+                finite = all(np.isfinite(r).all() for _, r in factors._row_blocks(None))
+        except FloatingPointError:
+            finite = False
+        if not finite:
+            raise self._too_large(problem)
+        return factors
+
+    def _best(self, problem: Problem) -> Factors:
+        """Return what `_compress` finds with the metric or without, whichever is better under it.
+
+        Without may be better because most methods find a local minimum only.
+        """
+        found = self._compress(problem)
+        if isinstance(problem.metric, Frobenius) or not self._tries_plain(problem):
+            return found
+        planned = self._size(problem)
+        most = found.nbytes if planned is None else planned.nbytes
+        plain = self._compress(problem.plain)
+        better = plain.nbytes <= most and problem.error_of(plain) < problem.error_of(found)
+        return plain if better else found
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        """Return whether `_compress` may find less error without the metric of the problem."""
+        return True
+
     # --- what a subclass must define
 
     @abstractmethod
@@ -268,6 +319,13 @@ class Method(ABC):
         None means that only the values decide the size, which is allowed for `alternatives` only.
         """
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        """Return a size in bytes that no result is below, as far as the shape of W decides.
+
+        A ratio beyond it is refused before any work. The `parameter` is the smallest level.
+        """
+        return 0
+
     # --- how a ratio or an error is met
 
     def _search(self, problem: Problem) -> Factors:
@@ -277,14 +335,14 @@ class Method(ABC):
         """
         levels = self._checked_levels(problem)
         if self.ratio is not None and self._planned(levels[0], problem).exact:
-            return self._largest_planned(problem)._compress(problem)
+            return self._largest_planned(problem)._best(problem)
         return self._bisect(levels, problem)
 
     def _bisect(self, levels: Sequence[Any], problem: Problem) -> Factors:
         """Return the best factors among these levels that meet the goal, or refuse it."""
 
         def compress(level: Any) -> Factors:
-            return self._at(level)._compress(problem)
+            return self._at(level)._best(problem)
 
         factors, nearest = bisect_levels(levels, compress, self._goal(problem))
         if factors is None:
@@ -322,14 +380,31 @@ class Method(ABC):
             )
         return levels
 
+    def _check_ratio(self, problem: Problem) -> None:
+        """Check that the shape of W does not forbid the ratio."""
+        smallest = self._at(self._checked_levels(problem)[0])
+        least = smallest._least_nbytes(problem)
+        if not self._goal(problem).allows(least):
+            raise self._unreachable(least, problem)
+
     def _goal(self, problem: Problem) -> Goal:
         if self.ratio is not None:
             return Goal.of_ratio(problem, self.ratio)
         assert self.max_error is not None
         return Goal(problem, self.max_error, is_size=False)
 
+    def _too_large(self, problem: Problem) -> ValueError:
+        """Return the exception for a W whose approximation leaves the range of its dtype."""
+        W, name = problem.W, type(self).__name__
+        largest = max(float(W.max()), -float(W.min()))
+        return ValueError(
+            f"W must be farther from the end of {W.dtype}'s range for {name}, got ±{largest:.4g}"
+        )
+
     def _unreachable(self, nearest: float, problem: Problem) -> ValueError:
         """Return the exception for an unreachable goal; `nearest` is the least size or error."""
+        if not np.isfinite(nearest):
+            return self._too_large(problem)
         if self.ratio is not None:
             most = problem.W.nbytes / max(nearest, 1)
             return ValueError(

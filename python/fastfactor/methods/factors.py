@@ -374,16 +374,6 @@ def check_ids(ids: Any, n: int) -> Array:
     return array.astype(np.int64)
 
 
-def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return an array in a narrower dtype; values beyond its range become ± its largest value."""
-    with np.errstate(over="ignore"):
-        result = array.astype(dtype, copy=False)
-    if dtype.itemsize < array.itemsize and not np.isfinite(result).all():
-        most = np.nextafter(dtype.type(np.inf), dtype.type(0))
-        result = np.clip(result, -most, most).astype(dtype, copy=False)
-    return result
-
-
 def into(out: Any, result: Array) -> Array:
     """Return the result, copied into `out` if one is given."""
     if out is None:

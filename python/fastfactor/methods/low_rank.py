@@ -13,8 +13,9 @@ from .. import _checks
 from .._checks import Array
 from ..metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from .base import Method
-from .factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from .factors import FLOAT_NAMES, Factors, check_ids
 from .forward import ArrayNamespace, transpose
+from .narrow import as_factors, narrowed
 from .search import Problem, Size
 from .stored import stored_tensor
 
@@ -121,8 +122,14 @@ class LowRank(Method):
     def _compress(self, problem: Problem) -> LowRankFactors:
         return _factors(_Spectrum(problem), problem, self.rank or 1)
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return problem.importance is not None  # the least error under a covariance is found
+
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, min(problem.W.shape) + 1)
+
+    def _least_nbytes(self, problem: Problem) -> int:
+        return self._size(problem).nbytes
 
     def _size(self, problem: Problem) -> Size:
         rank = min(self.rank or 1, *problem.W.shape)
@@ -131,7 +138,7 @@ class LowRank(Method):
 
     def _search(self, problem: Problem) -> Factors:
         if self.ratio is not None:
-            return self._largest_planned(problem)._compress(problem)
+            return self._largest_planned(problem)._best(problem)
         ranks, goal = self._checked_levels(problem), self._goal(problem)
         if problem.importance is not None:
             return self._bisect(ranks, problem)
@@ -185,11 +192,9 @@ def _factors(spectrum: _Spectrum, problem: Problem, rank: int) -> LowRankFactors
     used = (sizes_b > 0) & (sizes_c > 0)
     balance = np.sqrt(sizes_c[used] / sizes_b[used])
     dtype, half = problem.W.dtype, spectrum.exponent // 2
-    B = np.ldexp(B[:, used] * balance, half)
-    C = np.ldexp(C[used] / balance[:, None], spectrum.exponent - half)
     return LowRankFactors(
-        B=np.ascontiguousarray(narrowed(B, dtype)),
-        C=np.ascontiguousarray(narrowed(C, dtype)),
+        B=as_factors(B[:, used] * balance, dtype, half),
+        C=as_factors(C[used] / balance[:, None], dtype, spectrum.exponent - half),
         shape=problem.W.shape,
         dtype=dtype,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._checks import Array
-from ..metrics import Covariance, Diagonal, Metric
+from ..metrics import Covariance, Diagonal, Frobenius, Metric
 from .factors import Factors
+
+MOST_NBYTES = 2.0**62  # so that every limit is an integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +24,19 @@ class Problem:
     metric : Metric
         What the errors count; `importance` and `input_covariance` give its array, or None.
     n_threads : int or None
+    measured : Metric or None
+        What the errors of results are measured in, if not `metric`.
     """
 
     W: Array
     metric: Metric
     n_threads: int | None
+    measured: Metric | None = None
+
+    @property
+    def plain(self) -> Problem:
+        """The problem whose result minimises the sum of squares, but is measured as this one's."""
+        return replace(self, metric=Frobenius(), measured=self.measured or self.metric)
 
     @property
     def importance(self) -> Array | None:
@@ -39,7 +49,7 @@ class Problem:
         return self.metric.input_covariance if isinstance(self.metric, Covariance) else None
 
     def error_of(self, factors: Factors) -> float:
-        """Return the error of factors of this matrix, under its metric.
+        """Return the error of factors of this matrix, under the metric that it is measured in.
 
         Parameters
         ----------
@@ -51,7 +61,7 @@ class Problem:
         float
             The lost part of the weighted squares of W.
         """
-        return factors._error(self.W, self.metric, self.n_threads)
+        return factors._error(self.W, self.measured or self.metric, self.n_threads)
 
 
 class Size(NamedTuple):
@@ -80,7 +90,8 @@ class Goal:
     @classmethod
     def of_ratio(cls, problem: Problem, ratio: float) -> Goal:
         """Return the size that a ratio allows, with a margin in case the ratio was rounded up."""
-        return cls(problem, problem.W.nbytes * (1 + 1e-12) / ratio, is_size=True)
+        limit = min(problem.W.nbytes * (1 + 1e-12) / ratio, MOST_NBYTES)
+        return cls(problem, limit, is_size=True)
 
     def measure(self, factors: Factors) -> float:
         """Return the quantity that is limited: the size of the factors or their error."""

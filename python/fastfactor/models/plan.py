@@ -18,6 +18,7 @@ from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
 from ..methods.factors import Factors
+from ..methods.narrow import check_kept
 from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
 from .recipe import KEEP, Recipe, Rule, located, nearest
@@ -70,7 +71,7 @@ class Job:
 
         Raises
         ------
-        TypeError, ValueError
+        ValueError
             For a tensor that its method cannot compress, unless the recipe keeps such tensors.
         """
         (rule, reason), stored = self.plan[name], self.checkpoint.tensors[name]
@@ -81,7 +82,7 @@ class Job:
         try:
             rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
             size = rule.compressor.planned_size(_matrix_shape(stored.shape), stored.dtype)
-        except (TypeError, ValueError) as fault:
+        except ValueError as fault:
             reason = self._impossible(name, fault)
             return replace(_row(name, stored, rule, reason), bytes_after=stored.nbytes)
         if size is None:
@@ -108,13 +109,13 @@ class Job:
                 )
                 if factors.nbytes < W.nbytes:
                     value = factors
-                    error, metric = self._error(W, factors, weights), self._metric_name(name)
+                    error, metric = self._error(W, factors, weights), _used_metric(weights)
                 else:
                     reason = _not_smaller(rule, factors.nbytes)
             elif rule.dtype not in (None, stored.dtype.name):
                 value = _converted(W, rule.dtype)
                 error, metric = difference(W, value).relative_error, PLAIN
-        except (TypeError, ValueError) as fault:
+        except ValueError as fault:
             reason = self._impossible(name, fault)
         row = replace(
             _row(name, stored, rule, reason),
@@ -131,7 +132,7 @@ class Job:
         if isinstance(value, Factors):
             W, weights = self.checkpoint[entry.name], self._weights_of(entry.name)
             error = self._error(W, value, weights)
-            return replace(row, relative_error=error, metric=self._metric_name(entry.name))
+            return replace(row, relative_error=error, metric=_used_metric(weights))
         if entry.dtype.name != row.dtype:
             error = difference(self.checkpoint[entry.name], value).relative_error
             return replace(row, relative_error=error, metric=PLAIN)
@@ -189,7 +190,7 @@ class Job:
     def _error(self, W: Array, factors: Factors, weights: dict[str, Array]) -> float:
         return factors.error(_as_matrix(W), **weights, n_threads=self.n_threads)
 
-    def _impossible(self, name: str, fault: TypeError | ValueError) -> str:
+    def _impossible(self, name: str, fault: ValueError) -> str:
         """Return why a tensor is kept; raise the fault if the recipe does not keep such tensors."""
         if self.recipe.if_impossible == "stop":
             raise located(fault, f"tensor {name!r}") from fault
@@ -224,6 +225,13 @@ def _row(name: str, stored: Stored, rule: Rule, reason: str) -> TensorRow:
     )
 
 
+def _used_metric(weights: dict[str, Array]) -> str:
+    """Return the name of the error that was minimised; all-zero weights count as none."""
+    for what, array in weights.items():
+        return what if array.any() else f"{PLAIN} (zero {what})"
+    return PLAIN
+
+
 def _not_smaller(rule: Rule, nbytes: int) -> str:
     return f"not smaller as {rule.method}: {nbytes} bytes"
 
@@ -242,4 +250,6 @@ def _converted(W: Array, name: str) -> Array:
         converted: Array = W.astype(dtype_of(CODES[name]))
     if not np.array_equal(np.isfinite(converted), np.isfinite(W)):
         raise ValueError(f"values must be in the range of {name}, got larger ones")
+    if np.isfinite(W).all():
+        check_kept(W, converted.dtype, "values", "it")
     return converted

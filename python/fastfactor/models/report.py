@@ -43,7 +43,7 @@ class TensorRow:
     seconds : float or None
         Time to compress it; None if an earlier run did it.
     metric : {"squares", "importance", "input_covariance"} or None
-        How squared errors are weighted.
+        How squared errors are weighted; ``"squares (zero …)"`` where the weights are all zero.
     at_most : bool
         Whether ``bytes_after`` is only an upper bound, in a dry run.
     """

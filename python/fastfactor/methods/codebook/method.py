@@ -19,6 +19,7 @@ from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import ROWS_AT_ONCE, Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose
+from ..narrow import check_kept, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .cells import CodebookSettings, find_codes
@@ -51,8 +52,7 @@ class CodebookFactors(Factors):
     group_size: int
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        found = self._rows(check_ids(ids, self.shape[0]), n_threads)
-        return found.astype(self.dtype, copy=False)
+        return narrowed(self._rows(check_ids(ids, self.shape[0]), n_threads), self.dtype)
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype != np.float64:
@@ -283,6 +283,9 @@ class Codebook(Method):
             dtype=problem.W.dtype,
         )
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # `_compress` starts from the result without the metric, or finds the best
+
     def _levels(self, problem: Problem) -> Sequence[int]:
         return range(1, MAX_CODE_BITS + 1) if problem.W.size else ()
 
@@ -333,10 +336,11 @@ def table_dtype(name: str | None, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def check_range(W: Array, dtype: np.dtype[Any]) -> None:
-    """Check that the values of a finite W are within the range of the tables' dtype."""
+    """Check that the tables' dtype can hold the values of a finite W."""
     if W.dtype in (dtype, np.float16):
         return  # always in range; NumPy's maximum of 16-bit floats took a sixth of a file's time
     limit = float(np.finfo(np.float16 if dtype == np.float16 else np.float32).max)
     largest = max(float(W.max(initial=0)), -float(W.min(initial=0)))
     if largest > limit:
         raise ValueError(f"W must be within ±{limit:.6g} for tables of {dtype}, got ±{largest:.6g}")
+    check_kept(W, dtype, "W", "tables")

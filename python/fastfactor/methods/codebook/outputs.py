@@ -11,7 +11,7 @@ import numpy as np
 from ..._checks import Array
 from ...kernels.clustering import assign
 from ...metrics import exponent_of
-from ..factors import narrowed
+from ..narrow import narrowed
 from .sharing import Coded, Sharing
 
 ROUNDS = 8

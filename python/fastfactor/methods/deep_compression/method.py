@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import _checks
 from ..base import Method
-from ..codebook.method import check_range, table_dtype
+from ..codebook.method import table_dtype
 from ..factors import Factors
 from ..pruning.prune import Prune
 from ..search import Problem, Size
@@ -74,23 +74,25 @@ class DeepCompression(Prune):
             _checks.choice(self.codebook_dtype, "codebook_dtype", CODEBOOK_DTYPES)
 
     def _compress(self, problem: Problem) -> Factors:
-        check_range(problem.W, table_dtype(self.codebook_dtype, problem.W.dtype))
         mask = self.mask_of(problem) & (problem.W != 0)
-        importance = problem.importance
-        if importance is not None and not importance[mask].any():
-            importance = None
         shared = share(
             problem.W,
             mask,
             n_bits=self.n_bits,
             init=self.init,
             codebook_dtype=self.codebook_dtype,
-            importance=importance,
+            importance=problem.importance,
             random_state=self.random_state,
             n_threads=problem.n_threads,
         )
         dtype, n_threads = problem.W.dtype, problem.n_threads
         return encode(shared, gap_bits=self.gap_bits, dtype=dtype, n_threads=n_threads)
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        return self.std_multiple is None  # which says itself what is kept under an importance
+
+    def _least_nbytes(self, problem: Problem) -> int:
+        return table_dtype(self.codebook_dtype, problem.W.dtype).itemsize
 
     def _size(self, problem: Problem) -> Size | None:
         most = self._most(problem)

@@ -12,6 +12,7 @@ from ..._checks import Array
 from ..._records import ArrayRecord
 from ...kernels.scalar_clustering import kmeans1d
 from ...metrics import Diagonal, Frobenius, Metric
+from ..codebook.method import check_range
 from ..factors import matrix_shape
 from ..pruning.prune import Prune
 from ..search import Problem
@@ -79,7 +80,8 @@ def prune(
     metric: Metric = Frobenius()
     if importance is not None:
         # In float64, so that the roots of small importances do not become zero.
-        metric = Diagonal(_importance(importance, W).reshape(matrix.shape))
+        weights = _importance(importance, W)
+        metric = Diagonal(weights.reshape(matrix.shape)) if weights.any() else metric
     settings = Prune(sparsity=sparsity, std_multiple=std_multiple)
     return settings.mask_of(Problem(matrix, metric, n_threads)).reshape(W.shape)
 
@@ -193,7 +195,7 @@ def share(
     codebook_dtype : {"float16", "bfloat16", "float32"}, optional
         The dtype of the values. Default: W's, or float32 if W is float64.
     importance : array of W's shape, optional
-        A factor of each squared error.
+        A factor of each squared error. If it is zero for all kept weights, it counts as none.
     random_state : int, Generator, RandomState or None
         Seed of ``"random"``.
     n_threads : int, optional
@@ -232,6 +234,7 @@ def share(
     kept = W != 0 if mask is None else _mask(mask, W)
     name = codebook_dtype or ("float32" if W.dtype == np.float64 else W.dtype.name)
     _checks.choice(name, "codebook_dtype", CODEBOOK_DTYPES)
+    check_range(W, _checks.dtype_named(name))
     weight = None if importance is None else _importance(importance, W)[kept]
     values = W[kept]
     pruned = values.size < W.size or not values.size
@@ -239,7 +242,7 @@ def share(
     codebook = np.zeros(int(pruned), np.float32)
     if values.size:
         if weight is not None and not weight.any():
-            raise ValueError("importance must not be zero for all kept weights, got only zeros")
+            weight = None
         result = kmeans1d(
             values,
             2**n_bits - pruned,

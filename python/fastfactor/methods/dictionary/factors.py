@@ -16,6 +16,7 @@ from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR, spmm
 from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
+from ..narrow import narrowed
 from ..stored import stored_number, stored_tensor
 
 # Inputs multiplied at once, so that their products with the atoms stay in cache.
@@ -61,7 +62,7 @@ class DictionaryFactors(Factors):
         at = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
         part = CSR(codes.data[at], codes.indices[at], indptr, (len(blocks), len(dictionary)))
         found = spmm(part, dictionary, n_threads=n_threads)
-        return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
+        return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         dictionary = self._wide

@@ -15,9 +15,10 @@ from ...kernels.sparse import CSR
 from ...learning.code_exchange import improved
 from ...learning.dictionary_learning import check_exchange, coder, learn_dictionary
 from ...learning.initial_atoms import INITS
-from ...metrics import Covariance, Diagonal, Frobenius
+from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors
+from ..narrow import check_kept
 from ..search import Problem, Size, n_fitting
 from .factors import DictionaryFactors
 from .refit import refit, refit_values, whitening
@@ -27,6 +28,7 @@ WEIGHTS_PER_ATOM_ENTRY = 8  # by default W has at least this many weights for ea
 MAX_BLOCK_SIZE = 64
 MIN_BLOCK_SIZE = 8
 SEARCH_STEPS = 16
+FAR_EXPONENT = 32
 VALUE_EXPONENTS = (-6, 15)  # the range of the largest value's exponent; atoms are scaled to keep it
 
 
@@ -126,7 +128,7 @@ class Dictionary(Method):
         if self.n_nonzero_coefs is not None:
             _checks.integer(self.n_nonzero_coefs, "n_nonzero_coefs", 1)
         if self.block_error is not None:
-            _checks.nonnegative(self.block_error, "block_error")
+            _checks.nonnegative(self.block_error, "block_error", finite=True)
         if self.block_size is not None:
             _checks.integer(self.block_size, "block_size", 1)
         if self.n_atoms is not None:
@@ -142,7 +144,9 @@ class Dictionary(Method):
                 _checks.choice(getattr(self, name), name, FLOAT_NAMES)
 
     def _compress(self, problem: Problem) -> DictionaryFactors:
-        block_size = self._block_size(problem.W)
+        block_size, exponent = self._block_size(problem.W), _far_exponent(problem.W)
+        if exponent:
+            problem = replace(problem, W=np.ldexp(problem.W, -exponent))
         scale, root, inverse = whitening(problem, block_size)
         signals = np.ascontiguousarray(problem.W).reshape(-1, block_size)
         plain = isinstance(problem.metric, Frobenius)
@@ -180,7 +184,7 @@ class Dictionary(Method):
             values = codes.data * lengths[codes.indices]
             codes = CSR(values, codes.indices, codes.indptr, codes.shape)
             codes = refit_values(problem, codes, dictionary.astype(np.float64))
-        return self._stored(problem.W, codes, dictionary)
+        return self._stored(problem.W, codes, dictionary, exponent)
 
     def _levels(self, problem: Problem) -> Sequence[int]:
         if problem.W.size == 0:
@@ -188,10 +192,18 @@ class Dictionary(Method):
         block_size = self._block_size(problem.W)
         return range(1, min(block_size, self._count_atoms(problem.W, block_size)) + 1)
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        # Every block has a value, or the number of values of every block is stored.
+        W = problem.W
+        n = W.size // self._block_size(W)
+        value = self._dtype("value_dtype", W).itemsize
+        return self._dictionary_nbytes(W) + min(n * value, packed_nbytes(n, 1) + value)
+
     def _size(self, problem: Problem) -> Size | None:
+        block_size = self._block_size(problem.W)
         if self.n_nonzero_coefs is None:
             return None
-        n = problem.W.size // self._block_size(problem.W)
+        n = problem.W.size // block_size
         # If some block needs fewer values, the number of values of every block is stored.
         counts = packed_nbytes(n, self._max_values(problem.W).bit_length())
         return Size(self._even_nbytes(problem.W) + counts, exact=False)
@@ -206,12 +218,19 @@ class Dictionary(Method):
         block_size = self._block_size(W)
         n_atoms, count = self._count_atoms(W, block_size), self._max_values(W)
         n = W.size // block_size
-        value, atom = (
-            W.itemsize if name is None else _checks.dtype_named(name).itemsize
-            for name in (self.value_dtype, self.dictionary_dtype)
-        )
         indices = packed_nbytes(n * count, bits_for(n_atoms))
-        return n_atoms * block_size * atom + n * count * value + indices
+        values = n * count * self._dtype("value_dtype", W).itemsize
+        return self._dictionary_nbytes(W) + values + indices
+
+    def _dictionary_nbytes(self, W: Array) -> int:
+        block_size = self._block_size(W)
+        numbers = self._count_atoms(W, block_size) * block_size
+        return numbers * self._dtype("dictionary_dtype", W).itemsize
+
+    def _dtype(self, setting: str, W: Array) -> np.dtype[Any]:
+        """Return the dtype that a setting names, or W's."""
+        name = getattr(self, setting)
+        return W.dtype if name is None else _checks.dtype_named(name)
 
     def _search(self, problem: Problem) -> Factors:
         goal = self._goal(problem)
@@ -219,18 +238,23 @@ class Dictionary(Method):
         if best is None:
             best = super()._search(problem)
         assert isinstance(best, DictionaryFactors)
-        if not isinstance(problem.metric, Frobenius):
+        error = best.error(problem.W)
+        if not isinstance(problem.metric, Frobenius) or not np.isfinite(error):
             return best
         # With the atoms found, bisect the logarithm of the error at which a block is done.
-        error = best.error(problem.W)
-        signals = np.ascontiguousarray(problem.W).reshape(-1, self._block_size(problem.W))
+        exponent = _far_exponent(problem.W)
+        W = np.ldexp(problem.W, -exponent) if exponent else np.ascontiguousarray(problem.W)
+        signals = W.reshape(-1, self._block_size(W))
+        atoms = best.dictionary
+        if exponent:
+            atoms = np.ldexp(atoms.astype(np.float64), -exponent_of(atoms))
         low, high = np.log(max(error, 1e-12) / 16), np.log(max(error, 1e-12) * 4)
         for _ in range(SEARCH_STEPS):
             middle = (low + high) / 2
             settings = replace(self, block_error=float(np.exp(middle)), ratio=None, max_error=None)
             limits = settings._limits(signals)
-            codes = self._coded(signals, best.dictionary, limits, None, problem.n_threads)
-            other = settings._stored(problem.W, codes, best.dictionary)
+            codes = self._coded(signals, atoms, limits, None, problem.n_threads)
+            other = settings._stored(problem.W, codes, atoms, exponent)
             lost = other.error(problem.W, n_threads=problem.n_threads)
             if goal.is_size:
                 fits = goal.allows(other.nbytes)
@@ -256,7 +280,8 @@ class Dictionary(Method):
         )
         if fitting == 0:
             return None
-        factors = self._at(levels[fitting - 1])._compress(problem)
+        factors = self._at(levels[fitting - 1])._best(problem)
+        assert isinstance(factors, DictionaryFactors)
         return factors if factors.count_bits == 0 else None
 
     def _exchanges(self) -> bool:
@@ -308,37 +333,38 @@ class Dictionary(Method):
         # If all signals are zero, so is the tolerance, which every block meets at once.
         return {"tol": self.block_error * float(energy)}
 
-    def _scaled(self, W: Array, codes: CSR, dictionary: Array) -> tuple[CSR, Array]:
-        """Return codes and atoms of the same product, with values in the range of every dtype.
+    def _scaled(self, W: Array, codes: CSR, dictionary: Array, exponent: int) -> tuple[CSR, Array]:
+        """Return codes and atoms of 2**exponent times their product.
 
-        A power of two moves from the values to the atoms.
+        The values are in the range of every dtype; a power of two moves from them to the atoms.
         """
         largest = float(np.abs(codes.data).max(initial=0))
-        exponent = int(np.frexp(largest)[1])
+        of_values = int(np.frexp(largest)[1])
         low, high = VALUE_EXPONENTS
-        move = exponent - min(max(exponent, low), high)
-        if largest == 0 or move == 0:
+        up = min(max(of_values + exponent, low), high) - of_values
+        if largest == 0 or up == exponent == 0:
             return codes, dictionary
-        values = np.ldexp(codes.data, -move)
+        values = np.ldexp(codes.data, up)
         codes = CSR(values, codes.indices, codes.indptr, codes.shape)
-        longer = np.ldexp(dictionary.astype(np.float64), move)
+        with np.errstate(over="ignore"):
+            longer = np.ldexp(dictionary.astype(np.float64), exponent - up)
         return codes, self._rounded(longer, W, "dictionary_dtype")
 
     def _rounded(self, array: Array, W: Array, setting: str) -> Array:
-        """Return the array in the dtype of a setting, or refuse values beyond its range."""
-        name = getattr(self, setting)
-        dtype = W.dtype if name is None else _checks.dtype_named(name)
+        """Return the array in the dtype of a setting, or refuse values that it cannot hold."""
+        dtype = self._dtype(setting, W)
         with np.errstate(over="ignore"):
             rounded = array.astype(dtype)
         if not np.isfinite(rounded).all():
             raise ValueError(
                 f"{setting} must hold values up to {np.abs(array).max():.3g}, got {dtype}"
             )
+        check_kept(array, dtype, "W", "values" if setting == "value_dtype" else "atoms")
         return rounded
 
-    def _stored(self, W: Array, codes: CSR, dictionary: Array) -> DictionaryFactors:
-        """Return the factors that hold these codes and atoms."""
-        codes, dictionary = self._scaled(W, codes, dictionary)
+    def _stored(self, W: Array, codes: CSR, dictionary: Array, exponent: int) -> DictionaryFactors:
+        """Return the factors that hold 2**exponent times the product of these codes and atoms."""
+        codes, dictionary = self._scaled(W, codes, dictionary, exponent)
         counts = np.diff(codes.indptr)
         n_atoms = len(dictionary)
         even = int(counts.min()) == int(counts.max())
@@ -353,3 +379,9 @@ class Dictionary(Method):
             shape=(W.shape[0], W.shape[1]),
             dtype=W.dtype,
         )
+
+
+def _far_exponent(W: Array) -> int:
+    """Return the exponent by which to scale W so that squares are in range; mostly 0."""
+    exponent = exponent_of(W)
+    return exponent if abs(exponent) > FAR_EXPONENT else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,9 +16,10 @@ from ...kernels.packing import PackedCodes
 from ...kernels.trellis import MAX_CLASSES, N_CENTERS, Classes, TrellisDecoder
 from ...metrics import Covariance, Diagonal, Frobenius, Metric, relative_error
 from ..base import Method
-from ..factors import Config, Factors, check_ids, narrowed
+from ..factors import Config, Factors, check_ids
 from ..forward import ArrayNamespace, constant, transpose
-from ..search import Goal, Problem, Size
+from ..narrow import narrowed
+from ..search import MOST_NBYTES, Goal, Problem, Size
 from ..stored import stored_number, stored_tensor
 from .encoding import CENTER_STEP, Encoding
 from .rotation import nearest_rotation
@@ -27,6 +28,8 @@ from .tables import Tables
 
 WEIGHTS_AT_ONCE = 1 << 20
 LARGEST_SCALE = 2.0**90  # values are up to 2^17 times this and are summed over columns
+ZEROS_NBYTES = 14
+ZERO_BLOCK_NBYTES = 6
 ROTATION_WIDTHS = (0, 2, 3, 4, 5, 6, 8)
 
 
@@ -308,28 +311,44 @@ class EntropyCoded(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits_per_weight is not None:
-            bits = _checks.nonnegative(self.bits_per_weight, "bits_per_weight")
-            if bits == 0:
-                raise ValueError(f"bits_per_weight must be positive, got {bits!r}")
+            _checks.positive(self.bits_per_weight, "bits_per_weight")
         _checks.integer(self.block_rows, "block_rows", 1, 1 << 16)
 
     def _compress(self, problem: Problem) -> Factors:
         assert self.bits_per_weight is not None
+        self._size(problem)  # refuses too few bits for any matrix of this shape
         nbytes = self.bits_per_weight * problem.W.size / 8
         factors, reached = self._meet(Goal(problem, nbytes, is_size=True))
         if not reached:
-            least = factors.bits_per_weight
-            raise ValueError(
-                f"bits_per_weight must be at least {least:.4g} for this matrix, "
-                f"got {self.bits_per_weight!r}"
-            )
+            raise self._too_few_bits(factors.bits_per_weight)
         return factors
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        # Those of a matrix of zeros: for each block of rows a length and a final state, beside the
+        # step, the tables and the centres.
+        n_blocks = -(-len(problem.W) // self.block_rows)
+        return ZEROS_NBYTES + ZERO_BLOCK_NBYTES * n_blocks
+
     def _size(self, problem: Problem) -> Size:
-        return Size(int((self.bits_per_weight or 0) * problem.W.size / 8), exact=False)
+        _check_not_empty(problem.W)
+        nbytes = (self.bits_per_weight or 0) * problem.W.size / 8
+        least = self._least_nbytes(problem)
+        if nbytes < least:
+            raise self._too_few_bits(least / problem.W.size * 8)
+        return Size(int(min(nbytes, MOST_NBYTES)), exact=False)
+
+    def _too_few_bits(self, least: float) -> ValueError:
+        return ValueError(
+            f"bits_per_weight must be at least {least:.4g} for this matrix, "
+            f"got {self.bits_per_weight!r}"
+        )
 
     def _levels(self, problem: Problem) -> Sequence[int]:
-        return range(1, 17) if problem.W.size else range(0)
+        if problem.W.size == 0:
+            return range(0)
+        # Whole bits, from the first that suffices for a matrix of zeros.
+        first = max(-(-8 * self._least_nbytes(problem) // problem.W.size), 1)
+        return range(first, max(17, first + 1))
 
     def _search(self, problem: Problem) -> Factors:
         self._checked_levels(problem)  # refuses an empty matrix
@@ -343,11 +362,27 @@ class EntropyCoded(Method):
         """Return the factors that are best for a goal, or nearest to it, and whether they meet it.
 
         An encoding's own error leaves out the rounding to W's dtype and the metric's correlations
-        between columns, so the factors are measured.
+        between columns, so the factors are measured. Coordinates in which columns weigh unequally
+        may cost more than they gain, so those for the sum of squares are tried, too.
         """
         W = goal.problem.W
 
         def factors_of(encoding: Encoding) -> EntropyCodedFactors:
             return EntropyCodedFactors(**encoding.tensors(), shape=W.shape, dtype=W.dtype)
 
-        return search(goal, self.block_rows, factors_of)
+        found = search(goal, self.block_rows, factors_of)
+        if isinstance(goal.problem.metric, Frobenius):
+            return found
+        plain = search(replace(goal, problem=goal.problem.plain), self.block_rows, factors_of)
+        if found[1] and plain[1] and goal.is_size:
+            return min(found, plain, key=lambda each: goal.problem.error_of(each[0]))
+        # What meets the goal goes before what does not.
+        return min(found, plain, key=lambda each: (not each[1], each[0].nbytes))
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # `_meet` does
+
+
+def _check_not_empty(W: Array) -> None:
+    if W.size == 0:
+        raise ValueError(f"W must not be empty for EntropyCoded, got shape {W.shape}")

@@ -17,6 +17,7 @@ from ..search import Goal
 from .rotation import LARGEST_ROTATION, Budget, Rotation, along, best_rotation
 
 MOST_LOGS = 64  # classes cover this many quarters of an octave
+LEAST_EXPONENT = -100  # of the largest value
 SAMPLE = 1 << 19  # number of weights in a sample
 
 
@@ -73,7 +74,13 @@ class Source:
         if problem.W.dtype == np.float64:
             _checks.finite(problem.W, "W", np.float32)
         # W is scaled to lie within ±1, so that all that follows is in float32's range.
-        exponent = max(exponent_of(problem.W), -100)
+        exponent = exponent_of(problem.W)
+        if exponent < LEAST_EXPONENT:
+            # The finest step would be too coarse.
+            raise ValueError(
+                f"W must have values of at least {2.0**LEAST_EXPONENT / 2:.2g} for a step in "
+                f"float32, got none above {2.0**exponent:.2g}"
+            )
         W = np.ldexp(problem.W.astype(np.float64), -exponent)
         full_rows, full_size = len(W), max(W.size, 1)
 

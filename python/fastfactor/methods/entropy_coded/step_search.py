@@ -16,6 +16,7 @@ EVALUATIONS = 12
 ROUNDS = 8
 TOLERANCE = 5e-4  # relative to the goal
 SLOPE = 0.7  # the expected change of `octaves_off` when the step moves by one octave
+FAR_BELOW = 0.9  # an error below this part of estimate and goal leaves room for fewer bytes
 FLATTER = 0.7  # the factor on the slope after a move that did not cross the goal
 
 Make = Callable[[Encoding], Factors]
@@ -32,24 +33,28 @@ def meet(start: Encoding, goal: Goal, make: Make) -> Met | None:
     """Return factors that meet the goal, from the start at another step; None if no step does.
 
     Sizes and errors of encodings are estimates: coding takes a little more than the tables predict,
-    and rounding to W's dtype adds to the error. So the goal is tightened until the factors meet it.
+    and rounding to W's dtype adds to the error. So the goal is tightened until the factors meet it,
+    or loosened while an error is far below what was estimated.
     """
-    asked = goal
+    asked, best = goal, None
     for attempt in range(ROUNDS):
         encoding = _best_step(start, asked)
-        if encoding is None:
-            return None
+        if encoding is None or (best and encoding.log_step == start.log_step):
+            return best
         factors = make(encoding)
         measured = goal.measure(factors)
         if goal.allows(measured):
-            return Met(encoding.error, factors)
+            best = Met(encoding.error, factors)
+            if goal.is_size or measured >= FAR_BELOW * min(encoding.error, goal.limit):
+                return best
         if goal.is_size:
             excess = (1 + 2**attempt / 2) * max(measured - goal.limit, 1)
             asked = replace(asked, limit=asked.limit - excess)
         else:
-            asked = replace(asked, limit=asked.limit * (0.999 * goal.limit / measured))
+            factor = 0.999 * goal.limit / max(measured, 1e-3 * goal.limit)
+            asked = replace(asked, limit=asked.limit * factor)
         start = encoding
-    return None
+    return best
 
 
 def octaves_off(encoding: Encoding, goal: Goal) -> float:

@@ -16,6 +16,7 @@ from ...kernels.gaps import gap_decode, gap_encode
 from ...kernels.packing import pack_bits, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR
 from ..factors import Config, Tensors
+from ..narrow import narrowed
 from ..stored import stored_number, stored_tensor
 
 MAX_GAP_BITS = 16
@@ -171,7 +172,8 @@ def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
     before = np.cumsum(counts) - counts
     taken = np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
     found = np.zeros((flat.size, matrix.shape[1]), dtype)
-    found[np.repeat(np.arange(flat.size), counts), matrix.indices[taken]] = matrix.data[taken]
+    values = narrowed(matrix.data[taken], dtype)
+    found[np.repeat(np.arange(flat.size), counts), matrix.indices[taken]] = values
     return found.reshape(*ids.shape, matrix.shape[1])
 
 

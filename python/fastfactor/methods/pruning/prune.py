@@ -11,7 +11,9 @@ import numpy as np
 
 from ... import _checks
 from ..._checks import Array
+from ...kernels.packing import packed_nbytes
 from ...kernels.selection import (
+    check_nm,
     checked_block,
     integer_pair,
     n_dropped,
@@ -19,7 +21,7 @@ from ...kernels.selection import (
     prune_mask,
 )
 from ...kernels.sparse import CSR, spmm
-from ...metrics import Diagonal, Frobenius
+from ...metrics import Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
@@ -175,7 +177,7 @@ class Prune(Method):
                     f"block_shape must be None where {name} is given, got {self.block_shape!r}"
                 )
         if self.std_multiple is not None:
-            _checks.nonnegative(self.std_multiple, "std_multiple")
+            _checks.nonnegative(self.std_multiple, "std_multiple", finite=True)
         if self.nm_sparsity is not None:
             n, m = integer_pair(self.nm_sparsity, "nm_sparsity")
             _checks.integer(n, "nm_sparsity[0]", 1, m)
@@ -192,6 +194,9 @@ class Prune(Method):
             shape=problem.W.shape,
             dtype=problem.W.dtype,
         )
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        return self.block_shape is not None  # single weights of least error are found
 
     def mask_of(self, problem: Problem) -> Array:
         """Return which weights are kept; ratio and max_error must be None.
@@ -230,6 +235,17 @@ class Prune(Method):
         height, width = self.block_shape or (1, 1)
         return _Sparsities(-(-rows // height) * -(-columns // width))
 
+    def _least_nbytes(self, problem: Problem) -> int:
+        n_kept, positions = self._fewest(problem)
+        return n_kept * problem.W.itemsize + positions
+
+    def _fewest(self, problem: Problem) -> tuple[int, int]:
+        """Return the fewest weights that are kept, and the fewest bytes of their positions."""
+        (rows, columns), (height, width) = problem.W.shape, self.block_shape or (1, 1)
+        if self.scope == "row":
+            return rows, min(packed_nbytes(rows, 2), packed_nbytes(rows * columns, 1))
+        return (rows % height or min(height, rows)) * (columns % width or min(width, columns)), 1
+
     def _size(self, problem: Problem) -> Size | None:
         most = self._most(problem)
         return most and Size(most[0] * problem.W.itemsize + most[1], exact=False)
@@ -239,7 +255,7 @@ class Prune(Method):
         (rows, columns), (height, width) = problem.W.shape, self.block_shape or (1, 1)
         n_blocks = -(-rows // height) * -(-columns // width)
         if self.nm_sparsity is not None:
-            nm_sparsity_mask(problem.W[:0], *self.nm_sparsity)  # refuses an m that does not fit
+            check_nm(problem.W.shape, self.nm_sparsity[1])
             n_kept = problem.W.size // self.nm_sparsity[1] * self.nm_sparsity[0]
         elif self.sparsity is None:
             return None
@@ -256,10 +272,10 @@ class Prune(Method):
         self._checked_levels(problem)  # refuses an empty matrix
         goal, lost = self._goal(problem), self._lost(problem)
         n, step = len(lost), 1
-        may_go = np.searchsorted(lost, goal.limit * lost[-1], side="right")
+        may_go = np.searchsorted(lost, goal.limit * float(lost[-1]), side="right")
         kept = max(n - int(may_go), 1)
         while True:
-            factors = self._at(1 - kept / n)._compress(problem)
+            factors = self._at(1 - kept / n)._best(problem)
             if kept == n or goal.allows(goal.measure(factors)):
                 return factors
             # `_lost` may rank near ties and round sums in another order, so a few more weights
@@ -271,7 +287,7 @@ class Prune(Method):
 
         With ``scope="row"`` this many weights of every row are dropped.
         """
-        costs = problem.W.astype(np.float64)
+        costs = np.ldexp(problem.W.astype(np.float64), -exponent_of(problem.W))
         costs *= costs
         if problem.importance is not None:
             costs *= problem.importance
@@ -323,7 +339,7 @@ def _of_blocks(array: Array, block: tuple[int, int], pool: np.ufunc) -> Array:
 
 def _above(scores: Array, std_multiple: float, *, by_row: bool) -> Array:
     """Return a mask of scores whose magnitude is at least ``std_multiple`` standard deviations."""
-    wide = scores.astype(np.float64)
+    wide = np.ldexp(scores.astype(np.float64), -exponent_of(scores))
     if wide.size == 0:
         return np.zeros(scores.shape, np.bool_)
     deviation = wide.std(axis=1, keepdims=True) if by_row else wide.std()

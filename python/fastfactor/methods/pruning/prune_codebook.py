@@ -172,6 +172,16 @@ class PruneCodebook(Prune):
             dtype=problem.W.dtype,
         )
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        # Weights that cost little to drop may leave values that are harder to share.
+        return self.std_multiple is None
+
+    def _least_nbytes(self, problem: Problem) -> int:
+        dtype = table_dtype(self.codebook_dtype, problem.W.dtype)
+        n_kept, positions = self._fewest(problem)
+        codes = packed_nbytes(n_kept, self.n_bits)
+        return int(2**self.n_bits * dtype.itemsize) + codes + positions
+
     def _size(self, problem: Problem) -> Size | None:
         most = self._most(problem)
         if most is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,8 +15,9 @@ from ...errors import CorruptDataError
 from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import NUMPY, ArrayNamespace, constant, with_zero
+from ..narrow import as_factors
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 
@@ -213,16 +214,20 @@ class BlockDiagonal(Method):
         _checks.boolean(self.permute, "permute")
 
     def _compress(self, problem: Problem) -> BlockDiagonalFactors:
-        n_blocks, W = self._count(problem), problem.W
-        if not self.permute or n_blocks == 1:
-            return _kept(problem, n_blocks, None, None)
-        found = _kept(problem, n_blocks, *self._group(_energies(problem), n_blocks, problem))
-        if isinstance(problem.metric, Frobenius):
-            return found
-        # Grouping finds a local maximum; the one for plain energies may be the better of the two.
-        groups = self._group(_energies(replace(problem, metric=Frobenius())), n_blocks, problem)
-        plain = _kept(problem, n_blocks, *groups)
-        return min((found, plain), key=lambda factors: factors._error(W, problem.metric))
+        n_blocks, plain = self._count(problem), problem.plain
+        groupings: list[tuple[Array | None, Array | None]] = [(None, None)]
+        if self.permute and n_blocks > 1:
+            # Grouping finds a local maximum; the one for plain energies may be the better of two.
+            of = (problem,) if isinstance(problem.metric, Frobenius) else (problem, plain)
+            groupings = [self._group(_energies(each), n_blocks, problem) for each in of]
+        found = [_kept(problem, n_blocks, *groups) for groups in groupings]
+        if problem.input_covariance is not None:
+            # Blocks of W itself may be better than rounded ones for a covariance that is singular.
+            found.append(_kept(plain, n_blocks, *groupings[-1]))
+        return found[0] if len(found) == 1 else min(found, key=problem.error_of)
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # `_compress` does
 
     def _group(self, energies: Array, n_blocks: int, problem: Problem) -> tuple[Array, Array]:
         """Return labels of rows and columns whose blocks hold as much energy as could be found."""
@@ -288,8 +293,10 @@ def _kept(
 ) -> BlockDiagonalFactors:
     """Return the factors with the blocks of least error for these groups."""
     W, covariance = problem.W, problem.input_covariance
+    exponent = 0
     if covariance is not None:
-        covariance = scaled(covariance)
+        covariance, exponent = scaled(covariance), exponent_of(W)
+        W = np.ldexp(W.astype(np.float64), -exponent)
     rows = _members(row_labels, W.shape[0], n_blocks)
     columns = _members(column_labels, W.shape[1], n_blocks)
     blocks = []
@@ -297,16 +304,16 @@ def _kept(
         i, j = i[i < W.shape[0]], j[j < W.shape[1]]
         block = W[np.ix_(i, j)]
         if covariance is not None:
-            target = covariance[j] @ W[i].astype(np.float64).T
+            target = covariance[j] @ W[i].T
             block = np.linalg.lstsq(covariance[np.ix_(j, j)], target, rcond=None)[0].T
         blocks.append(block.reshape(-1))
     return BlockDiagonalFactors(
-        values=narrowed(np.concatenate(blocks), W.dtype),
+        values=as_factors(np.concatenate(blocks), problem.W.dtype, exponent),
         row_labels=row_labels,
         column_labels=column_labels,
         n_blocks=n_blocks,
-        shape=W.shape,
-        dtype=W.dtype,
+        shape=problem.W.shape,
+        dtype=problem.W.dtype,
     )
 
 

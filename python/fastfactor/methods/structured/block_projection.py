@@ -14,8 +14,9 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import NUMPY, ArrayNamespace, constant, transpose
+from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
@@ -222,7 +223,7 @@ class BlockProjection(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduction is not None and _checks.nonnegative(self.reduction, "reduction") < 1:
+        if self.reduction is not None and _checks.positive(self.reduction, "reduction") < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction!r}")
         _checks.integer(self.block_in, "block_in", 1)
         _checks.integer(self.block_out, "block_out", 1)
@@ -241,7 +242,7 @@ class BlockProjection(Method):
             C = fit_core(W, problem, B.astype(np.float64), D.astype(np.float64))
             return BlockProjectionFactors(
                 B=B,
-                C=np.ascontiguousarray(narrowed(np.ldexp(C, exponent), dtype)),
+                C=as_factors(C, dtype, exponent),
                 D=np.ascontiguousarray(transpose_blocks(D)),
                 shape=W.shape,
                 dtype=dtype,
@@ -254,7 +255,7 @@ class BlockProjection(Method):
             for side in (0, 1)
         )
         return RandomProjectionFactors(
-            C=np.ascontiguousarray(narrowed(np.ldexp(fit_core(W, problem, B, D), exponent), dtype)),
+            C=as_factors(fit_core(W, problem, B, D), dtype, exponent),
             seed=np.array([self.random_state], np.uint64),
             block_out=blocks[0],
             block_in=blocks[1],

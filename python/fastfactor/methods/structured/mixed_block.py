@@ -13,12 +13,13 @@ import numpy as np
 from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
-from ...metrics import Covariance, Diagonal, Frobenius
+from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import NUMPY, ArrayNamespace, transpose
 from ..least_squares import solve_least_squares
 from ..low_rank import LowRank, LowRankFactors
+from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_tensor
 
@@ -160,14 +161,20 @@ class MixedBlock(Method):
     def _compress(self, problem: Problem) -> MixedBlockFactors:
         return self._factors(problem, LowRank(rank=self.rank))
 
+    def _tries_plain(self, problem: Problem) -> bool:
+        return problem.input_covariance is not None  # LowRank tries it under an importance
+
     def _search(self, problem: Problem) -> Factors:
         if problem.input_covariance is None:
             # Sizes and errors equal those of the matrix with a block in each row, so LowRank can
             # search for this goal.
             return self._factors(problem, LowRank(ratio=self.ratio, max_error=self.max_error))
         if self.ratio is not None:
-            return self._largest_planned(problem)._compress(problem)
+            return self._largest_planned(problem)._best(problem)
         return super()._search(problem)
+
+    def _least_nbytes(self, problem: Problem) -> int:
+        return self._size(problem).nbytes
 
     def _size(self, problem: Problem) -> Size:
         n_blocks, block_size = self._layout(problem).matrix_shape
@@ -193,11 +200,17 @@ class MixedBlock(Method):
         assert isinstance(plain, LowRankFactors)
         B, C = plain.B, plain.C
         if problem.input_covariance is not None:
-            B, C = _refine(W, problem.input_covariance, layout, B, C)
+            exponent = exponent_of(W)
+            half = exponent // 2
+            rows = np.ldexp(layout.as_rows(W).astype(np.float64), -exponent)
+            B = np.ldexp(B.astype(np.float64), -half)
+            C = np.ldexp(C.astype(np.float64), half - exponent)
+            B, C = _refine(rows, problem.input_covariance, layout, B, C)
+            B, C = as_factors(B, W.dtype, half), as_factors(C, W.dtype, exponent - half)
         rank = len(C)
         return MixedBlockFactors(
-            mixture=narrowed(B.reshape(layout.down, layout.across, rank), W.dtype),
-            blocks=narrowed(C.reshape(rank, layout.height, layout.width), W.dtype),
+            mixture=B.reshape(layout.down, layout.across, rank),
+            blocks=C.reshape(rank, layout.height, layout.width),
             shape=W.shape,
             dtype=W.dtype,
         )
@@ -245,14 +258,13 @@ class _Layout(NamedTuple):
 
 
 def _refine(
-    W: Array, input_covariance: Array, layout: _Layout, B: Array, C: Array
+    rows: Array, input_covariance: Array, layout: _Layout, B: Array, C: Array
 ) -> tuple[Array, Array]:
-    """Improve B and C in turns, where B C approximates W with a block in each row.
+    """Improve B and C in turns, where B C approximates rows: W with a block in each row.
 
     The error is trace(E Σ Eᵀ) of the whole matrix, which couples the blocks of a row of W.
     """
     covariance = input_covariance.astype(np.float64)
-    rows, B, C = layout.as_rows(W).astype(np.float64), B.astype(np.float64), C.astype(np.float64)
 
     def weigh(E: Array) -> Array:
         """Return half the gradient of the error, E Σ; both have a block in each row."""

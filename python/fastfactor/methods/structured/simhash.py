@@ -16,8 +16,9 @@ from ...kernels.codebooks import codebook_matmul
 from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
-from ..factors import FLOAT_NAMES, Factors, check_ids, narrowed
+from ..factors import FLOAT_NAMES, Factors, check_ids
 from ..forward import ArrayNamespace, constant, transpose
+from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
 from .gaussian import TILE, gaussian, gaussian_tile
@@ -26,6 +27,8 @@ MAX_CACHED_BYTES = 64 << 20  # a projection up to this size is kept, not drawn f
 SIGNS = np.array([[-1], [1]], np.float32)
 ROWS_AT_ONCE = 256
 SCALES = ("least_squares", "norm")
+LARGE = 64  # rows and columns of a matrix whose error can be foretold
+LUCKY = 0.5  # the part of the foretold error below which none is tried
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -291,7 +294,7 @@ class Simhash(Method):
         hashed *= np.sqrt(len(A)) / n_hashes
         return SimhashFactors(
             signs=signs,
-            scale=narrowed(np.ldexp(self._scales(problem, A, hashed), exponent), W.dtype),
+            scale=as_factors(self._scales(problem, A, hashed), W.dtype, exponent),
             seed=np.array([self.random_state], np.uint64),
             n_hashes=n_hashes,
             axis=self.axis,
@@ -299,6 +302,9 @@ class Simhash(Method):
             shape=W.shape,
             dtype=W.dtype,
         )
+
+    def _tries_plain(self, problem: Problem) -> bool:
+        return False  # the scales are the best ones, and the signs do not depend on the metric
 
     def _scales(self, problem: Problem, A: Array, hashed: Array) -> Array:
         """Return d of least error in ``A ≈ hashed · diag(d)``, or d that keeps column lengths."""
@@ -330,13 +336,33 @@ class Simhash(Method):
         if self.ratio is not None:
             return super()._search(problem)
         levels, goal = self._checked_levels(problem), self._goal(problem)
+        self._check_error(problem)
         # The cost grows with the number of bits: double it until it suffices, then bisect below.
         n_hashes = 1
-        while n_hashes < len(levels):
-            if goal.allows(goal.measure(self._at(n_hashes)._compress(problem))):
-                break
+        error = goal.measure(self._at(n_hashes)._best(problem))
+        while not goal.allows(error):
+            if n_hashes == len(levels):
+                raise self._unreachable(error, problem)
             n_hashes = min(2 * n_hashes, len(levels))
+            error = goal.measure(self._at(n_hashes)._best(problem))
         return self._bisect(levels[n_hashes // 2 : n_hashes], problem)
+
+    def _check_error(self, problem: Problem) -> None:
+        """Refuse, before any work, an error that even the most bits do not reach.
+
+        Random projections favour no direction, so the share of energy that is lost does not depend
+        on the weights: n − 1 of n − 2/π + 2 b/π for b bits and columns of length n. It varies by
+        few percent in a large matrix, under the sum of squares.
+        """
+        assert self.max_error is not None
+        W, length, most = problem.W, problem.W.shape[self.axis], len(self._levels(problem))
+        least = (length - 1) / (length + (most - 1) * 2 / np.pi)
+        known = min(W.shape) >= LARGE and isinstance(problem.metric, Frobenius) and W.any()
+        if known and self.max_error < LUCKY * least:
+            raise ValueError(
+                f"max_error must be at least about {least:.2g} with no more bits than {W.dtype} "
+                f"has, got {self.max_error!r}"
+            )
 
     def _size(self, problem: Problem) -> Size:
         (out, inputs), n_hashes = problem.W.shape, self.n_hashes or 1

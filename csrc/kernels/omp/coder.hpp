@@ -138,7 +138,7 @@ class Coder {
     inverse_nu_[n_] = 1 / outside;
     a_[n_] = correlation * inverse_nu_[n_];
     chosen_[n_++] = I(s);
-    cancelled_ = 64 * kEps * full / outside;
+    cancelled_ = 4096 * kEps * full / outside;
     return true;
   }
 
@@ -163,7 +163,7 @@ class Coder {
 
   // OLS: the share of its square that an atom must have outside the span to get a score. Dividing
   // by less would let the rounding of α choose.
-  static Vec<T> floor() { return simd::splat(sizeof(T) == 4 ? 4 * std::sqrt(kEps) : T(0x1p-40)); }
+  static Vec<T> floor() { return simd::splat(sizeof(T) == 4 ? 4 * std::sqrt(kEps) : T(0x1p-34)); }
 
   template <bool Orthogonal>
   static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {

@@ -219,7 +219,6 @@ DTYPES = "must have dtype float16, bfloat16, float32 or float64 in native byte o
         (X_OK.astype(str), "<U"),
         ([["a", "b", "c"]], "<U"),
         ([[1, 2, 3]], "int"),
-        (None, "object"),
     ],
 )
 @pytest.mark.parametrize("name", ["X", "dictionary"])

@@ -214,7 +214,7 @@ BAD_CALLS = [
     (
         lambda: spmm(foreign(), B22, out=[[0, 0], [0, 0]]),
         TypeError,
-        "out must be a NumPy array, got list",
+        "out must be a plain NumPy array, got list",
     ),
     (
         lambda: spmm(foreign(), B22, out=np.zeros((2, 2))),

@@ -497,7 +497,7 @@ def test_versions_are_positive_integers(path, version):
         ({"__metadata__": B}, ValueError, "name must be text"),
         ({3: B}, ValueError, "name must be text"),
         ({"\ud800": B}, ValueError, "must be valid Unicode text"),
-        ({"a": [1.0]}, TypeError, "'a' must be Factors or a NumPy array, got list"),
+        ({"a": [1.0]}, TypeError, "'a' must be Factors or an array, got list"),
         ({"a": np.array(["x"])}, TypeError, "'a' must have a dtype that safetensors knows"),
         ({"a": np.zeros(2, np.longdouble)}, TypeError, "dtype that safetensors knows"),
     ],

@@ -161,7 +161,7 @@ def test_an_entry_that_is_refused_leaves_no_trace(path, entries):
             writer.add(name, value, shape=SHAPES.get(name))
             with pytest.raises(ValueError, match=f"names of tensors must be unique, got '{name}"):
                 writer.add(name, value, shape=SHAPES.get(name))
-            with pytest.raises(TypeError, match="must be Factors or a NumPy array"):
+            with pytest.raises(TypeError, match="must be Factors or an array"):
                 writer.add("other", 3)
         with pytest.raises(ValueError, match=r"got 'fc.B' twice"):
             writer.add("fc.B", np.ones(2))

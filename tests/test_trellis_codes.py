@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_named(rng):
             TrellisDecoder(words, np.array(wrong), *made[2:])
     for arguments, message in (
         ((words.astype(int), *made[1:]), "words must be uint16"),
-        ((words.tolist(), *made[1:]), "words must be uint16 of 1 dimension, got list"),
+        ((words.tolist(), *made[1:]), "words must be uint16 of 1 dimension, got int64 of shape"),
         ((words, lengths[1:], *made[2:]), "lengths must have shape"),
         ((words, lengths + 0.5, *made[2:]), "lengths must be integers, got float64"),
         ((words, lengths, -1, *made[3:]), "n_rows must be at least 0"),

@@ -11,11 +11,12 @@ import operator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ._arrays import Array as Array
+from ._arrays import as_array
 
 FLOATS = "float16, bfloat16, float32 or float64"
+MOST_SHOWN = 200  # characters of a value in a message
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -49,13 +50,47 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 def float_array(value: Any, name: str, *, ndim: tuple[int, ...] | None = None) -> Array:
     """Return ``value`` as an array of floats of one of the given ranks; never copy an ndarray."""
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    array = as_array(value, name)
     if not is_float(array.dtype):
-        raise TypeError(f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}")
+        raise TypeError(
+            f"{name} must have dtype {FLOATS} in native byte order, got {array.dtype}"
+            f"{_cure(value, name, array.dtype)}"
+        )
     if ndim is not None and array.ndim not in ndim:
         ranks = " or ".join(str(n) for n in ndim)
         raise ValueError(f"{name} must have {ranks} dimensions, got shape {array.shape}")
     return array
+
+
+def _cure(value: Any, name: str, dtype: np.dtype[Any]) -> str:
+    """Return how to make floats of real numbers; nothing for other values."""
+    if dtype.kind not in "iubf":
+        return ""
+    if hasattr(value, "astype"):
+        return f"; use {name}.astype(np.float32)"
+    if hasattr(value, "float"):  # a torch tensor
+        return f"; use {name}.float()"
+    return f"; use np.asarray({name}, np.float32)"
+
+
+def integers(value: Any, name: str) -> Array:
+    """Return ``value`` as an array of integers of any width; an empty one may have any dtype."""
+    array = as_array(value, name)
+    if array.size == 0 and array.dtype.kind not in "iu":
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return array
+
+
+def as_int64(array: Array, name: str, n: int = 2**63, error: type[Exception] = ValueError) -> Array:
+    """Return integers as int64, in C order; refuse uint64 of ``n`` or more.
+
+    Cast to int64, those of 2**63 and more would turn negative.
+    """
+    if array.dtype == np.uint64 and array.size and int(array.max()) >= n:
+        raise error(f"{name} must be in [0, {n}), got {array.max()}")
+    return np.ascontiguousarray(array, np.int64)
 
 
 def inputs(x: Any, n_features: int) -> Array:
@@ -82,8 +117,8 @@ def result_dtype(*arrays: Array | None) -> type[np.float32] | type[np.float64]:
 
 def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Check that an array given for output has the right shape and dtype and can be written."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(out).__name__}")
+    if type(out) not in (np.ndarray, np.memmap):
+        raise TypeError(f"{name} must be a plain NumPy array, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"{name} must have dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
@@ -91,6 +126,16 @@ def writeable(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any])
     if not (out.flags.writeable and out.flags.aligned):
         fault = "a read-only" if out.flags.aligned else "an unaligned"
         raise ValueError(f"{name} must be writeable and aligned, got {fault} array")
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: in one line, however long it is."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    if isinstance(value, int) and value.bit_length() > MOST_SHOWN:
+        return f"an integer of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
@@ -101,21 +146,21 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer {wanted}, got {value!r}")
+        raise TypeError(f"{name} must be an integer {wanted}, got {shown(value)}")
     if number < low or (high is not None and number > high):
-        raise ValueError(f"{name} must be {wanted}, got {number}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(number)}")
     return number
 
 
 def nonnegative(value: Any, name: str, *, finite: bool = False) -> float:
     """Return a real number that is zero or more; infinity is accepted unless ``finite``."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be a number that is zero or more, got {value!r}")
-    number = _as_float(value)
+        raise TypeError(f"{name} must be a number that is zero or more, got {shown(value)}")
+    number = as_float(value)
     if not number >= 0:
-        raise ValueError(f"{name} must be zero or more, got {value!r}")
+        raise ValueError(f"{name} must be zero or more, got {shown(value)}")
     if finite and number == math.inf:
-        raise ValueError(f"{name} must be finite, got {value!r}")
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
     return number
 
 
@@ -123,41 +168,45 @@ def positive(value: Any, name: str) -> float:
     """Return a real number above zero; infinity is refused."""
     number = nonnegative(value, name, finite=True)
     if number == 0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
+        raise ValueError(f"{name} must be positive, got {shown(value)}")
     return number
-
-
-def _as_float(value: Any) -> float:
-    """Return a real number as a float, or infinity for integers beyond the range of floats."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value > 0 or -1)
 
 
 def fraction(value: Any, name: str) -> float:
     """Return a real number in (0, 1]."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be a number in (0, 1], got {value!r}")
-    number = _as_float(value)
+        raise TypeError(f"{name} must be a number in (0, 1], got {shown(value)}")
+    number = as_float(value)
     if not 0 < number <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+        raise ValueError(f"{name} must be in (0, 1], got {shown(value)}")
     return number
+
+
+def as_float(number: Any) -> float:
+    """Return a real number as a float; beyond the range of floats, infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of the options."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        raise TypeError(
+            f"{name} must be one of {', '.join(map(repr, options))}, got {shown(value)}"
+        )
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, options))}, got {shown(value)}"
+        )
     return value
 
 
 def boolean(value: Any, name: str) -> bool:
     """Return ``value`` if it is True or False; refuse 0, 1 and other stand-ins."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
@@ -180,10 +229,10 @@ def seed(random_state: Any) -> int:
     except TypeError:
         raise TypeError(
             "random_state must be None, an integer, a numpy Generator or a RandomState, "
-            f"got {random_state!r}"
+            f"got {shown(random_state)}"
         ) from None
     if not 0 <= number < 2**64:
-        raise ValueError(f"random_state must be in [0, 2**64), got {number}")
+        raise ValueError(f"random_state must be in [0, 2**64), got {shown(number)}")
     return number
 
 
@@ -203,22 +252,25 @@ def sparse_shape(shape: Any, name: str) -> tuple[int, int]:
     try:
         sizes = tuple(shape)
     except TypeError:
-        raise TypeError(f"{name} must be a pair of integers, got {shape!r}") from None
+        raise TypeError(f"{name} must be a pair of integers, got {shown(shape)}") from None
     if len(sizes) != 2:
-        raise ValueError(f"{name} must be a pair of integers, got {shape!r}")
+        raise ValueError(f"{name} must be a pair of integers, got {shown(shape)}")
     rows, columns = (integer(size, f"{name}[{i}]", 0, 2**63 - 2) for i, size in enumerate(sizes))
     return rows, columns
 
 
 def as_bytes(data: Any, name: str) -> Array:
     """Return bytes or a uint8 array as an array, without copying."""
+    if isinstance(data, memoryview) and not data.c_contiguous:
+        raise ValueError(f"{name} must be contiguous, got strides {data.strides}")
     if isinstance(data, bytes | bytearray | memoryview):
         data = np.frombuffer(data, np.uint8)
-    if not isinstance(data, np.ndarray):
+    if type(data).__module__ == "builtins":  # lists, numbers, None
         raise TypeError(f"{name} must be bytes or a uint8 array, got {type(data).__name__}")
-    if data.dtype != np.uint8:
-        raise TypeError(f"{name} must have dtype uint8, got {data.dtype}")
-    return data
+    array = as_array(data, name)
+    if array.dtype != np.uint8:
+        raise TypeError(f"{name} must have dtype uint8, got {array.dtype}")
+    return array
 
 
 def flat(array: Array, name: str) -> None:

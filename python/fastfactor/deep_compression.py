@@ -22,9 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ._checks import Array
+from . import _checks
+from ._arrays import Array, as_array
 from .methods.deep_compression.coding import decode, encode
 from .methods.deep_compression.factors import DeepCompressionFactors, LayerSizes
 from .methods.deep_compression.method import DeepCompression
@@ -115,13 +114,13 @@ def compress_network(
     if twice:
         raise ValueError(f"names must differ, got {min(twice)!r} in weights and in plain")
     layers: dict[str, Factors | Array] = {
-        name: settings[name].compress(_as_matrix(W), n_threads=n_threads)
+        name: settings[name].compress(_as_matrix(W, name), n_threads=n_threads)
         for name, W in weights.items()
     }
-    return {**layers, **plain}
+    return {**layers, **{name: as_array(a, f"plain[{name!r}]") for name, a in plain.items()}}
 
 
-def _as_matrix(W: Any) -> Array:
+def _as_matrix(W: Any, name: str) -> Array:
     """Return weights of more than two dimensions as a matrix, and others as they are."""
-    array = np.asarray(W)
+    array = _checks.float_array(W, f"weights[{name!r}]")
     return array.reshape(matrix_shape(array.shape)) if array.ndim > 2 else array

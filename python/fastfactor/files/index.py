@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._checks import Array
+from .._arrays import Array, as_array
 from ..errors import CorruptDataError
 from ..methods.factors import FLOAT_NAMES, Factors, matrix_shape
 from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, TensorInfo, dtype_of, sizes
@@ -64,15 +64,16 @@ def described_entry(
         )
     check_text(name, "an entry's name")
     if not isinstance(value, Factors):
-        if not isinstance(value, np.ndarray):
+        if type(value).__module__ == "builtins":  # the dtype of lists and numbers would be a guess
             raise TypeError(
-                f"entry {name!r} must be Factors or a NumPy array, got {type(value).__name__}"
+                f"entry {name!r} must be Factors or an array, got {type(value).__name__}"
             )
+        array = as_array(value, f"entry {name!r}")
         if shape is not None:
             raise ValueError(
                 f"shape must be given for factors only, got {shape} for array {name!r}"
             )
-        return {"name": name}, {name: value}
+        return {"name": name}, {name: array}
     full = value.shape if shape is None else tuple(shape)
     full = tuple(_checks.integer(n, f"shape of {name!r}", 0) for n in full)
     if not full or matrix_shape(full) != value.shape:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import short_repr
@@ -102,7 +103,10 @@ def _balanced_assign(
 def _vector(value: Any, name: str, length: int) -> Array | None:
     if value is None:
         return None
-    vector = np.ascontiguousarray(value, dtype=np.float64)
+    given = as_array(value, name)
+    if given.dtype.kind not in "iu" and not _checks.is_float(given.dtype):
+        raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")
+    vector = np.ascontiguousarray(given, dtype=np.float64)
     if vector.shape != (length,):
         raise ValueError(f"{name} must have shape ({length},), got {vector.shape}")
     return vector

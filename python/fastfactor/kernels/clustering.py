@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import short_repr
@@ -127,7 +128,7 @@ def kmeans(
     weights = None if sample_weight is None else _weights(sample_weight, X)
     runs = min(_checks.integer(n_init, "n_init", 1), MAX_COUNT)
     if not isinstance(balanced, bool | np.bool_):
-        raise TypeError(f"balanced must be True or False, got {balanced!r}")
+        raise TypeError(f"balanced must be True or False, got {_checks.shown(balanced)}")
     centroids, labels, inertia, n_iter = kernels.kmeans(
         X,
         n_clusters,
@@ -223,7 +224,7 @@ def _centroids(value: Any, name: str, X: Array) -> Array:
 
 
 def _weights(value: Any, X: Array) -> Array:
-    weights = np.asarray(value)
+    weights = as_array(value, "sample_weight")
     if weights.dtype.kind not in "fiu":
         raise TypeError(f"sample_weight must hold real numbers, got dtype {weights.dtype}")
     if weights.shape not in (X.shape[:-1], X.shape[-2:-1]):

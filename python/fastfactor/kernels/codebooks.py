@@ -149,12 +149,9 @@ def codebook_rows(
     if ids is None:
         shape, flat = packed.shape, None
     else:
-        ids = np.asarray(ids)
-        if ids.size == 0:
-            ids = ids.astype(np.int64)
-        if ids.dtype.kind not in "iu":
-            raise TypeError(f"ids must be integers, got {ids.dtype}")
-        shape, flat = (*ids.shape, packed.shape[1]), ids.astype(np.int64).reshape(-1)
+        ids = _checks.integers(ids, "ids")
+        shape = (*ids.shape, packed.shape[1])
+        flat = _checks.as_int64(ids, "ids", packed.shape[0], IndexError).reshape(-1)
     rows = kernels.codebook_rows(
         packed.data,
         packed.n_bits,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import short_repr
@@ -102,7 +103,7 @@ def gap_encode(
     >>> coded.gaps, fastfactor.gap_decode(coded.gaps, 2, 20, escape=True)
     (array([0, 2, 3, 3, 2], dtype=uint8), array([ 0,  3, 12]))
     """
-    array = positions if isinstance(positions, np.ndarray) else np.asarray(positions)
+    array = as_array(positions, "positions")
     if array.dtype == np.bool_:
         if size is not None and size != array.size:
             raise ValueError(f"size must be that of the mask, {array.size}, got {size}")
@@ -116,7 +117,7 @@ def gap_encode(
             raise TypeError("size must be given with positions, got None")
         length = _checks.integer(size, "size", 0, MAX_SIZE)
     gaps, fillers, width = kernels.gap_encode(
-        np.ascontiguousarray(array, np.int64),
+        _checks.as_int64(array, "positions", length),
         length,
         0 if gap_bits is None else _checks.integer(gap_bits, "gap_bits", 1, 16),
         _checks.integer(value_bits, "value_bits", 0, 64),
@@ -166,7 +167,7 @@ def gap_decode(
     >>> fastfactor.gap_decode(np.array([2, 0, 1], np.uint8), 2, 6)
     array([2, 3, 5])
     """
-    array = gaps if isinstance(gaps, np.ndarray) else np.asarray(gaps)
+    array = as_array(gaps, "gaps")
     if array.dtype not in (np.uint8, np.uint16) or not array.dtype.isnative:
         raise TypeError(
             f"gaps must have dtype uint8 or uint16 in native byte order, got {array.dtype}"

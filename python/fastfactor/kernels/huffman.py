@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .runtime import thread_count
@@ -68,7 +69,7 @@ def huffman_encode(
     >>> np.array_equal(fastfactor.huffman_decode(data), symbols)
     True
     """
-    array = symbols if isinstance(symbols, np.ndarray) else np.asarray(symbols)
+    array = as_array(symbols, "symbols")
     if array.dtype not in (np.uint8, np.uint16) or not array.dtype.isnative:
         raise TypeError(
             f"symbols must have dtype uint8 or uint16 in native byte order, got {array.dtype}"

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import refuse_array
@@ -321,7 +322,7 @@ def code_bits_for(n_values: int) -> int:
 
 
 def _integers(array: Any, name: str) -> Array:
-    result: Array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    result = as_array(array, name)
     if result.dtype.kind not in "iub" or not result.dtype.isnative:
         raise TypeError(
             f"{name} must be integers or booleans in native byte order, got {result.dtype}"

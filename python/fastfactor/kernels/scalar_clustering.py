@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .clustering import MAX_CLUSTERS, KMeansResult
@@ -125,7 +126,7 @@ def kmeans1d(
 
 def _scalars(value: Any, name: str, rows: Array, dtype: type[np.floating[Any]]) -> Array:
     """Return finite numbers, rounded to the result's dtype, as float64, one row for each group."""
-    numbers = np.asarray(value)
+    numbers = as_array(value, name)
     if numbers.dtype.kind not in "iu" and not _checks.is_float(numbers.dtype):
         raise TypeError(f"{name} must hold real numbers, got dtype {numbers.dtype}")
     if numbers.ndim not in (1, 2) or (numbers.ndim == 2 and len(numbers) != len(rows)):
@@ -178,7 +179,7 @@ def _start(init: Any, n_free: int, rows: Array, dtype: type[np.floating[Any]]) -
 
 def _weights(value: Any, rows: Array) -> Array:
     """Return weights in the shape that the kernel takes; the kernel checks their values."""
-    weights = np.asarray(value)
+    weights = as_array(value, "sample_weight")
     if weights.dtype.kind in "iu":
         weights = weights.astype(np.float64)
     if not _checks.is_float(weights.dtype):

@@ -237,7 +237,7 @@ def checked_block(scope: Any, block_shape: Any, pool: Any) -> tuple[int, int] | 
 def integer_pair(value: Any, name: str) -> tuple[int, int]:
     """Return a pair of integers of at least 1."""
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"{name} must be a pair of integers, got {value!r}")
+        raise TypeError(f"{name} must be a pair of integers, got {_checks.shown(value)}")
     return _checks.integer(value[0], f"{name}[0]", 1), _checks.integer(value[1], f"{name}[1]", 1)
 
 
@@ -267,8 +267,7 @@ def _block_scores(
 
 
 def _weights(value: Any, ndim: int | None) -> Array:
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
-    array = _checks.float_array(array, "W", ndim=(array.ndim if ndim is None else ndim,))
+    array = _checks.float_array(value, "W", ndim=None if ndim is None else (ndim,))
     if array.ndim == 0:
         raise ValueError("W must have at least one dimension, got shape ()")
     return array
@@ -277,8 +276,8 @@ def _weights(value: Any, ndim: int | None) -> Array:
 def n_dropped(sparsity: Any, n: int) -> int:
     """Return how many of n are dropped for a share, rounded as `magnitude_threshold` says."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool | np.bool_):
-        raise TypeError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
-    share = float(sparsity)
+        raise TypeError(f"sparsity must be a number in [0, 1], got {_checks.shown(sparsity)}")
+    share = _checks.as_float(sparsity)
     if not 0 <= share <= 1:
-        raise ValueError(f"sparsity must be in [0, 1], got {sparsity!r}")
+        raise ValueError(f"sparsity must be in [0, 1], got {_checks.shown(sparsity)}")
     return round(share * n)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import refuse_array
@@ -70,7 +71,7 @@ class CSR:
     def __post_init__(self) -> None:
         shape = _checks.sparse_shape(self.shape, "shape")
         arrays = {
-            name: np.array(getattr(self, name), order="C", copy=True)
+            name: np.array(as_array(getattr(self, name), name), order="C", copy=True)
             for name in ("data", "indices", "indptr")
         }
         check_arrays(**arrays, shape=shape, prefix="")
@@ -400,16 +401,18 @@ def _csr_arrays(A: Any) -> tuple[Array, Array, Array, tuple[int, int]]:
     if storage != "csr":
         raise TypeError(f"A must be in CSR format, got {kind} in format {storage!r}")
     try:
-        arrays = (A.data, A.indices, A.indptr)
+        arrays = {"data": A.data, "indices": A.indices, "indptr": A.indptr}
         shape = A.shape
     except AttributeError as error:
         raise TypeError(
             "A must be a CSR or an object with data, indices, indptr and shape, "
             f"got {kind} without {error.name}"
         ) from None
-    for name, array in zip(("data", "indices", "indptr"), arrays, strict=True):
+    for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"A.{name} must be a NumPy array, got {type(array).__name__}")
+        if type(array) is not np.ndarray:
+            arrays[name] = as_array(array, f"A.{name}")
     shape = _checks.sparse_shape(shape, "A.shape")
-    check_arrays(*arrays, shape=shape, prefix="A.")
-    return *arrays, shape
+    check_arrays(**arrays, shape=shape, prefix="A.")
+    return arrays["data"], arrays["indices"], arrays["indptr"], shape

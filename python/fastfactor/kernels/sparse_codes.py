@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import refuse_array
@@ -91,7 +92,7 @@ class SparseCodes:
         size = _checks.integer(shape[0] * shape[1], "shape[0] * shape[1]", 0, MAX_SIZE)
         codebook = _check_codebook(self.codebook)
         codes = _codes(self.codes, codebook.size)
-        gaps = np.array(self.gaps, order="C", copy=True)
+        gaps = np.array(as_array(self.gaps, "gaps"), order="C", copy=True)
         widest = 16 if gaps.dtype == np.uint16 else 8
         gap_bits = _checks.integer(self.gap_bits, "gap_bits", 1, widest)
         positions = gap_decode(gaps, gap_bits, size)
@@ -162,9 +163,7 @@ class SparseCodes:
         table = _check_codebook(codebook)
         if gap_bits is not None:
             gap_bits = _checks.integer(gap_bits, "gap_bits", 1, 16)
-        array = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"labels must be integers, got dtype {array.dtype}")
+        array = _checks.integers(labels, "labels")
         if array.ndim != 2:
             raise ValueError(f"labels must have 2 dimensions, got shape {array.shape}")
         outside = (array < 0) | (array >= table.size)
@@ -177,7 +176,7 @@ class SparseCodes:
         if mask is None:
             mask = (table.astype(np.float32) != 0)[array]
         else:
-            mask = np.asarray(mask)
+            mask = as_array(mask, "mask")
             if mask.dtype != np.bool_:
                 raise TypeError(f"mask must have dtype bool, got {mask.dtype}")
             if mask.shape != array.shape:
@@ -346,7 +345,7 @@ def _check_codebook(codebook: Any) -> Array:
 
 
 def _codes(codes: Any, n_values: int) -> Array:
-    array = codes if isinstance(codes, np.ndarray) else np.asarray(codes)
+    array = as_array(codes, "codes")
     if array.dtype != np.uint8:
         raise TypeError(f"codes must have dtype uint8, got {array.dtype}")
     if array.ndim != 1:

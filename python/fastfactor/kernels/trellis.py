@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
+from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import ArrayRecord, short_repr
@@ -239,7 +240,8 @@ def trellis_encode(
     array([[ 0.,  4., -2.],
            [ 2.,  0.,  0.]], dtype=float32)
     """
-    if not isinstance(levels, np.ndarray) or levels.dtype != np.int32 or levels.ndim != 2:
+    levels = as_array(levels, "levels")
+    if levels.dtype != np.int32 or levels.ndim != 2:
         raise TypeError(f"levels must be an int32 array of 2 dimensions, got {_described(levels)}")
     _check_columns(classes, levels.shape[1])
     words, lengths = kernels.trellis_encode(
@@ -293,7 +295,8 @@ class TrellisDecoder:
         centers: Array,
     ) -> None:
         self._made_of = (words, lengths, n_rows, block_rows, classes, frequencies, centers)
-        if not isinstance(words, np.ndarray) or words.dtype.name != "uint16" or words.ndim != 1:
+        words = as_array(words, "words")
+        if words.dtype.name != "uint16" or words.ndim != 1:
             raise TypeError(f"words must be uint16 of 1 dimension, got {_described(words)}")
         block_rows = _checks.integer(block_rows, "block_rows", 1, 2**31)
         n_blocks = -(-_checks.integer(n_rows, "n_rows", 0) // block_rows)
@@ -352,23 +355,16 @@ def _check_columns(classes: Classes, n_columns: int) -> None:
         raise ValueError(f"columns must have length {n_columns}, got {len(classes.columns)}")
 
 
-def _described(given: Any) -> str:
-    if isinstance(given, np.ndarray):
-        return f"{given.dtype} of shape {given.shape}"
-    return type(given).__name__
+def _described(given: Array) -> str:
+    return f"{given.dtype} of shape {given.shape}"
 
 
 def _integers(given: Any, name: str) -> Array:
-    array = np.asarray(given)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got {array.dtype}")
-    return np.ascontiguousarray(array, np.int64)
+    return _checks.as_int64(_checks.integers(given, name), name)
 
 
 def _row_logs(row_logs: Any, n_rows: int) -> Array:
-    array = np.asarray(row_logs)
+    array = as_array(row_logs, "row_logs")
     if array.size == 0:
         array = array.astype(np.int32)
     if array.dtype.kind not in "iu" or array.shape != (n_rows,):
@@ -384,11 +380,12 @@ def _row_logs(row_logs: Any, n_rows: int) -> Array:
 
 def _frequencies(frequencies: Any, classes: Classes) -> Array:
     shape = (classes.contexts, N_SYMBOLS)
-    if not isinstance(frequencies, np.ndarray) or frequencies.dtype != np.uint16:
-        raise TypeError(f"frequencies must be a uint16 array, got {_described(frequencies)}")
-    if frequencies.shape != shape:
-        raise ValueError(f"frequencies must have shape {shape}, got {frequencies.shape}")
-    return frequencies
+    array = as_array(frequencies, "frequencies")
+    if array.dtype != np.uint16:
+        raise TypeError(f"frequencies must be a uint16 array, got {_described(array)}")
+    if array.shape != shape:
+        raise ValueError(f"frequencies must have shape {shape}, got {array.shape}")
+    return array
 
 
 def _table(values: Any, name: str, shape: tuple[int, int]) -> Array:

@@ -363,11 +363,7 @@ def check_matrix(W: Any, shape: tuple[int, int] | None = None) -> Array:
 
 def check_ids(ids: Any, n: int) -> Array:
     """Return row numbers of any shape as int64; refuse those outside [0, n)."""
-    array = np.asarray(ids)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"ids must be integers, got {array.dtype}")
+    array = _checks.integers(ids, "ids")
     outside = (array < 0) | (array >= n)
     if outside.any():
         raise IndexError(f"ids must be in [0, {n}), got {array[outside].flat[0]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .._checks import Array
+from .._arrays import Array, as_array
 from ..errors import CorruptDataError
 
 
@@ -15,7 +15,7 @@ def stored_tensor(
     """Return a tensor of a file; refuse another dtype or shape. A length of None fits any."""
     if name not in tensors:
         raise CorruptDataError(f"tensor {name!r} is missing")
-    array = tensors[name]
+    array = as_array(tensors[name], f"tensor {name!r}")
     if array.dtype.name not in dtypes:
         raise CorruptDataError(
             f"tensor {name!r} must have dtype {' or '.join(dtypes)}, got {array.dtype}"

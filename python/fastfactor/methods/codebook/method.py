@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ... import _checks
+from ..._arrays import as_array
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.codebooks import MAX_CODE_BITS, codebook_matmul, codebook_rows
@@ -109,10 +110,12 @@ class CodebookFactors(Factors):
             )
         segment = packed_nbytes(shape[1] // vector_dim, n_bits)
         codes = stored_tensor(tensors, "codes", ("uint8",), (shape[0], n_codebooks * segment))
-        sharing = Sharing(shape, vector_dim, False, group_size)
         rank = 2 + (n_codebooks > 1) + (group_size > 0)
-        if "codebook" in tensors and tensors["codebook"].ndim == rank + 1:
-            sharing = Sharing(shape, vector_dim, True, group_size)
+        by_row = (
+            "codebook" in tensors
+            and as_array(tensors["codebook"], "tensor 'codebook'").ndim == rank + 1
+        )
+        sharing = Sharing(shape, vector_dim, by_row, group_size)
         expected = sharing.table_shape(n_codebooks, 2**n_bits)
         codebook = stored_tensor(tensors, "codebook", TABLE_DTYPES, expected)
         packed = PackedCodes(codes, n_bits, shape, vector_dim, n_codebooks)

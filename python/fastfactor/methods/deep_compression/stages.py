@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import _checks
+from ..._arrays import as_array
 from ..._checks import Array
 from ..._records import ArrayRecord
 from ...kernels.scalar_clustering import kmeans1d
@@ -121,18 +122,19 @@ class SharedWeights(ArrayRecord):
     mask: Array
 
     def __post_init__(self) -> None:
-        if not isinstance(self.labels, np.ndarray) or self.labels.dtype != np.uint8:
-            raise TypeError(f"labels must be a uint8 array, got {self.labels!r:.200}")
+        labels = as_array(self.labels, "labels")
+        if labels.dtype != np.uint8:
+            raise TypeError(f"labels must be a uint8 array, got dtype {labels.dtype}")
         codebook = _checks.float_array(self.codebook, "codebook", ndim=(1,))
-        mask = _mask(self.mask, self.labels, "labels")
-        if self.labels.size and int(self.labels.max()) >= codebook.size:
-            raise ValueError(
-                f"labels must be in [0, {codebook.size}), got {int(self.labels.max())}"
-            )
+        mask = _mask(self.mask, labels, "labels")
+        if labels.size and int(labels.max()) >= codebook.size:
+            raise ValueError(f"labels must be in [0, {codebook.size}), got {int(labels.max())}")
         if not mask.all() and codebook[0] != 0:
             raise ValueError(
                 f"codebook must begin with zero, for pruned weights, got {codebook[0]}"
             )
+        for name, array in (("labels", labels), ("codebook", codebook), ("mask", mask)):
+            object.__setattr__(self, name, array)
 
     def to_dense(self) -> Array:
         """Return the weights, each with its shared value.
@@ -269,15 +271,16 @@ def _starts(values: Array, n: int, init: str, random_state: Any) -> Any:
 
 def _checked(W: Any) -> Array:
     """Check that W is a finite array of floats, and return it."""
-    array = W if isinstance(W, np.ndarray) else np.asarray(W)
-    array = _checks.float_array(array, "W", ndim=tuple(range(1, 33)))
+    array = _checks.float_array(W, "W")
+    if array.ndim == 0:
+        raise ValueError("W must have at least one dimension, got shape ()")
     _checks.finite(array, "W")
     return array
 
 
 def _mask(mask: Any, W: Array, name: str = "W") -> Array:
     """Check that a mask is bool and has the shape of W, and return it."""
-    array = np.asarray(mask)
+    array = as_array(mask, "mask")
     if array.dtype != np.bool_:
         raise TypeError(f"mask must have dtype bool, got {array.dtype}")
     if array.shape != W.shape:

@@ -65,15 +65,15 @@ class BlockProjectionFactors(Factors):
         B = stored_tensor(tensors, "B", FLOAT_NAMES, (None, None, None))
         D = stored_tensor(tensors, "D", FLOAT_NAMES, (None, None, None))
         counts = []
-        for name, (shared, block, reduced), size in (
-            ("B", B.shape, shape[1]),
-            ("D", D.transpose(0, 2, 1).shape, shape[0]),
+        for name, tensor, (shared, block, reduced), size in (
+            ("B", B, B.shape, shape[1]),
+            ("D", D, D.transpose(0, 2, 1).shape, shape[0]),
         ):
             count = -(-size // max(block, 1))
             if not (1 <= reduced <= block <= max(size, 1) and shared in (1, count)):
                 raise CorruptDataError(
                     f"{name} must hold 1 or {count} projections of blocks of at most {size}, "
-                    f"got shape {tensors[name].shape}"
+                    f"got shape {tensor.shape}"
                 )
             counts.append(count * reduced)
         C = stored_tensor(tensors, "C", FLOAT_NAMES, (counts[1], counts[0]))

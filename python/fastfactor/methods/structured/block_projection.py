@@ -206,8 +206,9 @@ class BlockProjection(Method):
     of B and D by conjugate gradients alternate with that of C. Factors have W's dtype. With drawn
     projections a random W loses ``1 − 1 / reduction²`` of its energy. A product takes
     ``2 · out · in / reduction²`` operations an input, and those of the projections. The method uses
-    LAPACK, so bits may depend on NumPy's threads. An importance or covariance takes a few copies of
-    W in float64.
+    LAPACK, so bits may depend on NumPy's threads and Ctrl-C waits for the call that is under way,
+    seconds for matrices of some thousand rows and columns. An importance or covariance takes a few
+    copies of W in float64.
 
     Sources: the input and output projection of A. Panigrahi et al., 2020; L. De Lathauwer, B. De
     Moor, J. Vandewalle, On the Best Rank-1 and Rank-(R1, …, RN) Approximation, 2000; J. Ye,

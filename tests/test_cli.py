@@ -7,12 +7,16 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 
 import fastfactor
 import numpy as np
 import pytest
 from fastfactor import store
 from fastfactor.cli import app as cli
+from fastfactor.cli import progress
+from fastfactor.cli.progress import show_progress
 from fastfactor.demo import run as demo
 from fastfactor.methods import DeepCompression
 from legacy_networks import network_bytes
@@ -106,7 +110,7 @@ def test_help_names_the_commands(arguments):
         (["demo", "--frobnicate"], "--frobnicate"),
         (["frobnicate"], "frobnicate"),
         (["demo", "surplus"], "surplus"),
-        (["compress", "a", "b"], "one of --recipe and --method must be given, got neither"),
+        (["compress", "a", "b", "--set", "n_bits=4"], "--set must be given with --method"),
         (["compress", "a", "b", "--recipe", "r", "--method", "m"], "must be given, got both"),
         (["compress", "a", "b", "--recipe", "r", "--keep", "x"], "--keep"),
         (["compress", "a", "b", "--method", "codebook", "--set", "n_bits"], "KEY=VALUE"),
@@ -197,11 +201,11 @@ def test_files_go_all_the_way_and_back(model, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 of 3 tensors are equal" in done.stdout
     done = run("compare", str(model), str(large), "--max-error", "0.0001", "--json")
-    assert done.returncode == 1
+    assert done.returncode == 3
     rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
     assert rows["norm"]["equal"]
     assert 0.0001 < rows["fc"]["relative_error"] < 0.02
-    assert done.stderr.startswith("fastfactor: error: errors must be at most 0.0001, got 0.0")
+    assert done.stderr.startswith("fastfactor: an error is larger than 0.0001: 0.0")
     assert "for tensor 'fc'" in done.stderr
 
 
@@ -457,14 +461,104 @@ def test_bench_as_json(monkeypatch, tmp_path):
 
 
 def test_bars_are_for_terminals(monkeypatch, capsys):
-    from fastfactor.cli import files as cli_files
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with cli_files.progress_bar("compressing") as show:
+    with show_progress("compressing") as show:
         show("fc.weight", 500, 1000)
         show("", 1000, 1000)
     assert "compressing" in capsys.readouterr().err
-    monkeypatch.setenv("TERM", "dumb")
-    with cli_files.progress_bar("compressing") as show:
-        assert show is None
+
+
+def test_where_there_is_no_terminal_a_line_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
+    with show_progress("compressing") as show:
+        show("fc.weight", 500, 1000)
+        seen, end = "", time.monotonic() + 10
+        while "fc.weight" not in seen and time.monotonic() < end:
+            time.sleep(0.01)
+            seen += capsys.readouterr().err
+    assert re.search(r"^compressing: 50%, fc.weight, \d+ s$", seen, re.MULTILINE)
+    monkeypatch.undo()
+    capsys.readouterr()
+    n_threads = threading.active_count()
+    with show_progress("compressing"):
+        assert threading.active_count() == n_threads + 1
+    assert threading.active_count() == n_threads
+    assert capsys.readouterr().err == ""  # a short run says nothing
+
+
+# --- what is said before and after
+
+
+def test_without_a_method_a_good_one_is_taken_and_said(model, tmp_path):
+    done = run("compress", str(model), str(tmp_path / "out.safetensors"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "fastfactor: no method was given: entropy_coded with bits_per_weight=4\n"
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert (rows["fc"]["method"], rows["bias"]["method"]) == ("entropy_coded", "keep")
+    assert rows["fc"]["bytes_after"] <= 64 * 128 // 2
+    assert rows["fc"]["relative_error"] < 0.01
+
+
+def test_patterns_that_match_nothing_are_said(model, tmp_path):
+    options = ("--method", "prune", "--set", "sparsity=0.9", "--dry-run")
+    arguments = ("compress", str(model), str(tmp_path / "out.safetensors"), *options)
+    done = run(*arguments, "--keep", "nrom*", "--keep", "nor*")
+    assert done.returncode == 0
+    assert done.stderr == "fastfactor: no tensor has a name that matches 'nrom*'\n"
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[patterns."*.weight"]\nmethod = "keep"\n[default]\nmethod = "keep"')
+    done = run("compress", str(model), str(tmp_path / "o.safetensors"), "--recipe", str(recipe))
+    assert "matches '*.weight'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "advice"),
+    [
+        ((400, 50), ["n_bits=4", "granularity=row"], "granularity=tensor would take 4."),
+        ((400, 384), ["n_bits=8", "group_size=4", "vector_dim=4"], "group_size=none would take"),
+    ],
+)
+def test_tables_that_cost_more_than_codes_are_said_before(tmp_path, rng, shape, settings, advice):
+    model = tmp_path / "net.safetensors"
+    save_file({"w": rng.standard_normal(shape).astype(np.float32)}, model)
+    options = [word for setting in settings for word in ("--set", setting)]
+    arguments = ("compress", str(model), str(tmp_path / "o.safetensors"), "--method", "codebook")
+    done = run(*arguments, *options, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "tables take more bytes than codes in 'w': " in done.stderr
+    assert advice in done.stderr
+    assert json.loads(done.stdout)["notes"] == [done.stderr[len("fastfactor: ") : -1]]
+    cheap = run(*arguments, "--set", "n_bits=4", "--dry-run")
+    assert cheap.stderr == ""
+
+
+def test_a_run_that_compresses_nothing_fails_and_says_why(model, tmp_path):
+    target = tmp_path / "out.safetensors"
+    arguments = ("compress", str(model), str(target), "--method", "prune", "--set", "sparsity=0")
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert "at least one tensor must be compressed, got none of 3: not smaller" in done.stderr
+    assert done.stderr.count("\n") == 1
+    converted = run("compress", str(model), str(target), "--method", "keep")
+    assert converted.returncode == 0
+
+
+def test_files_without_a_common_name_cannot_be_compared(model, tmp_path):
+    other = tmp_path / "other.npz"
+    np.savez(other, w=np.ones(3))
+    done = run("compare", str(model), str(other))
+    assert done.returncode == 1
+    assert "must have names of tensors in common, got none" in done.stderr
+
+
+def test_a_minus_is_standard_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke("recipe", "-").output == invoke("recipe").output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_whole_in_a_pipe(tmp_path):
+    name = ".".join(["a_rather_long_name"] * 12)
+    save_file({name: np.ones((64, 64), np.float32)}, tmp_path / "net.safetensors")
+    assert name in run("inspect", str(tmp_path / "net.safetensors")).stdout

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fastfactor import compress_file, methods
 from fastfactor.methods import Codebook, LowRank, Method
-from fastfactor.models.recipe import Recipe, method_names, method_settings, read_recipe, starter
+from fastfactor.models.recipe import Recipe, method_names, method_settings, read_recipe
+from fastfactor.models.starter import starter
 from fastfactor.store import open_store
 
 DEFAULT = {"method": "codebook", "n_bits": 4}

@@ -1,7 +1,7 @@
 """The command line: the program, its exit codes, and the bench and demo commands.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. For 1 and 2 one line on standard
-error gives the reason.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a difference that `compare` found, 130
+interrupted. For 1, 2 and 3 one line on standard error gives the reason.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 
 from .._version import __version__
 from . import files as cli_files
+from .progress import show_progress
 
 if TYPE_CHECKING:
     from ..demo.run import Row
@@ -69,8 +70,8 @@ def fastfactor(
 
     Start with `fastfactor demo`, or with `fastfactor compress --help`.
 
-    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. For 1 and 2 one line on
-    standard error gives the reason.
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a difference above `compare --max-error`,
+    130 interrupted. For 1, 2 and 3 one line on standard error gives the reason.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -127,7 +128,7 @@ def demo(
     """
     from ..demo.run import run_demo
 
-    with cli_files.progress_bar("compressing") as progress:
+    with show_progress("compressing") as progress:
         rows = run_demo(threads, progress=progress)
     if as_json:
         typer.echo(json.dumps({"rows": [dataclasses.asdict(row) for row in rows]}, indent=2))

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .progress import show_progress
 
 if TYPE_CHECKING:
     from ..models.recipe import Recipe
     from ..models.report import Report, Table
 
 INDEX_ENDING = ".index.json"  # of what names the shards in a folder
+# The least error of all methods at 4 bits a weight, on the networks of docs/benchmarks.md.
+DEFAULT_METHOD, DEFAULT_SETTINGS = "entropy_coded", ("bits_per_weight=4",)
+DIFFERENT = 3  # the exit code of compare for an error above --max-error
+MOST_REASONS = 3  # in the message that nothing was compressed
 HEADER_SHARE = 0.1  # of a file; a larger header is worth a hint
 JSON_HELP = "Print JSON instead of a table."
 REPORT_HELP = "Also write the report to FILE (.txt, .json or .csv). May be repeated."
@@ -150,19 +155,19 @@ def compress(
     For example: fastfactor compress model.safetensors small.safetensors --method codebook --set
     n_bits=4 --set granularity=row
 
+    Without --method and --recipe, matrices are compressed to 4 bits a weight by entropy_coded.
     An existing target is replaced once the new file is complete. Tensors that are not
     floating-point matrices, or would not become smaller, are copied unchanged.
     """
     from ..models.compress import compress_file
     from ..models.recipe import read_recipe
 
-    if (recipe is None) == (method is None):
-        raise typer.BadParameter(
-            "one of --recipe and --method must be given, got "
-            + ("neither" if recipe is None else "both")
-        )
-    if method is None and (settings or keep):
-        raise typer.BadParameter("--set and --keep must be given with --method, got --recipe")
+    if recipe is not None and method is not None:
+        raise typer.BadParameter("one of --recipe and --method must be given, got both")
+    if method is None and settings:
+        raise typer.BadParameter("--set must be given with --method")
+    if recipe is not None and keep:
+        raise typer.BadParameter("--keep must be given without --recipe, whose skip list it is")
     if figures is not None and dry_run:
         raise typer.BadParameter("--figures must be given without --dry-run, got both")
     check_reports(reports, source, *filter(None, (recipe, importance, input_covariance)))
@@ -171,9 +176,12 @@ def compress(
 
         require_matplotlib()
         figures.mkdir(parents=True, exist_ok=True)
-    checked = read_recipe(recipe if method is None else _one_method(method, settings, keep))
+    if recipe is None and method is None:
+        method, settings = DEFAULT_METHOD, list(DEFAULT_SETTINGS)
+        _say(f"no method was given: {method} with {', '.join(settings)}")
+    checked = read_recipe(_one_method(method, settings, keep) if method else recipe)
     checked = _with_options(checked, keep_dtype, if_impossible)
-    with progress_bar("compressing") as progress:
+    with show_progress("compressing") as progress:
         report = compress_file(
             source,
             target,
@@ -184,14 +192,16 @@ def compress(
             resume=resume,
             compact=compact,
             progress=progress,
+            note=_say,
             n_threads=threads,
         )
     if figures is not None:
-        with progress_bar("drawing") as progress:
+        with show_progress("drawing") as progress:
             save_figures(report, figures, progress=progress, n_threads=threads)
     show(report.table(), as_json, reports)
     if not compact and not as_json:
         _hint_at_compact(report)
+    _check_something_done(report, checked)
 
 
 def decompress(
@@ -207,7 +217,7 @@ def decompress(
     from ..models.compress import decompress_file
 
     check_reports(reports, source)
-    with progress_bar("decompressing") as progress:
+    with show_progress("decompressing") as progress:
         report = decompress_file(
             source,
             target,
@@ -241,7 +251,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="The file or model B to compare with it.")],
     max_error: Annotated[
         float | None,
-        typer.Option("--max-error", min=0, help="Exit with code 1 if an error is larger."),
+        typer.Option("--max-error", min=0, help="Exit with code 3 if an error is larger."),
     ] = None,
     max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
@@ -256,7 +266,7 @@ def compare(
     from ..models.compare import compare_files
 
     check_reports(reports, first, second)
-    with progress_bar("comparing") as progress:
+    with show_progress("comparing") as progress:
         found = compare_files(
             first,
             second,
@@ -265,17 +275,21 @@ def compare(
             n_threads=threads,
         )
     show(found.table(), as_json, reports)
+    if found.rows and all(row.fault.startswith("only in") for row in found.rows):
+        raise ValueError(f"{first} and {second} must have names of tensors in common, got none")
     if max_error is not None and found.worst and not found.largest_error <= max_error:
         why = f" ({found.worst.fault})" if found.worst.fault else ""
-        raise ValueError(
-            f"errors must be at most {max_error:g}, got {found.largest_error:.4g} for tensor "
+        _say(
+            f"an error is larger than {max_error:g}: {found.largest_error:.4g} for tensor "
             f"{found.worst.name!r}{why}"
         )
+        raise typer.Exit(DIFFERENT)
 
 
 def recipe(
     path: Annotated[
-        Path | None, typer.Argument(help="The TOML file to write (default: standard output).")
+        Path | None,
+        typer.Argument(help="The TOML file to write (default, and for -: standard output)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[
@@ -286,13 +300,14 @@ def recipe(
 
     Comments in it show every method with its settings and their defaults.
     """
-    from ..models.recipe import method_settings, starter
+    from ..models.recipe import method_settings
+    from ..models.starter import starter
 
     if as_json:
         import json
 
         typer.echo(json.dumps({"methods": method_settings()}, indent=2, default=str))
-    elif path is None:
+    elif path is None or str(path) == "-":
         typer.echo(starter(), nl=False)
     else:
         from ..files.container import atomic_write
@@ -331,31 +346,23 @@ def check_reports(reports: list[Path] | None, *sources: Path) -> None:
             raise typer.BadParameter(f"--report: {error}") from error
 
 
-@contextmanager
-def progress_bar(task: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a progress bar on standard error if that is a terminal; give its callback, else None."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _say(text: str) -> None:
+    """Print a note to standard error."""
     from ..models.report import printable
 
-    columns = (
-        TextColumn(task),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[tensor]}", markup=False),
+    print("fastfactor:", printable(text), file=sys.stderr)
+
+
+def _check_something_done(report: Report, recipe: Recipe) -> None:
+    """Raise ValueError if a recipe with methods has compressed no tensor, with the reasons."""
+    rules = (recipe.default, *recipe.patterns.values(), *recipe.names.values())
+    if report.compressed or not any(rule.compressor for rule in rules):
+        return
+    reasons = Counter(row.reason for row in report.rows).most_common(MOST_REASONS)
+    said = "; ".join(f"{reason} ({n})" for reason, n in reasons)
+    raise ValueError(
+        f"at least one tensor must be compressed, got none of {len(report.rows)}: {said}"
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(task, tensor="", total=None)
-
-        def show(name: str, done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total, tensor=printable(name))
-
-        yield show
 
 
 def _hint_at_compact(report: Report) -> None:

@@ -17,6 +17,7 @@ from ..files.store import Store, open_store
 from ..files.writer import Writer, unfinished_job
 from ..kernels.runtime import thread_count
 from ..methods.factors import Factors
+from .notes import notes_on
 from .plan import Job, fingerprint
 from .recipe import KEEP, read_recipe
 from .report import Report, TensorRow
@@ -38,6 +39,7 @@ def compress_file(
     resume: bool = False,
     compact: bool = False,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
     n_threads: int | None = None,
 ) -> Report:
     """Compress a model on disk, one tensor at a time.
@@ -75,6 +77,9 @@ def compress_file(
     progress : callable, optional
         Called as ``progress(name, done, total)`` before each tensor, and once at the end with an
         empty name; ``done`` and ``total`` are bytes of the source.
+    note : callable, optional
+        Called before any work with each of the report's ``notes``: patterns that match no tensor,
+        and tables that take more bytes than the codes.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -131,6 +136,10 @@ def compress_file(
     )
     read = (job.checkpoint, job.importance, job.input_covariance)
     _check_target(target, tuple(file for model in read if model for file in model.files))
+    notes = notes_on(job)
+    if note is not None:
+        for text in notes:
+            note(text)
     rows = [job.planned(name, check_values=dry_run) for name in job.plan]
     if not dry_run:
         if job.recipe.if_impossible == "stop":
@@ -147,6 +156,7 @@ def compress_file(
         dry_run=bool(dry_run),
         importance=None if importance is None else os.fspath(importance),
         input_covariance=None if input_covariance is None else os.fspath(input_covariance),
+        notes=tuple(notes),
     )
 
 

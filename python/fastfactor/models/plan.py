@@ -229,8 +229,9 @@ class Job:
         """Return a row with the size and error of what is stored, and the time since `start`."""
         error, metric = None, None
         if isinstance(value, Factors):
-            layout, weights = self.plan[row.name].layout, self._weights_of(row.name)
+            layout = self.plan[row.name].layout
             assert layout is not None
+            weights = self._weights_of(row.name)
             error = value.error(layout.to_matrix(W), **weights, n_threads=self.n_threads)
             metric = _used_metric(weights)
         elif value.dtype != W.dtype:

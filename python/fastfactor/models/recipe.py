@@ -26,7 +26,6 @@ import inspect
 import json
 import math
 import os
-import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -43,7 +42,6 @@ from .quantized import quantized_text
 
 MIN_SIZE = 1024
 MIN_SIDE = 2  # a single row, such as a mask or a table of positions, is no matrix
-COMMENT_WIDTH = 100
 KEYS = (
     "default",
     "patterns",
@@ -277,7 +275,7 @@ def read_rule(source: Any, where: str) -> Rule:
         if dtype is not None:
             _checks.choice(dtype, f"dtype in {where}", FLOAT_NAMES)
         return Rule(KEEP, {}, None, dtype, layout)
-    _check_keys(settings, tuple(f.name for f in _settings(known[name])), name, where)
+    _check_keys(settings, tuple(f.name for f in settings_of(known[name])), name, where)
     try:
         return Rule(name, settings, known[name](**settings), layout=layout)
     except (TypeError, ValueError) as error:
@@ -331,7 +329,7 @@ def method_settings() -> dict[str, dict[str, Any]]:
     return {
         name: {
             setting.name: None if setting.default is MISSING else setting.default
-            for setting in _settings(method)
+            for setting in settings_of(method)
         }
         for name, method in method_names().items()
     }
@@ -347,43 +345,6 @@ def located(error: TypeError | ValueError, where: str) -> TypeError | ValueError
     """Return an error with the place where it was found in front of its message."""
     kind = TypeError if isinstance(error, TypeError) else ValueError
     return kind(f"{where}: {error}")
-
-
-def starter() -> str:
-    """Return a starter recipe in TOML, with every method and its settings in comments."""
-    lines = [
-        "# A recipe for fastfactor. For each tensor the first of these that applies decides: the",
-        "# rule for its full name, the skip list, the last pattern that matches, the default. Only",
-        "# tensors of floats with at least two axes are compressed.",
-        "",
-        f"min_size = {MIN_SIZE}  # tensors with fewer weights are not compressed",
-        'skip = ["*norm*"]  # tensors whose names match a pattern are not compressed',
-        'if_impossible = "stop"  # or "keep", for tensors that their method cannot compress',
-        '# keep_dtype = "float16"  # of tensors that are not compressed, until they are rebuilt',
-        "",
-        "[default]",
-        'method = "codebook"',
-        "n_bits = 4",
-        'granularity = "row"',
-        'codebook_dtype = "float16"',
-        f'# layout = "auto"  # which axes are rows, in any rule: {", ".join(LAYOUTS[1:])}',
-        "",
-        '# [patterns."*embed*"]  # with *, ? and [abc], as in file names',
-        '# method = "low_rank"',
-        "# ratio = 8  # times smaller; or max_error = 0.05, or the method's own parameter",
-        "",
-        '# [names."lm_head.weight"]',
-        '# method = "keep"  # not compressed',
-        f'# dtype = "float16"  # converted, if given: {", ".join(FLOAT_NAMES)}',
-        "",
-        "# Methods and their settings, with their defaults:",
-    ]
-    for name, method in method_names().items():
-        said = f"# {name}: {(inspect.getdoc(method) or '').splitlines()[0]}"
-        lines += ["#", *textwrap.wrap(said, COMMENT_WIDTH, subsequent_indent="# ")]
-        for setting in _settings(method):
-            lines.append(f"#   {setting.name}{_default_text(setting)}")
-    return "\n".join(lines) + "\n"
 
 
 def _recipe(source: Mapping[str, Any]) -> Recipe:
@@ -435,13 +396,7 @@ def _plain(value: Any, what: str) -> Any:
     raise TypeError(f"{what} must be a number, a string, a boolean or a list, got {value!r}")
 
 
-def _settings(method: type[Method]) -> list[Any]:
+def settings_of(method: type[Method]) -> list[Any]:
     """Return the fields of a method: its own first, ratio and max_error last."""
     common = [f.name for f in fields(Method)]
     return sorted((f for f in fields(method) if f.init), key=lambda f: f.name in common)
-
-
-def _default_text(setting: Any) -> str:
-    if setting.default is MISSING or setting.default is None:
-        return ""
-    return f" = {json.dumps(setting.default, default=str)}"

@@ -197,6 +197,8 @@ class Report:
         Whether nothing was written.
     importance, input_covariance : str or None
         Files with the weights of errors.
+    notes : tuple of str
+        What was noticed before the work: patterns that match no tensor, tables that cost a lot.
     """
 
     task: str
@@ -209,6 +211,7 @@ class Report:
     dry_run: bool
     importance: str | None = None
     input_covariance: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def compressed(self) -> tuple[TensorRow, ...]:
@@ -231,6 +234,7 @@ class Report:
             "importance": self.importance,
             "input_covariance": self.input_covariance,
             "dry_run": self.dry_run,
+            "notes": list(self.notes),
             "n_tensors": len(self.rows),
             "n_compressed": len(self.compressed),
             "n_unknown": len(self.rows) - len(known),
@@ -299,10 +303,12 @@ class Report:
         totals = self.totals()
         bound = AT_MOST if totals["at_most"] else ""
         known = sum(row.bytes_after or 0 for row in self.rows)
-        text = f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
         if totals["n_unknown"]:
-            text += f", {totals['n_unknown']} not counted, whose sizes depend on their values"
-        return text
+            return (
+                f"no total before the run: sizes of {totals['n_unknown']} tensors depend on their "
+                f"values, the others take {bound}{known:,} bytes"
+            )
+        return f"tensors of {totals['bytes_before']:,} → {bound}{known:,} bytes"
 
 
 def check_report_path(path: str | os.PathLike[str]) -> str:

@@ -16,7 +16,7 @@ from fastfactor.methods import Factors
 from legacy_networks import sealed
 
 # What may stand where it should not.
-HOSTILE = (None, 0, -1, 2**31, 10**30, 0.5, [2**40, 2**40])
+HOSTILE = (None, 0, -1, 2**31, 10**30, 0.5, [2**40, 2**40], [2**50, 0], [0, 2**50], [2**29, 2])
 
 
 def cuts(content):
@@ -164,7 +164,7 @@ def _forged_places(place):
     size = math.prod(place.shape)
     codes = [{"code": code} for code in DTYPES]
     shapes = [(), (size,), (1, size), (size, 1), (*place.shape, 1), place.shape[::-1]]
-    shapes += [(0,), (-1,), (2**40, 2**40), (0.5,), (None,)]
+    shapes += [(0,), (-1,), (2**40, 2**40), (2**50, 0), (0, 2**50), (0.5,), (None,)]
     moved = [(place.begin + 1, place.end + 1), (place.begin, place.end - 1)]
     moved += [(place.end, place.begin), (-1, place.end), (0, 2**70)]
     changes = codes + [{"shape": shape} for shape in shapes]

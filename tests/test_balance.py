@@ -278,3 +278,22 @@ def test_not_finite_prices_are_a_cold_start():
     for value in (np.nan, np.inf):
         same = check(X, centroids, prices=np.full(10, value))
         np.testing.assert_array_equal(cold.labels, same.labels)
+
+
+@pytest.mark.parametrize("e", [-1074, -1060, -1024, -1023, -1000, 500, 1000, 1020])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_any_magnitude_is_assigned_alike(rng, e, weighted):
+    """Scaling by a power of two is exact: so are the labels, whether or not 2^-e is finite."""
+    X, centroids = rng.integers(-8, 9, (200, 2)), rng.integers(-8, 9, (9, 2))
+    weight = np.ldexp(rng.integers(0, 4, 200), -1074 if e < 0 else 1000) if weighted else None
+    plain = _balanced_assign(X * 1.0, centroids * 1.0, sample_weight=weight)
+    found = _balanced_assign(
+        np.ldexp(X, e), np.ldexp(centroids, e), sample_weight=weight, prices=np.full(9, np.nan)
+    )
+    np.testing.assert_array_equal(found.labels, plain.labels)
+    assert not np.isnan([found.cost, found.gap, *found.prices]).any()
+
+
+def test_the_least_numbers_there_are():
+    X = np.array([[0], [1], [2], [3]]) * 5e-324
+    np.testing.assert_array_equal(_balanced_assign(X, X[1:3]).labels, [0, 0, 1, 1])

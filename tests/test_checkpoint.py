@@ -59,7 +59,10 @@ def test_targets_that_cannot_be(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["weight_map"].pop("bias"), "index.json must assign tensor 'bias' to"),
+        (
+            lambda c: c["weight_map"].update(bias="model-00001-of-00003.safetensors"),
+            "tensor 'bias' must be in model-00001-of-00003.safetensors",
+        ),
         (lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more'"),
         (lambda c: c["weight_map"].update(bias="../x.safetensors"), "in its own folder"),
         (lambda c: c["weight_map"].update(bias="/x.safetensors"), "in its own folder"),

@@ -270,7 +270,7 @@ def test_a_file_that_is_written_anew_unchanged_is_read(content, path):
         (lambda h: h["entries"].pop("bias"), "bytes of tensors, got"),
         (lambda h: h["entries"].update(bias=["F64", [4]]), "bytes of tensors, got"),
         (
-            lambda h: h["entries"].update(bias=["F65", [3]]),
+            lambda h: h["entries"].update(bias=["f64", [3]]),
             "dtype of tensor 'bias' must be one of F64",
         ),
         (lambda h: h["entries"].update(bias=["F64", [3.0]]), "must be a list of at most 32 sizes"),

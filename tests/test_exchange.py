@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from fastfactor import CSR, exchange_atoms, hashed_omp, omp
+from fastfactor import CSR, LinearDependenceWarning, exchange_atoms, hashed_omp, omp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS
@@ -187,9 +187,10 @@ def test_dependent_atoms_stay_as_they_are(rng):
     X = rng.standard_normal((3, 4))
     rows = [[7, 3, 1], [0, 1, 2, 4, 5], [6, 6]]
     codes = CSR(np.arange(10.0), np.concatenate(rows), np.array([0, 3, 8, 10]), (3, 10))
+    with pytest.warns(LinearDependenceWarning, match="3 of 3 rows were left unchanged"):
+        found = exchange_atoms(X, dictionary, codes)
     assert_same_bits(
-        exchange_atoms(X, dictionary, codes),
-        CSR(codes.data, codes.indices.astype(np.int32), codes.indptr, codes.shape),
+        found, CSR(codes.data, codes.indices.astype(np.int32), codes.indptr, codes.shape)
     )
 
 
@@ -259,3 +260,17 @@ def test_bad_arguments_are_refused(rng, change, error, message):
     exchange_atoms(**arguments)
     with pytest.raises(error, match=message):
         exchange_atoms(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("share", [0.02, 1e-3])
+def test_float32_exchanges_where_float64_does(rng, share):
+    noise = rng.standard_normal((30, 32))
+    dictionary = (rng.standard_normal(32) + share * noise).astype(np.float32)
+    X = rng.standard_normal((50, 32)).astype(np.float32)
+    start = omp(X, dictionary, n_nonzero_coefs=6)
+    found = exchange_atoms(X, dictionary, start)
+    wide = exchange_atoms(X.astype(np.float64), dictionary, start)
+    left, least = errors(X, found, dictionary).sum(), errors(X, wide, dictionary).sum()
+    assert found.data.dtype == np.float32
+    assert least < 0.99 * errors(X, start, dictionary).sum()
+    assert left <= 1.01 * least

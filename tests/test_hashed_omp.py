@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from fastfactor import hashed_omp, omp
+from fastfactor import LinearDependenceWarning, hashed_omp, omp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS
@@ -138,6 +138,7 @@ def test_the_seed_matters_and_is_kept(rng):
 # --- what holds for every code
 
 
+@pytest.mark.filterwarnings("ignore::fastfactor.LinearDependenceWarning")
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
@@ -243,7 +244,8 @@ def test_duplicated_atoms_are_taken_once_and_the_first_of_them(rng, dtype, hash_
 
 def test_rows_and_atoms_of_zeros():
     atoms = np.zeros((5, 3), np.float32)
-    assert hashed_omp(np.ones((4, 3), np.float32), atoms, hash_bits=2).nnz == 0
+    with pytest.warns(LinearDependenceWarning, match="4 of 4 rows"):
+        assert hashed_omp(np.ones((4, 3), np.float32), atoms, hash_bits=2).nnz == 0
     atoms[3] = [0, 2, 0]
     codes = hashed_omp(np.array([[0, 0, 0], [0, 3, 0], [0, -1, 0]], np.float32), atoms, hash_bits=2)
     np.testing.assert_array_equal(codes.indptr, [0, 0, 1, 2])
@@ -397,3 +399,21 @@ def test_bad_operands():
         hashed_omp(np.ones((4, 2), np.float32), atoms)
     with pytest.raises(ValueError, match=r"^dictionary must have at least one atom"):
         hashed_omp(np.ones((4, 3), np.float32), atoms[:0])
+
+
+@pytest.mark.parametrize("hash_bits", [0, 2])
+@pytest.mark.parametrize("share", [0.02, 1e-4])
+def test_float32_goes_on_where_float64_does(rng, hash_bits, share):
+    noise = rng.standard_normal((20, 32))
+    dictionary = (rng.standard_normal(32) + share * noise).astype(np.float32)
+    X = rng.standard_normal((50, 32)).astype(np.float32)
+    codes = hashed_omp(X, dictionary, n_nonzero_coefs=20, hash_bits=hash_bits)
+    wide = hashed_omp(X.astype(np.float64), dictionary, n_nonzero_coefs=20, hash_bits=hash_bits)
+    assert codes.nnz == wide.nnz == 1000
+    assert errors(X, codes, dictionary).sum() <= 1.01 * errors(X, wide, dictionary).sum()
+
+
+def test_rows_that_end_early_are_warned_of(rng):
+    atoms = rng.standard_normal((3, 8))
+    with pytest.warns(LinearDependenceWarning, match="4 of 4 rows ended early"):
+        hashed_omp(rng.standard_normal((4, 8)), np.concatenate([atoms, atoms]), n_nonzero_coefs=5)

@@ -363,3 +363,17 @@ def test_messages_are_whole_sentences():
         huffman_decode(b"")
     assert re.fullmatch(r"data must .*, .*", str(caught.value))
     assert isinstance(caught.value, ValueError)
+
+
+def test_more_symbols_than_expected_are_refused_before_they_are_decoded(rng):
+    data = huffman_encode(np.zeros(2**40 // 2**20, np.uint8).repeat(64))
+    size = 64 * 2**20
+    assert huffman_decode(data, max_size=size).size == size
+    with pytest.raises(CorruptDataError, match=f"at most {size - 1} symbols, got {size}"):
+        huffman_decode(data, max_size=size - 1)
+    coded = huffman_encode(rng.integers(0, 9, 1000).astype(np.uint16))
+    np.testing.assert_array_equal(huffman_decode(coded, max_size=10**30), huffman_decode(coded))
+    with pytest.raises(CorruptDataError, match="at most 0 symbols, got 1000"):
+        huffman_decode(coded, max_size=0)
+    with pytest.raises(ValueError, match="max_size must be at least 0, got -1"):
+        huffman_decode(coded, max_size=-1)

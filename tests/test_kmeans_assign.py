@@ -123,3 +123,53 @@ def test_the_bound_can_be_missed(rng):
     centroids = rng.standard_normal((9, 4)).astype(np.float32)
     second = np.argsort(oracle.squared_distances(X, centroids), axis=1)[:, 1]
     assert oracle.label_excess(X, centroids, second, np.finfo(np.float32).eps) > 1e3
+
+
+# --- two scales in one array
+
+
+def two_scales(rng, n_features, dtype, ratio, n=400):
+    """A group near zero, and one of the same width far away."""
+    near = rng.random((n // 2, n_features))
+    far = ratio + rng.random((n - n // 2, n_features))
+    return np.concatenate([near, far]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n_clusters", [10, 100, 300])
+@pytest.mark.parametrize("n_features", [1, 2, 7, 12, 30, 70])
+@pytest.mark.parametrize("digits", [0.5, 0.8])
+def test_two_scales_in_one_array(rng, dtype, n_clusters, n_features, digits):
+    ratio = np.finfo(dtype).eps ** -digits
+    X = two_scales(rng, n_features, dtype, ratio, 60)
+    centroids = two_scales(rng, n_features, dtype, ratio, n_clusters)
+    labels, distances = assign(X, centroids)
+    many = np.concatenate([X, X[:1].repeat(3000, axis=0), X[-1:].repeat(3000, axis=0)])
+    expected = np.concatenate([labels, labels[:1].repeat(3000), labels[-1:].repeat(3000)])
+    np.testing.assert_array_equal(assign(many, centroids)[0], expected)
+    exact = ((X[:, None].astype(np.longdouble) - centroids) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(labels, exact.argmin(axis=1))
+    np.testing.assert_allclose(distances, exact.min(axis=1).astype(dtype), rtol=1e-6)
+
+
+def test_a_point_and_a_far_group():
+    X = np.concatenate([[0], np.linspace(1e6, 1e6 + 1, 200)]).astype(np.float32)[:, None]
+    centroids = np.array([[0], [1e6 + 0.125], [1e6 + 0.5], [1e6 + 0.9375]], np.float32)
+    exact = (X.astype(np.float64) - centroids[:, 0].astype(np.float64)) ** 2
+    np.testing.assert_array_equal(assign(X, centroids)[0], exact.argmin(axis=1))
+
+
+@pytest.mark.parametrize("n_features", [1, 3])
+def test_kmeans_of_two_scales(rng, n_features):
+    X = two_scales(rng, n_features, np.float32, 1e5)
+    start = X[::20]
+    found = kmeans(X, 20, init=start)
+    np.testing.assert_array_equal(found.labels, oracle.nearest(X, found.centroids)[0])
+    wide = kmeans(X.astype(np.float64), 20, init=start)
+    assert found.inertia < 1.05 * wide.inertia  # the far centroids are multiples of 1/128
+
+
+def test_equal_centroids_among_close_ones(rng):
+    X = two_scales(rng, 2, np.float32, 1e6)
+    centroids = X[rng.integers(0, 400, 150) // 8 * 8]
+    np.testing.assert_array_equal(assign(X, centroids)[0], oracle.nearest(X, centroids)[0])

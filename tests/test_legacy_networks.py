@@ -214,7 +214,7 @@ def test_a_layer_made_by_hand_is_read(path):
         ({"n_values": 257}, "1 to 256 values, got 257"),
         ({"n_values": 2**40}, "data must have"),
         ({"n_entries": 7}, r"'n_entries' must be an integer in \[0, 6\], got 7"),
-        ({"n_entries": 2**50, "shape": (2**50,)}, "data must"),
+        ({"n_entries": 2**50, "shape": (2**50,)}, "max_dense_nbytes must be at least"),
         ({"codes": b"\1\0"}, "must have at most 1 bytes, got 2"),
         ({"codes": b"\3"}, "zeros after the last"),
         ({"codes": b"\1", "n_values": 1}, "codes must be in"),

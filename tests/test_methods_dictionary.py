@@ -256,3 +256,16 @@ def test_a_ratio_is_learned_for_once(rng, monkeypatch):
     W[::2] = 0  # these need no values
     assert settings.compress(W).nbytes * 4 <= W.nbytes
     assert len(calls) > 1
+
+
+@pytest.mark.parametrize("spread", [0.09, 1e-6])
+def test_a_ratio_under_a_covariance_is_no_worse_than_without(spread):
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((40, 32)).astype(np.float32)
+    turn = np.linalg.qr(rng.standard_normal((32, 32)))[0]
+    covariance = turn * np.geomspace(spread, 1, 32) @ turn.T
+    method = Dictionary(ratio=3, block_size=8, n_atoms=16, max_iter=2)
+    weighted = method.compress(W, input_covariance=covariance)
+    assert weighted.nbytes * 3 <= W.nbytes
+    plain = method.compress(W).error(W, input_covariance=covariance)
+    assert weighted.error(W, input_covariance=covariance) <= plain

@@ -452,7 +452,7 @@ def test_many_bytes_reopen_the_file(model, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(
         "fastfactor.models.compress.open_store",
-        lambda path: opened.append(path) or store.open_store(path),
+        lambda path, **options: opened.append(path) or store.open_store(path, **options),
     )
     decompress_file(tmp_path / "s.safetensors", tmp_path / "b.safetensors")
     assert len(opened) > 5

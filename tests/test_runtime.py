@@ -56,6 +56,11 @@ ENDLESS = {
         "np.repeat(atoms, 64, axis=1).repeat(32, axis=0) + np.eye(2048, 1024, dtype=np.float32), "
         "n_nonzero_coefs=60, n_threads={n_threads})"
     ),
+    "omp of many atoms": (
+        "fastfactor.omp(np.random.default_rng(0).standard_normal((4000, 1024)), "
+        "np.random.default_rng(1).standard_normal((4096, 1024)), "
+        "n_nonzero_coefs=900, n_threads={n_threads})"
+    ),
     "hashed_omp": (
         "fastfactor.hashed_omp(np.broadcast_to(X[:1], (10**8, 16)), "
         "np.repeat(atoms, 512, axis=0) + np.arange(16, dtype=np.float32) ** 0.5, "
@@ -305,6 +310,31 @@ def test_more_threads_than_work(rng):
 
 
 # --- memory
+
+NEAR_THE_LIMIT = """
+import re, resource, sys
+import numpy as np
+import fastfactor
+
+X = np.random.default_rng(0).standard_normal((20000, 8)).astype(np.float32)
+expected = fastfactor.kmeans(X, 50, init=X[:50], max_iter=3, n_threads=1).labels
+in_use = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (in_use + {room}, resource.RLIM_INFINITY))
+for n_threads in (8, 2, 8, 1, 3):
+    try:
+        found = fastfactor.kmeans(X, 50, init=X[:50], max_iter=3, n_threads=n_threads).labels
+        assert (found == expected).all()
+    except MemoryError:
+        pass
+print("alive")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+@pytest.mark.parametrize("megabytes", [2, 10, 20, 30, 45, 70])
+def test_threads_that_cannot_start_are_done_without(megabytes):
+    """GNU OpenMP ends the process if a thread's stack does not fit into its address space."""
+    assert output_of(NEAR_THE_LIMIT.format(room=megabytes << 20)).strip() == "alive"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")

@@ -303,7 +303,8 @@ PLAIN = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "F4"}, "dtype of tensor 'a' must be one of F64"),
+        ({"dtype": "f32"}, "dtype of tensor 'a' must be one of F64"),
+        ({"dtype": "F4"}, "tensor 'a' must have 1 bytes for dtype F4"),
         ({"dtype": 7}, "dtype of tensor 'a' must be one of F64"),
         ({"shape": [3]}, "must have 12 bytes for dtype F32 and shape"),
         ({"shape": [-2]}, "must be a list of at most 32 sizes"),

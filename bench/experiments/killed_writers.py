@@ -31,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 from fastfactor import store
-from fastfactor.files import checkpoint, compact, container
+from fastfactor.files import checkpoint, compact, container, journal, side_files
 from fastfactor.files import index as store_index
 from fastfactor.files import writer as store_writer
 from fastfactor.methods import LowRank
@@ -44,7 +44,8 @@ sys.path.insert(0, str(ROOT / "bench"))
 from machine import describe  # noqa: E402
 
 # What handles files; methods and products write none.
-MODULES = (store, store_index, store_writer, container, compact, checkpoint, model, model_job)
+FILES = (store, store_index, store_writer, side_files, journal, container, compact, checkpoint)
+MODULES = (*FILES, model, model_job)
 WATCHED = {module.__file__ for module in MODULES}
 TARGET = "out.safetensors"
 OLD = b"the old file, whole"
@@ -284,7 +285,7 @@ def kill_in_write(n: int) -> None:
         file = builtins.open(*arguments, **named)  # noqa: SIM115
         return Halving(file, countdown) if file.writable() else file
 
-    for module in (container, store_writer):
+    for module in (container, side_files):
         vars(module)["open"] = halving
 
 

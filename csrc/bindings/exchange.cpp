@@ -12,13 +12,13 @@ py::tuple exchange_as(const MatrixView& x, const MatrixView& dictionary, const M
                       const CsrView& codes, index max_exchanges, int n_threads) {
   Buffer<T> data(codes.nonzeros);
   Buffer<std::int32_t> indices(codes.nonzeros);
-  without_gil([&](Stop& stop) {
+  const index n_unchanged = without_gil([&](Stop& stop) {
     check_csr(codes, "codes.", n_threads, stop);
-    ff::exchange_atoms<T>(x, dictionary, gram, codes, max_exchanges, data.data(), indices.data(),
-                          n_threads, stop);
+    return ff::exchange_atoms<T>(x, dictionary, gram, codes, max_exchanges, data.data(),
+                                 indices.data(), n_threads, stop);
   });
   return py::make_tuple(to_numpy(std::move(data), {codes.nonzeros}),
-                        to_numpy(std::move(indices), {codes.nonzeros}));
+                        to_numpy(std::move(indices), {codes.nonzeros}), n_unchanged);
 }
 
 py::tuple exchange_atoms(const py::array& x, const py::array& dictionary, const py::object& gram,

@@ -38,9 +38,10 @@ py::array huffman_symbols(const HuffmanDecoder& decoder, int n_threads) {
   return symbols;
 }
 
-py::array huffman_decode(const py::array& data, int n_threads) {
+py::array huffman_decode(const py::array& data, index max_size, int n_threads) {
   require_bytes(data, "data", 1);
-  const HuffmanDecoder decoder(static_cast<const std::uint8_t*>(data.data()), data.size());
+  const HuffmanDecoder decoder(static_cast<const std::uint8_t*>(data.data()), data.size(),
+                               max_size);
   return decoder.wide() ? huffman_symbols<std::uint16_t>(decoder, n_threads)
                         : huffman_symbols<std::uint8_t>(decoder, n_threads);
 }
@@ -50,7 +51,8 @@ py::array huffman_decode(const py::array& data, int n_threads) {
 void bind_huffman(py::module_& m) {
   m.def("huffman_encode", &huffman_encode, py::arg("symbols"), py::arg("max_length"),
         py::arg("block_size"), py::arg("n_threads"));
-  m.def("huffman_decode", &huffman_decode, py::arg("data"), py::arg("n_threads"));
+  m.def("huffman_decode", &huffman_decode, py::arg("data"), py::arg("max_size"),
+        py::arg("n_threads"));
 }
 
 }  // namespace ff::bindings

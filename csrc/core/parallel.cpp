@@ -11,6 +11,7 @@
 #  include <omp.h>
 #  if defined(__unix__) || defined(__APPLE__)
 #    include <pthread.h>
+#    include <sys/resource.h>
 #  endif
 #else
 #  include <cstdlib>
@@ -89,20 +90,65 @@ class Loop {
 // Threads that start with the loop and end with it.
 void run_on_own_threads(Loop& loop, int n_threads) {
   std::vector<std::thread> team;
-  team.reserve(n_threads - 1);
   try {
+    team.reserve(n_threads - 1);
     for (int worker = 1; worker < n_threads; ++worker)
       team.emplace_back([&loop, worker] { loop.work(worker); });
   } catch (const std::system_error&) {
     // The system allows no more threads: those that have started share the work.
+  } catch (const std::bad_alloc&) {
+    // The same for memory.
   }
   loop.work(0);
   for (auto& thread : team) thread.join();
 }
 
 #ifdef _OPENMP
+// Starts n threads that wait for each other, and ends them; returns whether the system allowed it.
+bool can_start(int n) {
+  std::mutex gate;
+  std::vector<std::thread> threads;
+  bool all = true;
+  {
+    const std::lock_guard<std::mutex> closed(gate);
+    try {
+      threads.reserve(n);
+      while (int(threads.size()) < n)
+        threads.emplace_back([&gate] { const std::lock_guard<std::mutex> wait(gate); });
+    } catch (const std::system_error&) {
+      all = false;
+    } catch (const std::bad_alloc&) {
+      all = false;
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  return all;
+}
+
+// Whether address space is limited, so that threads that once could start may not start again.
+bool has_memory_limit() {
+#  if defined(__unix__) || defined(__APPLE__)
+  rlimit limit;
+  return getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
+#  else
+  return false;
+#  endif
+}
+
+// GNU OpenMP ends the process if it cannot start a thread. So we start as many ourselves before the
+// calling thread's team grows. A smaller team has ended the threads that it did not need.
+bool team_can_grow(int n_threads) {
+  thread_local int largest = 1, latest = 1;
+  const bool grows = n_threads > largest || (n_threads > latest && has_memory_limit());
+  if (grows && !can_start(n_threads - 1)) return false;
+  largest = std::max(largest, n_threads);
+  latest = n_threads;
+  return true;
+}
+
 void run_on_team(Loop& loop, int n_threads) {
-  if (forked.load(std::memory_order_relaxed)) return run_on_own_threads(loop, n_threads);
+  if (forked.load(std::memory_order_relaxed) || !team_can_grow(n_threads))
+    return run_on_own_threads(loop, n_threads);
 #  pragma omp parallel num_threads(n_threads)
   loop.work(omp_get_thread_num());
 }

@@ -42,6 +42,17 @@ inline double from_sort_key(std::uint64_t key) {
 
 namespace detail {
 
+// Calls body(i) for i in [begin, end), and asks now and then whether to stop.
+template <class Body>
+void for_items(index begin, index end, Stop& stop, Body&& body) {
+  constexpr index kBlock = index(1) << 20;
+  for (index first = begin; first < end; first += kBlock) {
+    stop.throw_if_requested();
+    const index last = std::min(end, first + kBlock);
+    for (index i = first; i < last; ++i) body(i);
+  }
+}
+
 // Turns the counts of digits into the place of each digit's first item. Returns false if all items
 // have the same digit.
 template <class Count>
@@ -90,7 +101,7 @@ Item* sort_in_chunks(Item* from, Item* to, index n, KeyOf key, int n_threads, St
     parallel_for(n_chunks, n_threads, stop, [&](index c, int) {
       index counts[kDigits] = {};
       const index end = std::min(n, (c + 1) * length);
-      for (index i = c * length; i < end; ++i) ++counts[digit(from[i])];
+      for_items(c * length, end, stop, [&](index i) { ++counts[digit(from[i])]; });
       std::copy_n(counts, kDigits, places.data() + c * kDigits);
     });
     index total = 0;
@@ -105,7 +116,7 @@ Item* sort_in_chunks(Item* from, Item* to, index n, KeyOf key, int n_threads, St
       index place[kDigits];
       std::copy_n(places.data() + c * kDigits, kDigits, place);
       const index end = std::min(n, (c + 1) * length);
-      for (index i = c * length; i < end; ++i) to[place[digit(from[i])]++] = from[i];
+      for_items(c * length, end, stop, [&](index i) { to[place[digit(from[i])]++] = from[i]; });
     });
     std::swap(from, to);
   }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .config import show_config
-from .errors import CorruptDataError
+from .errors import CorruptDataError, LinearDependenceWarning
 from .kernels.clustering import KMeansResult, assign, kmeans
 from .kernels.codebooks import codebook_matmul, codebook_rows
 from .kernels.gaps import GapCodes, gap_decode, gap_encode
@@ -36,6 +36,7 @@ __all__ = [
     "DictionaryResult",
     "GapCodes",
     "KMeansResult",
+    "LinearDependenceWarning",
     "PackedCodes",
     "SparseCodes",
     "__version__",

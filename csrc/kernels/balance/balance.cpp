@@ -39,6 +39,12 @@ struct Scale {
   int points = 0, weights = 0;
 
   int costs() const { return 2 * points + weights; }
+
+  // Scales a point in two steps: 2^points itself is infinite for data below 2^-1023.
+  void apply(double* row, index depth) const {
+    const double half = std::ldexp(1.0, points / 2), rest = std::ldexp(1.0, points - points / 2);
+    for (index k = 0; k < depth; ++k) row[k] = row[k] * half * rest;
+  }
 };
 
 int exponent_of(double largest) {
@@ -103,7 +109,7 @@ class CostMatrix {
     std::vector<double> row(centroids.cols);
     for (index j = 0; j < centroids.rows; ++j) {
       load_row(centroids, j, row.data());
-      for (double& v : row) v = std::ldexp(v, scale.points);
+      scale.apply(row.data(), centroids.cols);
       panels_.set(j, row.data());
     }
     data_ = allocate_costs(x.rows, panels_.padded());
@@ -128,11 +134,10 @@ class CostMatrix {
  private:
   void fill(index first, double* rows, double* mixed) {
     const index n = std::min<index>(kTileRows, x_.rows - first), depth = panels_.depth();
-    const double unit = std::ldexp(1.0, scale_.points);
     for (index r = 0; r < kTileRows; ++r) {
       double* row = rows + r * depth;
       load_row(x_, first + std::min(r, n - 1), row);
-      for (index k = 0; k < depth; ++k) row[k] *= unit;
+      scale_.apply(row, depth);
     }
     interleave<kTileRows>(rows, depth, depth, mixed);
     for (index p = 0; p < panels_.n_panels(); ++p) fill_panel(first, n, mixed, p);

@@ -234,7 +234,7 @@ class Router {
       } else if (step.to == hub_) {
         if (large_[step.from]) return false;
       } else if (!exits_) {
-        if (labels_[step.point] != step.from) return false;
+        if (step.point == kNone || labels_[step.point] != step.from) return false;
       } else {
         step.point = exits_->point(step.from, step.to);
         if (step.point == Exits::kUnknown || exits_->cost(step.from, step.to) != step.cost)

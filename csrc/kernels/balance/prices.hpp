@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -44,13 +45,14 @@ struct Lowest {
 };
 
 // Returns the two lowest of a[k] + b[k], k in [0, ld); ties go to the lower index. ld must be a
-// multiple of the vector length.
+// multiple of the vector length. The index is 0 if no sum is finite, so it is always one of a
+// cluster.
 inline Lowest lowest(const double* a, const double* b, index ld) {
   using simd::Vec;
   using Ids = Vec<std::int64_t>;
   constexpr index kLanes = simd::kLanes<double>;
   Vec<double> best = simd::splat(kInfinity), second = best;
-  Ids at = {}, id = simd::iota<std::int64_t>();
+  Ids at = {}, id = simd::iota<std::int64_t>();  // `at` stays 0 where no sum is below infinity
   for (index k = 0; k < ld; k += kLanes) {
     const Vec<double> v = simd::load(a + k) + simd::load(b + k);
     const auto less = v < best;
@@ -189,10 +191,13 @@ class Newton {
   bool step(index excess, double damping) {
     const index K = costs_.n_clusters;
     const double h = choices_.gap_of(std::min(costs_.n / 2, 2 * excess + 8 * K));
-    if (!(h > 0) || h == kInfinity) return false;
+    // 1 / 2h and sums of it must be finite.
+    if (!(h > 0x1p-900) || h == kInfinity) return false;
     collect(h);
     if (borders_.empty()) return false;
     const std::vector<double> change = solve(h);
+    if (!std::all_of(change.begin(), change.end(), [](double c) { return std::isfinite(c); }))
+      return false;
     std::vector<double> prices = choices_.prices();
     for (index j = 0; j < K; ++j) prices[j] += damping * std::clamp(change[j], -8 * h, 8 * h);
     choices_.set_prices(prices);

@@ -361,10 +361,13 @@ void read_raw(const std::uint8_t* data, index n, Symbol* symbols) {
 
 }  // namespace
 
-HuffmanDecoder::HuffmanDecoder(const std::uint8_t* data, index size)
+HuffmanDecoder::HuffmanDecoder(const std::uint8_t* data, index size, index max_symbols)
     : header_(std::make_unique<Header>()) {
   ByteReader in(data, size);
   header_->format = read_header(in, header_->checksum);
+  if (n_symbols() > max_symbols)
+    throw CorruptData("data must hold at most " + std::to_string(max_symbols) + " symbols, got " +
+                      std::to_string(n_symbols()));
   header_->blocks = in.rest();
   if (!header_->format.lengths.empty()) header_->code.assign(header_->format.lengths);
 }

@@ -1,5 +1,6 @@
 #pragma once
 #include <functional>
+#include <limits>
 #include <memory>
 
 #include "core/bytes.hpp"
@@ -31,7 +32,9 @@ class HuffmanDecoder {
  public:
   // Reads and checks the header, and that there are enough bytes for the number of symbols that it
   // declares: at most 16,384 symbols a byte.
-  HuffmanDecoder(const std::uint8_t* data, index size);
+  // Throws CorruptData as well if the bytes declare more than max_symbols symbols.
+  HuffmanDecoder(const std::uint8_t* data, index size,
+                 index max_symbols = std::numeric_limits<index>::max());
   ~HuffmanDecoder();
 
   bool wide() const;

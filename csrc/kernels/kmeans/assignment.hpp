@@ -1,6 +1,7 @@
 #pragma once
 #include <memory>
 
+#include "kernels/kmeans/close_centroids.hpp"
 #include "kernels/kmeans/nearest_coded_lanes.hpp"
 #include "kernels/kmeans/nearest_filtered.hpp"
 #include "kernels/kmeans/nearest_lanes.hpp"
@@ -14,7 +15,12 @@ template <class T>
 class Assignment {
  public:
   Assignment(const Samples<T>& samples, index n_clusters, int n_threads, Stop& stop)
-      : samples_(samples), n_clusters_(n_clusters), n_threads_(n_threads), stop_(stop) {
+      : samples_(samples),
+        n_clusters_(n_clusters),
+        n_threads_(n_threads),
+        stop_(stop),
+        close_(samples, n_clusters, n_threads, stop),
+        framed_(n_clusters * samples.x.cols) {
     const index n = samples.x.rows, d = samples.x.cols;
     if (choice() == Search::lanes && n * d * index(sizeof(T)) <= kSmallBytes) {
       small_ = std::make_unique<LaneNearest<T>>(n_clusters, d);
@@ -73,21 +79,24 @@ class Assignment {
     return LaneNearest<T>::takes(d) ? Search::lanes : Search::plain;
   }
 
+  // Returns whether the labels found have to be corrected.
   template <class Nearest>
-  void pack(const T* centroids, Nearest& search) const {
+  bool pack(const T* centroids, Nearest& search) {
     const index d = samples_.x.cols;
-    std::vector<T> row(d);
     for (index j = 0; j < n_clusters_; ++j) {
-      samples_.frame.to_frame(centroids + j * d, row.data());
-      search.set(j, row.data());
+      T* framed = framed_.data() + j * d;
+      samples_.frame.to_frame(centroids + j * d, framed);
+      search.set(j, framed);
     }
     search.ready();
+    return close_.find(centroids, framed_.data());
   }
 
   bool run_small(const T* centroids, std::int32_t* labels) {
     stop_.throw_if_requested();
-    pack(centroids, *small_);
+    const bool are_close = pack(centroids, *small_);
     small_->search(lanes_, index(found_.size()), found_.data());
+    if (are_close) close_.correct(0, index(found_.size()), found_.data());
     const bool changed = !std::equal(found_.begin(), found_.end(), labels);
     if (changed) std::copy(found_.begin(), found_.end(), labels);
     return changed;
@@ -96,7 +105,7 @@ class Assignment {
   template <class Nearest, class... Args>
   bool run_blocks(const T* centroids, std::int32_t* labels, Args... args) {
     Nearest search(n_clusters_, samples_.x.cols, args...);
-    pack(centroids, search);
+    const bool are_close = pack(centroids, search);
     const index n = samples_.x.rows, block = search.block_rows();
     std::vector<std::unique_ptr<typename Nearest::Scratch>> scratch(n_threads_);
     std::vector<std::vector<std::int32_t>> found(n_threads_);
@@ -110,6 +119,7 @@ class Assignment {
       const index first = b * block, count = std::min(block, n - first);
       std::copy_n(labels + first, count, mine.begin());
       search.search(samples_.x, samples_.frame, first, count, *scratch[worker], mine.data());
+      if (are_close) close_.correct(first, count, mine.data());
       if (!std::equal(mine.begin(), mine.begin() + count, labels + first)) {
         changed.store(true, std::memory_order_relaxed);
         std::copy_n(mine.begin(), count, labels + first);
@@ -122,6 +132,8 @@ class Assignment {
   const index n_clusters_;
   const int n_threads_;
   Stop& stop_;
+  CloseCentroids<T> close_;
+  Buffer<T> framed_;  // the centroids
   std::unique_ptr<LaneNearest<T>> small_;
   Buffer<T> lanes_;
   std::vector<std::int32_t> found_;

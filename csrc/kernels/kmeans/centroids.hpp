@@ -26,19 +26,20 @@ inline double add_squares(const T* x, const T* c, Width d, double scale, double 
 }
 }  // namespace detail
 
-// Returns Σ (x − c)² in double.
+// Returns Σ ((x − c) scale)² in double.
 template <class T>
-inline double squared_distance(const T* x, const T* c, index d) {
+inline double squared_distance(const T* x, const T* c, index d, double scale = 1) {
   simd::Vec<double> lanes = {};
-  const double rest = detail::add_squares(x, c, d, 1, 1, lanes);
+  const double rest = detail::add_squares(x, c, d, scale, 1, lanes);
   return rest + simd::reduce_add<double>(lanes);
 }
 
-// Returns Σ w ‖x − c‖².
+// Returns Σ w ‖x − c‖² in the frame's units, where no square overflows or vanishes.
 template <class T>
 double inertia(const Samples<T>& samples, const T* centroids, const std::int32_t* labels,
                int n_threads, Stop& stop) {
   const Chunks chunks(samples.x.rows);
+  const double scale = double(samples.frame.scale());
   std::vector<double> partial(chunks.count, 0.0);
   parallel_for(chunks.count, n_threads, stop, [&](index chunk, int) {
     with_width(samples.x.cols, [&](auto d) {
@@ -46,8 +47,8 @@ double inertia(const Samples<T>& samples, const T* centroids, const std::int32_t
       simd::Vec<double> lanes = {};
       double rest = 0;
       for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
-        rest +=
-            detail::add_squares(rows[i], centroids + labels[i] * d, d, 1, samples.weight(i), lanes);
+        rest += detail::add_squares(rows[i], centroids + labels[i] * d, d, scale, samples.weight(i),
+                                    lanes);
       partial[chunk] = rest + simd::reduce_add<double>(lanes);
     });
   });
@@ -106,7 +107,7 @@ class CentroidUpdate {
       const double* sum = sums_.data() + j * d;
       T* centroid = centroids + j * d;
       for (index k = 0; k < d; ++k) mean[k] = T(sum[k] / mass);
-      rest += detail::add_squares(mean, centroid, d, double(samples_.frame.scale), 1, lanes);
+      rest += detail::add_squares(mean, centroid, d, double(samples_.frame.scale()), 1, lanes);
       std::copy_n(mean, d, centroid);
     }
     return rest + simd::reduce_add<double>(lanes);
@@ -224,7 +225,8 @@ class CentroidUpdate {
     parallel_for(chunks.count, n_threads_, stop_, [&](index chunk, int) {
       Rows<T> rows(samples_.x);
       for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
-        const double distance = squared_distance(rows[i], centroids + labels[i] * d_, d_);
+        const double distance = squared_distance(rows[i], centroids + labels[i] * d_, d_,
+                                                 double(samples_.frame.scale()));
         farthest[i] = {samples_.weight(i) > 0 ? -distance : 0.0, i};
       }
     });

@@ -34,7 +34,7 @@ template <class T>
 struct Run {
   std::vector<T> centroids;
   std::vector<std::int32_t> labels;
-  double inertia = 0;
+  double inertia = 0;  // in the frame's units
   index n_iter = 0;
 };
 
@@ -84,6 +84,30 @@ Run<T> best_run(const Samples<T>& samples, const MatrixView* initial, index grou
   return best;
 }
 
+// Weights in a range where their products with squared distances are finite: divided by a power of
+// two if the largest is very large or very small.
+class ScaledWeights {
+ public:
+  ScaledWeights(const double* weights, index n) : weights_(weights) {
+    constexpr int kSafe = 100;
+    if (!weights) return;
+    const double largest = *std::max_element(weights, weights + n);
+    if (!(largest > 0) || std::abs(std::ilogb(largest)) <= kSafe) return;
+    exponent_ = std::ilogb(largest);
+    own_.resize(n);
+    for (index i = 0; i < n; ++i) own_[i] = std::ldexp(weights[i], -exponent_);
+    weights_ = own_.data();
+  }
+
+  const double* data() const { return weights_; }
+  int exponent() const { return exponent_; }  // of the power of two
+
+ private:
+  const double* weights_;
+  std::vector<double> own_;
+  int exponent_ = 0;
+};
+
 // Calls body(group, threads) for every group: groups in parallel if there are enough of them,
 // otherwise one after the other with all threads inside each.
 template <class Body>
@@ -106,12 +130,14 @@ KMeansResult<T> kmeans(const StackView& x, const double* weights, const StackVie
   for_groups(x.count, options.n_threads, stop, [&](index g, int n_threads) {
     MatrixView given;
     if (initial) given = (*initial)[g];
-    const auto samples = make_samples<T>(x[g], weights ? weights + g * n : nullptr,
-                                         initial ? &given : nullptr, n_threads, stop);
+    const ScaledWeights own(weights ? weights + g * n : nullptr, n);
+    const auto samples =
+        make_samples<T>(x[g], own.data(), initial ? &given : nullptr, n_threads, stop);
     const auto run = best_run(samples, initial ? &given : nullptr, g, options, n_threads, stop);
     std::copy(run.centroids.begin(), run.centroids.end(), result.centroids.data() + g * k * d);
     std::copy(run.labels.begin(), run.labels.end(), result.labels.data() + g * n);
-    result.inertia[g] = run.inertia;
+    const int units = 2 * std::ilogb(samples.frame.scale());
+    result.inertia[g] = std::ldexp(run.inertia, own.exponent() - units);
     result.n_iter[g] = run.n_iter;
   });
   return result;
@@ -128,11 +154,14 @@ void assign(const StackView& x, const StackView& centroids, std::int32_t* labels
     for (index j = 0; j < k; ++j) load_row(given, j, own.data() + j * d);
     std::fill_n(labels + g * n, n, -1);
     Assignment<T>(samples, k, threads, stop).run(own.data(), labels + g * n);
+    const double scale = double(samples.frame.scale()), unscale = 1 / scale;
     const Chunks chunks(n);
     parallel_ranges(chunks.count, threads, stop, [&](index chunk, int) {
       Rows<T> rows(samples.x);
-      for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i)
-        distances[g * n + i] = T(squared_distance(rows[i], own.data() + labels[g * n + i] * d, d));
+      for (index i = chunks.begin(chunk); i < chunks.end(chunk); ++i) {
+        const T* centroid = own.data() + labels[g * n + i] * d;
+        distances[g * n + i] = T(squared_distance(rows[i], centroid, d, scale) * unscale * unscale);
+      }
     });
   });
 }

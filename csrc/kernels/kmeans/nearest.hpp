@@ -10,14 +10,16 @@
 // Finds the nearest of K centroids for each row without storing the n × K distances.
 namespace ff {
 
-// The coordinates that a search works in: x ↦ (x − centre) · scale. Subtracting the centre keeps
-// float32 accurate for data far from the origin. scale is a power of two, and 1 unless the
-// magnitudes could overflow or vanish when squared. The centre is rounded to few bits, so that for
-// data on a grid (integers) the shift is exact and ties stay ties.
+// The coordinates that a search works in: x ↦ (x · shrink − centre) · stretch. Subtracting the
+// centre keeps float32 accurate for data far from the origin. shrink ≤ 1 and stretch ≥ 1 are powers
+// of two, and 1 unless the magnitudes could overflow or vanish when squared. The centre is rounded
+// to few bits, so that for data on a grid (integers) the shift is exact and ties stay ties.
 template <class T>
 struct Frame {
   std::vector<T> centre;
-  T scale = 1;
+  T shrink = 1, stretch = 1;
+
+  T scale() const { return shrink * stretch; }
 
   void load(const MatrixView& x, index row, T* out) const {
     load_row(x, row, out);
@@ -26,7 +28,7 @@ struct Frame {
 
   void to_frame(const T* in, T* out) const {
     const index d = index(centre.size());
-    for (index k = 0; k < d; ++k) out[k] = (in[k] - centre[k]) * scale;
+    for (index k = 0; k < d; ++k) out[k] = (in[k] * shrink - centre[k]) * stretch;
   }
 };
 

@@ -49,11 +49,15 @@ struct Quad {
 };
 
 // Sets out[k][lane] = (row first + lane)[k] in the frame; lanes past the n-th repeat it.
-template <class T, int D>
+template <class T, int D, bool Shrink>
 void load_lanes(const MatrixView& x, const Frame<T>& frame, index first, index n, T* out) {
   constexpr int kLanes = simd::kLanes<T>, kQuads = D / 4 * 4;
   const bool plain =
       x.dtype == (sizeof(T) == 4 ? DType::f32 : DType::f64) && x.col_stride == index(sizeof(T));
+  const auto to_frame = [&](auto value, auto centre) {
+    if constexpr (Shrink) return value * frame.shrink - centre;
+    else return (value - centre) * frame.stretch;
+  };
   T row[4][D];
   for (int r = 0; r < kLanes; r += std::min(4, kLanes)) {
     const T* from[4];
@@ -67,15 +71,22 @@ void load_lanes(const MatrixView& x, const Frame<T>& frame, index first, index n
       for (int k = 0; k < kQuads; k += 4) {
         typename Quad<T>::Vec v[4];
         const auto centre = Quad<T>::load(frame.centre.data() + k);
-        for (int i = 0; i < 4; ++i) v[i] = (Quad<T>::load(from[i] + k) - centre) * frame.scale;
+        for (int i = 0; i < 4; ++i) v[i] = to_frame(Quad<T>::load(from[i] + k), centre);
         Quad<T>::transpose(v);
         for (int i = 0; i < 4; ++i) Quad<T>::store(out + (k + i) * kLanes + r, v[i]);
       }
     }
     for (int k = kLanes >= 4 ? kQuads : 0; k < D; ++k)
       for (int i = 0; i < std::min(4, kLanes); ++i)
-        out[k * kLanes + r + i] = (from[i][k] - frame.centre[k]) * frame.scale;
+        out[k * kLanes + r + i] = to_frame(from[i][k], frame.centre[k]);
   }
+}
+
+// Either form of the frame: it shrinks or it stretches.
+template <class T, int D>
+void load_lanes(const MatrixView& x, const Frame<T>& frame, index first, index n, T* out) {
+  if (frame.shrink == 1) load_lanes<T, D, false>(x, frame, first, n, out);
+  else load_lanes<T, D, true>(x, frame, first, n, out);
 }
 
 // centroids: n rows of D coordinates and −‖c‖²/2. Ties go to the lowest index, because a later
@@ -95,13 +106,21 @@ void search_lanes(const T* x, const T* centroids, index n, std::int32_t* labels)
   }
   for (const T* c = centroids; c != centroids + n * (D + 1); c += D + 1) {
     simd::Vec<T> score[R];
+    if constexpr (D == 1) {  // differences take as few instructions and cancel less
 #pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) score[r] = simd::splat(c[D]);
+      for (int r = 0; r < R; ++r) {
+        const simd::Vec<T> off = own[r][0] - simd::splat(c[0]);
+        score[r] = simd::mul_add(-off, off, simd::Vec<T>{});
+      }
+    } else {
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) score[r] = simd::splat(c[D]);
 #pragma GCC unroll 16
-    for (int k = 0; k < D; ++k) {
-      const simd::Vec<T> ck = simd::splat(c[k]);
+      for (int k = 0; k < D; ++k) {
+        const simd::Vec<T> ck = simd::splat(c[k]);
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) score[r] = simd::mul_add(own[r][k], ck, score[r]);
+        for (int r = 0; r < R; ++r) score[r] = simd::mul_add(own[r][k], ck, score[r]);
+      }
     }
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {

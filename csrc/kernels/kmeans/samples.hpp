@@ -157,13 +157,13 @@ template <class T>
 Samples<T> make_samples(const MatrixView& x, const double* weights, const MatrixView* others,
                         int n_threads, Stop& stop) {
   const index d = x.cols;
-  Samples<T> samples{x, weights, {std::vector<T>(d, T(0)), 1}};
+  Samples<T> samples{x, weights, {std::vector<T>(d, T(0)), 1, 1}};
   if (x.rows == 0) return samples;
   const double n = double(x.rows);
   std::vector<double> origin(d);
   load_row(x, 0, origin.data());
   auto moments = detail::column_moments<T>(x, origin.data(), 1, n_threads, stop);
-  double spread = 0;
+  double spread = 0, reach_in_frame = 0;
   for (index k = 0; k < d; ++k) {
     const double mean = moments.sum[k] / n;
     const double reach = std::max(moments.high[k] - mean, mean - moments.low[k]);
@@ -173,6 +173,9 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
     const double unit = reach > 0 ? std::ldexp(1.0, std::ilogb(reach) - 3) : 0;
     samples.frame.centre[k] =
         T(unit > 0 ? std::round((origin[k] + mean) / unit) * unit : origin[k]);
+    // As T, the centre of denormal numbers may be off by as much as these reach.
+    const double shift = origin[k] - double(samples.frame.centre[k]);
+    reach_in_frame = std::max({reach_in_frame, shift + moments.high[k], -shift - moments.low[k]});
   }
   std::vector<double> row(d);
   for (index j = 0; others && j < others->rows; ++j) {
@@ -185,11 +188,12 @@ Samples<T> make_samples(const MatrixView& x, const double* weights, const Matrix
   const int safe = sizeof(T) == 4 ? 40 : 400, limit = std::numeric_limits<T>::max_exponent - 2;
   if (spread > 0 && std::abs(std::ilogb(spread)) > safe) {
     const double scale = std::ldexp(1.0, std::clamp(-std::ilogb(spread), -limit, limit));
-    samples.frame.scale = T(scale);
+    (scale < 1 ? samples.frame.shrink : samples.frame.stretch) = T(scale);
+    for (T& centre : samples.frame.centre) centre *= samples.frame.shrink;
     moments = detail::column_moments<T>(x, origin.data(), scale, n_threads, stop);
   }
   // The rounded centre differs from the mean by at most a sixteenth of the reach.
-  samples.reach = spread * double(samples.frame.scale) * (1 + 1.0 / 15);
+  samples.reach = std::max(spread * (1 + 1.0 / 15), reach_in_frame) * double(samples.frame.scale());
   for (index k = 0; k < d; ++k) {
     const double mean = moments.sum[k] / n;
     samples.mean_variance += std::max(moments.square[k] / n - mean * mean, 0.0) / double(d);

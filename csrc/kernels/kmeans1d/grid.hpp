@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "core/simd.hpp"
@@ -142,7 +143,8 @@ double best_place(const double* y, const double* w, index first, index last, con
     weight += w[i];
     sum = simd::mul_add(w[i], y[i] - anchor, sum);
   }
-  return grid.nearest(anchor + sum / weight);
+  // Rounding must not carry the mean outside the values.
+  return grid.nearest(std::clamp(anchor + sum / weight, anchor, y[last - 1]));
 }
 
 // Returns Σ w(y − place)² over [first, last).

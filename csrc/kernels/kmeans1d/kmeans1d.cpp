@@ -170,7 +170,7 @@ double inertia_of(const Points& points, const Labeller<T>& labeller, const T* ce
     total += squares_about(y, w, first, next, c);
     first = next;
   }
-  return total * points.unit * points.weight_unit * points.unit;
+  return std::ldexp(total, 2 * std::ilogb(points.unit) + std::ilogb(points.weight_unit));
 }
 
 template <class T>

@@ -17,7 +17,10 @@ struct Place {
 class PrefixSums {
  public:
   explicit PrefixSums(const Points& points)
-      : shift_(points.y[points.count / 2]), weight_(points.count + 1), sum_(points.count + 1) {
+      : y_(points.y.data()),
+        shift_(points.y[points.count / 2]),
+        weight_(points.count + 1),
+        sum_(points.count + 1) {
     double weight = 0, sum = 0;
     weight_[0] = sum_[0] = 0;
     for (index i = 0; i < points.count; ++i) {
@@ -27,8 +30,10 @@ class PrefixSums {
   }
 
   double weight(index first, index last) const { return weight_[last] - weight_[first]; }
+  // Rounding must not carry a mean outside its values: the largest number would become infinite.
   double mean(index first, index last) const {
-    return shift_ + (sum_[last] - sum_[first]) / weight(first, last);
+    const double mean = shift_ + (sum_[last] - sum_[first]) / weight(first, last);
+    return std::clamp(mean, y_[first], y_[last - 1]);
   }
 
   // Returns the first value at which the cumulative weight exceeds this share of the total.
@@ -40,6 +45,7 @@ class PrefixSums {
   }
 
  private:
+  const double* y_;
   double shift_;
   Buffer<double> weight_, sum_;
 };

@@ -141,6 +141,7 @@ class PenalizedPartition {
       for (index g = piece.first; g < piece.last; ++g) fill(at + 1 + g * kGroup, piece);
       return;
     }
+    if (piece.last - piece.first > kAskEvery / kGroup) stop_.throw_if_requested();
     Piece left, right;
     halve(at, piece, left, right);
     find_minima(at, left);

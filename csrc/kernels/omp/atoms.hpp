@@ -105,8 +105,13 @@ class Atoms {
   // Returns whether a residual's correlation with atom s is larger than rounding alone can make it,
   // given that n atoms are chosen.
   bool answers(index s, double correlation, double norm2, index n) const {
+    return correlation * correlation > least_answer2(norm2, n) * double(diagonal_[s]);
+  }
+
+  // Returns the square that rounding alone can give the correlation with an atom of unit norm.
+  double least_answer2(double norm2, index n) const {
     const double noise = double(kEps) * (noise_ulps_ + 0.5 * double(n));
-    return correlation * correlation > noise * noise * norm2 * double(diagonal_[s]);
+    return noise * noise * norm2;
   }
 
   // If less than this share of an atom's square lies outside the span of n others, it is rounding:

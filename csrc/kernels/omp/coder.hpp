@@ -1,10 +1,12 @@
 #pragma once
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/omp/argmax.hpp"
 #include "kernels/omp/atoms.hpp"
-#include "kernels/omp/omp.hpp"
+#include "kernels/omp/early.hpp"
 
 // The pursuit of one row.
 //
@@ -41,6 +43,9 @@ class Coder {
     norm2_ = error_ = norm2;
     tol_ = tol;
     n_ = 0;
+    ended_ = Ended::as_asked;
+    least_answer2_ = simd::splat(T(atoms_.least_answer2(norm2, options_.max_nonzeros)));
+    left_out_ = Vec<I>{};
     std::fill(common_.begin(), common_.end(), T(0));
     std::fill(chosen_.begin(), chosen_.end(), I(-1));
     if (options_.orthogonal_select) std::copy_n(atoms_.diagonal(), ld_, outside_.data());
@@ -50,9 +55,14 @@ class Coder {
   // Adds one atom; returns false when the row is done.
   bool step() {
     if (n_ == options_.max_nonzeros || reached()) return false;
-    const index s = best_.atom;
+    index s = best_.atom;
+    bool added = best_.score > 0 && add(s, alpha_[s]);
+    if (!added && options_.careful) added = add_other(s);
+    if (!added) {
+      ended_ = Ended::early;
+      return false;
+    }
     const T correlation = alpha_[s];
-    if (!(best_.score > 0) || !add(s, correlation)) return false;
     error_ -= double(a_[n_ - 1]) * double(correlation);
     if (n_ == options_.max_nonzeros) return false;  // α is not needed any more
     best_ = options_.orthogonal_select ? update<true>(s) : update<false>(s);
@@ -60,9 +70,13 @@ class Coder {
   }
 
   index count() const { return n_; }
+  Ended ended() const {
+    const bool in_doubt = ended_ == Ended::as_asked && simd::mask_bits(left_out_);
+    return in_doubt ? Ended::in_doubt : ended_;
+  }
 
   // Writes the chosen atoms in ascending order and their coefficients times `unscale`.
-  void result(T unscale, std::int32_t* indices, T* data) {
+  void result(double unscale, std::int32_t* indices, T* data) {
     solve();
     const index padded = round_up(n_, simd::kLanes<T>);
     std::fill(chosen_.data() + n_, chosen_.data() + padded, std::numeric_limits<I>::max());
@@ -72,7 +86,7 @@ class Coder {
         to += __builtin_popcount(
             simd::mask_bits(Vec<I>(simd::load(chosen_.data() + t) < simd::splat(chosen_[i]))));
       indices[to] = std::int32_t(chosen_[i]);
-      data[to] = gamma_[i] * unscale;
+      data[to] = T(double(gamma_[i]) * unscale);
     }
   }
 
@@ -124,17 +138,38 @@ class Coder {
     inverse_nu_[n_] = 1 / outside;
     a_[n_] = correlation * inverse_nu_[n_];
     chosen_[n_++] = I(s);
+    cancelled_ = 4096 * kEps * full / outside;
     return true;
   }
+
+  // Adds the best of the atoms that add() does not refuse, and sets s to it. Few rows come here.
+  bool add_other(index& s) {
+    std::vector<std::pair<T, index>> others;
+    for (index i = 0; i < atoms_.count(); ++i) {
+      const T alpha = alpha_[i], full = atoms_.diagonal()[i];
+      if (!atoms_.answers(i, double(alpha), norm2_, n_)) continue;
+      if (!options_.orthogonal_select) others.emplace_back(-std::abs(alpha), i);
+      else if (outside_[i] > full * floor()[0])
+        others.emplace_back(-alpha * alpha / outside_[i], i);
+    }
+    std::sort(others.begin(), others.end());
+    for (const auto& [score, i] : others)
+      if (add(i, alpha_[i])) {
+        s = i;
+        return true;
+      }
+    return false;
+  }
+
+  // OLS: the share of its square that an atom must have outside the span to get a score. Dividing
+  // by less would let the rounding of α choose.
+  static Vec<T> floor() { return simd::splat(sizeof(T) == 4 ? 4 * std::sqrt(kEps) : T(0x1p-34)); }
 
   template <bool Orthogonal>
   static Vec<T> score(Vec<T> alpha, Vec<T> outside, Vec<T> full) {
     if constexpr (!Orthogonal) return simd::abs(alpha);
-    // An atom with no more than a few √ε of its square outside the span gets no score: dividing by
-    // so little would let the rounding of α choose. (After a ν of √ε the next ones are off by √ε
-    // themselves.)
-    const Vec<T> floor = full * simd::splat(4 * std::sqrt(kEps));
-    return outside > floor ? alpha * alpha / outside : Vec<T>{};
+    // In float, rows with atoms that answer but get no score are coded again in double.
+    return outside > full * floor() ? alpha * alpha / outside : Vec<T>{};
   }
 
   template <bool Orthogonal>
@@ -187,9 +222,14 @@ class Coder {
         simd::store(alpha_ + at, left);
         Vec<T> outside = {}, full = {};
         if constexpr (Orthogonal) {
-          outside = simd::mul_add(z[u] * minus_inverse, z[u], simd::load(outside_.data() + at));
+          const Vec<T> before = simd::load(outside_.data() + at);
+          outside = simd::mul_add(z[u] * minus_inverse, z[u], before);
+          if constexpr (sizeof(T) == 8)
+            outside = outside > before * simd::splat(cancelled_) ? outside : Vec<T>{};
           simd::store(outside_.data() + at, outside);
           full = simd::load(atoms_.diagonal() + at);
+          if constexpr (sizeof(T) == 4)
+            left_out_ |= (outside <= full * floor()) & (left * left > full * least_answer2_);
         }
         z[u] = score<Orthogonal>(left, outside, full);
       }
@@ -235,6 +275,10 @@ class Coder {
   std::vector<T> common_, minus_w_, inverse_nu_, a_, gamma_;
   std::vector<I> chosen_;
   index n_ = 0, capacity_ = 0;
+  Ended ended_ = Ended::as_asked;
+  Vec<T> least_answer2_{};  // for an atom of unit norm: the least square above rounding
+  T cancelled_ = 0;    // OLS: the share of a square that the latest atom's rounding may leave of it
+  Vec<I> left_out_{};  // OLS: whether an atom got no score although it answers
   T* alpha_ = nullptr;
   const T* x_ = nullptr;
   Best<T> best_{};

@@ -75,8 +75,9 @@ class Codes {
     const index rows = indptr_.size() - 1;
     for (index i = 0; i < rows; ++i) indptr_[i + 1] += indptr_[i];
     const index total = indptr_[rows];
-    if (total == data_.size()) return {std::move(data_), std::move(indices_), std::move(indptr_)};
-    SparseRows<T> result{Buffer<T>(total), Buffer<std::int32_t>(total), std::move(indptr_)};
+    if (total == data_.size())
+      return {std::move(data_), std::move(indices_), std::move(indptr_), 0};
+    SparseRows<T> result{Buffer<T>(total), Buffer<std::int32_t>(total), std::move(indptr_), 0};
     parallel_for(index(blocks_.size()), n_threads, stop, [&](index b, int) {
       const index at = result.indptr[b * block_];
       blocks_[b].copy_to(result.data.data() + at, result.indices.data() + at);

@@ -49,6 +49,14 @@ class ExchangedRow {
     return solve();
   }
 
+  // Returns whether T is too coarse to compare exchanges: the sweep would leave out atoms that have
+  // as little outside the span of the others as one of the row's own atoms.
+  bool nearly_dependent() const {
+    for (index j = 0; j < n(); ++j)
+      if (share_[j] <= least_share() * atoms_.diagonal()[chosen_[j]]) return true;
+    return false;
+  }
+
   // Makes the exchange that lowers the error most; returns false, and changes nothing, if none
   // lowers it.
   bool step() {
@@ -68,12 +76,12 @@ class ExchangedRow {
   }
 
   // Writes the atoms in ascending order and their coefficients times `unscale`.
-  void result(T unscale, std::int32_t* indices, T* data) const {
+  void result(double unscale, std::int32_t* indices, T* data) const {
     for (index j = 0; j < n(); ++j) {
       const index to = std::count_if(chosen_.begin(), chosen_.end(),
                                      [&](std::int32_t other) { return other < chosen_[j]; });
       indices[to] = chosen_[j];
-      data[to] = T(u_[j]) * unscale;
+      data[to] = T(u_[j] * unscale);
     }
   }
 
@@ -84,8 +92,7 @@ class ExchangedRow {
 
   index n() const { return index(chosen_.size()); }
 
-  // The share of its square that an atom must have outside the span of the others, as in
-  // Coder::score.
+  // The share of its square that an atom must have outside the span of the others.
   static T least_share() { return 4 * std::sqrt(kEps); }
 
   void grow() {

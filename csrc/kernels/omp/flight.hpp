@@ -63,11 +63,11 @@ class Flight {
   index count(int r) const { return index(count_[r]); }
 
   // Writes the chosen atoms of row r in ascending order and their coefficients times `unscale`.
-  void result(int r, T unscale, std::int32_t* indices, T* data) const {
+  void result(int r, double unscale, std::int32_t* indices, T* data) const {
     for (int i = 0; i < int(count_[r]); ++i) {
       const index to = index(rank_[i][r]);
       indices[to] = std::int32_t(chosen_[i][r]);
-      data[to] = -minus_gamma_[i][r] * unscale;
+      data[to] = T(-double(minus_gamma_[i][r]) * unscale);
     }
   }
 

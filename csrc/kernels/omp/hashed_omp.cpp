@@ -13,6 +13,7 @@
 #include <numeric>
 
 #include "kernels/omp/codes.hpp"
+#include "kernels/omp/early.hpp"
 #include "kernels/omp/hash_tables.hpp"
 #include "kernels/omp/support.hpp"
 
@@ -71,16 +72,17 @@ class HashedWorker {
            (tables ? (tables->size() + tables->n_buckets()) * index(sizeof(T)) : 0);
   }
 
-  void code(index first, index n, std::int64_t* counts, BlockCodes<T>& codes, Stop& stop) {
+  void code(index first, index n, std::int64_t* counts, Ended* ended, BlockCodes<T>& codes,
+            Stop& stop) {
     load(first, n);
     while (!active_.empty()) {
-      step(stop);
+      step(ended, stop);
       if (stop.requested()) return;
     }
     for (index r = 0; r < n; ++r) {
       counts[r] = supports_.count(r);
       const auto to = codes.append(counts[r]);
-      supports_.result(r, atoms_.scale() / scale_[r], to.indices, to.data);
+      supports_.result(r, double(atoms_.scale()) / double(scale_[r]), to.indices, to.data);
     }
   }
 
@@ -114,7 +116,7 @@ class HashedWorker {
   }
 
   // Adds one atom to every active row.
-  void step(Stop& stop) {
+  void step(Ended* ended, Stop& stop) {
     for (const I r : active_) best_[r] = {};
     if (tables_) look_into_buckets(stop);
     if (stop.requested()) return;
@@ -127,7 +129,7 @@ class HashedWorker {
     look_into(all_, missed_.data(), index(missed_.size()), stop);
     if (stop.requested()) return;
     for (const I r : missed_)
-      if (!take(r)) left2_[r] = -1;
+      if (!take(r)) left2_[r] = -1, ended[r] = Ended::early;
     const auto done = [&](I r) { return !goes_on(r); };
     active_.erase(std::remove_if(active_.begin(), active_.end(), done), active_.end());
   }
@@ -289,15 +291,19 @@ SparseRows<T> hashed_omp(const MatrixView& x, const MatrixView& dictionary,
   std::vector<std::unique_ptr<HashedWorker<T>>> workers(options.n_threads);
   const bool full = options.tol < 0 && 2 * options.max_nonzeros <= x.cols;
   Codes<T> codes(x.rows, block, options.max_nonzeros, full);
+  std::vector<Ended> ended(x.rows, Ended::as_asked);
   parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
     if (!mine)
       mine = std::make_unique<HashedWorker<T>>(x, atoms, rows, tables.get(), options, block);
     const index first = b * block;
-    mine->code(first, std::min(block, x.rows - first), codes.counts() + first, codes.block(b),
-               stop);
+    mine->code(first, std::min(block, x.rows - first), codes.counts() + first, ended.data() + first,
+               codes.block(b), stop);
   });
-  return std::move(codes).join(options.n_threads, stop);
+  return ended_as_asked(std::move(codes).join(options.n_threads, stop), x, dictionary, ended,
+                        sizeof(T) == 8, options.n_threads, stop, [&](const MatrixView& left) {
+                          return hashed_omp<double>(left, dictionary, options, stop);
+                        });
 }
 
 template SparseRows<float> hashed_omp(const MatrixView&, const MatrixView&, const HashedOmpOptions&,

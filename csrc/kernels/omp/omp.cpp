@@ -16,7 +16,7 @@ namespace {
 // Returns whether Flight codes the rows; Coder does otherwise.
 template <class T>
 bool by_flight(const OmpOptions& options) {
-  return options.tol < 0 && !options.orthogonal_select &&
+  return options.tol < 0 && !options.orthogonal_select && !options.careful &&
          options.max_nonzeros <= Flight<T>::kMostAtoms;
 }
 
@@ -33,14 +33,14 @@ class OmpWorker {
     }
   }
 
-  void code(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
+  void code(index first, index n, std::int64_t* counts, Ended* ended, BlockCodes<T>& codes,
+            Stop& stop) {
     answers_.compute(first, n);
-    if (flight_) {
-      for (index r = 0; r < n; r += flight_->rows())
-        fly(r, std::min(flight_->rows(), n - r), counts, codes);
-    } else {
-      const index turn = index(coders_.size());
-      for (index r = 0; r < n; r += turn) code_in_turn(r, std::min(turn, n - r), counts, codes);
+    const index turn = flight_ ? flight_->rows() : index(coders_.size());
+    for (index r = 0; r < n; r += turn) {
+      stop.throw_if_requested();
+      if (flight_) fly(r, std::min(turn, n - r), counts, ended, codes);
+      else code_in_turn(r, std::min(turn, n - r), counts, ended, codes, stop);
     }
   }
 
@@ -54,16 +54,21 @@ class OmpWorker {
     return std::clamp<index>((index(48) << 10) / std::max<index>(bytes, 1), 1, 4);
   }
 
-  void fly(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
+  void fly(index first, index n, std::int64_t* counts, Ended* ended, BlockCodes<T>& codes) {
     flight_->code(answers_.alpha(first), answers_.norms2(first), int(n));
     for (index i = 0; i < n; ++i) {
       const index count = counts[first + i] = flight_->count(int(i));
+      if (count < options_.max_nonzeros) ended[first + i] = Ended::early;
       const auto to = codes.append(count);
-      flight_->result(int(i), atoms_.scale() / answers_.scale(first + i), to.indices, to.data);
+      flight_->result(int(i), unscale(first + i), to.indices, to.data);
     }
   }
 
-  void code_in_turn(index first, index n, std::int64_t* counts, BlockCodes<T>& codes) {
+  // What coefficients of the scaled row and atoms are multiplied by.
+  double unscale(index r) const { return double(atoms_.scale()) / double(answers_.scale(r)); }
+
+  void code_in_turn(index first, index n, std::int64_t* counts, Ended* ended, BlockCodes<T>& codes,
+                    Stop& stop) {
     std::array<bool, 4> busy{};
     for (index i = 0; i < n; ++i) {
       const index r = first + i;
@@ -72,17 +77,24 @@ class OmpWorker {
       coders_[i].start(answers_.alpha(r), answers_.row(r), answers_.norm2(r), tol);
       busy[i] = true;
     }
-    for (bool any = true; any;) {
-      any = false;
+    for (index step = 1; any_busy(busy); ++step) {
+      if (step % kUnasked == 0) stop.throw_if_requested();
       for (index i = 0; i < n; ++i)
-        if (busy[i]) any |= busy[i] = coders_[i].step();
+        if (busy[i]) busy[i] = coders_[i].step();
     }
     for (index i = 0; i < n; ++i) {
       const index count = counts[first + i] = coders_[i].count();
       const auto to = codes.append(count);
-      coders_[i].result(atoms_.scale() / answers_.scale(first + i), to.indices, to.data);
+      ended[first + i] = coders_[i].ended();
+      coders_[i].result(unscale(first + i), to.indices, to.data);
     }
   }
+
+  static bool any_busy(const std::array<bool, 4>& busy) {
+    return busy[0] || busy[1] || busy[2] || busy[3];
+  }
+
+  static constexpr index kUnasked = 16;  // steps between two questions whether to stop
 
   const Atoms<T>& atoms_;
   const OmpOptions& options_;
@@ -107,13 +119,22 @@ SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const Matri
   // is allocated at once if it takes no more memory than X.
   const bool full = options.tol < 0 && 2 * options.max_nonzeros <= x.cols;
   Codes<T> codes(x.rows, block, options.max_nonzeros, full);
+  std::vector<Ended> ended(x.rows, Ended::as_asked);
   parallel_for(ceil_div(x.rows, block), options.n_threads, stop, [&](index b, int worker) {
     auto& mine = workers[worker];
     if (!mine) mine = std::make_unique<OmpWorker<T>>(x, atoms, options, block);
     const index first = b * block;
-    mine->code(first, std::min(block, x.rows - first), codes.counts() + first, codes.block(b));
+    mine->code(first, std::min(block, x.rows - first), codes.counts() + first, ended.data() + first,
+               codes.block(b), stop);
   });
-  return std::move(codes).join(options.n_threads, stop);
+  // A Gram matrix in float would bring its rounding along.
+  const MatrixView* exact_gram = gram && gram->dtype == DType::f64 ? gram : nullptr;
+  OmpOptions careful = options;
+  careful.careful = true;
+  return ended_as_asked(std::move(codes).join(options.n_threads, stop), x, dictionary, ended,
+                        options.careful, options.n_threads, stop, [&](const MatrixView& rows) {
+                          return omp<double>(rows, dictionary, exact_gram, careful, stop);
+                        });
 }
 
 template SparseRows<float> omp(const MatrixView&, const MatrixView&, const MatrixView*,

@@ -11,6 +11,9 @@ struct OmpOptions {
   bool orthogonal_select;  // choose by ⟨r, d⟩² / ‖d outside the span‖² (OLS), not by
                            // |⟨r, d⟩|
   int n_threads;
+  // Where the best atom adds nothing to a row, because rounding hides what others would add, look
+  // for the best of those that add something. omp() sets it itself for the rows that need it.
+  bool careful = false;
 };
 
 // The rows of a CSR matrix, columns ascending.
@@ -19,11 +22,13 @@ struct SparseRows {
   Buffer<T> data;
   Buffer<std::int32_t> indices;
   Buffer<std::int64_t> indptr;
+  index n_early = 0;  // rows that ended before they were done: no atom could lower their error
 };
 
 // Codes each row of x over the rows of the dictionary. If gram is null, it is computed: whole, or
-// row by row if there are few rows to code. Throws std::invalid_argument if an operand is not
-// finite.
+// row by row if there are few rows to code. Rows for which float is too coarse, because atoms
+// depend on each other almost linearly, are coded in double. Throws std::invalid_argument if an
+// operand is not finite.
 template <class T>
 SparseRows<T> omp(const MatrixView& x, const MatrixView& dictionary, const MatrixView* gram,
                   const OmpOptions& options, Stop& stop);

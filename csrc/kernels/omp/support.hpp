@@ -123,13 +123,13 @@ class Supports {
   }
 
   // Writes the chosen atoms in ascending order and their coefficients times `unscale`.
-  void result(index row, T unscale, std::int32_t* indices, T* data) const {
+  void result(index row, double unscale, std::int32_t* indices, T* data) const {
     const std::int32_t* chosen = chosen_.data() + row * room_;
     for (index i = 0; i < counts_[row]; ++i) {
       const index to = std::count_if(chosen, chosen + counts_[row],
                                      [=](std::int32_t other) { return other < chosen[i]; });
       indices[to] = chosen[i];
-      data[to] = T(gamma_[row * room_ + i]) * unscale;
+      data[to] = T(gamma_[row * room_ + i] * unscale);
     }
   }
 

@@ -100,7 +100,7 @@ def exchange_atoms(
     max_exchanges: int,
     as_double: bool,
     n_threads: int,
-) -> tuple[_Array, npt.NDArray[np.int32]]: ...
+) -> tuple[_Array, npt.NDArray[np.int32], int]: ...
 def gap_encode(
     positions: npt.NDArray[np.int64],
     size: int,
@@ -123,9 +123,9 @@ def hashed_omp(
     seed: int,
     as_double: bool,
     n_threads: int,
-) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64], int]: ...
 def huffman_encode(symbols: _Array, max_length: int, block_size: int, n_threads: int) -> _Bytes: ...
-def huffman_decode(data: _Bytes, n_threads: int) -> _Array: ...
+def huffman_decode(data: _Bytes, max_size: int, n_threads: int) -> _Array: ...
 def omp(
     x: _Array,
     dictionary: _Array,
@@ -135,7 +135,7 @@ def omp(
     orthogonal_select: bool,
     as_double: bool,
     n_threads: int,
-) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+) -> tuple[_Array, npt.NDArray[np.int32], npt.NDArray[np.int64], int]: ...
 def spmm(
     data: _Array,
     indices: _Array,

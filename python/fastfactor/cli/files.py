@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..models.recipe import Recipe
     from ..models.report import Report, Table
 
+INDEX_ENDING = ".index.json"  # of what names the shards in a folder
 # The least error of all methods at 4 bits a weight, on the networks of docs/benchmarks.md.
 DEFAULT_METHOD, DEFAULT_SETTINGS = "entropy_coded", ("bits_per_weight=4",)
 DIFFERENT = 3  # the exit code of compare for an error above --max-error
@@ -33,6 +34,16 @@ Resume = Annotated[
         "--resume",
         help="Continue an interrupted run; keep finished tensors if interrupted again. After a "
         "change of settings, tensors whose own are the same are taken up.",
+    ),
+]
+MaxDense = Annotated[
+    int | None,
+    typer.Option(
+        "--max-dense-nbytes",
+        metavar="BYTES",
+        min=0,
+        help="Refuse compressed tensors that would be larger than this when rebuilt (default: 1 "
+        "GiB and 4096 times the file).",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=THREADS_HELP)]
@@ -158,7 +169,7 @@ def compress(
         raise typer.BadParameter("--keep must be given without --recipe, whose skip list it is")
     if figures is not None and dry_run:
         raise typer.BadParameter("--figures must be given without --dry-run, got both")
-    check_reports(reports)
+    check_reports(reports, source, *filter(None, (recipe, importance, input_covariance)))
     if figures is not None:
         from ..figures.draw import require_matplotlib, save_figures
 
@@ -196,6 +207,7 @@ def decompress(
     source: Annotated[Path, typer.Argument(help="A compressed file, as `compress` writes it.")],
     target: Annotated[Path, typer.Argument(help="The plain safetensors file to write.")],
     resume: Resume = False,
+    max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -203,10 +215,15 @@ def decompress(
     """Rebuild all tensors of a compressed file."""
     from ..models.compress import decompress_file
 
-    check_reports(reports)
+    check_reports(reports, source)
     with show_progress("decompressing") as progress:
         report = decompress_file(
-            source, target, resume=resume, progress=progress, n_threads=threads
+            source,
+            target,
+            resume=resume,
+            max_dense_nbytes=max_dense_nbytes,
+            progress=progress,
+            n_threads=threads,
         )
     show(report.table(), as_json, reports)
 
@@ -216,14 +233,16 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all data and check that it is intact.")
     ] = False,
+    max_dense_nbytes: MaxDense = None,
     reports: Reports = None,
     as_json: Json = False,
 ) -> None:
     """List the tensors of a file: kind, shape, dtype, size."""
     from ..models.inspect import inspect_file
 
-    check_reports(reports)
-    show(inspect_file(path, verify=verify), as_json, reports)
+    check_reports(reports, path)
+    table = inspect_file(path, verify=verify, max_dense_nbytes=max_dense_nbytes)
+    show(table, as_json, reports)
 
 
 def compare(
@@ -233,6 +252,7 @@ def compare(
         float | None,
         typer.Option("--max-error", min=0, help="Exit with code 3 if an error is larger."),
     ] = None,
+    max_dense_nbytes: MaxDense = None,
     threads: Threads = None,
     reports: Reports = None,
     as_json: Json = False,
@@ -244,9 +264,15 @@ def compare(
     """
     from ..models.compare import compare_files
 
-    check_reports(reports)
+    check_reports(reports, first, second)
     with show_progress("comparing") as progress:
-        found = compare_files(first, second, progress=progress, n_threads=threads)
+        found = compare_files(
+            first,
+            second,
+            max_dense_nbytes=max_dense_nbytes,
+            progress=progress,
+            n_threads=threads,
+        )
     show(found.table(), as_json, reports)
     if found.rows and all(row.fault.startswith("only in") for row in found.rows):
         raise ValueError(f"{first} and {second} must have names of tensors in common, got none")
@@ -283,13 +309,12 @@ def recipe(
     elif path is None or str(path) == "-":
         typer.echo(starter(), nl=False)
     else:
-        try:
-            with open(path, "w" if force else "x", encoding="utf-8") as file:
-                file.write(starter())
-        except FileExistsError:
-            raise ValueError(
-                f"{path} must not exist, got an existing file; --force replaces it"
-            ) from None
+        from ..files.container import atomic_write
+
+        if os.path.lexists(path) and not force:
+            raise ValueError(f"{path} must not exist, got an existing file; --force replaces it")
+        with atomic_write(path) as file:
+            file.write(starter().encode())
 
 
 def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
@@ -305,11 +330,15 @@ def show(table: Table, as_json: bool, reports: list[Path] | None) -> None:
     typer.echo(table.to_text(console.width if console.is_terminal else None), nl=False)
 
 
-def check_reports(reports: list[Path] | None) -> None:
-    """Check before any work that every report can be written."""
+def check_reports(reports: list[Path] | None, *sources: Path) -> None:
+    """Check before any work that every report can be written, and that none is a source."""
     from ..models.report import check_report_path
 
     for path in reports or []:
+        for source in sources:
+            inside = source.is_dir() and path.name.endswith(INDEX_ENDING)
+            if path.exists() and path.samefile(source / path.name if inside else source):
+                raise typer.BadParameter(f"--report: {path} must not be a source, got {source}")
         try:
             check_report_path(path)
         except ValueError as error:

@@ -81,7 +81,7 @@ def matrix_of(report: Report, row: TensorRow, n_threads: int | None) -> Matrix:
         part = W[rows][:, columns]
         sampled = f"{len(rows):,} × {len(columns):,} of "
     ids = _evenly_spaced(W.shape[0], max(MAX_VALUES // max(W.shape[1], 1), 1))
-    with open_store(report.target) as store:
+    with open_store(report.target, max_dense_nbytes=W.nbytes) as store:
         factors = store[row.name]
         assert isinstance(factors, Factors)
         rebuilt = factors.rows(ids, n_threads=n_threads)

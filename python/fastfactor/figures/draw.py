@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files.container import atomic_write
 from ..models.report import Report, TensorRow, printable
 from .data import Curve, Matrix, curve_of, matrix_of
 
@@ -95,7 +96,8 @@ def save_figures(
         with warnings.catch_warnings():
             # A name in a script that no installed font has is drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing")
-            figure.savefig(paths[-1], dpi=120)
+            with atomic_write(paths[-1]) as file:
+                figure.savefig(file, dpi=120, format="png")
     return paths
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import lzma
-import math
 import os
 import tokenize
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
-from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from .container import (
     CODES,
+    DTYPES,
     Header,
     TensorInfo,
     array_from_bytes,
@@ -30,8 +29,13 @@ from .container import (
     sizes,
     unknown_name,
 )
+from .formats import format_of, open_archive
 from .forms import read_header
 from .index import read_index
+from .stored import Stored
+from .torch_file import TorchFile
+
+__all__ = ["Checkpoint", "Stored", "is_compressed", "open_checkpoint"]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -46,26 +50,11 @@ DAMAGED = (
 )
 
 
-@dataclass(frozen=True)
-class Stored:
-    """The shape and dtype of a tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def is_float(self) -> bool:
-        return _checks.is_float(self.dtype)
-
-
 class Checkpoint(Mapping[str, Array]):
     """An uncompressed model: a mapping from names to tensors, in the order of its files.
 
-    A tensor is read at each access and not cached.
+    A tensor is read at each access and not cached. One of a dtype that NumPy lacks is an
+    :class:`fastfactor.files.container.OpaqueTensor`.
 
     Attributes
     ----------
@@ -98,7 +87,7 @@ class Checkpoint(Mapping[str, Array]):
     def file_nbytes(self) -> int:
         return sum(os.path.getsize(file) for file in self.files)
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Any:
         if name not in self._home:
             raise unknown_name(name, self)
         return self._home[name].read(name)
@@ -122,8 +111,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : path
-        A safetensors file; an index of shards (``….index.json``); a folder with one of these; or
-        an ``.npz`` file from ``numpy.savez``.
+        A safetensors file; an index of shards (``….index.json``); a folder with one of these; an
+        ``.npz`` or ``.npy`` file from NumPy; or a file of tensors from ``torch.save``.
 
     Returns
     -------
@@ -132,30 +121,40 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     CorruptDataError
-        If a file contradicts itself, or an index contradicts its shards.
+        If a file contradicts itself or has another format, which the message names, or an index
+        contradicts its shards.
     ValueError
         If the file is a compressed model.
+    TypeError
+        If a tensor has a dtype that safetensors cannot hold.
     OSError
         If a file is missing or cannot be read.
 
     Notes
     -----
     Reads headers only. Each tensor of a safetensors file is a separate memory map, which is freed
-    with the tensor. A tensor of an .npz file is read into memory.
+    with the tensor. A tensor of an .npz or PyTorch file is read into memory. No code of a pickle is
+    executed, and PyTorch need not be installed.
     """
     found = Path(path)
     if found.is_dir():
         found = _in_folder(found)
-    if found.suffix == ".npz":
-        return Checkpoint(str(path), [_Npz(str(found))])
     if found.suffix == ".json":
         return _sharded(str(path), found)
-    return Checkpoint(str(path), [_Safetensors(str(found))])
+    readers: dict[str, Callable[[str], _File]] = {
+        "npz": _Npz,
+        "npy": _Npy,
+        "torch": TorchFile,
+        "safetensors": _Safetensors,
+    }
+    return Checkpoint(str(path), [readers[format_of(found)](str(found))])
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a safetensors file with factors in it."""
-    if os.path.isdir(path) or Path(path).suffix in (".npz", ".json"):
+    if os.path.isdir(path) or Path(path).suffix == ".json":
+        return False
+    if format_of(path) != "safetensors":
         return False
     header = _header(os.fspath(path))
     if header.index is None:
@@ -169,7 +168,7 @@ class _File(Protocol):
     tensors: dict[str, Stored]
     metadata: dict[str, str]
 
-    def read(self, name: str) -> Array: ...
+    def read(self, name: str) -> Any: ...
 
 
 class _Safetensors:
@@ -187,9 +186,16 @@ class _Safetensors:
         self._start = header.size
         ordered = sorted(header.tensors.items(), key=lambda item: item[1].begin)
         self._infos: dict[str, TensorInfo] = dict(ordered)
-        self.tensors = {n: Stored(p.shape, dtype_of(p.code)) for n, p in self._infos.items()}
+        self.tensors = {
+            name: Stored(
+                info.shape,
+                dtype_of(info.code),
+                None if info.code in DTYPES else info.end - info.begin,
+            )
+            for name, info in self._infos.items()
+        }
 
-    def read(self, name: str) -> Array:
+    def read(self, name: str) -> Any:
         info = self._infos[name]
         nbytes = info.end - info.begin
         if nbytes:
@@ -210,14 +216,17 @@ class _Npz:
         self.path = path
         self.metadata: dict[str, str] = {}
         self.tensors: dict[str, Stored] = {}
-        with self._archive() as archive:
+        with open_archive(self.path) as archive:
             for member in archive.namelist():
-                if not member.endswith(".npy"):
+                name = member.removesuffix(".npy")
+                if name == member:
                     raise CorruptDataError(f"{path} must hold only .npy files, got {member!r}")
-                self.tensors[member.removesuffix(".npy")] = self._stored(archive, member)
+                if name in self.tensors:
+                    raise CorruptDataError(f"{path} must hold each name once, got {member!r} twice")
+                self.tensors[name] = self._stored(archive, member)
 
     def read(self, name: str) -> Array:
-        with self._archive() as archive:
+        with open_archive(self.path) as archive:
             try:
                 with archive.open(f"{name}.npy") as file:
                     array: Array = np.lib.format.read_array(file, allow_pickle=False)
@@ -225,33 +234,58 @@ class _Npz:
                 raise CorruptDataError(f"{self.path}: tensor {name!r}: {error}") from error
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
-    def _archive(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self.path)
-        except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
-            raise CorruptDataError(f"{self.path} must be an .npz archive: {error}") from error
-
     def _stored(self, archive: zipfile.ZipFile, member: str) -> Stored:
         try:
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in NPY_HEADERS:
-                    raise ValueError(f"version of .npy must be (1, 0) or (2, 0), got {version}")
-                shape, _, dtype = NPY_HEADERS[version](file)
-                left = archive.getinfo(member).file_size - file.tell()
+                return _npy_header(file, archive.getinfo(member).file_size)
+        except TypeError as error:
+            raise TypeError(f"{self.path}: {member!r} {error}") from error
         except DAMAGED as error:
             raise CorruptDataError(f"{self.path}: {member!r}: {error}") from error
-        if dtype.newbyteorder("=").name not in CODES:
-            raise TypeError(
-                f"{self.path}: {member!r} must have a dtype that safetensors knows, got {dtype}"
-            )
-        stored = Stored(tuple(shape), dtype.newbyteorder("="))
-        if not sizes(list(shape)) or stored.nbytes != left:
-            raise CorruptDataError(
-                f"{self.path}: size of {member!r} must match dtype {dtype} and shape "
-                f"{shape!r:.200}, got {left} bytes"
-            )
-        return stored
+
+
+class _Npy:
+    """An .npy file, whose one tensor has the name of the file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._name = Path(path).stem
+        with open_regular_file(path) as file:
+            try:
+                stored = _npy_header(file, os.fstat(file.fileno()).st_size)
+            except TypeError as error:
+                raise TypeError(f"{path} {error}") from error
+            except DAMAGED as error:
+                raise CorruptDataError(f"{path}: {error}") from error
+        self.tensors = {self._name: stored}
+
+    def read(self, name: str) -> Array:
+        array: Array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _npy_header(file: IO[bytes], nbytes: int) -> Stored:
+    """Read what an .npy file of ``nbytes`` bytes says of its array."""
+    version = np.lib.format.read_magic(file)
+    if version not in NPY_HEADERS:
+        raise ValueError(f"version of .npy must be (1, 0) or (2, 0), got {version}")
+    try:
+        shape, _, dtype = NPY_HEADERS[version](file)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    left = nbytes - file.tell()
+    if dtype.newbyteorder("=").name not in CODES:
+        raise TypeError(
+            f"must have a dtype that safetensors can hold, got {dtype}; save it apart from the "
+            "tensors, or as an array of numbers"
+        )
+    stored = Stored(tuple(shape), dtype.newbyteorder("="))
+    if not sizes(list(shape)) or stored.nbytes != left:
+        raise ValueError(
+            f"size must match dtype {dtype} and shape {shape!r:.200}, got {left} bytes"
+        )
+    return stored
 
 
 def _compressed(path: str) -> ValueError:
@@ -263,7 +297,7 @@ def _compressed(path: str) -> ValueError:
 def _header(path: str) -> Header:
     with open_regular_file(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
-    content: Any = np.memmap(path, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
+        content: Any = np.memmap(file, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:
         return read_header(content.data)
     except CorruptDataError as error:
@@ -283,8 +317,9 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _sharded(path: str, index: Path) -> Checkpoint:
-    """Open the shards of an index, which must name every tensor in them and no others."""
-    content = parse(index.read_bytes(), str(index))
+    """Open the shards of an index, which must name no other tensors than those in them."""
+    with open_regular_file(index) as file:
+        content = parse(file.read(), str(index))
     placed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
         raise CorruptDataError(f"weight_map of {index} must map names of tensors to files")
@@ -300,8 +335,17 @@ def _sharded(path: str, index: Path) -> Checkpoint:
             raise CorruptDataError(f"tensor {tensor!r} must be in {name} according to {index}")
     for name, shard in shards.items():
         for tensor in shard.tensors:
-            if placed.get(tensor) != name:
+            if placed.get(tensor, name) != name:
                 raise CorruptDataError(
                     f"{index} must assign tensor {tensor!r} to {name}, which holds it"
                 )
+    unlisted = [
+        tensor for shard in shards.values() for tensor in shard.tensors if tensor not in placed
+    ]
+    if unlisted:
+        warnings.warn(
+            f"{index} does not list {len(unlisted)} of the tensors that its shards hold, which are "
+            f"read too: {', '.join(map(repr, unlisted[:3]))}{', …' if len(unlisted) > 3 else ''}",
+            stacklevel=3,
+        )
     return Checkpoint(path, list(shards.values()), str(index))

@@ -29,12 +29,13 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, NoReturn
 
 import numpy as np
 
 from .. import _checks
 from .._checks import Array
+from .._records import refuse_array
 from ..errors import CorruptDataError
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -67,6 +68,56 @@ DTYPES = {
 CODES = {name: code for code, name in DTYPES.items()}
 
 
+# Bits of a value of those that NumPy lacks, as far as they are known; newer ones may be added.
+OPAQUE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+CODE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+
+
+@dataclass(frozen=True)
+class OpaqueType:
+    """A dtype of safetensors that NumPy does not have: values are only copied, byte for byte.
+
+    Attributes
+    ----------
+    name : str
+        Its name in safetensors.
+    """
+
+    name: str
+    kind: ClassVar[str] = "V"
+    isnative: ClassVar[bool] = True
+    itemsize: ClassVar[int] = 1  # of what stands for it in memory: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class OpaqueTensor:
+    """A tensor of such a dtype.
+
+    Attributes
+    ----------
+    dtype : OpaqueType
+    shape : tuple of int
+        In values, of which several may share a byte.
+    data : uint8 array
+        The bytes, which are all that can be read of it.
+    """
+
+    dtype: OpaqueType
+    shape: tuple[int, ...]
+    data: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
+        refuse_array(self, f"its data, the bytes of values of type {self.dtype.name}")
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """The dtype, shape and byte range of a tensor in a file's data."""
@@ -91,15 +142,19 @@ class Header:
 
 
 @cache
-def dtype_of(code: str) -> np.dtype[Any]:
-    """Return the NumPy dtype for the name of a dtype in safetensors."""
+def dtype_of(code: str) -> Any:
+    """Return the NumPy dtype for the name of a dtype in safetensors, else an OpaqueType."""
+    if code not in DTYPES:
+        return OpaqueType(code)
     dtype = _checks.dtype_named(DTYPES[code])
     # The dtypes of ml_dtypes have no `str` of their own and no other byte order.
     return np.dtype(dtype.newbyteorder("<").str) if dtype.isbuiltin == 1 else dtype
 
 
-def code_of(array: Array, what: str) -> str:
+def code_of(array: Array | OpaqueTensor, what: str) -> str:
     """Return the name of an array's dtype in safetensors."""
+    if isinstance(array, OpaqueTensor):
+        return array.dtype.name
     try:
         return CODES[array.dtype.name]
     except KeyError:
@@ -109,15 +164,20 @@ def code_of(array: Array, what: str) -> str:
         ) from None
 
 
-def array_to_bytes(array: Array, code: str) -> Array:
+def array_to_bytes(array: Array | OpaqueTensor, code: str) -> Array:
     """Return the values as little-endian bytes in C order, without a copy if they already are."""
+    if isinstance(array, OpaqueTensor):
+        return array.data
     plain = np.asarray(array, dtype_of(code), order="C")
     return plain.reshape(-1).view(np.uint8)
 
 
-def array_from_bytes(data: Array, info: TensorInfo, name: str) -> Array:
-    """Return the array that `array_to_bytes` wrote: read-only, copied only where misaligned."""
+def array_from_bytes(data: Array, info: TensorInfo, name: str) -> Any:
+    """Return what `array_to_bytes` wrote: read-only, copied only where misaligned."""
     dtype = dtype_of(info.code)
+    if isinstance(dtype, OpaqueType):
+        data.setflags(write=False)
+        return OpaqueTensor(dtype, info.shape, data)
     if info.code == "BOOL" and data.size and int(data.max()) > 1:
         raise CorruptDataError(f"tensor {name!r} must hold 0 or 1, got {data.max()}")
     if data.ctypes.data % max(dtype.alignment, 1):
@@ -207,7 +267,9 @@ def parse(text: bytes, what: str) -> Any:
     """Parse JSON; refuse duplicate names and numbers that are not finite."""
     try:
         # Encode it again to refuse half a surrogate pair, which JSON can escape but UTF-8 cannot.
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        # Decoded here, because json itself would also take UTF-16 and UTF-32.
+        decoded = text.decode()
+        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
         compact(value).encode()
     except CorruptDataError:
         raise
@@ -251,7 +313,8 @@ def _parse_info(name: str, value: Any) -> TensorInfo:
         raise CorruptDataError(
             f"data_offsets of tensor {name!r} must be a begin and an end, got {offsets!r:.200}"
         )
-    info = tensor_info(offsets[0], name, value["dtype"], value["shape"])
+    nbytes = offsets[1] - offsets[0]
+    info = tensor_info(offsets[0], name, value["dtype"], value["shape"], nbytes)
     if info.end != offsets[1]:
         raise CorruptDataError(
             f"tensor {name!r} must have {info.end - info.begin} bytes for dtype {info.code} and "
@@ -260,17 +323,22 @@ def _parse_info(name: str, value: Any) -> TensorInfo:
     return info
 
 
-def tensor_info(begin: int, name: str, code: Any, shape: Any) -> TensorInfo:
+def tensor_info(
+    begin: int, name: str, code: Any, shape: Any, nbytes: int | None = None
+) -> TensorInfo:
     """Check the dtype and shape of a tensor that begins at byte ``begin``; return its info.
+
+    ``nbytes`` is what a dtype of unknown width takes; of others the width decides.
 
     Raises
     ------
     CorruptDataError
-        If the dtype is unknown, or the shape is not one that NumPy can hold.
+        If the dtype is none of safetensors, or the shape is not one that NumPy can hold.
     """
-    if not isinstance(code, str) or code not in DTYPES:
+    if not isinstance(code, str) or not CODE.fullmatch(code):
         raise CorruptDataError(
-            f"dtype of tensor {name!r} must be one of {', '.join(DTYPES)}, got {code!r:.200}"
+            f"dtype of tensor {name!r} must be one of {', '.join(DTYPES)} or a newer one, "
+            f"got {code!r:.200}"
         )
     # NumPy limits the product of the other sizes even where one size is zero.
     if (
@@ -282,10 +350,24 @@ def tensor_info(begin: int, name: str, code: Any, shape: Any) -> TensorInfo:
             f"shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes with fewer "
             f"than 2**59 elements, got {shape!r:.200}"
         )
-    # Take the width from the name, so that damage is found even where ml_dtypes is missing.
-    bits = re.search(r"\d+", code)
-    nbytes = math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
+    known = code in DTYPES or code in OPAQUE_BITS
+    if known or nbytes is None:
+        nbytes = _counted_nbytes(name, code, math.prod(shape))
+    if nbytes < 0:
+        raise CorruptDataError(f"tensor {name!r} must have no fewer than 0 bytes, got {nbytes}")
     return TensorInfo(code, tuple(shape), begin, begin + nbytes)
+
+
+def _counted_nbytes(name: str, code: str, size: int) -> int:
+    """Return the bytes of a tensor, from the width that the name of its dtype says."""
+    # Taken from the name, so that damage is found even where ml_dtypes is missing.
+    bits = re.search(r"\d+", code)
+    if bits is None and code != "BOOL":
+        raise CorruptDataError(f"dtype of tensor {name!r} must say its width, got {code}")
+    total = size * (int(bits[0]) if bits else 8)
+    if total % 8:
+        raise CorruptDataError(f"tensor {name!r} of {code} must fill its last byte, got {size}")
+    return total // 8
 
 
 def sizes(value: Any) -> bool:
@@ -317,10 +399,17 @@ def check_output_path(path: str | os.PathLike[str]) -> None:
     ------
     OSError
         If the path is a folder, or its folder is missing or not writable.
+    ValueError
+        If the path is a device or a pipe.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError(
+            f"{os.fspath(path)} must be a regular file or a new one to be written, "
+            "got a pipe or device"
+        )
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     if not os.access(target.parent, os.W_OK):
@@ -336,10 +425,18 @@ def unknown_name(name: object, file: Mapping[str, Any]) -> KeyError:
 
 def open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file to read; refuse pipes and devices, on which reading could wait for ever."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise CorruptDataError(f"{os.fspath(path)} must be a regular file, got a pipe or device")
-    return open(path, "rb")
+
+    def opener(name: str, flags: int) -> int:
+        number = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        mode = os.fstat(number).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            os.close(number)
+            raise CorruptDataError(
+                f"{os.fspath(path)} must be a regular file, got a pipe or device"
+            )
+        return number
+
+    return open(path, "rb", opener=opener)
 
 
 @contextmanager
@@ -351,16 +448,18 @@ def atomic_write(path: str | os.PathLike[str], ending: str | None = None) -> Ite
     ``path`` and the given ending, or a random one. It takes over the permissions of the old file.
     """
     target = Path(os.path.realpath(path))
+    check_output_path(target)
     beside = target.with_name(f"{target.name}.{ending or secrets.token_hex(4) + '.tmp'}")
+    file = open(beside, "xb")  # noqa: SIM115  refuses a file that is there, which is not ours
     try:
-        beside.unlink(missing_ok=True)
-        with open(beside, "xb") as file:
+        with file:
             # Copy the permissions before the contents, so that nobody else can read a private file.
             if target.exists():
                 shutil.copymode(target, beside)
             yield file
             file.flush()
             os.fsync(file.fileno())
+        check_output_path(target)
         os.replace(beside, target)
     except BaseException:
         beside.unlink(missing_ok=True)

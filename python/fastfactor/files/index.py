@@ -14,7 +14,17 @@ from .. import _checks
 from .._arrays import Array, as_array
 from ..errors import CorruptDataError
 from ..methods.factors import FLOAT_NAMES, Factors
-from .container import CHECKSUM, CODES, INDEX, MAX_SIZE, TensorInfo, dtype_of, sizes
+from .container import (
+    CHECKSUM,
+    CODES,
+    INDEX,
+    MAX_SIZE,
+    OpaqueTensor,
+    OpaqueType,
+    TensorInfo,
+    dtype_of,
+    sizes,
+)
 from .layout import Layout
 
 FORMAT_VERSION = 1
@@ -62,10 +72,22 @@ class Entry:
         """How the tensor is seen as a matrix."""
         return self.given_layout or Layout.of(self.shape)
 
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the original tensor."""
+        if isinstance(self.dtype, OpaqueType):
+            return self.nbytes
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def counted_dense_nbytes(self) -> int:
+        """The same with sides of length 0 counted as 1: what a limit on sizes is compared with."""
+        return math.prod(max(n, 1) for n in self.shape) * self.dtype.itemsize
+
 
 def described_entry(
     name: str, value: Any, shape: Sequence[int] | Layout | None, dtype: np.dtype[Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Array | OpaqueTensor]]:
     """Return an entry of the index, without checksums, and its tensors by their names in a file.
 
     `dtype` is that of the original of a plain tensor which was converted.
@@ -80,7 +102,8 @@ def described_entry(
             raise TypeError(
                 f"entry {name!r} must be Factors or an array, got {type(value).__name__}"
             )
-        array = as_array(value, f"entry {name!r}")
+        opaque = isinstance(value, OpaqueTensor)
+        array: Any = value if opaque else as_array(value, f"entry {name!r}")
         if shape is not None:
             raise ValueError(
                 f"shape must be given for factors only, got {shape} for array {name!r}"
@@ -205,6 +228,32 @@ def read_index(
         stray = next(name for name in infos if name not in all_sums)
         raise CorruptDataError(f"tensor {stray!r} must belong to an entry, got none")
     return entries, all_sums
+
+
+def factors_of(entry: Entry, tensors: Mapping[str, Array]) -> Factors:
+    """Return the factors of an entry, given its tensors by their names in the factors.
+
+    Raises
+    ------
+    CorruptDataError
+        If its kind is unknown, or the tensors are not those of its kind and shape.
+    """
+    if entry.kind not in Factors.kinds:
+        raise CorruptDataError(
+            f"kind of entry {entry.name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
+            f"got {entry.kind!r}; a kind of your own must be imported before the file is read"
+        )
+    make = Factors.kinds[entry.kind].from_tensors
+    try:
+        factors = make(tensors, dict(entry.config), entry.layout.matrix, entry.dtype)
+    except (TypeError, ValueError) as error:
+        raise CorruptDataError(f"entry {entry.name!r}: {error}") from error
+    if factors.tensors().keys() != tensors.keys():
+        raise CorruptDataError(
+            f"entry {entry.name!r} must have the tensors {', '.join(sorted(factors.tensors()))}, "
+            f"got {', '.join(sorted(tensors))}"
+        )
+    return factors
 
 
 def plain_entry(name: str, info: TensorInfo) -> Entry:

@@ -11,19 +11,31 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
+from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors
-from .container import array_from_bytes, check_checksum, open_regular_file, unknown_name
+from .container import (
+    OpaqueTensor,
+    array_from_bytes,
+    check_checksum,
+    open_regular_file,
+    unknown_name,
+)
+from .formats import format_of
 from .forms import read_header
-from .index import PLAIN, Entry, Path, Value, plain_entry, read_index
+from .index import PLAIN, Entry, Path, Value, factors_of, plain_entry, read_index
+
+# By default an entry may be this large, and this many times the file more: enough for every matrix
+# that was not nearly empty, and too little for a made-up file of a few bytes to fill a disk.
+DENSE_NBYTES, DENSE_RATIO = 1 << 30, 4096
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, *, max_dense_nbytes: int | None = None) -> Store:
     """Open a stored file, or any other safetensors file, for reading.
 
     Parameters
@@ -31,6 +43,10 @@ def open_store(path: Path) -> Store:
     path : path
         A file from :func:`save` or a Writer. In any other safetensors file all tensors are plain
         entries without checksums.
+    max_dense_nbytes : int, optional
+        The most bytes that the dense form of a compressed entry may have; a larger entry is refused
+        when it is read. A side of length 0 counts as 1. Default: 1 GiB, and 4096 bytes more for
+        each byte of the file.
 
     Returns
     -------
@@ -65,17 +81,23 @@ def open_store(path: Path) -> Store:
     ...         print(saved.info("fc").kind, saved["fc"].linear(np.ones(3)), saved["bias"])
     codebook [6. 6.] [1. 1.]
     """
-    return Store(path)
+    return Store(path, max_dense_nbytes=max_dense_nbytes)
+
+
+def dense_limit(file_nbytes: int, asked: int | None) -> int:
+    """Return the most dense bytes to rebuild from a file, if not asked for another limit."""
+    return DENSE_NBYTES + DENSE_RATIO * file_nbytes if asked is None else asked
 
 
 class Store(Mapping[str, Value]):
     """An open stored file: a mapping from names to entries, each read when it is asked for.
 
     Arrays, including those inside factors, are read-only views of the file's memory map. They are
-    copies where they would be misaligned, as some are in compact files. Arrays stay valid after the
-    store is closed. The checksum of a tensor is verified when it is first read. Entries are not
-    cached: factors are built anew at each access. A store cannot be copied or pickled; its entries
-    can.
+    copies where they would be misaligned, as some are in compact files. ``np.array(store["bias"])``
+    is a copy that can be changed, bfloat16 included. A plain tensor of a dtype that NumPy lacks is
+    an OpaqueTensor: its shape and bytes. Arrays stay valid after the store is closed. The checksum
+    of a tensor is verified when it is first read. Entries are not cached: factors are built anew at
+    each access. A store cannot be copied or pickled; its entries can.
 
     Attributes
     ----------
@@ -86,10 +108,20 @@ class Store(Mapping[str, Value]):
         Whether fastfactor wrote the file, and so with checksums.
     file_nbytes, payload_nbytes : int
         Bytes of the whole file, and of its tensors.
+    max_dense_nbytes : int
+        The most bytes that the dense form of a compressed entry may have.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_dense_nbytes: int | None = None) -> None:
+        if max_dense_nbytes is not None:
+            _checks.integer(max_dense_nbytes, "max_dense_nbytes", 0)
         self.path = os.fspath(path)
+        found = format_of(path)
+        if found != "safetensors":
+            raise CorruptDataError(
+                f"{self.path} must be a safetensors file, got the format {found}; "
+                "fastfactor.compress_file reads it"
+            )
         with open_regular_file(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             # An empty file cannot be mapped.
@@ -102,6 +134,7 @@ class Store(Mapping[str, Value]):
         self.metadata = header.metadata
         self.has_checksums = header.index is not None
         self.file_nbytes, self.payload_nbytes = nbytes, nbytes - header.size
+        self.max_dense_nbytes = dense_limit(nbytes, max_dense_nbytes)
         self._sums: dict[str, int] = {}
         self._verified: set[str] = set()
         if header.index is None:
@@ -111,25 +144,9 @@ class Store(Mapping[str, Value]):
 
     def __getitem__(self, name: str) -> Value:
         entry = self.info(name)
+        self._check_dense_size(entry)
         tensors = {short: self._tensor(long) for short, long in entry.tensors.items()}
-        if entry.kind == PLAIN:
-            return tensors[""]
-        if entry.kind not in Factors.kinds:
-            raise CorruptDataError(
-                f"kind of entry {name!r} must be one of {', '.join(sorted(Factors.kinds))}, "
-                f"got {entry.kind!r}; a kind of your own must be imported before the file is read"
-            )
-        make = Factors.kinds[entry.kind].from_tensors
-        try:
-            factors = make(tensors, dict(entry.config), entry.layout.matrix, entry.dtype)
-        except (TypeError, ValueError) as error:
-            raise CorruptDataError(f"entry {name!r}: {error}") from error
-        if factors.tensors().keys() != tensors.keys():
-            raise CorruptDataError(
-                f"entry {name!r} must have the tensors {', '.join(sorted(factors.tensors()))}, "
-                f"got {', '.join(sorted(tensors))}"
-            )
-        return factors
+        return tensors[""] if entry.kind == PLAIN else factors_of(entry, tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -163,7 +180,7 @@ class Store(Mapping[str, Value]):
         except KeyError:
             raise unknown_name(name, self) from None
 
-    def to_dense(self, name: str, *, n_threads: int | None = None) -> Array:
+    def to_dense(self, name: str, *, n_threads: int | None = None) -> Any:
         """Return an entry as a dense tensor in its original shape.
 
         Parameters
@@ -181,6 +198,8 @@ class Store(Mapping[str, Value]):
         value, entry = self[name], self.info(name)
         if isinstance(value, Factors):
             return entry.layout.to_tensor(value.to_dense(n_threads=n_threads))
+        if isinstance(value, OpaqueTensor):
+            return value
         return value.astype(entry.dtype, copy=False)
 
     def verify(self) -> None:
@@ -225,7 +244,16 @@ class Store(Mapping[str, Value]):
     def __repr__(self) -> str:
         return f"Store({self.path!r}, {len(self)} entries, {self.file_nbytes} bytes)"
 
-    def _tensor(self, name: str) -> Array:
+    def _check_dense_size(self, entry: Entry) -> None:
+        """Refuse factors of a matrix too large to rebuild: a few bytes may stand for any size."""
+        if entry.kind != PLAIN and entry.counted_dense_nbytes > self.max_dense_nbytes:
+            raise CorruptDataError(
+                f"max_dense_nbytes must be at least {entry.counted_dense_nbytes} for entry "
+                f"{entry.name!r} of shape {list(entry.shape)} in a file of {self.file_nbytes} "
+                f"bytes, got {self.max_dense_nbytes}; give a larger one if you trust the file"
+            )
+
+    def _tensor(self, name: str) -> Any:
         if self._bytes is None:
             raise ValueError(f"the store must be open to read {name!r}, got a closed store")
         info = self._infos[name]

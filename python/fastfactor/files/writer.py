@@ -7,7 +7,6 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
@@ -20,13 +19,17 @@ from .container import (
     TensorInfo,
     array_to_bytes,
     atomic_write,
+    check_output_path,
     code_of,
     header_bytes,
+    parse,
     sorted_by_itemsize,
     tensor_info,
 )
-from .index import FORMAT_VERSION, Path, Value, build_index, check_metadata, described_entry
+from .index import FORMAT_VERSION, Entry, Path, Value, build_index, check_metadata, described_entry
+from .journal import Piece, check_factors, journal_entry, read_entry
 from .layout import Layout
+from .side_files import MAX_HEAD, START, SideFiles, open_side_file, side_path, with_checksum
 
 COPY_BYTES = 4 << 20
 
@@ -97,7 +100,7 @@ def save(
                 raise ValueError(f"names of tensors must be unique, got {name!r} twice")
             code = code_of(array, f"tensor {name!r}")
             pieces[name] = array_to_bytes(array, code), code, array.shape
-    types = {name: (code, shape) for name, (_, code, shape) in pieces.items()}
+    types = {name: (code, shape, data.size) for name, (data, code, shape) in pieces.items()}
     infos = _layout(types, compact)
     listed = [entry for entry, _ in described]
     sums = {name: zlib.crc32(data.data) for name, (data, _, _) in pieces.items()}
@@ -110,15 +113,12 @@ def save(
 def unfinished_job(path: Path) -> str | None:
     """Return the job of a killed writer to this path; None if it left no files."""
     try:
-        with open(f"{os.path.realpath(path)}.journal", "rb") as file:
-            line = file.readline()
-    except FileNotFoundError:
+        with open_side_file(side_path(os.path.realpath(path), "journal"), new=False) as file:
+            head = _parsed(file.readline(MAX_HEAD))
+    except (FileNotFoundError, CorruptDataError):
         return None
-    try:
-        head = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
-        return str(head["job"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    job = head.get("job") if isinstance(head, dict) else None
+    return job if isinstance(job, str) else None
 
 
 class Writer:
@@ -150,13 +150,15 @@ class Writer:
     TypeError, ValueError
         For metadata that are not text.
     OSError
-        If the side files cannot be written.
+        If the side files cannot be written: BlockingIOError while another writer has them,
+        FileExistsError if files of these names were not left by a writer.
 
     Notes
     -----
-    Only one writer may use a path at a time. All data are written twice, and every checksum is
-    verified in between. Resuming reads the side files once, to verify them. Entries keep the order
-    in which they were added, so the bytes do not depend on interruptions.
+    ``path`` must be new or a regular file. The journal is locked, so that only one writer uses a
+    path at a time; the lock of a process that ended is free. All data are written twice, and every
+    checksum is verified in between. Resuming reads the side files once, to verify them. Entries
+    keep the order in which they were added, so the bytes do not depend on interruptions.
 
     Examples
     --------
@@ -187,19 +189,17 @@ class Writer:
         self._compact = bool(compact)
         self._described: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, str] = {}  # of entries, as `add` was given them
-        self._pieces: dict[str, _Piece] = {}
+        self._pieces: dict[str, Piece] = {}
         self._pieces_of: dict[str, list[str]] = {}  # by the names of entries
-        self._end = 0
+        self._end = len(START)
+        check_output_path(self.path)
         head = _line({"version": FORMAT_VERSION, "job": job})
-        self._data = _open_side_file(self._side("partial"), keep=resume)
-        self._journal = _open_side_file(self._side("journal"), keep=resume)
-        kept = self._resume(head) if resume else 0
+        self._files = SideFiles(self.path, head, resume=self._keep)
+        self._data, self._journal = self._files.data, self._files.journal
+        kept = self._taken_up(len(head))
         self._data.truncate(self._end)
         self._journal.truncate(kept)
         self._journal.seek(kept)
-        if not kept:
-            self._journal.write(head)
-            self._journal.flush()
 
     def add(
         self,
@@ -246,7 +246,7 @@ class Writer:
             data = array_to_bytes(array, codes[long])
             self._data.write(data.data)
             crc32 = zlib.crc32(data.data)
-            pieces.append(_Piece(long, codes[long], array.shape, end, data.size, crc32))
+            pieces.append(Piece(long, codes[long], array.shape, end, data.size, crc32))
             end += data.size
         self._data.flush()
         listed = [vars(piece) for piece in pieces]
@@ -274,6 +274,29 @@ class Writer:
         """Iterate over the names of the entries written so far, resumed ones included."""
         return iter(self._described)
 
+    def info(self, name: str) -> Entry:
+        """Return the description of an entry that was written, resumed ones included.
+
+        Parameters
+        ----------
+        name : str
+            The name of the entry.
+
+        Returns
+        -------
+        Entry
+            What the finished file will say of it.
+
+        Raises
+        ------
+        KeyError
+            If no entry of this name was written.
+        """
+        if name not in self:
+            raise KeyError(f"name must be that of a written entry, got {name!r}")
+        pieces = [self._pieces[long] for long in self._pieces_of[name]]
+        return read_entry(self._described[name], pieces)
+
     def close(self) -> None:
         """Complete the file at ``path``; no more entries can be added.
 
@@ -287,7 +310,7 @@ class Writer:
         """
         if self._data.closed:
             return
-        types = {name: (piece.code, piece.shape) for name, piece in self._pieces.items()}
+        types = {p.name: (p.code, p.shape, p.nbytes) for p in self._pieces.values()}
         infos = _layout(types, self._compact)
         texts = check_metadata(self.metadata)
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
@@ -320,10 +343,7 @@ class Writer:
             if not self._data.closed:
                 self._end_files(keep=self._keep)
 
-    def _side(self, ending: str) -> str:
-        return f"{self.path}.{ending}"
-
-    def _accept(self, described: dict[str, Any], pieces: list[_Piece], key: str) -> None:
+    def _accept(self, described: dict[str, Any], pieces: list[Piece], key: str) -> None:
         name = described["name"]
         if name in self._described:  # it was discarded and added anew
             self.discard(name)
@@ -332,27 +352,34 @@ class Writer:
         self._pieces_of[name] = [piece.name for piece in pieces]
         self._end += sum(piece.nbytes for piece in pieces)
 
-    def _resume(self, head: bytes) -> int:
-        """Accept the journal's entries up to the first incomplete one; return their bytes in it."""
-        if self._journal.readline() != head:
-            return 0
-        kept = len(head)
+    def _taken_up(self, head_nbytes: int) -> int:
+        """Accept the journal's entries up to the first that is not whole; return its bytes."""
+        kept = head_nbytes
+        self._journal.seek(kept)
         for line in self._journal:
             try:
-                found = json.loads(line[9:]) if line == _with_checksum(line[9:]) else {}
-                described, pieces = found["entry"], [_Piece(**piece) for piece in found["pieces"]]
+                described, pieces, key = journal_entry(_parsed(line), self._end)
+                if not self._may_add(described["name"], pieces):
+                    break
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
-                self._accept(described, pieces, found["key"])
-            except (ValueError, TypeError, KeyError):
+                check_factors(described, pieces, self._data)
+            except CorruptDataError:
                 break
+            self._accept(described, pieces, key)
             kept += len(line)
         return kept
 
-    def _read_sum(self, piece: _Piece) -> int:
+    def _may_add(self, name: str, pieces: list[Piece]) -> bool:
+        """Return whether no other entry has the name of a tensor; its own are replaced."""
+        own = self._pieces_of.get(name, [])
+        taken = any(p.name in self._pieces and p.name not in own for p in pieces)
+        return not taken and (name in self or name not in self._pieces)
+
+    def _read_sum(self, piece: Piece) -> int:
         return self._copy(piece, None)
 
-    def _copy(self, piece: _Piece, file: IO[bytes] | ChecksumWriter | None) -> int:
+    def _copy(self, piece: Piece, file: IO[bytes] | ChecksumWriter | None) -> int:
         """Copy a piece of the side file to ``file``, if given; return its checksum, -1 if cut."""
         self._data.seek(piece.begin)
         found, left = 0, piece.nbytes
@@ -366,39 +393,28 @@ class Writer:
                 file.write(data)
         if file is not None and (left or found != piece.crc32):
             raise CorruptDataError(
-                f"{self._side('partial')} must hold tensor {piece.name!r} as it was written, "
-                "got changed data"
+                f"{side_path(self.path, 'partial')} must hold tensor {piece.name!r} as it was "
+                "written, got changed data"
             )
         return -1 if left else found
 
     def _end_files(self, *, keep: bool) -> None:
-        self._data.close()
-        self._journal.close()
-        if not keep:
-            for ending in ("journal", "partial"):
-                os.unlink(self._side(ending))
+        self._files.close(keep=keep)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A tensor in the side file."""
-
-    name: str
-    code: str
-    shape: Sequence[int]
-    begin: int
-    nbytes: int
-    crc32: int
-
-
-def _layout(types: Mapping[str, tuple[str, Sequence[int]]], compact: bool) -> dict[str, TensorInfo]:
-    """Return the byte ranges of tensors from their dtypes and shapes, in the order of writing."""
-    codes = ((name, code) for name, (code, _) in types.items())
+def _layout(
+    types: Mapping[str, tuple[str, Sequence[int], int]], compact: bool
+) -> dict[str, TensorInfo]:
+    """Return the byte ranges of tensors from their dtypes, shapes and sizes, in writing order."""
+    codes = ((name, code) for name, (code, _, _) in types.items())
     infos: dict[str, TensorInfo] = {}
     at = 0
     for name in types if compact else sorted_by_itemsize(codes):
-        code, shape = types[name]
-        infos[name] = tensor_info(at, name, code, list(shape))
+        code, shape, nbytes = types[name]
+        # The compact form says no sizes, so that a dtype must say its width.
+        infos[name] = tensor_info(at, name, code, list(shape), None if compact else nbytes)
+        if infos[name].end - at != nbytes:
+            raise ValueError(f"compact must be False for tensor {name!r} of {code}, got True")
         at = infos[name].end
     return infos
 
@@ -421,17 +437,12 @@ def _write_header(
         yield rest
 
 
-def _open_side_file(path: str, *, keep: bool) -> IO[bytes]:
-    """Open a side file for reading and writing; with ``keep``, do not empty an existing one."""
-    if keep and os.path.exists(path):
-        return open(path, "r+b")
-    return open(path, "w+b")
-
-
 def _line(value: Any) -> bytes:
-    return _with_checksum(json.dumps(value).encode() + b"\n")
+    return with_checksum(json.dumps(value).encode() + b"\n")
 
 
-def _with_checksum(text: bytes) -> bytes:
-    """Return a journal's line with its checksum in front."""
-    return b"%08x " % zlib.crc32(text) + text
+def _parsed(line: bytes) -> Any:
+    """Return what a journal's line says."""
+    if line != with_checksum(line[9:]):
+        raise CorruptDataError("a journal's line must have its checksum, got another")
+    return parse(line[9:], "a journal's line")

@@ -99,10 +99,11 @@ def kmeans(
     Notes
     -----
     An iteration takes 2 · n_samples · n_clusters · n_features operations; distances are never
-    stored. The squared distance of a sample to its centroid exceeds the least one by at most
-    8 ε (‖x‖ + ‖c‖)², for the ε of the computing type and centred coordinates; ties go to the lowest
-    index. k-means++ costs as much as two to three iterations. The same bits for any number of
-    threads.
+    stored. The squared distance of a sample to its centroid exceeds the least one by at most a
+    64th of it, and by at most 8 ε (‖x‖ + ‖c‖)², for the ε of the computing type and centred
+    coordinates: centroids too close together for these are compared by differences in float64.
+    Ties go to the lowest index. k-means++ costs as much as two to three iterations. The same bits
+    for any number of threads.
 
     Empty clusters are refilled in the order of their index. Each takes the sample farthest from its
     centroid (ties go to the lowest index) whose own cluster keeps another sample. If all such

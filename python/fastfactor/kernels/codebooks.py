@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,8 @@ def codebook_matmul(
     x = _checks.inputs(x, packed.shape[1])
     shape = (*x.shape[:-1], packed.shape[0])
     result = output(out, shape, np.dtype(np.float32), {"x": x, "codebook": table})
+    if result.size == 0:
+        return result
     kernels.codebook_matmul(
         as_batch(x),
         packed.data,
@@ -152,6 +155,8 @@ def codebook_rows(
         ids = _checks.integers(ids, "ids")
         shape = (*ids.shape, packed.shape[1])
         flat = _checks.as_int64(ids, "ids", packed.shape[0], IndexError).reshape(-1)
+    if ids is None and prod(shape) == 0:
+        return np.empty(shape, np.float32)  # whatever the number of rows
     rows = kernels.codebook_rows(
         packed.data,
         packed.n_bits,

@@ -12,6 +12,8 @@ from .._checks import Array
 from .._core import kernels
 from .runtime import thread_count
 
+MOST_SYMBOLS = 2**62  # more than any bytes can hold
+
 
 def huffman_encode(
     symbols: Any,
@@ -80,7 +82,9 @@ def huffman_encode(
     return kernels.huffman_encode(array, limit, size, thread_count(n_threads))
 
 
-def huffman_decode(data: Any, *, n_threads: int | None = None) -> Array:
+def huffman_decode(
+    data: Any, *, max_size: int | None = None, n_threads: int | None = None
+) -> Array:
     """Return the symbols that :func:`huffman_encode` coded.
 
     Any bytes may be given: those that are not its output, or that were truncated, extended or
@@ -90,6 +94,9 @@ def huffman_decode(data: Any, *, n_threads: int | None = None) -> Array:
     ----------
     data : bytes, or uint8 array of shape (size,)
         The output of :func:`huffman_encode`.
+    max_size : int, optional
+        The most symbols that ``data`` may hold. More are refused before any is decoded, so that
+        bytes of unknown origin cannot take more time and memory than the caller expects.
     n_threads : int, optional
         Defaults to OMP_NUM_THREADS, threadpoolctl's limit, or the cores this process may use.
 
@@ -101,7 +108,7 @@ def huffman_decode(data: Any, *, n_threads: int | None = None) -> Array:
     Raises
     ------
     CorruptDataError
-        If the bytes contradict themselves or a checksum.
+        If the bytes contradict themselves or a checksum, or hold more than ``max_size`` symbols.
     TypeError, ValueError
         For anything other than contiguous bytes.
 
@@ -125,4 +132,5 @@ def huffman_decode(data: Any, *, n_threads: int | None = None) -> Array:
     """
     array = _checks.as_bytes(data, "data")
     _checks.flat(array, "data")
-    return kernels.huffman_decode(array, thread_count(n_threads))
+    most = MOST_SYMBOLS if max_size is None else _checks.integer(max_size, "max_size", 0)
+    return kernels.huffman_decode(array, min(most, MOST_SYMBOLS), thread_count(n_threads))

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from typing import Any
 
-import numpy as np
-
-from .. import _checks
-from .._checks import Array
-from .._core import kernels
-from .runtime import thread_count
+from ..errors import LinearDependenceWarning
+from .pursuits import exchanged, hashed_pursuit, pursuit
 from .sparse import CSR
-
-# Measured by bench/hashed_omp.py on pieces of 64 elements of wordllama's embedding table, over
-# dictionaries of such pieces, with codes of 5 atoms and 8 tables. After each number of buckets and
-# probe_fraction: the length of the residual relative to omp's, the same for planted signals (sums
-# of a few atoms), and µs per row on one thread. omp takes 54 µs for 16,384 atoms, 13 for 4,096.
-#   16,384 atoms   2^8, 0.1                1.028  1.75  26.5     2^7, 0.1    1.038  2.42  21.5
-#                  2^8, 0.06               1.046  2.33  19.1     2^7, 0.07   1.052  2.97  17.5
-#                  2^7, 0.03               1.104  4.86  10.8
-#   65,536 atoms   2^10, 0.035             1.036  1.63  63       2^9, 0.035  1.048  2.11  50
-#    4,096 atoms   2^6, 0.14               1.041  2.09   9.3     2^5, 0.14   1.058  3.64   8.1
-PROBE_SCALE = 8  # the default probe_fraction is this over √n_atoms
-ATOMS_PER_BUCKET = 64
-MAX_BITS = 20
 
 
 def omp(
@@ -76,7 +59,14 @@ def omp(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or limit, and for NaN or infinity in an operand.
+        For a wrong type, shape or limit, for NaN or infinity in an operand, and for coefficients
+        that are too large for the codes' dtype.
+
+    Warns
+    -----
+    LinearDependenceWarning
+        If rows end before either limit although an error is left: every other atom depends
+        linearly on those taken, or is orthogonal to what is left.
 
     Notes
     -----
@@ -84,8 +74,9 @@ def omp(
     the atoms (n_atoms² · n_features once) and a Cholesky factor that grows by one row per atom.
     Besides operands and result, memory is the Gram matrix plus up to 1.5 MB + (k + 60) · n_atoms
     numbers per thread. The same bits for any number of threads, and for a row coded alone or among
-    others. Ties go to the atom with the lowest index. An atom shorter than about 1e-19 of the
-    largest magnitude in the dictionary (float64: 1e-154) counts as zero.
+    others. Ties go to the atom with the lowest index. Rows for which float32 is too coarse, because
+    atoms depend on each other almost linearly, are coded in float64. An atom shorter than about
+    1e-154 of the largest magnitude in the dictionary counts as zero.
 
     Sources: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the Gram
     form; Chen, Billings, Luo (1989) for orthogonal least squares.
@@ -98,21 +89,17 @@ def omp(
     >>> codes.indices, codes.data
     (array([1, 3], dtype=int32), array([ 3., -1.], dtype=float32))
     """
-    X, dictionary = _operands(X, dictionary)
-    n_atoms = len(dictionary)
-    gram = _products(gram, n_atoms)
-    limits = _limits(dictionary, n_nonzero_coefs, tol)
-    _checks.choice(criterion, "criterion", ("correlation", "ols"))
-    data, indices, indptr = kernels.omp(
+    codes, n_early = pursuit(
         X,
         dictionary,
+        n_nonzero_coefs=n_nonzero_coefs,
+        tol=tol,
         gram=gram,
-        **limits,
-        orthogonal_select=criterion == "ols",
-        as_double=_checks.result_dtype(X, dictionary) is np.float64,
-        n_threads=thread_count(n_threads),
+        criterion=criterion,
+        n_threads=n_threads,
     )
-    return CSR._trusted(data, indices, indptr, (X.shape[0], n_atoms))
+    _warn_of_early_rows(n_early, codes)
+    return codes
 
 
 def hashed_omp(
@@ -168,7 +155,13 @@ def hashed_omp(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or limit, and for NaN or infinity in an operand.
+        For a wrong type, shape or limit, for NaN or infinity in an operand, and for coefficients
+        that are too large for the codes' dtype.
+
+    Warns
+    -----
+    LinearDependenceWarning
+        As :func:`omp` does.
 
     Notes
     -----
@@ -205,28 +198,19 @@ def hashed_omp(
     >>> bool((left**2).sum() < 0.1 * (X**2).sum())
     True
     """
-    X, dictionary = _operands(X, dictionary)
-    n_atoms, n_features = dictionary.shape
-    limits = _limits(dictionary, n_nonzero_coefs, tol)
-    if probe_fraction is None:
-        probe_fraction = min(1.0, PROBE_SCALE / n_atoms**0.5)
-    probe_fraction = _checks.fraction(probe_fraction, "probe_fraction")
-    n_tables = _checks.integer(n_tables, "n_tables", 1, 256)
-    if hash_bits is None:
-        hash_bits = min(max(round(math.log2(n_atoms / ATOMS_PER_BUCKET)), 0), MAX_BITS)
-    hash_bits = _checks.integer(hash_bits, "hash_bits", 0, MAX_BITS)
-    data, indices, indptr = kernels.hashed_omp(
+    codes, n_early = hashed_pursuit(
         X,
         dictionary,
-        **limits,
+        n_nonzero_coefs=n_nonzero_coefs,
+        tol=tol,
+        probe_fraction=probe_fraction,
         n_tables=n_tables,
-        n_bits=hash_bits,
-        threshold=_threshold(probe_fraction / n_tables, n_features),
-        seed=_checks.seed(random_state),
-        as_double=_checks.result_dtype(X, dictionary) is np.float64,
-        n_threads=thread_count(n_threads),
+        hash_bits=hash_bits,
+        random_state=random_state,
+        n_threads=n_threads,
     )
-    return CSR._trusted(data, indices, indptr, (X.shape[0], n_atoms))
+    _warn_of_early_rows(n_early, codes)
+    return codes
 
 
 def exchange_atoms(
@@ -270,7 +254,13 @@ def exchange_atoms(
     Raises
     ------
     TypeError, ValueError
-        For a wrong type, shape or limit, and for NaN or infinity in an operand.
+        For a wrong type, shape or limit, for NaN or infinity in an operand, and for coefficients
+        that are too large for the codes' dtype.
+
+    Warns
+    -----
+    LinearDependenceWarning
+        If rows are left unchanged because their atoms are linearly dependent.
 
     Notes
     -----
@@ -295,74 +285,24 @@ def exchange_atoms(
     >>> codes.indices, fastfactor.exchange_atoms(X, atoms, codes).indices
     (array([0, 2], dtype=int32), array([0, 1], dtype=int32))
     """
-    X, dictionary = _operands(X, dictionary)
-    n_atoms = len(dictionary)
-    if not isinstance(codes, CSR):
-        raise TypeError(f"codes must be a CSR, got {type(codes).__name__}")
-    if codes.shape != (len(X), n_atoms):
-        raise ValueError(f"codes must have shape {(len(X), n_atoms)}, got {codes.shape}")
-    if max_exchanges is not None:
-        max_exchanges = _checks.integer(max_exchanges, "max_exchanges", 0, 2**31 - 1)
-    data, indices = kernels.exchange_atoms(
-        X,
-        dictionary,
-        gram=_products(gram, n_atoms),
-        data=codes.data,
-        indices=codes.indices,
-        indptr=codes.indptr,
-        max_exchanges=-1 if max_exchanges is None else max_exchanges,
-        as_double=_checks.result_dtype(X, dictionary) is np.float64,
-        n_threads=thread_count(n_threads),
+    improved, n_unchanged = exchanged(
+        X, dictionary, codes, max_exchanges=max_exchanges, gram=gram, n_threads=n_threads
     )
-    return CSR._trusted(data, indices, codes.indptr, codes.shape)
-
-
-def _operands(X: Any, dictionary: Any) -> tuple[Array, Array]:
-    X = _checks.float_array(X, "X", ndim=(2,))
-    dictionary = _checks.float_array(dictionary, "dictionary", ndim=(2,))
-    n_atoms, n_features = dictionary.shape
-    if n_features == 0 or n_atoms == 0:
-        raise ValueError(
-            f"dictionary must have at least one atom and one feature, got shape {dictionary.shape}"
+    if n_unchanged:
+        warnings.warn(
+            f"{n_unchanged} of {codes.shape[0]} rows were left unchanged: their atoms are linearly "
+            f"dependent",
+            LinearDependenceWarning,
+            stacklevel=2,
         )
-    _checks.integer(n_atoms, "the number of atoms in dictionary", 1, 2**31 - 1)
-    if X.shape[1] != n_features:
-        raise ValueError(
-            f"X must have as many columns as the dictionary, {n_features}, got shape {X.shape}"
+    return improved
+
+
+def _warn_of_early_rows(n_early: int, codes: CSR) -> None:
+    if n_early:
+        warnings.warn(
+            f"{n_early} of {codes.shape[0]} rows ended early, with an error left: every other atom "
+            f"depends linearly on those taken, or is orthogonal to what is left",
+            LinearDependenceWarning,
+            stacklevel=3,
         )
-    return X, dictionary
-
-
-def _products(gram: Any, n_atoms: int) -> Array | None:
-    if gram is None:
-        return None
-    products: Array = _checks.float_array(gram, "gram", ndim=(2,))
-    if products.shape != (n_atoms, n_atoms):
-        raise ValueError(f"gram must have shape {(n_atoms, n_atoms)}, got {products.shape}")
-    return products
-
-
-def _limits(dictionary: Array, n_nonzero_coefs: int | None, tol: float | None) -> dict[str, Any]:
-    """Return the limits of a code as arguments of the kernels."""
-    n_atoms, n_features = dictionary.shape
-    if n_nonzero_coefs is not None:
-        limit = _checks.integer(n_nonzero_coefs, "n_nonzero_coefs", 1)
-    elif tol is None:
-        limit = max(1, n_features // 10)
-    else:
-        limit = n_features
-    max_error = -1.0 if tol is None else _checks.nonnegative(tol, "tol")
-    return {"max_nonzeros": min(limit, n_atoms, n_features), "tol": max_error}
-
-
-def _threshold(chance: float, n_features: int) -> float:
-    """Return the |cosine| that a random direction exceeds with probability ``chance``.
-
-    A cosine is t / √(n − 1 + t²) for Student's t with n − 1 degrees of freedom, approximated by a
-    normal t; n is n_features rounded up to the power of two that rotations need.
-    """
-    from statistics import NormalDist  # imported here: it takes longer than this whole package
-
-    n = 1 << (n_features - 1).bit_length()
-    t = -NormalDist().inv_cdf(max(chance, 1e-30) / 2)
-    return t / math.sqrt(n - 1 + t * t) if t > 0 else 0.0

@@ -12,9 +12,9 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 from .._records import short_repr
+from ..kernels.pursuits import hashed_pursuit, pursuit
 from ..kernels.runtime import thread_count
 from ..kernels.sparse import CSR, spmm
-from ..kernels.sparse_coding import hashed_omp, omp
 from .code_exchange import improved
 from .code_products import ROWS_AT_ONCE
 from .dictionary_update import DictionaryUpdate, sum_of_squares
@@ -181,7 +181,7 @@ def learn_dictionary(
     seed = _checks.seed(random_state)
     generator = np.random.default_rng(seed)
     n_threads = thread_count(n_threads)
-    pursuit = coder(search, criterion, seed, n_threads)
+    find_codes = coder(search, criterion, seed, n_threads)
     check_exchange(exchange, search)
 
     # From here on X = (the X given) / 2**exponent.
@@ -195,7 +195,7 @@ def learn_dictionary(
         atoms = unit_rows(_given_atoms(init, (n_atoms, n_features)), generator)
     update = DictionaryUpdate(atoms.astype(_checks.result_dtype(X)), generator, n_threads)
     encoder = _Encoder(
-        partial(pursuit, n_nonzero_coefs=n_nonzero_coefs, tol=tol),
+        partial(find_codes, n_nonzero_coefs=n_nonzero_coefs, tol=tol),
         exchange=exchange,
         keeps_earlier=tol is None,
         n_threads=n_threads,
@@ -211,14 +211,26 @@ def learn_dictionary(
 def coder(
     search: str, criterion: str, seed: int = 0, n_threads: int | None = None
 ) -> Callable[..., CSR]:
-    """Return the pursuit of this search and criterion, a function of signals, atoms and limits."""
+    """Return the pursuit of this search and criterion, a function of signals, atoms and limits.
+
+    It gives no warning of rows that end early: a dictionary's error says how well its atoms do.
+    """
     _checks.choice(search, "search", SEARCHES)
     _checks.choice(criterion, "criterion", ("correlation", "ols"))
     if search == "all":
-        return partial(omp, criterion=criterion, n_threads=n_threads)
+        return _codes_of(partial(pursuit, criterion=criterion, n_threads=n_threads))
     if criterion != "correlation":
         raise ValueError(f"criterion must be 'correlation' with search='hash', got {criterion!r}")
-    return partial(hashed_omp, random_state=seed, n_threads=n_threads)
+    return _codes_of(partial(hashed_pursuit, random_state=seed, n_threads=n_threads))
+
+
+def _codes_of(find: Callable[..., tuple[CSR, int]]) -> Callable[..., CSR]:
+    """Return a function that leaves out the number of rows that ended early."""
+
+    def find_codes(*args: Any, **limits: Any) -> CSR:
+        return find(*args, **limits)[0]
+
+    return find_codes
 
 
 def check_exchange(exchange: Any, search: str) -> None:
@@ -258,7 +270,7 @@ def _plan_passes(
 class _Encoder:
     """A pursuit that finds codes, followed by exchanges of atoms if ``exchange`` is True."""
 
-    pursuit: Callable[[Array, Array], CSR]
+    find_codes: Callable[[Array, Array], CSR]
     exchange: bool
     keeps_earlier: bool  # whether a row may keep its code of the pass before
     n_threads: int
@@ -266,11 +278,11 @@ class _Encoder:
 
     def encode_batch(self, batch: Array, atoms: Array) -> CSR:
         """Return the codes of a batch, without exchanges."""
-        return self.pursuit(batch, atoms)
+        return self.find_codes(batch, atoms)
 
     def encode_all(self, X: Array, atoms: Array) -> CSR:
         """Return the codes of all signals, after exchanges if these are asked for."""
-        codes = self.pursuit(X, atoms)
+        codes = self.find_codes(X, atoms)
         if self.exchange:
             codes = improved(X, atoms, codes, self.earlier, self.n_threads)
             self.earlier = codes if self.keeps_earlier else None

@@ -20,6 +20,7 @@ Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
 
 ROWS_AT_ONCE = 256
+WEIGHTS_AT_ONCE = 1 << 16  # of narrow matrices, whose rows would take long one block at a time
 FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -145,7 +146,12 @@ class Factors(ArrayRecord, ABC):
             For a wrong type or shape.
         """
         x = _checks.inputs(x, self.shape[1])
-        result = self._linear(x.reshape(prod(x.shape[:-1]), self.shape[1]), n_threads)
+        n = prod(x.shape[:-1])
+        if n * self.shape[0] * self.shape[1]:
+            result = self._linear(x.reshape(n, self.shape[1]), n_threads)
+        else:
+            # A file may say that an empty matrix has 2**50 rows, so nothing loops over them.
+            result = np.zeros((n, self.shape[0]), _checks.result_dtype(x, *self.tensors().values()))
         return into(out, result.reshape(*x.shape[:-1], self.shape[0]))
 
     def to_dense(self, *, out: Any = None, n_threads: int | None = None) -> Array:
@@ -259,7 +265,8 @@ class Factors(ArrayRecord, ABC):
             For a wrong type or shape, and for an importance or covariance that `compress` refuses.
         """
         W = check_matrix(W, self.shape)
-        return self._error(W, metric_for(W.shape, importance, input_covariance), n_threads)
+        metric = metric_for(W.shape, importance, input_covariance)
+        return self._error(W, metric, n_threads) if W.size else 0.0
 
     def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         """Return `error` for a checked W, under a metric."""
@@ -338,9 +345,15 @@ class Factors(ArrayRecord, ABC):
         """
 
     def _row_blocks(self, n_threads: int | None) -> Iterator[tuple[int, Array]]:
-        """Yield all rows of W in order, a few at a time, each time with the number of the first."""
-        for first in range(0, self.shape[0], ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, self.shape[0])
+        """Yield all rows of W in order, a few at a time, each time with the number of the first.
+
+        An empty matrix has none to yield, whatever its number of rows.
+        """
+        if self.shape[1] == 0:
+            return
+        step = max(ROWS_AT_ONCE, WEIGHTS_AT_ONCE // self.shape[1])
+        for first in range(0, self.shape[0], step):
+            last = min(first + step, self.shape[0])
             yield first, self.rows(np.arange(first, last), n_threads=n_threads)
 
     def _own(self) -> list[tuple[str, Any]]:

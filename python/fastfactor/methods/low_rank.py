@@ -96,7 +96,8 @@ class LowRank(Method):
     vectors of ``W Σ^½``. Under an importance, alternating least squares finds a local minimum,
     starting from the plain factors or from better ones; each sweep costs ``2 · out · in · rank²``
     operations. Everything goes through NumPy's BLAS and LAPACK, in float64 and with their own
-    threads, so bits may depend on the number of threads.
+    threads, so bits may depend on the number of threads. Ctrl-C waits for the LAPACK call that is
+    under way, which takes seconds for matrices of some thousand rows and columns.
 
     Examples
     --------

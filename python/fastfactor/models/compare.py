@@ -12,6 +12,7 @@ import numpy as np
 
 from .._checks import Array
 from ..files.checkpoint import Checkpoint, is_compressed, open_checkpoint
+from ..files.container import OpaqueTensor
 from ..files.index import Path, Value
 from ..files.layout import Layout
 from ..files.store import Store, open_store
@@ -142,6 +143,7 @@ def compare_files(
     first: Path,
     second: Path,
     *,
+    max_dense_nbytes: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     n_threads: int | None = None,
 ) -> Comparison:
@@ -152,6 +154,9 @@ def compare_files(
     first, second : path
         Compressed files, or models as :func:`compress_file` reads them. Errors are those of the
         second file, relative to the first.
+    max_dense_nbytes : int, optional
+        The most bytes that the dense form of a compressed tensor may have, as for
+        :func:`fastfactor.store.open_store`.
     progress : callable, optional
         As for :func:`compress_file`.
     n_threads : int, optional
@@ -186,7 +191,7 @@ def compare_files(
     [('fc', False, 0.01), ('bias', True, 0.0)]
     """
     thread_count(n_threads)
-    one, other = open_tensors(first), open_tensors(second)
+    one, other = (open_tensors(each, max_dense_nbytes) for each in (first, second))
     names = [*one, *(name for name in other if name not in one)]
     sizes = [math.prod(_shape(one if name in one else other, name)) for name in names]
     rows, done = [], 0
@@ -200,15 +205,21 @@ def compare_files(
     return Comparison(os.fspath(first), os.fspath(second), tuple(rows))
 
 
-def open_tensors(path: Path) -> Checkpoint | Store:
+def open_tensors(path: Path, max_dense_nbytes: int | None = None) -> Checkpoint | Store:
     """Open a file of tensors, compressed or not."""
-    return open_store(path) if is_compressed(path) else open_checkpoint(path)
+    if is_compressed(path):
+        return open_store(path, max_dense_nbytes=max_dense_nbytes)
+    return open_checkpoint(path)
 
 
 def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Difference:
     """Compare two tensors of the same shape as matrices, a few rows at a time, in float64."""
+    if isinstance(a, OpaqueTensor) or isinstance(b, OpaqueTensor):
+        return _opaque_difference(a, b)
     equal, lost, total, largest = True, 0.0, 0.0, 0.0
     n_rows, n_columns = _matrix(a).shape
+    if n_rows * n_columns == 0:
+        return Difference(True, 0.0, 0.0)
     step = max(VALUES_AT_ONCE // max(n_columns, 1), 1)
     for at in range(0, n_rows, step):
         ids = slice(at, min(at + step, n_rows))
@@ -228,6 +239,17 @@ def difference(a: Value, b: Value, *, n_threads: int | None = None) -> Differenc
         return Difference(equal, 0.0, largest)
     ratio = lost / total if total > 0 and math.isfinite(total) else math.inf
     return Difference(False, _or_infinite(ratio), largest)
+
+
+def _opaque_difference(a: Value, b: Value) -> Difference:
+    """Compare tensors of which one has a dtype that NumPy lacks: only bytes can be compared."""
+    equal = (
+        isinstance(a, OpaqueTensor)
+        and isinstance(b, OpaqueTensor)
+        and a.dtype == b.dtype
+        and np.array_equal(a.data, b.data)
+    )
+    return Difference(True, 0.0, 0.0) if equal else Difference(False, math.inf, math.inf)
 
 
 def _compared(
@@ -264,6 +286,8 @@ def _alike(
 ) -> tuple[Value, Value]:
     """Return both values of a tensor so that row i of one, as a matrix, is row i of the other."""
     a, b = one[name], other[name]
+    if isinstance(a, OpaqueTensor) or isinstance(b, OpaqueTensor):
+        return a, b
     if isinstance(a, Factors) and isinstance(b, Factors):
         if _layout(one, name) == _layout(other, name):
             return a, b

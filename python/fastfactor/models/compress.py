@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..errors import CorruptDataError
 from ..files.checkpoint import Stored, open_checkpoint
 from ..files.container import check_output_path
-from ..files.index import Entry, Path
+from ..files.index import PLAIN, Entry, Path
+from ..files.side_files import check_sources
 from ..files.store import Store, open_store
 from ..files.writer import Writer, unfinished_job
 from ..kernels.runtime import thread_count
@@ -22,6 +24,7 @@ from .report import Report, TensorRow
 
 Progress = Callable[[str, int, int], None]
 
+MAX_NBYTES = 2**63  # more than any tensor has
 REOPEN_BYTES = 64 << 20  # bytes to read of a compressed file before its memory is freed
 
 
@@ -45,7 +48,7 @@ def compress_file(
     ----------
     source : path
         A safetensors file, an index of shards (``….safetensors.index.json``), a folder with one of
-        these, or an ``.npz`` file.
+        these, an ``.npz`` or ``.npy`` file, or tensors from ``torch.save`` (PyTorch is not needed).
     target : path
         The safetensors file to write, to be read by :func:`fastfactor.store.open_store`. An
         existing file is replaced once the new one is complete.
@@ -162,6 +165,7 @@ def decompress_file(
     target: Path,
     *,
     resume: bool = False,
+    max_dense_nbytes: int | None = None,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> Report:
@@ -176,6 +180,10 @@ def decompress_file(
         one is complete.
     resume : bool
         As for :func:`compress_file`.
+    max_dense_nbytes : int, optional
+        The most bytes of all compressed tensors together when rebuilt; a source that has more is
+        refused before any work. A side of length 0 counts as 1. Default: 1 GiB, and 4096 bytes more
+        for each byte of the source.
     progress : callable, optional
         As for :func:`compress_file`, in bytes of the target.
     n_threads : int, optional
@@ -218,18 +226,26 @@ def decompress_file(
     start = time.perf_counter()
     thread_count(n_threads)
     _check_target(target, (os.fspath(source),))
-    with open_store(source) as store:
+    with open_store(source, max_dense_nbytes=max_dense_nbytes) as store:
         entries = {name: store.info(name) for name in store}
-        metadata = store.metadata
+        metadata, limit = store.metadata, store.max_dense_nbytes
+    factored = (entry for entry in entries.values() if entry.kind != "plain")
+    total = sum(entry.counted_dense_nbytes for entry in factored)
+    if total > limit:
+        raise CorruptDataError(
+            f"max_dense_nbytes must be at least {total} for the tensors of {os.fspath(source)}, a "
+            f"file of {os.path.getsize(source)} bytes, got {limit}; give a larger one if you trust "
+            "the file"
+        )
     rows = {name: _rebuilt_row(entry) for name, entry in entries.items()}
     job = fingerprint("decompress", [[os.fspath(source)]])
     with _writer(target, metadata, resume, job) as writer:
-        taken_up = set(writer)
+        taken_up = _taken_up(writer, entries)
         sizes = [row.bytes_after or 0 for row in rows.values()]
         names = _with_progress(list(rows), sizes, progress)
         left = (entries[name] for name in names if name not in taken_up)
         before = time.perf_counter()
-        for entry, store in _entries(source, left):
+        for entry, store in _entries(source, left, max_dense_nbytes=limit):
             writer.add(entry.name, store.to_dense(entry.name, n_threads=n_threads))
             now = time.perf_counter()
             rows[entry.name] = replace(rows[entry.name], seconds=now - before)
@@ -253,10 +269,11 @@ def _compress(
     tensors = job.checkpoint.tensors
     metadata, job_text = job.checkpoint.metadata, job.source_fingerprint()
     with _writer(target, metadata, resume, job_text, compact=compact) as writer:
-        for name in set(writer):
-            if writer.keys[name] not in [
-                job.fingerprint(name, kept=kept) for kept in (False, True)
-            ]:
+        taken_up = _taken_up(writer, tensors)
+        for name in sorted(taken_up):
+            keys = [job.fingerprint(name, kept=kept) for kept in (False, True)]
+            entry, layout = writer.info(name), job.plan[name].layout
+            if writer.keys[name] not in keys or (entry.kind != PLAIN and entry.layout != layout):
                 writer.discard(name)
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
@@ -274,7 +291,8 @@ def _compress(
     if taken_up:
         with open_store(target) as store:
             earlier = [store.info(name) for name in tensors if name in taken_up]
-        for entry, store in _entries(target, earlier):
+        # As large as the tensors of the source, which are dense.
+        for entry, store in _entries(target, earlier, max_dense_nbytes=MAX_NBYTES):
             rows[entry.name] = job.done_before(entry, store[entry.name])
     return [rows[name] for name in tensors]
 
@@ -290,6 +308,19 @@ def _writer(
     return Writer(target, metadata=metadata, resume=resume, job=job, compact=compact)
 
 
+def _taken_up(writer: Writer, source: Mapping[str, Stored | Entry]) -> set[str]:
+    """Return the names of the entries that a writer resumed; refuse others than the source's."""
+    for name in writer:
+        entry, known = writer.info(name), source.get(name)
+        if known is None or (entry.shape, entry.dtype) != (known.shape, known.dtype):
+            raise CorruptDataError(
+                f"{writer.path}.journal must only have tensors of the source, got {name!r} of "
+                f"shape {list(entry.shape)} and dtype {entry.dtype}; leave resume out to start "
+                "again"
+            )
+    return set(writer)
+
+
 def _rebuilt_row(entry: Entry) -> TensorRow:
     plain = entry.kind == "plain"
     return TensorRow(
@@ -300,23 +331,25 @@ def _rebuilt_row(entry: Entry) -> TensorRow:
         settings={},
         reason="plain" if plain else "",
         bytes_before=entry.nbytes,
-        bytes_after=Stored(entry.shape, entry.dtype).nbytes,
+        bytes_after=entry.dense_nbytes,
         relative_error=None,
         seconds=None,
     )
 
 
-def _entries(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Store]]:
+def _entries(
+    path: Path, entries: Iterable[Entry], *, max_dense_nbytes: int | None = None
+) -> Iterator[tuple[Entry, Store]]:
     """Iterate over entries, each with an open store, which is reopened from time to time.
 
     Mapped pages that were read count as memory of this process until the store is closed.
     """
-    store, read = open_store(path), 0
+    store, read = open_store(path, max_dense_nbytes=max_dense_nbytes), 0
     try:
         for entry in entries:
             if read > REOPEN_BYTES:
                 store.close()
-                store, read = open_store(path), 0
+                store, read = open_store(path, max_dense_nbytes=max_dense_nbytes), 0
             yield entry, store
             read += entry.nbytes
     finally:
@@ -339,7 +372,5 @@ def _check_target(target: Path, sources: tuple[str, ...]) -> None:
     ending = os.path.splitext(os.fspath(target))[1]
     if ending in (".npz", ".json", ".toml"):
         raise ValueError(f"target must be a safetensors file, got {os.fspath(target)!r}")
-    for source in sources:
-        if os.path.realpath(source) == os.path.realpath(target):
-            raise ValueError(f"target must not be a source, got {os.fspath(target)!r} for both")
+    check_sources(target, sources)
     check_output_path(target)

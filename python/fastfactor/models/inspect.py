@@ -18,7 +18,7 @@ from .quantized import quantized_layers, quantized_text
 from .report import Table
 
 
-def inspect_file(path: Path, *, verify: bool = False) -> Table:
+def inspect_file(path: Path, *, verify: bool = False, max_dense_nbytes: int | None = None) -> Table:
     """List the tensors of a file: kind, shape, dtype, size and how each is stored.
 
     Parameters
@@ -28,6 +28,9 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     verify : bool
         Also read all data and check the checksums, that factors fit together and that encoded data
         can be decoded. This takes about as long as one product with each matrix.
+    max_dense_nbytes : int, optional
+        With ``verify``: the most bytes that the dense form of a compressed tensor may have, as for
+        :func:`fastfactor.store.open_store`.
 
     Returns
     -------
@@ -43,7 +46,7 @@ def inspect_file(path: Path, *, verify: bool = False) -> Table:
     OSError
         If it cannot be read.
     """
-    model = open_tensors(path)
+    model = open_tensors(path, max_dense_nbytes)
     if isinstance(model, Store):
         with model as store:
             if verify:

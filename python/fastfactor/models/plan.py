@@ -221,7 +221,9 @@ class Job:
         if dtype != stored.dtype and plan.rule.dtype is None:
             reason = f"{reason}, as {dtype.name}"
         row = _row(name, stored, replace(plan, reason=reason))
-        return replace(row, bytes_after=math.prod(stored.shape) * dtype.itemsize)
+        same = dtype == stored.dtype
+        nbytes = stored.nbytes if same else math.prod(stored.shape) * dtype.itemsize
+        return replace(row, bytes_after=nbytes)
 
     def _measured(self, row: TensorRow, W: Array, value: Value, start: float | None) -> TensorRow:
         """Return a row with the size and error of what is stored, and the time since `start`."""

@@ -34,6 +34,7 @@ from functools import cache
 from typing import Any
 
 from .. import _checks, methods
+from ..files.container import open_regular_file
 from ..methods.base import Method, recipe_name
 from ..methods.factors import FLOAT_NAMES, matrix_shape
 from .layouts import AUTO, LAYOUTS
@@ -240,7 +241,7 @@ def read_recipe(source: Any) -> Recipe:
         return source
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
-        with open(path, "rb") as file:
+        with open_regular_file(path) as file:
             try:
                 return _recipe(tomllib.load(file))
             except (TypeError, ValueError) as error:

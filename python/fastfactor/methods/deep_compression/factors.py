@@ -176,6 +176,13 @@ class DeepCompressionFactors(SharedWeightsFactors):
             raise CorruptDataError(f"codes, gaps and codebook must agree: {error}") from error
 
     @cached_property
+    def _kept(self) -> tuple[Array, Array]:
+        # Fillers are places of the value zero.
+        sparse = self.sparse_codes
+        places = gap_decode(sparse.gaps, sparse.gap_bits, self.shape[0] * self.shape[1])
+        return places, sparse.codebook.astype(np.float32)[sparse.codes].reshape(-1)
+
+    @cached_property
     def labels(self) -> tuple[Array, Array]:
         """The index of each weight's value (uint8), and the mask of kept weights, of W's shape."""
         sparse = self.sparse_codes

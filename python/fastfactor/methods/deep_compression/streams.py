@@ -43,7 +43,7 @@ def decoded_stream(data: Array, n: int, n_bits: int) -> Array:
         )
     if data.size == most:
         return unpack_bits(data, _width(n_bits), n)
-    numbers = huffman_decode(data)
+    numbers = huffman_decode(data, max_size=n)
     if numbers.size != n:
         raise CorruptDataError(f"a stream must hold {n} numbers, got {numbers.size}")
     return numbers

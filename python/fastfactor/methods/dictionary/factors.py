@@ -52,6 +52,8 @@ class DictionaryFactors(Factors):
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
+        if len(self.values) == 0:  # then there may be any number of blocks
+            return np.zeros((*ids.shape, self.shape[1]), self.dtype)
         n = self.shape[1] // self._block_size
         blocks = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
         codes, dictionary = self._codes, self._wide
@@ -66,7 +68,9 @@ class DictionaryFactors(Factors):
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         dictionary = self._wide
-        dtype = _checks.result_dtype(x, dictionary, self._codes.data)
+        dtype = _checks.result_dtype(x, dictionary, self.values)
+        if len(self.values) == 0:
+            return np.zeros((len(x), self.shape[0]), dtype)
         result = np.empty((len(x), self.shape[0]), dtype)
         for first in range(0, len(x), BATCH_AT_ONCE):
             part = x[first : first + BATCH_AT_ONCE].astype(dtype)

@@ -238,24 +238,36 @@ class Dictionary(Method):
         if best is None:
             best = super()._search(problem)
         assert isinstance(best, DictionaryFactors)
-        error = best.error(problem.W)
-        if not isinstance(problem.metric, Frobenius) or not np.isfinite(error):
+        if isinstance(problem.metric, Frobenius):
+            return self._with_block_error(problem, best)
+        plain = self._largest_even(problem.plain) if goal.is_size else None
+        if plain is None:
             return best
-        # With the atoms found, bisect the logarithm of the error at which a block is done.
+        return min(best, self._with_block_error(problem.plain, plain), key=problem.error_of)
+
+    def _with_block_error(self, problem: Problem, best: DictionaryFactors) -> DictionaryFactors:
+        """Return the best factors with these atoms that some error of all blocks gives.
+
+        The logarithm of the error at which a block is done is found by bisection.
+        """
+        goal, error = self._goal(problem), problem.error_of(best)
+        if not np.isfinite(error):
+            return best
         exponent = _far_exponent(problem.W)
         W = np.ldexp(problem.W, -exponent) if exponent else np.ascontiguousarray(problem.W)
         signals = W.reshape(-1, self._block_size(W))
         atoms = best.dictionary
         if exponent:
             atoms = np.ldexp(atoms.astype(np.float64), -exponent_of(atoms))
-        low, high = np.log(max(error, 1e-12) / 16), np.log(max(error, 1e-12) * 4)
+        squares = max(best.error(problem.W), 1e-12)  # what a block's error counts
+        low, high = np.log(squares / 16), np.log(squares * 4)
         for _ in range(SEARCH_STEPS):
             middle = (low + high) / 2
             settings = replace(self, block_error=float(np.exp(middle)), ratio=None, max_error=None)
             limits = settings._limits(signals)
             codes = self._coded(signals, atoms, limits, None, problem.n_threads)
             other = settings._stored(problem.W, codes, atoms, exponent)
-            lost = other.error(problem.W, n_threads=problem.n_threads)
+            lost = problem.error_of(other)
             if goal.is_size:
                 fits = goal.allows(other.nbytes)
                 better = lost < error
@@ -280,8 +292,7 @@ class Dictionary(Method):
         )
         if fitting == 0:
             return None
-        factors = self._at(levels[fitting - 1])._best(problem)
-        assert isinstance(factors, DictionaryFactors)
+        factors = self._at(levels[fitting - 1])._compress(problem)
         return factors if factors.count_bits == 0 else None
 
     def _exchanges(self) -> bool:

@@ -85,6 +85,8 @@ class EntropyCodedFactors(Factors):
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
+        if ids.size * self.shape[1] == 0:
+            return np.zeros((*ids.shape, self.shape[1]), self.dtype)
         wanted, place = np.unique(ids, return_inverse=True)
         values = self._decoder.rows(wanted, n_threads=n_threads)
         return self._dense(values)[place].reshape(*ids.shape, self.shape[1])
@@ -200,6 +202,8 @@ class EntropyCodedFactors(Factors):
 
     def _spans(self, n_threads: int | None) -> Any:
         """Yield the rows in coded coordinates, some whole blocks at a time, each with its start."""
+        if self.shape[1] == 0:
+            return
         n_blocks = max(WEIGHTS_AT_ONCE // max(self.block_rows * self.shape[1], 1), 1)
         for first in range(0, self.shape[0], n_blocks * self.block_rows):
             last = min(first + n_blocks * self.block_rows, self.shape[0])

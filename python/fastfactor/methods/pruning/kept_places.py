@@ -165,16 +165,22 @@ def dense_order(places: Array, numbers: Array, other: int, shape: tuple[int, int
     return order
 
 
-def csr_rows(matrix: CSR, ids: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the dense rows with these ids, an array of any shape."""
-    flat = ids.reshape(-1)
-    starts, counts = matrix.indptr[flat], np.diff(matrix.indptr)[flat]
+def kept_rows(
+    places: Array, values: Array, ids: Array, shape: tuple[int, int], dtype: np.dtype[Any]
+) -> Array:
+    """Return the dense rows with these ids, an array of any shape, of values in ascending places.
+
+    Time and memory are those of the kept places and of the result, not of all rows.
+    """
+    begins = ids.reshape(-1) * shape[1]
+    first = np.searchsorted(places, begins)
+    counts = np.searchsorted(places, begins + shape[1]) - first
     before = np.cumsum(counts) - counts
-    taken = np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
-    found = np.zeros((flat.size, matrix.shape[1]), dtype)
-    values = narrowed(matrix.data[taken], dtype)
-    found[np.repeat(np.arange(flat.size), counts), matrix.indices[taken]] = values
-    return found.reshape(*ids.shape, matrix.shape[1])
+    taken = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
+    row = np.repeat(np.arange(begins.size), counts)
+    found = np.zeros((begins.size, shape[1]), dtype)
+    found[row, places[taken] - begins[row]] = narrowed(values[taken], dtype)
+    return found.reshape(*ids.shape, shape[1])
 
 
 def _pack(gaps: Array, gap_bits: int) -> Array:

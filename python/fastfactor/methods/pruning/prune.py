@@ -27,7 +27,7 @@ from ..factors import Config, Factors, Tensors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
 from ..search import Problem, Size
 from ..stored import stored_tensor
-from .kept_places import KeptPlaces, csr_rows, dense_order, kept_csr
+from .kept_places import KeptPlaces, dense_order, kept_csr, kept_rows
 
 MAX_LEVELS = 1 << 16
 
@@ -51,7 +51,8 @@ class PruneFactors(Factors):
     kept: KeptPlaces
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
+        ids = check_ids(ids, self.shape[0])
+        return kept_rows(self._places, self.values, ids, self.shape, self.dtype)
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         return spmm(self._matrix, x.T, n_threads=n_threads).T
@@ -79,14 +80,18 @@ class PruneFactors(Factors):
         return cls(values=values, kept=kept, shape=shape, dtype=dtype)
 
     @cached_property
+    def _places(self) -> Array:
+        return self.kept.places()
+
+    @cached_property
     def _matrix(self) -> CSR:
-        return kept_csr(self.kept.places(), self.values, self.shape)
+        return kept_csr(self._places, self.values, self.shape)
 
     @cached_property
     def _dense_order(self) -> Array:
         """For each entry of W the index of its value; the number of values where it is dropped."""
         n = self.values.size
-        return dense_order(self.kept.places(), np.arange(n), n, self.shape)
+        return dense_order(self._places, np.arange(n), n, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

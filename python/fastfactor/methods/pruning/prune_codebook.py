@@ -95,10 +95,13 @@ class PruneCodebookFactors(SharedWeightsFactors):
         return unpack_bits(self.codes, self.n_bits, n_kept)
 
     @cached_property
-    def _matrix(self) -> CSR:
+    def _kept(self) -> tuple[Array, Array]:
         places = self.kept.places()
-        values = self.codebook.astype(np.float32)[self._labels(places.size), 0]
-        return kept_csr(places, values, self.shape)
+        return places, self.codebook.astype(np.float32)[self._labels(places.size), 0]
+
+    @cached_property
+    def _matrix(self) -> CSR:
+        return kept_csr(*self._kept, self.shape)
 
     @cached_property
     def _dense_order(self) -> Array:

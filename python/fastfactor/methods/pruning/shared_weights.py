@@ -14,7 +14,7 @@ from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..factors import Factors, check_ids
 from ..forward import ArrayNamespace, constant, transpose, with_zero
-from .kept_places import csr_rows
+from .kept_places import kept_rows
 
 
 class SharedWeightsFactors(Factors):
@@ -34,12 +34,18 @@ class SharedWeightsFactors(Factors):
     def _dense_order(self) -> Array:
         """For each entry of W (flat, int64) the index of its value; K if it is pruned."""
 
+    @property
+    @abstractmethod
+    def _kept(self) -> tuple[Array, Array]:
+        """The places of the kept weights in C order, ascending, and their values in float32."""
+
     @cached_property
     def _matrix(self) -> CSR:
         return self.sparse_codes.to_csr()
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        return csr_rows(self._matrix, check_ids(ids, self.shape[0]), self.dtype)
+        ids = check_ids(ids, self.shape[0])
+        return kept_rows(*self._kept, ids, self.shape, self.dtype)
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         if x.dtype == np.float64:  # the product by codes is computed in float32

@@ -53,6 +53,8 @@ class BlockDiagonalFactors(Factors):
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
         flat, inputs = ids.reshape(-1), self.shape[1]
+        if flat.size * inputs == 0:
+            return np.zeros((*ids.shape, inputs), self.dtype)
         # Padding of blocks goes to an extra column, which is cut off at the end.
         found = np.zeros((flat.size, inputs + 1), self.dtype)
         block, within = np.divmod(self._places[flat], self._blocks.shape[1])
@@ -86,6 +88,11 @@ class BlockDiagonalFactors(Factors):
         dtype: np.dtype[Any],
     ) -> BlockDiagonalFactors:
         n_blocks = stored_number(config, "n_blocks", 1, max(min(shape), 1))
+        values = stored_tensor(tensors, "values", FLOAT_NAMES, (None,))
+        if n_blocks > max(len(values), 1):
+            raise CorruptDataError(
+                f"'values' must have one or more in each of {n_blocks} blocks, got {len(values)}"
+            )
         labels: list[Array | None] = [None, None]
         if stored_number(config, "permuted", 0, 1):
             names = tuple(np.dtype(dtype).name for dtype in LABEL_DTYPES)

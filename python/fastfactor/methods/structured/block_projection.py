@@ -22,6 +22,9 @@ from ..stored import stored_number, stored_tensor
 from .gaussian import gaussian
 from .projection_fit import fit_core, fit_projections, project_blocks, transpose_blocks
 
+# Limits for projections that are drawn, so that a short file does not fill the memory.
+MAX_DRAWN, MAX_DRAWN_RATIO = 1 << 26, 4096
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BlockProjectionFactors(Factors):
@@ -138,8 +141,18 @@ class RandomProjectionFactors(Factors):
             numbers[f"block_{side}"] = block
             numbers[f"reduced_{side}"] = stored_number(config, f"reduced_{side}", 1, block)
             reduced.append(-(-size // block) * numbers[f"reduced_{side}"])
+        C = stored_tensor(tensors, "C", FLOAT_NAMES, (reduced[0], reduced[1]))
+        drawn = sum(
+            numbers[f"block_{side}"] * (numbers[f"reduced_{side}"] if numbers["shared"] else n)
+            for side, n in zip(("out", "in"), reduced, strict=True)
+        )
+        if drawn > MAX_DRAWN + MAX_DRAWN_RATIO * C.size:
+            raise CorruptDataError(
+                f"projections must have at most {MAX_DRAWN} numbers and {MAX_DRAWN_RATIO} more for "
+                f"each one of C, got {drawn} for {C.size}"
+            )
         return cls(
-            C=stored_tensor(tensors, "C", FLOAT_NAMES, (reduced[0], reduced[1])),
+            C=C,
             seed=stored_tensor(tensors, "seed", ("uint64",), (1,)),
             shape=shape,
             dtype=dtype,
@@ -193,8 +206,9 @@ class BlockProjection(Method):
     of B and D by conjugate gradients alternate with that of C. Factors have W's dtype. With drawn
     projections a random W loses ``1 − 1 / reduction²`` of its energy. A product takes
     ``2 · out · in / reduction²`` operations an input, and those of the projections. The method uses
-    LAPACK, so bits may depend on NumPy's threads. An importance or covariance takes a few copies of
-    W in float64.
+    LAPACK, so bits may depend on NumPy's threads and Ctrl-C waits for the call that is under way,
+    seconds for matrices of some thousand rows and columns. An importance or covariance takes a few
+    copies of W in float64.
 
     Sources: the input and output projection of A. Panigrahi et al., 2020; L. De Lathauwer, B. De
     Moor, J. Vandewalle, On the Best Rank-1 and Rank-(R1, …, RN) Approximation, 2000; J. Ye,

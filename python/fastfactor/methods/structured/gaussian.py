@@ -9,6 +9,7 @@ from ..._checks import Array
 # Columns that share a stream. A row of a tile is 64 draws, 16 steps of Philox's counter.
 TILE = 128
 STEPS = TILE // 8
+ROWS_AT_ONCE = 1 << 13  # of a tile, which is drawn whole even where few of its columns are needed
 
 
 def gaussian_tile(seed: int, stream: int, first: int, last: int, tile: int) -> Array:
@@ -32,6 +33,10 @@ def gaussian_tile(seed: int, stream: int, first: int, last: int, tile: int) -> A
 
 def gaussian(seed: int, stream: int, rows: int, columns: int) -> Array:
     """Return a matrix of the numbers of :func:`gaussian_tile`."""
-    tiles = range(-(-columns // TILE))
-    parts = [gaussian_tile(seed, stream, 0, rows, tile) for tile in tiles]
-    return np.concatenate(parts, axis=1)[:, :columns] if parts else np.empty((rows, 0), np.float32)
+    result = np.empty((rows, columns), np.float32)
+    for first in range(0, rows if columns else 0, ROWS_AT_ONCE):
+        part = result[first : first + ROWS_AT_ONCE]
+        for at in range(0, columns, TILE):
+            tile = gaussian_tile(seed, stream, first, first + len(part), at // TILE)
+            part[:, at : at + TILE] = tile[:, : columns - at]
+    return result

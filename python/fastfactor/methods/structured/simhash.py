@@ -26,6 +26,7 @@ from .gaussian import TILE, gaussian, gaussian_tile
 MAX_CACHED_BYTES = 64 << 20  # a projection up to this size is kept, not drawn for every product
 SIGNS = np.array([[-1], [1]], np.float32)
 ROWS_AT_ONCE = 256
+DRAWN_ROWS = 1 << 16  # of a projection that is not kept
 SCALES = ("least_squares", "norm")
 LARGE = 64  # rows and columns of a matrix whose error can be foretold
 LUCKY = 0.5  # the part of the foretold error below which none is tried
@@ -69,14 +70,16 @@ class SimhashFactors(Factors):
         ids = check_ids(ids, self.shape[0])
         flat, dtype = ids.reshape(-1), self._wide.dtype
         found = np.zeros((flat.size, self.shape[1]), dtype)
+        if found.size == 0:
+            return found.reshape(*ids.shape, self.shape[1]).astype(self.dtype)
         if self.axis == 0:
-            for part, tile in self._tiles(flat):
+            for _, part, tile in self._tiles(flat):
                 found += tile.astype(dtype, copy=False) @ self._unpack(part, dtype)
             found *= self._wide * self._constant
         else:
             signs = self._unpack(flat, dtype)
-            for part, tile in self._tiles():
-                found += signs[:, part] @ tile.T
+            for rows, part, tile in self._tiles():
+                found[:, rows] += signs[:, part] @ tile.T
             found *= self._wide[flat, None] * self._constant
         return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
 
@@ -86,12 +89,12 @@ class SimhashFactors(Factors):
         if self.axis == 0:
             hashes = self._by_signs(x * self._wide, n_threads)
             y = np.zeros((len(x), self.shape[0]), dtype)
-            for part, tile in self._tiles():
-                y += hashes[:, part] @ tile.T
+            for rows, part, tile in self._tiles():
+                y[:, rows] += hashes[:, part] @ tile.T
         else:
-            hashes = np.empty((len(x), self.n_hashes), dtype)
-            for part, tile in self._tiles():
-                hashes[:, part] = x @ tile
+            hashes = np.zeros((len(x), self.n_hashes), dtype)
+            for rows, part, tile in self._tiles():
+                hashes[:, part] += x[:, rows] @ tile
             y = self._by_signs(hashes, n_threads) * self._wide
         y *= self._constant
         return y
@@ -161,32 +164,32 @@ class SimhashFactors(Factors):
     def _projection(self) -> Array:
         return gaussian(int(self.seed[0]), 0, self.length, self.n_hashes)
 
-    def _tiles(self, ids: Array | None = None) -> Iterator[tuple[slice, Array]]:
-        """Yield R a few columns at a time, with all rows or those with the given ids."""
-        for first in range(0, self.n_hashes, TILE):
-            part = slice(first, min(first + TILE, self.n_hashes))
-            if self._cached_projection is not None:
-                yield (
-                    part,
-                    self._cached_projection[:, part]
-                    if ids is None
-                    else self._cached_projection[ids, part],
-                )
+    def _tiles(self, ids: Array | None = None) -> Iterator[tuple[slice, slice, Array]]:
+        """Yield tiles of R with the rows and columns they are for: all rows, or only these ids."""
+        whole = self._cached_projection
+        step = max(self.length, 1) if whole is not None else DRAWN_ROWS
+        for columns in _slices(self.n_hashes, TILE):
+            if ids is not None:
+                tile = self._drawn_rows(ids, columns) if whole is None else whole[ids, columns]
+                yield slice(0, len(ids)), columns, tile
                 continue
-            width, number = part.stop - first, first // TILE
-            seed = int(self.seed[0])
-            if ids is None:
-                tile = gaussian_tile(seed, 0, 0, self.length, number)
-            else:
-                drawn, places = np.unique(ids, return_inverse=True)
-                runs = np.split(drawn, np.flatnonzero(np.diff(drawn) > 1) + 1)
-                tiles = [
-                    gaussian_tile(seed, 0, int(run[0]), int(run[-1]) + 1, number)
-                    for run in runs
-                    if len(run)
-                ]
-                tile = np.concatenate(tiles)[places] if tiles else np.empty((0, TILE), np.float32)
-            yield part, tile[:, :width]
+            for rows in _slices(self.length, step):
+                if whole is None:
+                    yield rows, columns, self._drawn(rows.start, rows.stop, columns)
+                else:
+                    yield rows, columns, whole[rows, columns]
+
+    def _drawn_rows(self, ids: Array, columns: slice) -> Array:
+        """Return some columns of R, up to a tile, in the rows with these ids."""
+        wanted, places = np.unique(ids, return_inverse=True)
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
+        drawn = [self._drawn(int(run[0]), int(run[-1]) + 1, columns) for run in runs]
+        found: Array = np.concatenate(drawn)[places]
+        return found
+
+    def _drawn(self, first: int, last: int, columns: slice) -> Array:
+        tile = gaussian_tile(int(self.seed[0]), 0, first, last, columns.start // TILE)
+        return tile[:, : columns.stop - columns.start]
 
     def _unpack(self, rows: Any, dtype: np.dtype[Any]) -> Array:
         """Return rows of the signs as −1 and 1."""
@@ -204,6 +207,12 @@ class SimhashFactors(Factors):
             part = slice(first, first + ROWS_AT_ONCE)
             result[:, part] = vectors @ self._unpack(part, vectors.dtype).T
         return result
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    """Yield slices that cover range(n), up to ``step`` long."""
+    for first in range(0, n, step):
+        yield slice(first, min(first + step, n))
 
 
 @dataclass(frozen=True, kw_only=True)

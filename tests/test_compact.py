@@ -188,7 +188,7 @@ def test_the_command_line_hints_at_it_where_the_header_takes_much(tmp_path, rng,
     W = rng.standard_normal((size, size)).astype(np.float32)
     save_file({"fc": W}, tmp_path / "net.safetensors")
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('min_side = 1\n[default]\nmethod = "codebook"\nn_bits = 4\n')
+    recipe.write_text('min_size = 1\n[default]\nmethod = "codebook"\nn_bits = 4\n')
     options = ["--recipe", str(recipe)]
     files = [str(tmp_path / "net.safetensors"), str(tmp_path / "small.safetensors")]
     sizes = []

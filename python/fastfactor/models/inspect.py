@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import CorruptDataError
 from ..files.checkpoint import Stored
 from ..files.index import PLAIN, Path
+from ..files.layout import Layout
 from ..files.store import Store
 from ..methods.factors import Factors
 from .compare import open_tensors
@@ -88,6 +89,8 @@ def inspect_file(path: Path, *, verify: bool = False, max_dense_nbytes: int | No
     }
     if not compressed:
         del columns["config"]
+    if all(_is_obvious(record) for record in records):
+        del columns["seen_as"]
     summary = (
         f"{len(records)} tensor{'' if len(records) == 1 else 's'}, {compressed} compressed; "
         f"{n_weights:,} weights in {file_nbytes:,} bytes{'; verified' if verify else ''}"
@@ -125,6 +128,14 @@ def _seen_as(tensors: Mapping[str, Stored]) -> dict[str, str]:
         else:
             found[name] = ""
     return found
+
+
+def _is_obvious(record: dict[str, Any]) -> bool:
+    """Return whether a tensor is a matrix as it is, or none at all."""
+    if not record["seen_as"]:
+        return True
+    shape = tuple(record["shape"])
+    return len(shape) == 2 and record["seen_as"] == layout_text(Layout.of(shape))
 
 
 def _record(

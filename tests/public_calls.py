@@ -175,7 +175,7 @@ NO_ARRAYS = {
     "takes what other functions give": {"encode", "decode", "Problem"},
     "files": {"compare_files", "compress_file", "decompress_file"},
     "modules": {"deep_compression", "methods", "store"},
-    "others": {"CorruptDataError", "__version__", "show_config"},
+    "others": {"CorruptDataError", "LinearDependenceWarning", "__version__", "show_config"},
 }
 
 # The public names of factors, by whether they take arrays.

@@ -43,7 +43,18 @@ class Layout:
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> Layout:
-        """Return the usual layout of a shape: the first axis by the product of the others."""
+        """Return the usual layout of a shape: the first axis by the product of the others.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            The shape of a tensor.
+
+        Returns
+        -------
+        Layout
+            That of files which do not mention one.
+        """
         return cls(tuple(shape), tuple(range(len(shape))), matrix_shape(shape))
 
     @property
@@ -52,7 +63,13 @@ class Layout:
         return self == Layout.of(self.shape)
 
     def fault(self) -> str | None:
-        """Return what contradicts itself, or None."""
+        """Return what contradicts itself, or None.
+
+        Returns
+        -------
+        str or None
+            A sentence for a message.
+        """
         if sorted(self.axes) != list(range(len(self.shape))):
             return f"axes must be an order of the {len(self.shape)} axes, got {self.axes}"
         size = math.prod(self.shape)
@@ -61,10 +78,32 @@ class Layout:
         return None
 
     def to_matrix(self, tensor: Array) -> Array:
-        """Return a tensor of this shape as the matrix; a copy only if axes change their order."""
+        """Return a tensor as the matrix; a copy only if axes change their order.
+
+        Parameters
+        ----------
+        tensor : array of shape ``self.shape``
+            The tensor.
+
+        Returns
+        -------
+        array of shape ``self.matrix``
+            A view of the tensor where that can be.
+        """
         return tensor.transpose(self.axes).reshape(self.matrix)
 
     def to_tensor(self, matrix: Array) -> Array:
-        """Return the matrix as the tensor, in C order."""
+        """Return the matrix as the tensor, in C order.
+
+        Parameters
+        ----------
+        matrix : array of shape ``self.matrix``
+            The matrix.
+
+        Returns
+        -------
+        array of shape ``self.shape``
+            A view of the matrix where that can be.
+        """
         permuted = matrix.reshape([self.shape[axis] for axis in self.axes])
         return np.ascontiguousarray(permuted.transpose(np.argsort(self.axes)))

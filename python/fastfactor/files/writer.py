@@ -255,13 +255,25 @@ class Writer:
         self._accept(described, pieces, key)
 
     def discard(self, name: str) -> None:
-        """Forget an entry, so that it can be added anew; its bytes stay in ``path.partial``."""
+        """Forget an entry, so that it can be added anew; its bytes stay in ``path.partial``.
+
+        Parameters
+        ----------
+        name : str
+            The name of an entry.
+        """
         del self._described[name], self.keys[name]
         for piece in self._pieces_of.pop(name):
             del self._pieces[piece]
 
     def arrange(self, names: Iterable[str]) -> None:
-        """Put all entries into this order, which is otherwise that in which they were added."""
+        """Put all entries into this order, which is otherwise that in which they were added.
+
+        Parameters
+        ----------
+        names : iterable of str
+            The name of every entry.
+        """
         order = list(names)
         self._described = {name: self._described[name] for name in order}
         pieces = [piece for name in order for piece in self._pieces_of[name]]

@@ -310,7 +310,7 @@ def recipe(
     elif path is None or str(path) == "-":
         typer.echo(starter(), nl=False)
     else:
-        from ..files.container import atomic_write
+        from ..files.disk import atomic_write
 
         if os.path.lexists(path) and not force:
             raise ValueError(f"{path} must not exist, got an existing file; --force replaces it")

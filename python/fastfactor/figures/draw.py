@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files.container import atomic_write
+from ..files.disk import atomic_write
 from ..models.report import Report, TensorRow, printable
 from .data import Curve, Matrix, curve_of, matrix_of
 

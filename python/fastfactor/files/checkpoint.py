@@ -24,11 +24,10 @@ from .container import (
     array_from_bytes,
     check_checksum,
     dtype_of,
-    open_regular_file,
     parse,
     sizes,
-    unknown_name,
 )
+from .disk import open_regular_file, unknown_name
 from .formats import format_of, open_archive
 from .forms import read_header
 from .index import read_index

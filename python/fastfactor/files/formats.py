@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import CorruptDataError
-from .container import open_regular_file
+from .disk import open_regular_file
 
 BEGINNING = 512  # bytes, which are enough to tell formats apart
 PICKLE = re.compile(rb"\x80[\x02-\x05]")

@@ -19,13 +19,8 @@ from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors
-from .container import (
-    OpaqueTensor,
-    array_from_bytes,
-    check_checksum,
-    open_regular_file,
-    unknown_name,
-)
+from .container import OpaqueTensor, array_from_bytes, check_checksum
+from .disk import open_regular_file, unknown_name
 from .formats import format_of
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, factors_of, plain_entry, read_index

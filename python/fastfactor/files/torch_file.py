@@ -22,7 +22,8 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from .container import MAX_DIMENSIONS, MAX_SIZE, dtype_of, open_regular_file
+from .container import MAX_DIMENSIONS, MAX_SIZE, dtype_of
+from .disk import open_regular_file
 from .formats import open_archive
 from .stored import Stored
 

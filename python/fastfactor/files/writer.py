@@ -18,14 +18,13 @@ from .compact import ChecksumWriter, compact_file, compact_head
 from .container import (
     TensorInfo,
     array_to_bytes,
-    atomic_write,
-    check_output_path,
     code_of,
     header_bytes,
     parse,
     sorted_by_itemsize,
     tensor_info,
 )
+from .disk import atomic_write, check_output_path
 from .index import FORMAT_VERSION, Entry, Path, Value, build_index, check_metadata, described_entry
 from .journal import Piece, check_factors, journal_entry, read_entry
 from .layout import Layout

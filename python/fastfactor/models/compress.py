@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CorruptDataError
 from ..files.checkpoint import Stored, open_checkpoint
-from ..files.container import check_output_path
+from ..files.disk import check_output_path
 from ..files.index import PLAIN, Entry, Path
 from ..files.side_files import check_sources
 from ..files.store import Store, open_store

@@ -34,7 +34,7 @@ from functools import cache
 from typing import Any
 
 from .. import _checks, methods
-from ..files.container import open_regular_file
+from ..files.disk import open_regular_file
 from ..methods.base import Method, recipe_name
 from ..methods.factors import FLOAT_NAMES, matrix_shape
 from .layouts import AUTO, LAYOUTS

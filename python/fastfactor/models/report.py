@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.container import atomic_write, check_output_path
+from ..files.disk import atomic_write, check_output_path
 from ..files.layout import Layout
 from .layouts import layout_text
 from .text_table import Column, text_table

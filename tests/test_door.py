@@ -285,6 +285,7 @@ def test_entries_of_stores_are_taken_as_arrays(tmp_path):
 # --- the libraries themselves, where they are installed
 
 
+@pytest.mark.framework
 def test_tensors_of_torch(monkeypatch):
     monkeypatch.undo()  # the imitation of torch
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -303,6 +304,7 @@ def test_tensors_of_torch(monkeypatch):
         assert_named(caught.value, "W", refused)
 
 
+@pytest.mark.framework
 def test_frames_of_pandas():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     values = np.arange(6, dtype=np.float32).reshape(2, 3)

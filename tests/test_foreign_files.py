@@ -226,9 +226,10 @@ def test_any_changed_byte_of_a_file_of_torch_is_read_or_refused(save, tmp_path):
     assert refused > len(content)
 
 
+@pytest.mark.framework
 @pytest.mark.filterwarnings("ignore")
 def test_what_torch_itself_saves_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     weight = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     state = {
         "w": weight,

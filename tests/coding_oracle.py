@@ -74,7 +74,7 @@ def entropy(symbols):
 def gap_fields(positions, n_bits):
     """Fields and which of them are fillers, one position at a time."""
     fields, fillers, last = [], [], -1
-    for position in positions:
+    for position in np.asarray(positions).tolist():
         while position - last > 2**n_bits:
             fillers.append(len(fields))
             fields.append(2**n_bits - 1)
@@ -88,7 +88,7 @@ def gap_fields_with_escapes(positions, n_bits):
     """Fields and which of them are escapes, one position at a time."""
     fields, escapes, last = [], [], -1
     largest = 2**n_bits - 1
-    for position in positions:
+    for position in np.asarray(positions).tolist():
         zeros = position - last - 1
         while zeros >= largest:
             escapes.append(len(fields))

@@ -250,7 +250,7 @@ def test_empty(shape):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(203, 12), (700, 400)])
+@pytest.mark.parametrize("shape", [(203, 12), (523, 504)])
 def test_layout_does_not_matter(rng, layout, dtype, shape):
     W = np.round(4 * rng.standard_normal(shape)).astype(dtype)
     for options in ({}, {"scope": "row"}, {"block_shape": (8, 3)}):
@@ -276,19 +276,19 @@ def test_read_only_maps_of_files(rng, as_memmap):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_any_number_of_threads_gives_the_same_bits(rng, dtype, n_threads):
-    smooth = rng.standard_normal((811, 700))
+    smooth = rng.standard_normal((523, 504))
+    assert smooth.size > SHARED
+    blocks = [{"block_shape": (7, 5), "pool": pool} for pool in ("square", "max", "mean")]
     for W in (smooth.astype(dtype), np.round(3 * smooth).astype(dtype)):
-        for competing in ({}, {"scope": "row"}, {"block_shape": (7, 5)}):
-            for pool in ("square", "max", "mean"):
-                options = {**competing, "pool": pool}
-                np.testing.assert_array_equal(
-                    magnitude_threshold(W, 0.8, n_threads=n_threads, **options),
-                    magnitude_threshold(W, 0.8, n_threads=1, **options),
-                )
-                np.testing.assert_array_equal(
-                    prune_mask(W, 0.8, n_threads=n_threads, **options),
-                    prune_mask(W, 0.8, n_threads=1, **options),
-                )
+        for options in ({}, {"scope": "row"}, *blocks):
+            np.testing.assert_array_equal(
+                magnitude_threshold(W, 0.8, n_threads=n_threads, **options),
+                magnitude_threshold(W, 0.8, n_threads=1, **options),
+            )
+            np.testing.assert_array_equal(
+                prune_mask(W, 0.8, n_threads=n_threads, **options),
+                prune_mask(W, 0.8, n_threads=1, **options),
+            )
         np.testing.assert_array_equal(
             nm_sparsity_mask(W, 2, 4, n_threads=n_threads), nm_sparsity_mask(W, 2, 4, n_threads=1)
         )
@@ -334,10 +334,10 @@ def test_nan_and_infinity_are_named(rng, dtype, bad, name, shape):
     large = W.size > SHARED
     for view in (W,) if large else (W, W[::-1][::-1], np.asfortranarray(W)):
         for options in ({}, {"scope": "row"}, {"block_shape": (2, 2)}):
-            for call in (magnitude_threshold, prune_mask):
+            for call in (prune_mask,) if large else (magnitude_threshold, prune_mask):
                 with pytest.raises(ValueError, match=message):
                     call(view, 0.5, **options)
-        for m in (1, 2, 4):
+        for m in (4,) if large else (1, 2, 4):
             with pytest.raises(ValueError, match=message):
                 nm_sparsity_mask(view, 1, m)
 

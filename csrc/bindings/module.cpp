@@ -22,9 +22,9 @@ void bind_trellis_codes(py::module_& m);
 
 namespace {
 
-py::dict build_info() {
+py::dict build_info(const char* level) {
   py::dict info;
-  info["level"] = FASTFACTOR_LEVEL;
+  info["level"] = level;
   info["threading"] = threading_runtime();
 #if defined(__clang__)
   info["compiler"] = "Clang " __clang_version__;
@@ -46,13 +46,11 @@ void throw_corrupt_data(std::exception_ptr thrown) {
 }
 
 }  // namespace
-}  // namespace ff::bindings
 
-PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
-  using namespace ff::bindings;
+void bind_all(py::module_& m, const char* level) {
   py::register_local_exception_translator(&throw_corrupt_data);
-  m.def("build_info", &build_info);
-  m.def("default_threads", &ff::default_threads);
+  m.def("build_info", [level] { return build_info(level); });
+  m.def("default_threads", &default_threads);
   bind_balance(m);
   bind_bits(m);
   bind_codebook(m);
@@ -70,3 +68,5 @@ PYBIND11_MODULE(FASTFACTOR_MODULE, m) {
   bind_trellis(m);
   bind_trellis_codes(m);
 }
+
+}  // namespace ff::bindings

@@ -15,6 +15,10 @@
 // and the scalar form rounds like the vector form, so a tail gives the same bits as a full vector.
 namespace ff::simd {
 
+#if defined(FASTFACTOR_BINDINGS)
+#  error "bindings are compiled once for all levels: what they include must not depend on the level"
+#endif
+
 #if defined(__AVX512F__)
 inline constexpr int kBytes = 64;
 #elif defined(__AVX2__)

@@ -1,7 +1,10 @@
 #pragma once
-#include <vector>
+#include <cstdint>
 
-#include "kernels/kmeans/seeding.hpp"
+#include "core/buffer.hpp"
+#include "core/parallel.hpp"
+#include "core/view.hpp"
+#include "kernels/kmeans/init.hpp"
 
 namespace ff {
 

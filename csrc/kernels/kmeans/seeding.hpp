@@ -1,9 +1,8 @@
 #pragma once
+#include "kernels/kmeans/init.hpp"
 #include "kernels/kmeans/samples.hpp"
 
 namespace ff {
-
-enum class Init { plus_plus, random, linear, density };
 
 // Writes initial centroids (n_clusters, d) in the coordinates of x. The seed alone determines the
 // draws. linear and density need d = 1.

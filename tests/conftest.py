@@ -77,7 +77,11 @@ def pytest_generate_tests(metafunc):
     one of them for slow builds. `method` in a class that inherits contract.MethodContract: each of
     its METHODS.
     """
-    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    given = [
+        name
+        for mark in metafunc.definition.iter_markers("parametrize")
+        for name in ([mark.args[0]] if isinstance(mark.args[0], str) else mark.args[0])
+    ]
     if "n_threads" in metafunc.fixturenames and "n_threads" not in given:
         few = metafunc.config.getoption("--hypothesis-profile") == "few"
         metafunc.parametrize("n_threads", [3] if few else [2, 3, 7])

@@ -48,7 +48,8 @@ def forged_headers(content):
     if _form(content) == "network":
         return
     header = read_header(memoryview(content))
-    kinds = {entry.get("kind"): name for name, entry in header.index["entries"].items()}
+    entries = header.index["entries"]
+    kinds = {e.get("kind", "same" if "same_as" in e else ""): name for name, e in entries.items()}
     for name in kinds.values():
         entry = header.index["entries"][name]
         changes = [(entry, key) for key in entry if key != "crc32"]
@@ -62,7 +63,7 @@ def forged_headers(content):
                 holder[key] = value
                 yield name, _forged(content, header)
             holder[key] = before
-        sums = entry["crc32"]
+        sums = entry.get("crc32", {})
         for long in [f"{name}.{part}" for part in sums] if isinstance(sums, dict) else [name]:
             place = header.tensors[long]
             for forged in _forged_places(place):
@@ -78,7 +79,7 @@ def forged_tensors(content, places, values=(0, 255)):
     """
     header = read_header(memoryview(content))
     for name, entry in header.index["entries"].items():
-        sums = entry["crc32"]
+        sums = entry.get("crc32")
         if not isinstance(sums, dict):
             continue
         for part in sums:

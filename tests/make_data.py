@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from contract import MethodContract
 from fastfactor import store
-from fastfactor.files.index import LAYOUT_VERSION
+from fastfactor.files.index import NEWER_VERSION
 from fastfactor.files.layout import Layout
 from fastfactor.methods import (
     Codebook,
@@ -54,9 +54,13 @@ def main() -> None:
     if not path.exists():
         store.save(path, plain(), metadata={"made by": "tests/make_data.py"})
     for name in ("layouts", "compact"):
-        path = DATA / f"{name}.{LAYOUT_VERSION}.safetensors"
+        path = DATA / f"{name}.{NEWER_VERSION}.safetensors"
         if not path.exists():
             write_layouts(path, compact=name == "compact")
+    for name in ("ties", "compact_ties"):
+        path = DATA / f"{name}.{NEWER_VERSION}.safetensors"
+        if not path.exists():
+            write_ties(path, compact=name == "compact_ties")
     path = DATA / f"compact.{store.FORMAT_VERSION}.safetensors"
     if not path.exists():
         W = MethodContract().matrix()
@@ -76,6 +80,16 @@ def write_layouts(path, *, compact):
             writer.add(str(number), factors, shape=Layout(shape, axes, W.shape))
             writer.add(f"{number} dense", factors.to_dense())
         writer.add("bias", np.ones(3, np.float16), dtype=np.dtype(np.float32))
+
+
+def write_ties(path, *, compact):
+    """Factors and a plain tensor, each under two names."""
+    factors = Codebook(n_bits=4).compress(MethodContract().matrix())
+    with store.Writer(path, compact=compact) as writer:
+        writer.add("in", factors)
+        writer.add_same("out", "in")
+        writer.add("in dense", factors.to_dense())
+        writer.add_same("out dense", "in dense")
 
 
 def contracts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import oracle
 import pytest
@@ -173,3 +175,38 @@ def test_equal_centroids_among_close_ones(rng):
     X = two_scales(rng, 2, np.float32, 1e6)
     centroids = X[rng.integers(0, 400, 150) // 8 * 8]
     np.testing.assert_array_equal(assign(X, centroids)[0], oracle.nearest(X, centroids)[0])
+
+
+def one_column(rng, kind, k, ends):
+    """Centroids and values of a kind that rounding could get wrong."""
+    tiny, eps = float(ends.smallest_subnormal), float(ends.eps)
+    small, large = ends.minexp + 60, ends.maxexp // 2 - 10
+    return {
+        "normal": lambda n: rng.standard_normal(n),
+        "halves": lambda n: rng.integers(-12, 13, n) / (2 if n == 50 else 1),
+        "denormal": lambda n: rng.integers(-9, 10, n) * tiny,
+        "next to one": lambda n: 1 + rng.integers(0, 20, n) * eps,
+        "all magnitudes": lambda n: np.ldexp(rng.standard_normal(n), rng.integers(small, large, n)),
+        "two scales": lambda n: np.where(rng.random(n) < 0.1, 0, 1e6) + rng.random(n),
+    }[kind]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n_clusters", [1, 2, 3, 5, 16, 65, 150])
+@pytest.mark.parametrize(
+    "kind", ["normal", "halves", "denormal", "next to one", "all magnitudes", "two scales"]
+)
+def test_one_column_is_exact(rng, kind, n_clusters, dtype):
+    """As if computed without rounding, ties the lowest index; any layout and equal centroids."""
+    make = one_column(rng, kind, n_clusters, np.finfo(dtype))
+    centroids, X = make(n_clusters).astype(dtype), make(50).astype(dtype)
+    exact = [Fraction(float(c)) for c in centroids]
+    expected = []
+    for x in X:
+        distances = [abs(Fraction(float(x)) - c) for c in exact]
+        expected.append(distances.index(min(distances)))
+    strided = np.repeat(X, 3).reshape(50, 3)[:, 1:2]
+    for rows in (X[:, None], strided, X[::-1, None][::-1]):
+        np.testing.assert_array_equal(assign(rows, centroids[:, None])[0], expected)
+    many = np.tile(X, 401)[:, None]  # more than is laid out once
+    np.testing.assert_array_equal(assign(many, centroids[:, None])[0], np.tile(expected, 401))

@@ -265,6 +265,10 @@ HOSTILE = {
     "another checksum": plain(crc32=1),
     "a checksum of another kind": plain(crc32=None),
     "something more": plain(more=1),
+    "the same as nothing": {"entry": {"name": "a", "same_as": "b"}, "pieces": [], "key": ""},
+    "the same as itself": {"entry": {"name": "a", "same_as": "a"}, "pieces": [], "key": ""},
+    "the same as a number": {"entry": {"name": "a", "same_as": 3}, "pieces": [], "key": ""},
+    "the same, with pieces": {**plain(), "entry": {"name": "a", "same_as": "b"}},
     "a lone surrogate": '{"entry": {"name": "\\ud800"}, "pieces": [], "key": ""}',
 }
 

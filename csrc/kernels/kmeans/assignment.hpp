@@ -5,6 +5,7 @@
 #include "kernels/kmeans/nearest_coded_lanes.hpp"
 #include "kernels/kmeans/nearest_filtered.hpp"
 #include "kernels/kmeans/nearest_lanes.hpp"
+#include "kernels/kmeans/nearest_line.hpp"
 #include "kernels/kmeans/samples.hpp"
 
 // The first half of a Lloyd iteration: computes labels from centroids, by the search that suits the
@@ -22,17 +23,24 @@ class Assignment {
         close_(samples, n_clusters, n_threads, stop),
         framed_(n_clusters * samples.x.cols) {
     const index n = samples.x.rows, d = samples.x.cols;
-    if (choice() == Search::lanes && n * d * index(sizeof(T)) <= kSmallBytes) {
+    const bool is_small = n * d * index(sizeof(T)) <= kSmallBytes;
+    if (choice() == Search::line) {
+      line_ = std::make_unique<LineNearest<T>>(n_clusters);
+      if (is_small) lanes_ = line_->lanes(samples.x, samples.frame);
+    } else if (choice() == Search::lanes && is_small) {
       small_ = std::make_unique<LaneNearest<T>>(n_clusters, d);
       lanes_ = small_->lanes(samples.x, samples.frame);
-      found_.resize(n);
     }
+    if (lanes_.size()) found_.resize(n);
   }
 
   // Writes the labels of all rows; returns whether any of them changed (−1 before the first call).
   bool run(const T* centroids, std::int32_t* labels) {
-    if (small_) return run_small(centroids, labels);
+    if (small_) return run_small(*small_, centroids, labels);
     switch (choice()) {
+      case Search::line:
+        if (lanes_.size()) return run_small(*line_, centroids, labels);
+        return run_blocks(*line_, centroids, labels);
       case Search::lanes:
         return run_blocks<LaneNearest<T>>(centroids, labels);
 #if defined(__AVX512VNNI__)
@@ -52,9 +60,9 @@ class Assignment {
 
  private:
 #if defined(__AVX512VNNI__)
-  enum class Search { lanes, coded_lanes, filtered, plain };
+  enum class Search { line, lanes, coded_lanes, filtered, plain };
 #else
-  enum class Search { lanes, plain };
+  enum class Search { line, lanes, plain };
 #endif
 
   // A problem of at most this size stays in a core's L2 with its sums, so its rows are laid out for
@@ -63,6 +71,7 @@ class Assignment {
 
   Search choice() const {
     const index d = samples_.x.cols;
+    if (d == 1) return Search::line;
 #if defined(__AVX512VNNI__)
     // ns per row and thread:    lanes  coded lanes  filtered
     //   d  8,   64 centroids     5.9      5.9
@@ -92,10 +101,16 @@ class Assignment {
     return close_.find(centroids, framed_.data());
   }
 
-  bool run_small(const T* centroids, std::int32_t* labels) {
+  bool pack(const T* centroids, LineNearest<T>& search) {
+    search.set_all(centroids);
+    return false;
+  }
+
+  template <class Nearest>
+  bool run_small(Nearest& search, const T* centroids, std::int32_t* labels) {
     stop_.throw_if_requested();
-    const bool are_close = pack(centroids, *small_);
-    small_->search(lanes_, index(found_.size()), found_.data());
+    const bool are_close = pack(centroids, search);
+    search.search(lanes_, index(found_.size()), found_.data());
     if (are_close) close_.correct(0, index(found_.size()), found_.data());
     const bool changed = !std::equal(found_.begin(), found_.end(), labels);
     if (changed) std::copy(found_.begin(), found_.end(), labels);
@@ -105,6 +120,11 @@ class Assignment {
   template <class Nearest, class... Args>
   bool run_blocks(const T* centroids, std::int32_t* labels, Args... args) {
     Nearest search(n_clusters_, samples_.x.cols, args...);
+    return run_blocks(search, centroids, labels);
+  }
+
+  template <class Nearest>
+  bool run_blocks(Nearest& search, const T* centroids, std::int32_t* labels) {
     const bool are_close = pack(centroids, search);
     const index n = samples_.x.rows, block = search.block_rows();
     std::vector<std::unique_ptr<typename Nearest::Scratch>> scratch(n_threads_);
@@ -135,7 +155,8 @@ class Assignment {
   CloseCentroids<T> close_;
   Buffer<T> framed_;  // the centroids
   std::unique_ptr<LaneNearest<T>> small_;
-  Buffer<T> lanes_;
+  std::unique_ptr<LineNearest<T>> line_;
+  Buffer<T> lanes_;  // all rows of a small problem, as the search needs them
   std::vector<std::int32_t> found_;
 };
 

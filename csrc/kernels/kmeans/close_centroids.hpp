@@ -105,9 +105,7 @@ class CloseCentroids {
   void fill_columns() {
     if (chosen_.empty()) choose_columns();
     constexpr double kUnit = std::numeric_limits<T>::epsilon() / 2;
-    // A score of one column is (x − c)², which only the rounding of x and c to the frame moves.
-    const double wide = 24 * double(std::min<index>(d_ + 1, 11)) * kUnit * (1 + 1 / kShare);
-    const double narrow = 8 * kUnit / kShare, share = d_ == 1 ? narrow * narrow : wide;
+    const double share = 24 * double(std::min<index>(d_ + 1, 11)) * kUnit * (1 + 1 / kShare);
     for (index j = 0; j < k_; ++j) reach2_[j] = share * squared_norm(framed_ + j * d_, d_);
     for (index c = 0; c < index(chosen_.size()); ++c) {
       T* column = columns_.data() + c * ld_;

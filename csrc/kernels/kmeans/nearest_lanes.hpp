@@ -106,21 +106,13 @@ void search_lanes(const T* x, const T* centroids, index n, std::int32_t* labels)
   }
   for (const T* c = centroids; c != centroids + n * (D + 1); c += D + 1) {
     simd::Vec<T> score[R];
-    if constexpr (D == 1) {  // differences take as few instructions and cancel less
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) {
-        const simd::Vec<T> off = own[r][0] - simd::splat(c[0]);
-        score[r] = simd::mul_add(-off, off, simd::Vec<T>{});
-      }
-    } else {
-#pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) score[r] = simd::splat(c[D]);
+    for (int r = 0; r < R; ++r) score[r] = simd::splat(c[D]);
 #pragma GCC unroll 16
-      for (int k = 0; k < D; ++k) {
-        const simd::Vec<T> ck = simd::splat(c[k]);
+    for (int k = 0; k < D; ++k) {
+      const simd::Vec<T> ck = simd::splat(c[k]);
 #pragma GCC unroll 2
-        for (int r = 0; r < R; ++r) score[r] = simd::mul_add(own[r][k], ck, score[r]);
-      }
+      for (int r = 0; r < R; ++r) score[r] = simd::mul_add(own[r][k], ck, score[r]);
     }
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {

@@ -6,9 +6,11 @@ import lzma
 import os
 import tokenize
 import warnings
+import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -36,6 +38,7 @@ from .torch_file import TorchFile
 
 __all__ = ["Checkpoint", "Stored", "is_compressed", "open_checkpoint"]
 
+IN_MEMORY = 1 << 18  # bytes of a tensor up to which reading is faster than mapping
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 NPY_HEADERS = {
@@ -91,6 +94,13 @@ class Checkpoint(Mapping[str, Array]):
             raise unknown_name(name, self)
         return self._home[name].read(name)
 
+    def summary(self, name: str) -> Hashable | None:
+        """Return what a file says of a tensor's bytes: if they differ, so do the bytes.
+
+        None if it says nothing, or if the tensor must be read to tell.
+        """
+        return self._home[name].summary(name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._home
 
@@ -131,9 +141,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Notes
     -----
-    Reads headers only. Each tensor of a safetensors file is a separate memory map, which is freed
-    with the tensor. A tensor of an .npz or PyTorch file is read into memory. No code of a pickle is
-    executed, and PyTorch need not be installed.
+    Reads headers only. Each large tensor of a safetensors file is a separate memory map, which is
+    freed with the tensor; all others are read into memory. No code of a pickle is executed, and
+    PyTorch need not be installed. An .npz file stays open until the checkpoint is freed.
     """
     found = Path(path)
     if found.is_dir():
@@ -169,6 +179,8 @@ class _File(Protocol):
 
     def read(self, name: str) -> Any: ...
 
+    def summary(self, name: str) -> Hashable | None: ...
+
 
 class _Safetensors:
     """A safetensors file whose header was read."""
@@ -177,14 +189,18 @@ class _Safetensors:
         self.path = path
         header = _header(path)
         self._sums: dict[str, int] = {}
+        aliases: dict[str, str] = {}
         if header.index is not None:
             entries, self._sums = read_index(header.index, header.tensors)
             if any(entry.kind != "plain" for entry in entries.values()):
                 raise _compressed(path)
+            aliases = {name: e.same_as for name, e in entries.items() if e.same_as is not None}
         self.metadata = header.metadata
         self._start = header.size
         ordered = sorted(header.tensors.items(), key=lambda item: item[1].begin)
         self._infos: dict[str, TensorInfo] = dict(ordered)
+        for name, of in aliases.items():
+            self._infos[name], self._sums[name] = self._infos[of], self._sums[of]
         self.tensors = {
             name: Stored(
                 info.shape,
@@ -197,25 +213,32 @@ class _Safetensors:
     def read(self, name: str) -> Any:
         info = self._infos[name]
         nbytes = info.end - info.begin
-        if nbytes:
-            data: Array = np.memmap(
-                self.path, np.uint8, "r", offset=self._start + info.begin, shape=(nbytes,)
-            )
+        begin = self._start + info.begin
+        if nbytes > IN_MEMORY:
+            data: Array = np.memmap(self.path, np.uint8, "r", offset=begin, shape=(nbytes,))
         else:
-            data = np.zeros(0, np.uint8)
+            with open_regular_file(self.path) as file:
+                file.seek(begin)
+                data = np.frombuffer(file.read(nbytes), np.uint8)
+            if data.size < nbytes:
+                raise CorruptDataError(f"{self.path} ends within tensor {name!r}")
         if name in self._sums:
             check_checksum(data, self._sums[name], name)
         return array_from_bytes(np.asarray(data), info, name)
 
+    def summary(self, name: str) -> Hashable | None:
+        return self._sums.get(name)
+
 
 class _Npz:
-    """An .npz archive whose headers of arrays were read."""
+    """An .npz archive whose headers of arrays were read. It stays open, with its directory."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
         self.tensors: dict[str, Stored] = {}
-        with open_archive(self.path) as archive:
+        with ExitStack() as opened:
+            archive = self._archive = opened.enter_context(open_archive(self.path))
             for member in archive.namelist():
                 name = member.removesuffix(".npy")
                 if name == member:
@@ -223,15 +246,18 @@ class _Npz:
                 if name in self.tensors:
                     raise CorruptDataError(f"{path} must hold each name once, got {member!r} twice")
                 self.tensors[name] = self._stored(archive, member)
+            weakref.finalize(self, opened.pop_all().close)
 
     def read(self, name: str) -> Array:
-        with open_archive(self.path) as archive:
-            try:
-                with archive.open(f"{name}.npy") as file:
-                    array: Array = np.lib.format.read_array(file, allow_pickle=False)
-            except DAMAGED as error:
-                raise CorruptDataError(f"{self.path}: tensor {name!r}: {error}") from error
+        try:
+            with self._archive.open(f"{name}.npy") as file:
+                array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        except DAMAGED as error:
+            raise CorruptDataError(f"{self.path}: tensor {name!r}: {error}") from error
         return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def summary(self, name: str) -> Hashable | None:
+        return self._archive.getinfo(f"{name}.npy").CRC
 
     def _stored(self, archive: zipfile.ZipFile, member: str) -> Stored:
         try:
@@ -262,6 +288,9 @@ class _Npy:
     def read(self, name: str) -> Array:
         array: Array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
+
+    def summary(self, name: str) -> Hashable | None:
+        return None
 
 
 def _npy_header(file: IO[bytes], nbytes: int) -> Stored:

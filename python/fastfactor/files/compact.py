@@ -11,7 +11,7 @@ Other readers see a safetensors file with one tensor of bytes, ``fastfactor``. T
 The JSON has two members: ``metadata``, which maps names to text, and ``entries``. A plain tensor's
 entry is its dtype and shape, and then the dtype of its original if that is another. The entry of
 factors is that of the ordinary index, with the dtype and shape of each tensor in place of the
-checksums.
+checksums. An entry that is the same as another is that of the ordinary index.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .container import (
     parse,
     tensor_info,
 )
-from .index import FORMAT_VERSION, LAYOUT_VERSION
+from .index import FORMAT_VERSION, NEWER_VERSION, is_alias
 
 NAME, MAGIC = INDEX, b"FFC"
-VERSIONS = (FORMAT_VERSION, LAYOUT_VERSION)  # that of the index, which is the same in both forms
+VERSIONS = (FORMAT_VERSION, NEWER_VERSION)  # that of the index, which is the same in both forms
 START = struct.Struct("<3sIB")
 SUMMED_FROM = 7  # the checksum covers the version and everything after it
 # Bytes of JSON, some 20,000 entries of usual length: a few deflated bytes must not fill the memory.
@@ -147,7 +147,9 @@ def expanded(header: Header, buffer: memoryview) -> Header:
     }
     entries = {}
     for name, value in content["entries"].items():
-        if isinstance(value, dict):
+        if is_alias(value):
+            entries[name] = value
+        elif isinstance(value, dict):
             if "crc32" in value:
                 raise CorruptDataError(f"entry {name!r} must not hold checksums of its tensors")
             fields = {key: item for key, item in value.items() if key != "tensors"}
@@ -173,8 +175,10 @@ def compact_head(
     """
     entries: dict[str, Any] = {}
     for name, entry in index["entries"].items():
-        parts = entry["crc32"]
-        if isinstance(parts, dict):
+        parts = entry.get("crc32")
+        if parts is None:
+            entries[name] = entry
+        elif isinstance(parts, dict):
             fields = {key: item for key, item in entry.items() if key != "crc32"}
             tensors = {part: _type_of(infos[f"{name}.{part}"]) for part in parts}
             entries[name] = {**fields, "tensors": tensors}
@@ -252,6 +256,8 @@ def _layout(entries: Any) -> tuple[dict[str, TensorInfo], dict[str, dict[str, st
     at = 0
     for name, value in entries.items():
         listed = value.get("tensors") if isinstance(value, dict) else {"": value}
+        if is_alias(value):
+            listed = {}
         if not isinstance(listed, dict):
             raise CorruptDataError(
                 f"tensors of entry {name!r} must be a JSON object, got {type(listed).__name__}"

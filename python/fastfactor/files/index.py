@@ -28,7 +28,8 @@ from .container import (
 from .layout import Layout
 
 FORMAT_VERSION = 1
-LAYOUT_VERSION = 2  # of files with a `layout` in an entry of factors or a `dtype` in a plain one
+# Of files with an entry that is `same_as` another, factors with a `layout`, or a plain `dtype`.
+NEWER_VERSION = 2
 PLAIN = "plain"  # the kind of an uncompressed tensor
 
 Path = str | os.PathLike[str]
@@ -56,6 +57,8 @@ class Entry:
         Numbers that the factors are stored with beside tensors.
     given_layout : Layout or None
         How the tensor is seen as a matrix, if not as (shape[0], product of the rest).
+    same_as : str or None
+        The entry whose tensors this one shares, such as tied weights do. It has no bytes then.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Entry:
     tensors: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
     given_layout: Layout | None = None
+    same_as: str | None = None
 
     @property
     def layout(self) -> Layout:
@@ -92,11 +96,7 @@ def described_entry(
 
     `dtype` is that of the original of a plain tensor which was converted.
     """
-    if not isinstance(name, str) or not name or name == "__metadata__":
-        raise ValueError(
-            f"an entry's name must be text, but not empty or '__metadata__', got {name!r}"
-        )
-    check_text(name, "an entry's name")
+    check_entry_name(name)
     if not isinstance(value, Factors):
         if type(value).__module__ == "builtins":  # the dtype of lists and numbers would be a guess
             raise TypeError(
@@ -126,6 +126,20 @@ def described_entry(
     return entry, {f"{name}.{part}": array for part, array in value.tensors().items()}
 
 
+def check_entry_name(name: Any) -> None:
+    """Check that an entry may have this name."""
+    if not isinstance(name, str) or not name or name == "__metadata__":
+        raise ValueError(
+            f"an entry's name must be text, but not empty or '__metadata__', got {name!r}"
+        )
+    check_text(name, "an entry's name")
+
+
+def alias(name: str, of: Entry) -> Entry:
+    """Return the entry of a tensor that is the same as that of another entry."""
+    return replace(of, name=name, nbytes=0, same_as=of.name)
+
+
 def _checked_layout(name: str, value: Factors, shape: Sequence[int] | Layout | None) -> Layout:
     """Return the layout of a tensor whose matrix has these factors; refuse what does not fit."""
     if isinstance(shape, Layout):
@@ -148,7 +162,9 @@ def build_index(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) ->
         entry = dict(each)
         name = entry.pop("name")
         parts = entry.pop("tensors", None)
-        if parts is None:
+        if "same_as" in entry:
+            pass
+        elif parts is None:
             entry["crc32"] = sums[name]
         else:
             entry["crc32"] = {part: sums[f"{name}.{part}"] for part in parts}
@@ -159,10 +175,10 @@ def build_index(described: Iterable[dict[str, Any]], sums: Mapping[str, int]) ->
 def version_of(entries: Mapping[str, Mapping[str, Any]]) -> int:
     """Return the lowest version of the format that has all members of these entries."""
     newer = any(
-        "layout" in entry or ("dtype" in entry and "kind" not in entry)
+        "layout" in entry or "same_as" in entry or ("dtype" in entry and "kind" not in entry)
         for entry in entries.values()
     )
-    return LAYOUT_VERSION if newer else FORMAT_VERSION
+    return NEWER_VERSION if newer else FORMAT_VERSION
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
@@ -201,9 +217,9 @@ def read_index(
     version = index.get("version")
     if type(version) is not int or version < 1:
         raise CorruptDataError(f"version must be a positive integer, got {version!r:.200}")
-    if version > LAYOUT_VERSION:
+    if version > NEWER_VERSION:
         raise ValueError(
-            f"format version must be at most {LAYOUT_VERSION} for this fastfactor, "
+            f"format version must be at most {NEWER_VERSION} for this fastfactor, "
             f"got {version}: a newer fastfactor wrote the file"
         )
     listed = index.get("entries")
@@ -212,6 +228,8 @@ def read_index(
     entries: dict[str, Entry] = {}
     all_sums: dict[str, int] = {}
     for name, value in listed.items():
+        if is_alias(value):
+            continue
         sums = _sums(name, value)
         parts = {part: f"{name}.{part}" if part else name for part in sums}
         for part, long in parts.items():
@@ -227,7 +245,24 @@ def read_index(
     if len(all_sums) != len(infos):
         stray = next(name for name in infos if name not in all_sums)
         raise CorruptDataError(f"tensor {stray!r} must belong to an entry, got none")
-    return entries, all_sums
+    return {name: _or_alias(name, value, entries) for name, value in listed.items()}, all_sums
+
+
+def is_alias(value: Any) -> bool:
+    """Return whether an index's entry says that it is the same as another."""
+    return isinstance(value, dict) and value.keys() == {"same_as"}
+
+
+def _or_alias(name: str, value: Any, entries: Mapping[str, Entry]) -> Entry:
+    """Return the entry of this name, or the one that it is the same as."""
+    if not is_alias(value):
+        return entries[name]
+    of = value["same_as"]
+    if not isinstance(of, str) or of not in entries:
+        raise CorruptDataError(
+            f"entry {name!r} must be the same as an entry with tensors, got {of!r:.200}"
+        )
+    return alias(name, entries[of])
 
 
 def factors_of(entry: Entry, tensors: Mapping[str, Array]) -> Factors:

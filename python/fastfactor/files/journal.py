@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -9,10 +10,12 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import CorruptDataError
-from .container import TensorInfo, array_from_bytes, tensor_info
+from .container import TensorInfo, array_from_bytes, parse, tensor_info
 from .index import PLAIN, Entry, build_index, factors_of, read_index
+from .side_files import with_checksum
 
 PLAIN_FIELDS = {"name"}
+ALIAS_FIELDS = {"name", "same_as"}
 ENTRY_FIELDS = {"name", "kind", "shape", "dtype", "config", "tensors"}
 OPTIONAL = {"dtype"}, {"layout"}  # of a plain tensor and of factors
 
@@ -54,7 +57,10 @@ def journal_entry(line: Any, begin: int) -> tuple[dict[str, Any], list[Piece], s
         raise CorruptDataError(f"a key must be text, got {line['key']!r:.200}")
     pieces = _pieces(line["pieces"], begin)
     described = line["entry"]
-    read_entry(described, pieces)
+    if not _is_alias(described):
+        read_entry(described, pieces)
+    elif pieces:
+        raise CorruptDataError("an entry that is the same as another must have no pieces")
     return described, pieces, line["key"]
 
 
@@ -66,6 +72,8 @@ def check_factors(described: dict[str, Any], pieces: list[Piece], data: IO[bytes
     CorruptDataError
         If they are not.
     """
+    if _is_alias(described):
+        return
     entry = read_entry(described, pieces)
     if entry.kind == PLAIN:
         return
@@ -115,6 +123,14 @@ def read_entry(described: Any, pieces: list[Piece]) -> Entry:
     return entries[name]
 
 
+def _is_alias(described: Any) -> bool:
+    return (
+        isinstance(described, dict)
+        and described.keys() == ALIAS_FIELDS
+        and all(isinstance(name, str) for name in described.values())
+    )
+
+
 def _has_right_fields(described: dict[str, Any]) -> bool:
     parts = described.get("tensors", [])
     fields = described.keys()
@@ -125,3 +141,21 @@ def _has_right_fields(described: dict[str, Any]) -> bool:
         and isinstance(parts, list)
         and all(isinstance(name, str) for name in (described["name"], *parts))
     )
+
+
+def journal_line(value: Any) -> bytes:
+    """Return a line that says this value, with its checksum."""
+    return with_checksum(json.dumps(value).encode() + b"\n")
+
+
+def read_line(line: bytes) -> Any:
+    """Return what a line says.
+
+    Raises
+    ------
+    CorruptDataError
+        If it is not as it was written.
+    """
+    if line != with_checksum(line[9:]):
+        raise CorruptDataError("a journal's line must have its checksum, got another")
+    return parse(line[9:], "a journal's line")

@@ -15,7 +15,7 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -146,6 +146,11 @@ class TorchFile:
             values[tensor.offset :], tensor.shape, strides, writeable=False
         )
         return np.ascontiguousarray(view).reshape(tensor.shape)
+
+    def summary(self, name: str) -> Hashable | None:
+        """Return the place of a tensor's values: tied tensors share it."""
+        tensor = self._tensors[name]
+        return tensor.key, tensor.offset, tensor.strides
 
     def _unpickled(self) -> Any:
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
@@ -14,21 +12,24 @@ import numpy as np
 
 from .._checks import Array
 from ..errors import CorruptDataError
-from .compact import ChecksumWriter, compact_file, compact_head
-from .container import (
-    TensorInfo,
-    array_to_bytes,
-    code_of,
-    header_bytes,
-    parse,
-    sorted_by_itemsize,
-    tensor_info,
-)
+from .assembly import tensor_ranges, write_header
+from .compact import ChecksumWriter
+from .container import array_to_bytes, code_of
 from .disk import atomic_write, check_output_path
-from .index import FORMAT_VERSION, Entry, Path, Value, build_index, check_metadata, described_entry
-from .journal import Piece, check_factors, journal_entry, read_entry
+from .index import (
+    FORMAT_VERSION,
+    Entry,
+    Path,
+    Value,
+    alias,
+    build_index,
+    check_entry_name,
+    check_metadata,
+    described_entry,
+)
+from .journal import Piece, check_factors, journal_entry, journal_line, read_entry, read_line
 from .layout import Layout
-from .side_files import MAX_HEAD, START, SideFiles, open_side_file, side_path, with_checksum
+from .side_files import MAX_HEAD, START, SideFiles, open_side_file, side_path
 
 COPY_BYTES = 4 << 20
 
@@ -100,11 +101,11 @@ def save(
             code = code_of(array, f"tensor {name!r}")
             pieces[name] = array_to_bytes(array, code), code, array.shape
     types = {name: (code, shape, data.size) for name, (data, code, shape) in pieces.items()}
-    infos = _layout(types, compact)
+    infos = tensor_ranges(types, compact)
     listed = [entry for entry, _ in described]
     sums = {name: zlib.crc32(data.data) for name, (data, _, _) in pieces.items()}
     index = build_index(listed, sums)
-    with atomic_write(path) as file, _write_header(file, infos, texts, index, compact) as rest:
+    with atomic_write(path) as file, write_header(file, infos, texts, index, compact) as rest:
         for name in infos:
             rest.write(pieces[name][0].data)
 
@@ -113,7 +114,7 @@ def unfinished_job(path: Path) -> str | None:
     """Return the job of a killed writer to this path; None if it left no files."""
     try:
         with open_side_file(side_path(os.path.realpath(path), "journal"), new=False) as file:
-            head = _parsed(file.readline(MAX_HEAD))
+            head = read_line(file.readline(MAX_HEAD))
     except (FileNotFoundError, CorruptDataError):
         return None
     job = head.get("job") if isinstance(head, dict) else None
@@ -192,7 +193,7 @@ class Writer:
         self._pieces_of: dict[str, list[str]] = {}  # by the names of entries
         self._end = len(START)
         check_output_path(self.path)
-        head = _line({"version": FORMAT_VERSION, "job": job})
+        head = journal_line({"version": FORMAT_VERSION, "job": job})
         self._files = SideFiles(self.path, head, resume=self._keep)
         self._data, self._journal = self._files.data, self._files.journal
         kept = self._taken_up(len(head))
@@ -232,8 +233,7 @@ class Writer:
         OSError
             If it cannot be written.
         """
-        if self._data.closed:
-            raise ValueError(f"the writer must be open to add {name!r}, got a closed writer")
+        self._check_open(name)
         described, tensors = described_entry(name, value, shape, dtype)
         for long in tensors:
             if name in self or long in self._pieces:
@@ -248,10 +248,36 @@ class Writer:
             pieces.append(Piece(long, codes[long], array.shape, end, data.size, crc32))
             end += data.size
         self._data.flush()
-        listed = [vars(piece) for piece in pieces]
-        self._journal.write(_line({"entry": described, "pieces": listed, "key": key}))
-        self._journal.flush()
-        self._accept(described, pieces, key)
+        self._record(described, pieces, key)
+
+    def add_same(self, name: str, of: str, *, key: str = "") -> None:
+        """Write an entry that is the same as an earlier one, such as a tied weight.
+
+        It takes no bytes but its name. Readers get the tensors of the other entry.
+
+        Parameters
+        ----------
+        name : str
+            A name that no earlier entry has.
+        of : str
+            The name of an earlier entry that has tensors of its own.
+        key : str
+            As for :meth:`add`.
+
+        Raises
+        ------
+        ValueError
+            For a name that is taken, or another entry that there is not. The writer stays usable.
+        OSError
+            If it cannot be written.
+        """
+        self._check_open(name)
+        check_entry_name(name)
+        if name in self or name in self._pieces:
+            raise ValueError(f"names of tensors must be unique, got {name!r} twice")
+        if not self._has_tensors(of):
+            raise ValueError(f"of must be an entry that has tensors, got {of!r} for {name!r}")
+        self._record({"name": name, "same_as": of}, [], key)
 
     def discard(self, name: str) -> None:
         """Forget an entry, so that it can be added anew; its bytes stay in ``path.partial``.
@@ -305,8 +331,11 @@ class Writer:
         """
         if name not in self:
             raise KeyError(f"name must be that of a written entry, got {name!r}")
+        described = self._described[name]
+        if "same_as" in described:
+            return alias(name, self.info(described["same_as"]))
         pieces = [self._pieces[long] for long in self._pieces_of[name]]
-        return read_entry(self._described[name], pieces)
+        return read_entry(described, pieces)
 
     def close(self) -> None:
         """Complete the file at ``path``; no more entries can be added.
@@ -322,14 +351,14 @@ class Writer:
         if self._data.closed:
             return
         types = {p.name: (p.code, p.shape, p.nbytes) for p in self._pieces.values()}
-        infos = _layout(types, self._compact)
+        infos = tensor_ranges(types, self._compact)
         texts = check_metadata(self.metadata)
         sums = {name: piece.crc32 for name, piece in self._pieces.items()}
         index = build_index(self._described.values(), sums)
         # A fixed name, so that the next run overwrites what a killed one left.
         with (
             atomic_write(self.path, "whole") as file,
-            _write_header(file, infos, texts, index, self._compact) as rest,
+            write_header(file, infos, texts, index, self._compact) as rest,
         ):
             for name in infos:
                 self._copy(self._pieces[name], rest)
@@ -354,6 +383,19 @@ class Writer:
             if not self._data.closed:
                 self._end_files(keep=self._keep)
 
+    def _check_open(self, name: str) -> None:
+        if self._data.closed:
+            raise ValueError(f"the writer must be open to add {name!r}, got a closed writer")
+
+    def _has_tensors(self, name: str) -> bool:
+        return name in self._described and "same_as" not in self._described[name]
+
+    def _record(self, described: dict[str, Any], pieces: list[Piece], key: str) -> None:
+        listed = [vars(piece) for piece in pieces]
+        self._journal.write(journal_line({"entry": described, "pieces": listed, "key": key}))
+        self._journal.flush()
+        self._accept(described, pieces, key)
+
     def _accept(self, described: dict[str, Any], pieces: list[Piece], key: str) -> None:
         name = described["name"]
         if name in self._described:  # it was discarded and added anew
@@ -369,8 +411,10 @@ class Writer:
         self._journal.seek(kept)
         for line in self._journal:
             try:
-                described, pieces, key = journal_entry(_parsed(line), self._end)
+                described, pieces, key = journal_entry(read_line(line), self._end)
                 if not self._may_add(described["name"], pieces):
+                    break
+                if "same_as" in described and not self._has_tensors(described["same_as"]):
                     break
                 if any(self._read_sum(piece) != piece.crc32 for piece in pieces):
                     break
@@ -411,49 +455,3 @@ class Writer:
 
     def _end_files(self, *, keep: bool) -> None:
         self._files.close(keep=keep)
-
-
-def _layout(
-    types: Mapping[str, tuple[str, Sequence[int], int]], compact: bool
-) -> dict[str, TensorInfo]:
-    """Return the byte ranges of tensors from their dtypes, shapes and sizes, in writing order."""
-    codes = ((name, code) for name, (code, _, _) in types.items())
-    infos: dict[str, TensorInfo] = {}
-    at = 0
-    for name in types if compact else sorted_by_itemsize(codes):
-        code, shape, nbytes = types[name]
-        # The compact form says no sizes, so that a dtype must say its width.
-        infos[name] = tensor_info(at, name, code, list(shape), None if compact else nbytes)
-        if infos[name].end - at != nbytes:
-            raise ValueError(f"compact must be False for tensor {name!r} of {code}, got True")
-        at = infos[name].end
-    return infos
-
-
-@contextmanager
-def _write_header(
-    file: IO[bytes],
-    infos: Mapping[str, TensorInfo],
-    metadata: Mapping[str, str],
-    index: Mapping[str, Any],
-    compact: bool,
-) -> Iterator[IO[bytes] | ChecksumWriter]:
-    """Write the part of a file before its tensors; give the file to write the tensors to."""
-    if not compact:
-        file.write(header_bytes(infos, metadata, index))
-        yield file
-        return
-    head = compact_head(infos, metadata, index)
-    with compact_file(file, head, sum(info.end - info.begin for info in infos.values())) as rest:
-        yield rest
-
-
-def _line(value: Any) -> bytes:
-    return with_checksum(json.dumps(value).encode() + b"\n")
-
-
-def _parsed(line: bytes) -> Any:
-    """Return what a journal's line says."""
-    if line != with_checksum(line[9:]):
-        raise CorruptDataError("a journal's line must have its checksum, got another")
-    return parse(line[9:], "a journal's line")

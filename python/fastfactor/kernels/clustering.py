@@ -173,7 +173,8 @@ def assign(X: Any, centroids: Any, *, n_threads: int | None = None) -> tuple[Arr
 
     Notes
     -----
-    2 · n_samples · n_clusters · n_features operations, the same bits for any number of threads.
+    2 · n_samples · n_clusters · n_features operations, in one column a binary search among many
+    centroids; the same bits for any number of threads.
 
     Examples
     --------

@@ -273,20 +273,19 @@ def _compress(
         for name in sorted(taken_up):
             keys = [job.fingerprint(name, kept=kept) for kept in (False, True)]
             entry, layout = writer.info(name), job.plan[name].layout
-            if writer.keys[name] not in keys or (entry.kind != PLAIN and entry.layout != layout):
+            own_layout = entry.kind != PLAIN and entry.same_as is None
+            if writer.keys[name] not in keys or (own_layout and entry.layout != layout):
                 writer.discard(name)
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
         for name in _with_progress(list(tensors), sizes, progress):
-            if name not in taken_up:
-                value, rows[name] = job.done(name)
-                stored, layout = tensors[name], job.plan[name].layout
-                if isinstance(value, Factors):
-                    writer.add(name, value, shape=layout, key=job.fingerprint(name, kept=False))
-                else:
-                    key = job.fingerprint(name, kept=True)
-                    writer.add(name, value, dtype=stored.dtype, key=key)
-                del value  # before the next one is read
+            if name in taken_up:
+                continue
+            if name in job.ties:
+                writer.add_same(name, job.ties[name], key=job.fingerprint(name, kept=False))
+                rows[name] = job.planned(name)
+            else:
+                rows[name] = _add(writer, job, name)
         writer.arrange(tensors)
     if taken_up:
         with open_store(target) as store:
@@ -295,6 +294,18 @@ def _compress(
         for entry, store in _entries(target, earlier, max_dense_nbytes=MAX_NBYTES):
             rows[entry.name] = job.done_before(entry, store[entry.name])
     return [rows[name] for name in tensors]
+
+
+def _add(writer: Writer, job: Job, name: str) -> TensorRow:
+    """Compress or copy a tensor into the file; return its row."""
+    value, row = job.done(name)
+    if isinstance(value, Factors):
+        key = job.fingerprint(name, kept=False)
+        writer.add(name, value, shape=job.plan[name].layout, key=key)
+    else:
+        dtype = job.checkpoint.tensors[name].dtype
+        writer.add(name, value, dtype=dtype, key=job.fingerprint(name, kept=True))
+    return row
 
 
 def _writer(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CorruptDataError
-from ..files.checkpoint import Stored
+from ..files.checkpoint import Checkpoint
 from ..files.index import PLAIN, Path
 from ..files.layout import Layout
 from ..files.store import Store
@@ -17,6 +16,7 @@ from .compare import open_tensors
 from .layouts import Layouts, layout_text
 from .quantized import quantized_layers, quantized_text
 from .report import Table
+from .ties import equal_tensors, tie_text
 
 
 def inspect_file(path: Path, *, verify: bool = False, max_dense_nbytes: int | None = None) -> Table:
@@ -58,7 +58,7 @@ def inspect_file(path: Path, *, verify: bool = False, max_dense_nbytes: int | No
         if verify:
             for name in model:
                 model[name]
-        seen_as = _seen_as(model.tensors)
+        seen_as = _seen_as(model)
         records = [
             _record(name, "plain", s.shape, s.dtype.name, s.nbytes, {}, seen_as[name])
             for name, s in model.tensors.items()
@@ -112,17 +112,21 @@ def _verify(store: Store) -> None:
 def _entry_record(store: Store, name: str) -> dict[str, Any]:
     entry = store.info(name)
     seen_as = "" if entry.kind == PLAIN else layout_text(entry.layout)
-    described = entry.kind, entry.shape, entry.dtype.name, entry.nbytes, entry.config
+    config = entry.config if entry.same_as is None else {"same_as": entry.same_as}
+    described = entry.kind, entry.shape, entry.dtype.name, entry.nbytes, config
     return _record(name, *described, seen_as)
 
 
-def _seen_as(tensors: Mapping[str, Stored]) -> dict[str, str]:
+def _seen_as(model: Checkpoint) -> dict[str, str]:
     """Return what `compress_file` takes each tensor for: the matrix, or why it is none."""
+    tensors, ties = model.tensors, equal_tensors(model)
     codes, layouts = quantized_layers(tensors), Layouts(tensors)
     found = {}
     for name, stored in tensors.items():
         if name in codes:
             found[name] = quantized_text(name, codes[name])
+        elif name in ties:
+            found[name] = tie_text(ties[name])
         elif stored.is_float and len(stored.shape) > 1:
             found[name] = layout_text(layouts.find(name))
         else:

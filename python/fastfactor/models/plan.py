@@ -28,6 +28,7 @@ from .layouts import AUTO, Layouts
 from .quantized import quantized_layers
 from .recipe import KEEP, Recipe, Rule, nearest
 from .report import TensorRow
+from .ties import equal_tensors, tie_text
 
 METRICS: dict[str, type[Diagonal] | type[Covariance]] = {
     "importance": Diagonal,
@@ -90,6 +91,14 @@ class Job:
         layouts, codes = Layouts(tensors), quantized_layers(tensors)
         return {name: self._plan(name, layouts, codes.get(name)) for name in tensors}
 
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Tensors that are stored as the same as an earlier one, by name, and that one's name."""
+        if self.recipe.tied == "each":
+            return {}
+        found = equal_tensors(self.checkpoint)
+        return {name: first for name, first in found.items() if self._are_alike(name, first)}
+
     def source_fingerprint(self) -> str:
         """Return a hash of the files that a resumed run must have in common with the first."""
         models = (self.checkpoint, self.importance, self.input_covariance)
@@ -97,6 +106,8 @@ class Job:
 
     def fingerprint(self, name: str, *, kept: bool) -> str:
         """Return a hash of what decides the bytes of a tensor, compressed or kept, beside files."""
+        if name in self.ties:
+            return tie_text(self.ties[name])
         plan = self.plan[name]
         done = [plan.rule.method, sorted(plan.rule.settings.items())] if not plan.reason else []
         matrix = plan.layout and [plan.layout.axes, plan.layout.matrix]
@@ -129,6 +140,9 @@ class Job:
             For a tensor that its method cannot compress, unless the recipe keeps such tensors.
         """
         plan, stored = self.plan[name], self.checkpoint.tensors[name]
+        if name in self.ties:
+            row = _row(name, stored, replace(plan, reason=tie_text(self.ties[name])))
+            return replace(row, bytes_after=0)
         if plan.reason or plan.layout is None or plan.rule.compressor is None:
             return self._kept_row(name, plan.reason)
         row = _row(name, stored, plan)
@@ -165,6 +179,8 @@ class Job:
     def done_before(self, entry: Entry, value: Value) -> TensorRow:
         """Return the row of a tensor that an earlier run has written to the file."""
         row = self.planned(entry.name)
+        if entry.same_as is not None:
+            return row
         if not isinstance(value, Factors):
             reason = self.plan[entry.name].reason or "kept by the earlier run"
             row = row if row.reason else self._kept_row(entry.name, reason, value.dtype)
@@ -287,6 +303,15 @@ class Job:
                     f"tensor {name!r}: {what} must have a floating-point dtype, got {stored.dtype}"
                 )
 
+    def _are_alike(self, name: str, other: str) -> bool:
+        """Return whether two equal tensors are to be stored alike."""
+        plan, like = self.plan[name], self.plan[other]
+        return (plan.rule, plan.reason, plan.dtype) == (
+            like.rule,
+            like.reason,
+            like.dtype,
+        ) and self._metric_name(name) == self._metric_name(other) == PLAIN
+
     def _metric_name(self, name: str) -> str:
         """Return the name of the error that the compression of a tensor minimises."""
         return next((what for what, model in self._weights.items() if name in model), PLAIN)
@@ -306,7 +331,7 @@ class Job:
 
     def _value_fault(self, name: str) -> str | None:
         """Return why a tensor is kept for its values; None if they are finite or not compressed."""
-        if self.plan[name].reason:
+        if self.plan[name].reason or name in self.ties:
             return None
         W = self.checkpoint[name]
         try:

@@ -51,8 +51,10 @@ KEYS = (
     "min_side",
     "keep_dtype",
     "if_impossible",
+    "tied",
 )
 IF_IMPOSSIBLE = ("stop", "keep")
+TIED = ("once", "each")
 KEEP = "keep"
 
 
@@ -105,6 +107,8 @@ class Recipe:
         The dtype that wider floating-point tensors are converted to if they are not compressed.
     if_impossible : {"stop", "keep"}
         What to do with a tensor that its method cannot compress.
+    tied : {"once", "each"}
+        How often large equal tensors under equal rules are stored.
     """
 
     default: Rule
@@ -115,6 +119,7 @@ class Recipe:
     min_side: int
     keep_dtype: str | None
     if_impossible: str
+    tied: str = TIED[0]
 
     def rule_of(self, name: str) -> Rule | None:
         """Return the rule for a name; None if it is on the skip list."""
@@ -201,6 +206,7 @@ class Recipe:
             for where, rule in rules.items()
         ]
         rest = [self.skip, self.min_size, self.min_side, self.keep_dtype, self.if_impossible]
+        rest += [self.tied] if self.tied != TIED[0] else []
         return hashlib.sha256(json.dumps([said, rest]).encode()).hexdigest()
 
 
@@ -283,14 +289,15 @@ def read_rule(source: Any, where: str) -> Rule:
 
 
 def check_options(given: Mapping[str, Any], prefix: str = "") -> None:
-    """Check the values of `keep_dtype` and `if_impossible`, if they are given.
+    """Check the values of `keep_dtype`, `if_impossible` and `tied`, if they are given.
 
     Raises
     ------
     TypeError, ValueError
         With the name of the option, as it is on the command line if the prefix is ``"--"``.
     """
-    for key, options in (("keep_dtype", FLOAT_NAMES), ("if_impossible", IF_IMPOSSIBLE)):
+    known = {"keep_dtype": FLOAT_NAMES, "if_impossible": IF_IMPOSSIBLE, "tied": TIED}
+    for key, options in known.items():
         if key in given:
             name = prefix + (key.replace("_", "-") if prefix else key)
             _checks.choice(given[key], name, options)
@@ -374,6 +381,7 @@ def _recipe(source: Mapping[str, Any]) -> Recipe:
         min_side=_checks.integer(source.get("min_side", MIN_SIDE), "min_side", 1),
         keep_dtype=source.get("keep_dtype"),
         if_impossible=source.get("if_impossible", "stop"),
+        tied=source.get("tied", TIED[0]),
         **tables,
     )
 

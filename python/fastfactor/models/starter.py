@@ -25,6 +25,7 @@ def starter() -> str:
         f"min_size = {MIN_SIZE}  # tensors with fewer weights are not compressed",
         'skip = ["*norm*"]  # tensors whose names match a pattern are not compressed',
         'if_impossible = "stop"  # or "keep", for tensors that their method cannot compress',
+        '# tied = "each"  # to store equal tensors, such as tied embeddings, more than once',
         '# keep_dtype = "float16"  # of tensors that are not compressed, until they are rebuilt',
         "",
         "[default]",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     """Return whether the kernels read this dtype: IEEE floats of 2, 4 or 8 bytes, or bfloat16."""
     if dtype.kind == "f":
         return dtype.itemsize in (2, 4, 8) and dtype.isnative
-    return dtype.name == "bfloat16"
+    return name_of(dtype) == "bfloat16"
+
+
+@lru_cache(maxsize=256)
+def name_of(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype, which NumPy puts together at each call."""
+    return dtype.name
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
@@ -238,6 +245,8 @@ def seed(random_state: Any) -> int:
 
 def finite(array: Array, name: str, dtype: type[np.floating[Any]] | None = None) -> None:
     """Refuse NaN, infinity and what is infinite once cast to ``dtype``; name the first."""
+    if dtype is None and array.dtype.kind == "f" and np.isfinite(array).all():
+        return
     with np.errstate(over="ignore", invalid="ignore"):  # isfinite of a bfloat16 NaN warns
         ok = np.isfinite(array if dtype is None else array.astype(dtype))
         if ok.all():

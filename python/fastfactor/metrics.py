@@ -73,9 +73,11 @@ def relative_error(W: Array, rows_of: Callable[[int, int], Array], metric: Metri
     lost = total = 0.0
     for first in range(0, len(W), ROWS_AT_ONCE):
         last = min(first + ROWS_AT_ONCE, len(W))
-        exact = np.ldexp(W[first:last].astype(np.float64), -exponent)
+        exact, found = W[first:last].astype(np.float64), rows_of(first, last)
+        if exponent:
+            exact, found = np.ldexp(exact, -exponent), np.ldexp(found, -exponent)
         total += metric.squares(exact, first)
-        lost += metric.squares(exact - np.ldexp(rows_of(first, last), -exponent), first)
+        lost += metric.squares(exact - found, first)
     # A covariance that is singular to rounding may give a sum just below zero.
     if total <= 0:
         return 0.0 if lost <= 0 else float("inf")

@@ -143,7 +143,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     -----
     Reads headers only. Each large tensor of a safetensors file is a separate memory map, which is
     freed with the tensor; all others are read into memory. No code of a pickle is executed, and
-    PyTorch need not be installed. An .npz file stays open until the checkpoint is freed.
+    PyTorch need not be installed. Files stay open until the checkpoint is freed.
     """
     found = Path(path)
     if found.is_dir():
@@ -183,7 +183,7 @@ class _File(Protocol):
 
 
 class _Safetensors:
-    """A safetensors file whose header was read."""
+    """A safetensors file whose header was read. It stays open."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -209,17 +209,18 @@ class _Safetensors:
             )
             for name, info in self._infos.items()
         }
+        self._file = open_regular_file(path)
+        weakref.finalize(self, self._file.close)
 
     def read(self, name: str) -> Any:
         info = self._infos[name]
         nbytes = info.end - info.begin
         begin = self._start + info.begin
         if nbytes > IN_MEMORY:
-            data: Array = np.memmap(self.path, np.uint8, "r", offset=begin, shape=(nbytes,))
+            data: Array = np.memmap(self._file, np.uint8, "r", offset=begin, shape=(nbytes,))
         else:
-            with open_regular_file(self.path) as file:
-                file.seek(begin)
-                data = np.frombuffer(file.read(nbytes), np.uint8)
+            self._file.seek(begin)
+            data = np.frombuffer(self._file.read(nbytes), np.uint8)
             if data.size < nbytes:
                 raise CorruptDataError(f"{self.path} ends within tensor {name!r}")
         if name in self._sums:

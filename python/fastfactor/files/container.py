@@ -148,7 +148,7 @@ def code_of(array: Array | OpaqueTensor, what: str) -> str:
     if isinstance(array, OpaqueTensor):
         return array.dtype.name
     try:
-        return CODES[array.dtype.name]
+        return CODES[_checks.name_of(array.dtype)]
     except KeyError:
         raise TypeError(
             f"{what} must have a dtype that safetensors knows ({', '.join(CODES)}), "

@@ -117,7 +117,7 @@ def described_entry(
         "name": name,
         "kind": value.kind,
         "shape": layout.shape,
-        "dtype": value.dtype.name,
+        "dtype": _checks.name_of(value.dtype),
         "config": value.config(),
         "tensors": list(value.tensors()),
     }

@@ -32,5 +32,9 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
+    def dtype_name(self) -> str:
+        return _checks.name_of(self.dtype)
+
+    @property
     def is_float(self) -> bool:
         return _checks.is_float(self.dtype)

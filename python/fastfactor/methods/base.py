@@ -158,7 +158,10 @@ class Method(ABC):
         """Return these settings with a seed drawn now, so that all steps of a search share it."""
         if not hasattr(self, "random_state"):
             return self
-        drawn: dict[str, Any] = {"random_state": _checks.seed(self.random_state)}
+        seed = _checks.seed(self.random_state)
+        if seed is self.random_state:
+            return self
+        drawn: dict[str, Any] = {"random_state": seed}
         return replace(self, **drawn)
 
     def planned_size(self, shape: tuple[int, ...], dtype: Any) -> Size | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _checks
 from .._checks import Array
 
 MARGIN = 4  # products of factors of W may be larger than W by this many powers of two
@@ -65,7 +66,7 @@ def check_kept(array: Array, dtype: np.dtype[Any], name: str, what: str) -> None
 def _may_vanish(array: Array, dtype: np.dtype[Any]) -> bool:
     """Return whether numbers may be so small that rounding could lose more than ``MAX_LOSS``."""
     # n numbers lose at most n · spacing² of at least largest².
-    return 0 < _largest(array) < SPACINGS[dtype.name] * sqrt(array.size / MAX_LOSS)
+    return 0 < _largest(array) < SPACINGS[_checks.name_of(dtype)] * sqrt(array.size / MAX_LOSS)
 
 
 def _loses(wide: Array, rounded: Array) -> bool:

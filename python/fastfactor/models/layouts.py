@@ -30,14 +30,18 @@ LAYOUTS = (AUTO, *AXES_OUT)
 SHORT_ROW, GROUPED = 32, 128
 MAX_KERNEL = 11  # height and width of a convolution, where the shape alone must tell
 LAST_WORD = re.compile(r"(?:.*[./])?(?P<leaf>[^./]+?)(?::\d+)?$")
-NAMES_OF_BIASES = (
-    (r"weights", "biases"),
-    (r"weight", "bias"),
-    (r"kernel", "bias"),
-    (r"\bW(?=\d*$)|(?<=_)W(?=\d*$)", "b"),
-    (r"\bw(?=\d*$)|(?<=_)w(?=\d*$)", "b"),
-    (r"(?<=/vars/)0$", "1"),
+NUMBERED = re.compile(r"arr_(\d+)")
+NAMES_OF_BIASES = tuple(
+    (re.compile(pattern), word)
+    for pattern, word in (
+        (r"weights", "biases"),
+        (r"weight", "bias"),
+        (r"kernel", "bias"),
+        (r"\bW(?=\d*$)|(?<=_)W(?=\d*$)", "b"),
+        (r"\bw(?=\d*$)|(?<=_)w(?=\d*$)", "b"),
+    )
 )
+KERAS_VARIABLE = re.compile(r"(?<=/vars/)0$")
 
 
 def named_layout(name: str, shape: tuple[int, ...]) -> Layout:
@@ -183,12 +187,17 @@ def _leaf(name: str) -> str:
 
 def _names_of_bias(name: str) -> Iterator[str]:
     yield f"{name}_bias"
-    number = re.fullmatch(r"arr_(\d+)", name)
+    number = NUMBERED.fullmatch(name)
     if number:
         yield f"arr_{int(number[1]) + 1}"
+    plain = name.removesuffix(":0")
+    place, end = max(name.rfind("."), name.rfind("/")) + 1, name[len(plain) :]
+    head, leaf = plain[:place], plain[place:]
     for pattern, word in NAMES_OF_BIASES:
-        place = max(name.rfind("."), name.rfind("/")) + 1 if "vars" not in pattern else 0
-        changed = re.sub(pattern, word, name[place:].removesuffix(":0"))
-        other = name[:place] + changed + (":0" if name.endswith(":0") else "")
-        if other != name:
-            yield other
+        changed = pattern.sub(word, leaf)
+        if changed != leaf:
+            yield head + changed + end
+    if "/vars/" in name:
+        changed = KERAS_VARIABLE.sub("1", plain)
+        if changed != plain:
+            yield changed + end

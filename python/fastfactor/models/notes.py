@@ -40,11 +40,15 @@ def unused_patterns(recipe: Recipe, names: Iterable[str]) -> list[str]:
 def _costs(job: Job) -> list[str]:
     """Return a note for each setting of tables that takes more bytes than the codes."""
     found: dict[str, list[tuple[str, float, float]]] = {}
+    known: dict[Any, tuple[str, float, float] | None] = {}  # many tensors have the same shape
     for name, plan in job.plan.items():
         if plan.reason or plan.layout is None or not isinstance(plan.rule.compressor, Codebook):
             continue
         matrix, dtype = plan.layout.matrix, job.checkpoint.tensors[name].dtype
-        advice = _advice(plan.rule.compressor, matrix, dtype)
+        key = (id(plan.rule), matrix, dtype)
+        if key not in known:
+            known[key] = _advice(plan.rule.compressor, matrix, dtype)
+        advice = known[key]
         if advice is not None:
             setting, before, after = advice
             found.setdefault(setting, []).append((name, before, after))

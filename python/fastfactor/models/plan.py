@@ -8,8 +8,8 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..files.index import Entry, Value
 from ..files.layout import Layout
 from ..methods.factors import Factors, matrix_shape
 from ..methods.narrow import check_kept
+from ..methods.search import Size
 from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
 from .layouts import AUTO, Layouts
@@ -80,6 +81,8 @@ class Job:
     input_covariance: Checkpoint | None
     n_threads: int | None
 
+    _sizes: dict[Any, Size | None] = field(default_factory=dict, init=False)
+
     def __post_init__(self) -> None:
         self.recipe.check_names(self.checkpoint)
         for what, model in self._weights.items():
@@ -112,7 +115,7 @@ class Job:
         done = [plan.rule.method, sorted(plan.rule.settings.items())] if not plan.reason else []
         matrix = plan.layout and [plan.layout.axes, plan.layout.matrix]
         said = [done, matrix, self._metric_name(name), plan.dtype.name if kept else None]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return _hash_of(json.dumps(said))
 
     def check_values(self) -> None:
         """Check that all tensors to compress are finite, by reading them.
@@ -142,25 +145,35 @@ class Job:
         plan, stored = self.plan[name], self.checkpoint.tensors[name]
         if name in self.ties:
             row = _row(name, stored, replace(plan, reason=tie_text(self.ties[name])))
-            return replace(row, bytes_after=0)
+            return row.changed(bytes_after=0)
         if plan.reason or plan.layout is None or plan.rule.compressor is None:
             return self._kept_row(name, plan.reason)
         row = _row(name, stored, plan)
         try:
             plan.rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
-            size = plan.rule.compressor.planned_size(plan.layout.matrix, stored.dtype)
+            size = self._planned_size(plan.rule, plan.layout.matrix, stored.dtype)
         except ValueError as fault:
             return self._kept_row(name, self._impossible(name, fault))
         found = self._value_fault(name) if check_values else None
         if found is not None:
             return self._kept_row(name, found)
         if size is None:
-            return replace(row, bytes_after=None)
+            return row.changed(bytes_after=None)
         if not size.exact:
-            return replace(row, bytes_after=min(size.nbytes, stored.nbytes), at_most=True)
+            return row.changed(bytes_after=min(size.nbytes, stored.nbytes), at_most=True)
         if size.nbytes < stored.nbytes:
-            return replace(row, bytes_after=size.nbytes)
+            return row.changed(bytes_after=size.nbytes)
         return self._kept_row(name, _not_smaller(plan.rule, size.nbytes))
+
+    def _planned_size(
+        self, rule: Rule, matrix: tuple[int, int], dtype: np.dtype[Any]
+    ) -> Size | None:
+        """Return the planned size of a matrix; most models have many of the same shape."""
+        assert rule.compressor is not None
+        key = (id(rule), matrix, dtype)
+        if key not in self._sizes:
+            self._sizes[key] = rule.compressor.planned_size(matrix, dtype)
+        return self._sizes[key]
 
     def done(self, name: str) -> tuple[Value, TensorRow]:
         """Compress or copy a tensor; return what to store for it, and its row."""
@@ -239,7 +252,7 @@ class Job:
         row = _row(name, stored, replace(plan, reason=reason))
         same = dtype == stored.dtype
         nbytes = stored.nbytes if same else math.prod(stored.shape) * dtype.itemsize
-        return replace(row, bytes_after=nbytes)
+        return row.changed(bytes_after=nbytes)
 
     def _measured(self, row: TensorRow, W: Array, value: Value, start: float | None) -> TensorRow:
         """Return a row with the size and error of what is stored, and the time since `start`."""
@@ -252,8 +265,7 @@ class Job:
             metric = _used_metric(weights)
         elif value.dtype != W.dtype:
             error, metric = difference(W, value).relative_error, PLAIN
-        return replace(
-            row,
+        return row.changed(
             bytes_after=value.nbytes,
             at_most=False,
             relative_error=error,
@@ -261,7 +273,7 @@ class Job:
             seconds=None if start is None else time.perf_counter() - start,
         )
 
-    @property
+    @cached_property
     def _weights(self) -> dict[str, Checkpoint]:
         """The files of weights that were given, by the argument of `compress` they are for."""
         given = {what: getattr(self, what) for what in METRICS}
@@ -348,6 +360,11 @@ class Job:
         return f"impossible: {fault}"
 
 
+@lru_cache(maxsize=1024)
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def fingerprint(what: str, files: Iterable[Iterable[str]]) -> str:
     """Hash the version, a description of the work, and the names, sizes and times of files."""
     from .._version import __version__
@@ -365,7 +382,7 @@ def _row(name: str, stored: Stored, plan: Plan) -> TensorRow:
     return TensorRow(
         name=name,
         shape=stored.shape,
-        dtype=stored.dtype.name,
+        dtype=stored.dtype_name,
         method=KEEP if plan.reason else plan.rule.method,
         settings={} if plan.reason else plan.rule.settings,
         reason=plan.reason,

@@ -65,6 +65,10 @@ class TensorRow:
     at_most: bool = False
     layout: Layout | None = None
 
+    def changed(self, **values: Any) -> TensorRow:
+        """Return the row with other values of some attributes."""
+        return TensorRow(**{**vars(self), **values})
+
     @property
     def seen_as(self) -> str:
         """The matrix that was compressed, as text; empty if none was."""

@@ -13,6 +13,10 @@ Layers keep their place, their class and their names. Needs PyTorch: ``pip insta
 "fastfactor[torch]"``.
 """
 
+from ..adapters.frameworks import import_framework
+
+import_framework("torch", "fastfactor.torch", "PyTorch")
+
 from .compression import Compression, LayerReport, apply_compression
 from .saving import load_compressed
 

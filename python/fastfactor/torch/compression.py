@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -137,7 +137,9 @@ class Compression:
         self, model: nn.Module, layers: Mapping[str, nn.Module], weights: list[SharedWeight]
     ) -> None:
         self.model = model
-        self.layers = {n: layer for n, layer in layers.items() if isinstance(layer, CompressedLayer)}
+        self.layers = {
+            n: layer for n, layer in layers.items() if isinstance(layer, CompressedLayer)
+        }
         self._weights = weights
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._dropped: list[tuple[weakref.ref[nn.Parameter], SharedWeight]] = []
@@ -363,10 +365,3 @@ def _check_ties(
 
 def _weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
-
-
-def weights_of(model: nn.Module) -> Iterator[tuple[str, CompressedLayer]]:
-    """Iterate over the compressed layers of a model, by the names of their weights."""
-    for name, module in model.named_modules():
-        if isinstance(module, CompressedLayer):
-            yield _weight_name(name), module

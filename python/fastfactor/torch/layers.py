@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from ..training import State
 from .shared_weight import CompressedLayer, SharedWeight
@@ -15,10 +15,10 @@ class CompressedLinear(CompressedLayer, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.stage is State.DENSE:
-            return F.linear(input, self.weight, self.bias)
+            return functional.linear(input, self.weight, self.bias)
         y = self.shared_weight.product(self.factor_parameters(), input)
         if self.stage is State.BLENDED:
-            y = self.alpha * F.linear(input, self.weight) + (1 - self.alpha) * y
+            y = self.alpha * functional.linear(input, self.weight) + (1 - self.alpha) * y
         return y if self.bias is None else y + self.bias
 
 
@@ -37,13 +37,13 @@ class CompressedEmbedding(CompressedLayer, nn.Embedding):
         return rows
 
     def _look_up(self, input: torch.Tensor) -> torch.Tensor:
-        return F.embedding(
+        return functional.embedding(
             input, self.weight, self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse
         )
 
 
 class _CompressedConv(CompressedLayer):
-    """A convolution. Its filters are few numbers beside its inputs, so W is rebuilt in each call."""
+    """A convolution. W is rebuilt in each call: it is small beside the inputs."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.stage is State.DENSE:

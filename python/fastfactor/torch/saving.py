@@ -11,7 +11,7 @@ from torch import nn
 
 from .._arrays import as_array
 from ..files.layout import Layout
-from ..files.store import Store, open_store
+from ..files.store import open_store
 from ..files.writer import Writer
 from ..methods.factors import Factors
 from ..training import CompressedMatrix

@@ -117,7 +117,7 @@ class SharedWeight:
         return self.product(tensors, eye).T.reshape(self.shape)
 
     def trained_factors(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        """Return the factors with the numbers that were trained, in the dtypes they are stored in."""
+        """Return the factors with the trained numbers, in the dtypes in which they are stored."""
         assert self.matrix.factors is not None
         own = self.matrix.factors.tensors()
         arrays = {
@@ -148,7 +148,7 @@ class CompressedLayer(nn.Module):
         """Iterate over the weight, while there is one, and its factors."""
         if self.weight is not None:
             yield self.weight
-        yield from (p for n, p in self._parameters.items() if n.startswith(PREFIX) and p is not None)
+        yield from (self._parameters[n] for n in self._parameters if n.startswith(PREFIX))
 
     def register_factors(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Register parameters of factors behind the weight and before the other parameters."""

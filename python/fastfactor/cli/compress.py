@@ -14,8 +14,8 @@ from .output import check_reports, say, show
 from .progress import show_progress
 
 if TYPE_CHECKING:
-    from ..models.recipe import Recipe
     from ..models.report import Report
+    from ..models.rules import Recipe
 
 # The least error of all methods at 4 bits a weight, on the networks of docs/benchmarks.md.
 DEFAULT_METHOD, DEFAULT_SETTINGS = "entropy_coded", ("bits_per_weight=4",)

@@ -116,7 +116,8 @@ def test_gradients_reach_the_weight_by_alpha_and_the_factors_by_the_rest(kind, m
     by_weight = reference.grad
     torch.testing.assert_close(layer.weight.grad, 0.75 * by_weight, rtol=1e-4, atol=1e-4)
     trained = {
-        n: p.detach().double().requires_grad_() for n, p in layer.factor_parameters().items()
+        name: parameter.detach().double().requires_grad_()
+        for name, parameter in layer.factor_parameters().items()
     }
     twice = copy.deepcopy(shared.matrix.factors)
     eye = torch.eye(twice.shape[1], dtype=torch.float64)

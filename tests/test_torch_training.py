@@ -53,7 +53,7 @@ def batch(step):
 
 
 OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.01),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
 }
@@ -92,10 +92,8 @@ def test_an_optimizer_trains_the_factors_and_forgets_the_weights(make, method):
 def test_each_group_keeps_its_settings_and_gets_the_factors_of_its_weights():
     model = net()
     compression = apply_compression(model, LowRank(rank=4), SCHEDULE)
-    slow, fast = (
-        [model.first.weight],
-        [p for p in model.parameters() if p is not model.first.weight],
-    )
+    slow = [model.first.weight]
+    fast = [p for p in model.parameters() if p is not model.first.weight]
     optimizer = torch.optim.SGD([{"params": slow, "lr": 0.0}, {"params": fast}], lr=0.1)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
     for step in range(10):
@@ -117,9 +115,8 @@ def test_an_optimizer_that_comes_late_is_mended_when_it_steps():
     assert model.first.weight is None
     assert len(optimizer.param_groups[0]["params"]) == 7
     train(model, optimizer, compression, range(2))
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
-        id(p) for p in model.parameters()
-    }
+    held = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert held == {id(p) for p in model.parameters()}
     other = torch.optim.SGD(net().parameters(), lr=0.1)
     compression.track(other)
     assert len(other.param_groups[0]["params"]) == 7
@@ -210,7 +207,8 @@ def test_a_finished_model_goes_to_a_file_and_back(tmp_path, method):
         assert opened.info("head.weight").same_as == "words.weight"
         dense = {name: opened.to_dense(name) for name in opened}
     loaded = load_compressed(net(), path).eval()
-    assert loaded.words.weight_B is loaded.head.weight_B if "B" in method.__doc__[:60] else True
+    tied = loaded.words.factor_parameters(), loaded.head.factor_parameters()
+    assert all(tied[0][name] is tied[1][name] for name in tied[0])
     torch.testing.assert_close(loaded(batch(0)), model(batch(0)), rtol=1e-2, atol=1e-2)
     plain = net().eval()
     plain.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in dense.items()})
@@ -239,9 +237,7 @@ def test_loading_what_does_not_fit_changes_nothing(tmp_path):
     compression.step()
     compression.to_store(tmp_path / "a.safetensors")
     other = nn.Sequential(nn.Linear(24, 40))
-    with pytest.raises(
-        ValueError, match=r"names in the file must be those of the model, got '0.weig"
-    ):
+    with pytest.raises(ValueError, match=r"names in the file must be those of the model"):
         load_compressed(other, tmp_path / "a.safetensors")
     wide = Net()
     wide.first = nn.Linear(24, 41)
@@ -266,10 +262,6 @@ def test_patterns_choose_layers_and_compressors():
     assert model.first.weight_B.shape == (40, 2)
     only = net()
     assert list(apply_compression(only, LowRank(rank=2), targets="fi*").layers) == ["first"]
-
-
-def no_change(model, before):
-    return [type(module) for module in model.modules()] == before
 
 
 @pytest.mark.parametrize(
@@ -320,9 +312,7 @@ def test_a_failure_in_the_middle_names_the_weight():
         model.second.weight[0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"second.weight: W must be finite, got inf at \[0, 0\]"):
         compression.step(3)
-    with pytest.raises(
-        ValueError, match=r"'words.weight' must be dropped before, got one with α = 1"
-    ):
+    with pytest.raises(ValueError, match=r"'words.weight' must be dropped"):
         compression.finalize()
 
 

@@ -144,7 +144,7 @@ class Factors(ArrayRecord, ABC):
 
         Raises
         ------
-        NotImplementedError
+        TypeError
             For a kind of your own that trains nothing and does not define `_forward_rows`.
         """
         found = self._forward_rows(xp, tensors, xp.reshape(ids, (length(*ids.shape),)))
@@ -157,7 +157,7 @@ class Factors(ArrayRecord, ABC):
         rows.
         """
         if not self.trainable:
-            raise NotImplementedError(
+            raise TypeError(
                 f"{type(self).__name__} must define _forward_rows, because none of its tensors is "
                 "trained"
             )

@@ -13,9 +13,12 @@ Layers keep their place, their class and their names. Needs PyTorch: ``pip insta
 "fastfactor[torch]"``.
 """
 
-from ..adapters.frameworks import import_framework
-
-import_framework("torch", "fastfactor.torch", "PyTorch")
+try:
+    import torch as _  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "fastfactor.torch needs PyTorch, which is not installed: pip install 'fastfactor[torch]'"
+    ) from error
 
 from .compression import Compression, LayerReport, apply_compression
 from .saving import load_compressed

@@ -94,7 +94,27 @@ def apply_compression(
     Notes
     -----
     Layers with the same weight (tied ones) share its factors. Nothing changes before the first step
-    at which the schedule begins, but the classes of the layers.
+    at which the schedule begins, but the classes of the layers. The gradient of a codebook's value
+    is the sum over all weights that have it, so that codebooks want smaller learning rates.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastfactor.methods import LowRank
+    >>> from fastfactor.torch import apply_compression
+    >>> from fastfactor.training import Schedule
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+    >>> schedule = Schedule(begin=10, frequency=1, alpha_decrement=0.1)
+    >>> compression = apply_compression(model, LowRank(rank=4), schedule, ignore="1")
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> for _ in range(30):
+    ...     loss = model(torch.randn(16, 64)).square().mean()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     changed = compression.step()
+    >>> [name for name, _ in compression.finalize().named_parameters()]
+    ['0.weight_B', '0.weight_C', '0.bias', '1.weight', '1.bias']
     """
     chosen = _chosen(model, compressor, _patterns(targets, "targets"), _patterns(ignore, "ignore"))
     groups: dict[int, dict[str, nn.Module]] = {}
@@ -211,7 +231,13 @@ class Compression:
         return changed
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Return the stage, α and last step of each weight, by name."""
+        """Return how far the compression is.
+
+        Returns
+        -------
+        dict of dict
+            The stage, α and last step of each weight, by name.
+        """
         return {
             shared.matrix.name: {
                 "stage": shared.matrix.state.value,
@@ -222,7 +248,13 @@ class Compression:
         }
 
     def report(self) -> list[LayerReport]:
-        """Return what became of each weight: bytes, error and α."""
+        """Return what became of each weight.
+
+        Returns
+        -------
+        list of LayerReport
+            Bytes, error and α.
+        """
         return [self._report(shared) for shared in self._weights]
 
     def finalize(self) -> nn.Module:

@@ -71,8 +71,23 @@ def load_compressed(
 
     Notes
     -----
-    Factors on the device of the weight that they replace, in its dtype, as parameters. All of the
-    file is read.
+    Factors become parameters on the device of the weight that they replace, in its dtype. All of
+    the file is read.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from fastfactor.methods import LowRank
+    >>> from fastfactor.torch import apply_compression, load_compressed
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(3, 64)
+    >>> compression = apply_compression(model, LowRank(rank=4))
+    >>> changed = compression.step()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     compression.to_store(folder + "/small.safetensors")
+    ...     fresh = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    ...     loaded = load_compressed(fresh, folder + "/small.safetensors")
+    >>> torch.equal(loaded(x), model(x))
+    True
     """
     with open_store(path, max_dense_nbytes=max_dense_nbytes) as store:
         found = {name: store[name] for name in store}
@@ -92,7 +107,9 @@ def load_compressed(
     for name, layer in layers.items():
         of = same[name] or name
         if of not in shared:
-            matrix = CompressedMatrix.finished(found[of], name=of)
+            factors = found[of]
+            assert isinstance(factors, Factors)
+            matrix = CompressedMatrix.finished(factors, name=of)
             shared[of] = SharedWeight(matrix, layer.weight)
         make_compressed(layer, shared[of])
     for weight in shared.values():

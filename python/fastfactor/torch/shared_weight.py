@@ -11,7 +11,7 @@ from torch import nn
 
 from .._arrays import Array, as_array
 from ..adapters import TorchNamespace
-from ..methods.factors import matrix_shape
+from ..methods.factors import Factors, matrix_shape
 from ..training import Change, CompressedMatrix, State
 
 PREFIX = "weight_"  # of the names of parameters that hold factors: weight_B, weight_C
@@ -105,7 +105,8 @@ class SharedWeight:
 
     def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of W by the factors, of shape ids.shape + (in,)."""
-        assert self.matrix.factors is not None
+        if not isinstance(self.matrix.factors, Factors):  # which need no product for rows
+            return self.dense(tensors)[ids]
         found: torch.Tensor = self.matrix.factors.forward_rows(self.xp, tensors, ids)
         return found
 

@@ -168,3 +168,48 @@ def test_a_bfloat16_layer_is_factored_in_bfloat16():
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     assert layer(x).dtype == torch.bfloat16
     assert compression.report()[0].relative_error < 1
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_finished_layers_are_exported(method):
+    """And what an export makes of arrays, tensors without numbers, is not remembered."""
+    model, x = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 32)), torch.randn(4, 32)
+    compression = apply_compression(model, method)
+    compression.step()
+    program = torch.export.export(model, (x,))
+    expected = model(x)
+    torch.testing.assert_close(program.module()(x), expected)
+    dense = [
+        torch.from_numpy(np.asarray(shared.matrix.factors.to_dense(), np.float32))
+        for shared in compression._weights
+    ]
+    hidden = torch.relu(nn.functional.linear(x, dense[0], model[0].bias))
+    plain = nn.functional.linear(hidden, dense[1], model[2].bias)
+    torch.testing.assert_close(expected, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_compiled_model_is_compiled_once_for_every_alpha():
+    model, x = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 32)), torch.randn(4, 32)
+    compression = apply_compression(model, LowRank(rank=4), BLEND)
+    compression.step()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            compression.step()
+            torch.testing.assert_close(compiled(x), model(x))
+    compression.step()  # the weights go: another program
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's, of itself
+@pytest.mark.parametrize("method", [Codebook(n_bits=3), Prune(sparsity=0.6)], ids=repr)
+def test_methods_with_fixed_codes_work_in_compiled_models(method):
+    model, x = nn.Linear(32, 24), torch.randn(4, 32)
+    compression = apply_compression(model, method, BLEND)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for step in (0, 1, 4):
+        compression.step(step)
+        torch.testing.assert_close(compiled(x), model(x))

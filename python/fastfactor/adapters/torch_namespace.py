@@ -67,6 +67,9 @@ class TorchNamespace:
             # A tensor made in inference mode could not be used for gradients later.
             with self._torch.inference_mode(False):
                 tensor = self._torch.tensor(obj, dtype=dtype, device=device)
+            # While a program is exported, tensors have no numbers.
+            if type(tensor) is not self._torch.Tensor:
+                return tensor
             forget = self._made.pop
             # When the array is gone, another one may get its id.
             self._made[key] = weakref.ref(obj, lambda _: forget(key, None)), tensor

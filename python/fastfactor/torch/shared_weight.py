@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,12 @@ from ..methods.factors import Factors, matrix_shape
 from ..training import Change, CompressedMatrix, State
 
 PREFIX = "weight_"  # of the names of parameters that hold factors: weight_B, weight_C
+
+
+def _uncompiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function that compiled programs call as it is."""
+    called: Callable[..., torch.Tensor] = torch.compiler.disable(function)
+    return called
 
 
 class SharedWeight:
@@ -31,6 +37,8 @@ class SharedWeight:
         self.matrix = matrix
         self.layers: list[CompressedLayer] = []
         self.shape = tuple(weight.shape)
+        self.names: tuple[str, ...] = ()  # of the tensors that are trained, once there are factors
+        self._n_fixed = 0
         self.xp = TorchNamespace()
 
     @property
@@ -56,12 +64,13 @@ class SharedWeight:
         They are on the device of ``like`` and in its dtype, because training needs a wide one.
         """
         assert self.matrix.factors is not None
-        tensors = self.matrix.factors.tensors()
+        tensors, self.names = self.matrix.factors.tensors(), self.matrix.trainable
+        self._n_fixed = len(tensors) - len(self.names)
         parameters = {
             name: nn.Parameter(
                 torch.from_numpy(np.array(tensors[name], np.float32)).to(like.device, like.dtype)
             )
-            for name in self.matrix.trainable
+            for name in self.names
         }
         for layer in self.layers:
             layer.register_factors(parameters)
@@ -80,6 +89,7 @@ class SharedWeight:
         """Bring all layers to the stage of a saved one, so that its parameters can be loaded."""
         like = next(self.layers[0].parameters_of_weight())
         self.matrix.load_state_dict(_with_arrays(state))
+        self.names = ()
         for layer in self.layers:
             layer.forget_factors()
         if self.matrix.factors is not None:
@@ -99,12 +109,25 @@ class SharedWeight:
 
     def product(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Return ``x @ W.T`` by the factors, for x of shape (..., in)."""
+        forward = self._forward if self._is_traceable else _uncompiled(self._forward)
+        return forward(tensors, x)
+
+    def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of W by the factors, of shape ids.shape + (in,)."""
+        rows = self._rows if self._is_traceable else _uncompiled(self._rows)
+        return rows(tensors, ids)
+
+    @property
+    def _is_traceable(self) -> bool:
+        """Whether compiled programs can look into the product: it makes nothing of codes."""
+        return self._n_fixed == 0
+
+    def _forward(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         assert self.matrix.factors is not None
         y: torch.Tensor = self.matrix.factors.forward(self.xp, tensors, x)
         return y
 
-    def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-        """Return the rows of W by the factors, of shape ids.shape + (in,)."""
+    def _rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.matrix.factors, Factors):  # which need no product for rows
             return self.dense(tensors)[ids]
         found: torch.Tensor = self.matrix.factors.forward_rows(self.xp, tensors, ids)
@@ -142,8 +165,7 @@ class CompressedLayer(nn.Module):
 
     def factor_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the factors by the names of their tensors."""
-        names = self.shared_weight.matrix.trainable
-        return {name: getattr(self, PREFIX + name) for name in names}
+        return {name: getattr(self, PREFIX + name) for name in self.shared_weight.names}
 
     def parameters_of_weight(self) -> Iterator[nn.Parameter]:
         """Iterate over the weight, while there is one, and its factors."""

@@ -10,7 +10,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -38,7 +38,10 @@ from .torch_file import TorchFile
 
 __all__ = ["Checkpoint", "Stored", "is_compressed", "open_checkpoint"]
 
-IN_MEMORY = 1 << 18  # bytes of a tensor up to which reading is faster than mapping
+# Bytes of a tensor up to which reading is faster than mapping. It is read from a place and not from
+# the file's position, which threads and forked processes share; not every system can do that.
+IN_MEMORY = 1 << 18 if hasattr(os, "pread") else 0
+MAX_OPEN = 100  # shards of a model up to which all stay open
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 NPY_HEADERS = {
@@ -95,9 +98,10 @@ class Checkpoint(Mapping[str, Array]):
         return self._home[name].read(name)
 
     def summary(self, name: str) -> Hashable | None:
-        """Return what a file says of a tensor's bytes: if they differ, so do the bytes.
+        """Return what a file says of a tensor's bytes, without reading them.
 
-        None if it says nothing, or if the tensor must be read to tell.
+        It is the same for equal tensors, unless they lie differently in the file. None if the file
+        says nothing.
         """
         return self._home[name].summary(name)
 
@@ -143,7 +147,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     -----
     Reads headers only. Each large tensor of a safetensors file is a separate memory map, which is
     freed with the tensor; all others are read into memory. No code of a pickle is executed, and
-    PyTorch need not be installed. Files stay open until the checkpoint is freed.
+    PyTorch need not be installed. Safetensors files, up to 100 shards, and archives stay open until
+    the checkpoint is freed.
     """
     found = Path(path)
     if found.is_dir():
@@ -165,7 +170,8 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
         return False
     if format_of(path) != "safetensors":
         return False
-    header = _header(os.fspath(path))
+    with open_regular_file(path) as file:
+        header = _header(file, os.fspath(path))
     if header.index is None:
         return False
     entries, _ = read_index(header.index, header.tensors)
@@ -183,17 +189,24 @@ class _File(Protocol):
 
 
 class _Safetensors:
-    """A safetensors file whose header was read. It stays open."""
+    """A safetensors file whose header was read. It stays open if asked for."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, keep_open: bool = True) -> None:
         self.path = path
-        header = _header(path)
+        with ExitStack() as opened:
+            file = opened.enter_context(open_regular_file(path))
+            self._read_header(_header(file, path))
+            self._file = file if keep_open else None
+            if keep_open:
+                weakref.finalize(self, opened.pop_all().close)
+
+    def _read_header(self, header: Header) -> None:
         self._sums: dict[str, int] = {}
         aliases: dict[str, str] = {}
         if header.index is not None:
             entries, self._sums = read_index(header.index, header.tensors)
             if any(entry.kind != "plain" for entry in entries.values()):
-                raise _compressed(path)
+                raise _compressed(self.path)
             aliases = {name: e.same_as for name, e in entries.items() if e.same_as is not None}
         self.metadata = header.metadata
         self._start = header.size
@@ -209,23 +222,29 @@ class _Safetensors:
             )
             for name, info in self._infos.items()
         }
-        self._file = open_regular_file(path)
-        weakref.finalize(self, self._file.close)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or pickle keeps: without the open file, it opens it at each read."""
+        return {**vars(self), "_file": None}
 
     def read(self, name: str) -> Any:
         info = self._infos[name]
-        nbytes = info.end - info.begin
-        begin = self._start + info.begin
-        if nbytes > IN_MEMORY:
-            data: Array = np.memmap(self._file, np.uint8, "r", offset=begin, shape=(nbytes,))
-        else:
-            self._file.seek(begin)
-            data = np.frombuffer(self._file.read(nbytes), np.uint8)
-            if data.size < nbytes:
-                raise CorruptDataError(f"{self.path} ends within tensor {name!r}")
+        with nullcontext(self._file) if self._file else open_regular_file(self.path) as file:
+            data = self._bytes(file, info)
+        if data.size < info.end - info.begin:
+            raise CorruptDataError(f"{self.path} ends within tensor {name!r}")
         if name in self._sums:
             check_checksum(data, self._sums[name], name)
-        return array_from_bytes(np.asarray(data), info, name)
+        return array_from_bytes(data, info, name)
+
+    def _bytes(self, file: IO[bytes], info: TensorInfo) -> Array:
+        """Return the bytes of a tensor; fewer if the file was shortened."""
+        begin, nbytes = self._start + info.begin, info.end - info.begin
+        if nbytes > os.fstat(file.fileno()).st_size - begin:
+            return np.zeros(0, np.uint8)
+        if nbytes > IN_MEMORY:
+            return np.asarray(np.memmap(file, np.uint8, "r", offset=begin, shape=(nbytes,)))
+        return np.frombuffer(os.pread(file.fileno(), nbytes, begin) if nbytes else b"", np.uint8)
 
     def summary(self, name: str) -> Hashable | None:
         return self._sums.get(name)
@@ -248,6 +267,9 @@ class _Npz:
                     raise CorruptDataError(f"{path} must hold each name once, got {member!r} twice")
                 self.tensors[name] = self._stored(archive, member)
             weakref.finalize(self, opened.pop_all().close)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Npz, (self.path,)
 
     def read(self, name: str) -> Array:
         try:
@@ -323,10 +345,9 @@ def _compressed(path: str) -> ValueError:
     )
 
 
-def _header(path: str) -> Header:
-    with open_regular_file(path) as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        content: Any = np.memmap(file, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
+def _header(file: IO[bytes], path: str) -> Header:
+    nbytes = os.fstat(file.fileno()).st_size
+    content: Any = np.memmap(file, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:
         return read_header(content.data)
     except CorruptDataError as error:
@@ -356,8 +377,10 @@ def _sharded(path: str, index: Path) -> Checkpoint:
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
             raise CorruptDataError(f"{index} must name files in its own folder, got {name!r}")
+    names = dict.fromkeys(placed.values())
     shards = {
-        name: _Safetensors(str(index.parent / name)) for name in dict.fromkeys(placed.values())
+        name: _Safetensors(str(index.parent / name), keep_open=len(names) <= MAX_OPEN)
+        for name in names
     }
     for tensor, name in placed.items():
         if tensor not in shards[name].tensors:

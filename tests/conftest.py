@@ -26,7 +26,7 @@ settings.register_profile("few", settings.get_profile("ci"), max_examples=8)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # So that a failing assertion in these shows its values too.
-pytest.register_assert_rewrite("contract", "kmeans_checks", "omp_checks", "processes")
+pytest.register_assert_rewrite("contract", "kmeans_checks", "omp_checks", "processes", "stores")
 
 
 @pytest.fixture

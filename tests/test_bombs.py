@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fastfactor.cli import app as cli
 from fastfactor.methods import Factors
 from fastfactor.methods.structured.gaussian import gaussian, gaussian_tile
 from fastfactor.models.compare import compare_files
-from fastfactor.models.compress import decompress_file
+from fastfactor.models.compress import compress_file, decompress_file
 from fastfactor.models.inspect import inspect_file
 
 ROWS = 2**50
@@ -262,3 +263,19 @@ def test_random_numbers_drawn_in_parts_are_the_same(shape):
     tiles = [gaussian_tile(7, 1, 0, rows, tile) for tile in range(-(-columns // 128))]
     expected = np.concatenate([f32(rows, 0), *tiles], axis=1)[:, :columns]
     np.testing.assert_array_equal(gaussian(7, 1, rows, columns), expected)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("name", ["w.npy", "archive/data.pkl"])
+def test_archives_that_inflate_without_bounds_are_refused(tmp_path, monkeypatch, method, name):
+    """Deflate makes a thousandth of zeros at best, other compressions as much less as one likes."""
+    monkeypatch.setattr("fastfactor.files.stored.DENSE_NBYTES", 1 << 10)
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(name, bytes(1 << 24))
+    recipe = {"default": {"method": "keep"}}
+    for call in (inspect_file, lambda p: compress_file(p, tmp_path / "o.safetensors", recipe)):
+        with pytest.raises(CorruptDataError, match=r"for the \d+ that it takes in the archive"):
+            call(path)
+    np.savez_compressed(path, w=np.zeros(1 << 18))
+    assert inspect_file(path).totals["n_tensors"] == 1

@@ -74,10 +74,10 @@ def test_every_kernel_has_an_example():
         assert call in script
 
 
-@pytest.mark.parametrize("module", ["", ".methods", ".store", ".deep_compression"])
+@pytest.mark.parametrize("module", ["", ".methods", ".store", ".deep_compression", ".training"])
 def test_reference_has_every_public_name_once(module):
     public = importlib.import_module(f"fastfactor{module}").__all__
-    submodules = {"deep_compression", "methods", "store"}
+    submodules = {"deep_compression", "methods", "store", "training"}
     listed = re.findall(r"^(?:   |\.\. data:: )(\w+)$", REFERENCE, re.MULTILINE)
     for name in set(public) - submodules:
         assert listed.count(name) == 1, name

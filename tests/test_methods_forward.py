@@ -1,4 +1,4 @@
-"""What `forward` may use of an array library; that it uses no more is in contract.py."""
+"""What `forward` may use of an array library; that it uses no more is in contract."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ each byte is changed (three ways), left out or written twice, and bytes are adde
 refused. Then under right checksums each byte of each tensor of factors is made 0 and 255, and what
 is said of an entry of each kind and of its tensors is changed: reading, product and dense matrix
 must be refused as damaged, or have their shapes. A crash or any other error ends the run.
-tests/test_store.py, test_compact.py and test_stored_files.py do a part of this. What a coded
+tests/test_store_damage.py, test_compact.py and test_stored_files.py do a part of this. What a coded
 network of the first versions says of itself is changed in tests/test_legacy_networks.py.
 """
 

@@ -26,7 +26,7 @@ from .kernels.sparse_coding import exchange_atoms, hashed_omp, omp
 from .learning.dictionary_learning import DictionaryResult, learn_dictionary
 
 if TYPE_CHECKING:
-    from . import deep_compression, methods, store
+    from . import deep_compression, methods, store, training
     from .models.compare import compare_files
     from .models.compress import compress_file, decompress_file
 
@@ -65,12 +65,13 @@ __all__ = [
     "sparse_codebook_matmul",
     "spmm",
     "store",
+    "training",
 ]
 
 
 # These bring in all methods and file formats, which would triple the time of an import, so they are
 # imported on first use.
-_LAZY_MODULES = ("deep_compression", "methods", "store")
+_LAZY_MODULES = ("deep_compression", "methods", "store", "training")
 _LAZY_FUNCTIONS = {
     "compare_files": "models.compare",
     "compress_file": "models.compress",

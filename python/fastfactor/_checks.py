@@ -179,13 +179,14 @@ def positive(value: Any, name: str) -> float:
     return number
 
 
-def fraction(value: Any, name: str) -> float:
-    """Return a real number in (0, 1]."""
+def fraction(value: Any, name: str, *, zero: bool = False) -> float:
+    """Return a real number in (0, 1], or with `zero` in [0, 1]."""
+    wanted = "[0, 1]" if zero else "(0, 1]"
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be a number in (0, 1], got {shown(value)}")
+        raise TypeError(f"{name} must be a number in {wanted}, got {shown(value)}")
     number = as_float(value)
-    if not 0 < number <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {shown(value)}")
+    if not 0 <= number <= 1 or (number == 0 and not zero):
+        raise ValueError(f"{name} must be in {wanted}, got {shown(value)}")
     return number
 
 

@@ -14,7 +14,8 @@
 
 from .files.index import FORMAT_VERSION, Entry
 from .files.layout import Layout
+from .files.save import save
 from .files.store import Store, open_store
-from .files.writer import Writer, save
+from .files.writer import Writer
 
 __all__ = ["FORMAT_VERSION", "Entry", "Layout", "Store", "Writer", "open_store", "save"]

@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from .._version import __version__
-from . import files as cli_files
+from . import files
+from .compress import compress
+from .options import Reports, Threads
+from .output import check_reports, show
 from .progress import show_progress
+from .recipe import recipe
 
 if TYPE_CHECKING:
     from ..demo.run import Row
@@ -77,13 +81,7 @@ def fastfactor(
         typer.echo(context.get_help())
 
 
-for command in (
-    cli_files.compress,
-    cli_files.decompress,
-    cli_files.inspect,
-    cli_files.compare,
-    cli_files.recipe,
-):
+for command in (compress, files.decompress, files.inspect, files.compare, recipe):
     app.command()(command)
 
 
@@ -92,8 +90,8 @@ def bench(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with times in seconds.")
     ] = False,
-    threads: cli_files.Threads = None,
-    reports: cli_files.Reports = None,
+    threads: Threads = None,
+    reports: Reports = None,
 ) -> None:
     """Time the main kernels on this machine.
 
@@ -101,8 +99,8 @@ def bench(
     """
     from .bench import run_bench
 
-    cli_files.check_reports(reports)
-    cli_files.show(run_bench(threads), as_json, reports)
+    check_reports(reports)
+    show(run_bench(threads), as_json, reports)
 
 
 @app.command()

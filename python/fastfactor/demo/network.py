@@ -11,8 +11,8 @@ import numpy as np
 
 from .._checks import Array
 from ..files.index import Path, Value
+from ..files.save import save
 from ..files.store import open_store
-from ..files.writer import save
 from ..methods import Factors, Method
 
 LAYERS = ("fc1", "fc2", "fc3")

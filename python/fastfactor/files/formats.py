@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from ..errors import CorruptDataError
 from .disk import open_regular_file
+from .stored import dense_limit
 
 BEGINNING = 512  # bytes, which are enough to tell formats apart
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
@@ -59,12 +60,19 @@ def format_of(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def open_archive(path: str) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive to read; refuse what is none."""
+    """Open a zip archive to read; refuse what is none, or would fill the memory."""
     with open_regular_file(path) as file:
         try:
             archive = zipfile.ZipFile(file)
         except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise CorruptDataError(f"{path} must be an .npz archive: {error}") from error
+        for member in archive.infolist():
+            limit = dense_limit(member.compress_size)
+            if member.file_size > limit:
+                raise CorruptDataError(
+                    f"{path}: {member.filename!r} must have at most {limit} bytes for the "
+                    f"{member.compress_size} that it takes in the archive, got {member.file_size}"
+                )
         with archive:
             yield archive
 

@@ -24,10 +24,7 @@ from .disk import open_regular_file, unknown_name
 from .formats import format_of
 from .forms import read_header
 from .index import PLAIN, Entry, Path, Value, factors_of, plain_entry, read_index
-
-# By default an entry may be this large, and this many times the file more: enough for every matrix
-# that was not nearly empty, and too little for a made-up file of a few bytes to fill a disk.
-DENSE_NBYTES, DENSE_RATIO = 1 << 30, 4096
+from .stored import dense_limit
 
 
 def open_store(path: Path, *, max_dense_nbytes: int | None = None) -> Store:
@@ -77,11 +74,6 @@ def open_store(path: Path, *, max_dense_nbytes: int | None = None) -> Store:
     codebook [6. 6.] [1. 1.]
     """
     return Store(path, max_dense_nbytes=max_dense_nbytes)
-
-
-def dense_limit(file_nbytes: int, asked: int | None) -> int:
-    """Return the most dense bytes to rebuild from a file, if not asked for another limit."""
-    return DENSE_NBYTES + DENSE_RATIO * file_nbytes if asked is None else asked
 
 
 class Store(Mapping[str, Value]):

@@ -10,6 +10,16 @@ import numpy as np
 
 from .. import _checks
 
+# By default what is stored may become this large, and this many times its bytes larger: enough for
+# every matrix that was not nearly empty and for every archive that NumPy writes, and too little for
+# a made-up file of a few bytes to fill a disk.
+DENSE_NBYTES, DENSE_RATIO = 1 << 30, 4096
+
+
+def dense_limit(nbytes: int, asked: int | None = None) -> int:
+    """Return the most bytes to make of so many stored ones, if not asked for another limit."""
+    return DENSE_NBYTES + DENSE_RATIO * nbytes if asked is None else asked
+
 
 @dataclass(frozen=True)
 class Stored:

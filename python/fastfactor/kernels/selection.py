@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
@@ -275,9 +274,4 @@ def _weights(value: Any, ndim: int | None) -> Array:
 
 def n_dropped(sparsity: Any, n: int) -> int:
     """Return how many of n are dropped for a share, rounded as `magnitude_threshold` says."""
-    if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool | np.bool_):
-        raise TypeError(f"sparsity must be a number in [0, 1], got {_checks.shown(sparsity)}")
-    share = _checks.as_float(sparsity)
-    if not 0 <= share <= 1:
-        raise ValueError(f"sparsity must be in [0, 1], got {_checks.shown(sparsity)}")
-    return round(share * n)
+    return round(_checks.fraction(sparsity, "sparsity", zero=True) * n)

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _checks
 from ..metrics import Covariance, Diagonal, Frobenius, Metric, metric_for
 from .factors import Factors, check_matrix
-from .narrow import is_near_the_end
+from .range_end import is_near_the_end, stays_finite, too_large
 from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
 
@@ -266,13 +266,8 @@ class Method(ABC):
         """Return the factors of a W near the end of its dtype's range, if they give no infinity."""
         with np.errstate(over="ignore", invalid="ignore"):
             factors = self._solved(problem)
-        try:
-            with np.errstate(over="raise", invalid="raise"):
-                finite = all(np.isfinite(r).all() for _, r in factors._row_blocks(None))
-        except FloatingPointError:
-            finite = False
-        if not finite:
-            raise self._too_large(problem)
+        if not stays_finite(factors):
+            raise too_large(problem.W, type(self).__name__)
         return factors
 
     def _best(self, problem: Problem) -> Factors:
@@ -396,18 +391,10 @@ class Method(ABC):
         assert self.max_error is not None
         return Goal(problem, self.max_error, is_size=False)
 
-    def _too_large(self, problem: Problem) -> ValueError:
-        """Return the exception for a W whose approximation leaves the range of its dtype."""
-        W, name = problem.W, type(self).__name__
-        largest = max(float(W.max()), -float(W.min()))
-        return ValueError(
-            f"W must be farther from the end of {W.dtype}'s range for {name}, got ±{largest:.4g}"
-        )
-
     def _unreachable(self, nearest: float, problem: Problem) -> ValueError:
         """Return the exception for an unreachable goal; `nearest` is the least size or error."""
         if not np.isfinite(nearest):
-            return self._too_large(problem)
+            return too_large(problem.W, type(self).__name__)
         if self.ratio is not None:
             most = problem.W.nbytes / max(nearest, 1)
             return ValueError(

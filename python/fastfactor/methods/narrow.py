@@ -10,7 +10,6 @@ import numpy as np
 from .. import _checks
 from .._checks import Array
 
-MARGIN = 4  # products of factors of W may be larger than W by this many powers of two
 MAX_LOSS = 1e-3  # the largest part of a sum of squares that rounding to a dtype may lose
 # The spacing of the numbers around zero. Rounding moves every number by at most half of it, or by
 # 1/512 of the number (bfloat16's precision, the lowest).
@@ -66,12 +65,12 @@ def check_kept(array: Array, dtype: np.dtype[Any], name: str, what: str) -> None
 def _may_vanish(array: Array, dtype: np.dtype[Any]) -> bool:
     """Return whether numbers may be so small that rounding could lose more than ``MAX_LOSS``."""
     # n numbers lose at most n · spacing² of at least largest².
-    return 0 < _largest(array) < SPACINGS[_checks.name_of(dtype)] * sqrt(array.size / MAX_LOSS)
+    return 0 < largest(array) < SPACINGS[_checks.name_of(dtype)] * sqrt(array.size / MAX_LOSS)
 
 
 def _loses(wide: Array, rounded: Array) -> bool:
     """Return whether float64 numbers lost more than ``MAX_LOSS`` when they were rounded."""
-    unit = _largest(wide)
+    unit = largest(wide)
     lost, total = float(np.sum(((wide - rounded) / unit) ** 2)), float(np.sum((wide / unit) ** 2))
     return lost > MAX_LOSS * total
 
@@ -79,19 +78,10 @@ def _loses(wide: Array, rounded: Array) -> bool:
 def _vanishing(name: str, what: str, dtype: np.dtype[Any], array: Array) -> ValueError:
     return ValueError(
         f"{name} must be large enough for {what} to be stored in {dtype}, "
-        f"got values up to {_largest(array):.3g}, of which it would lose more than {MAX_LOSS:.1%}"
+        f"got values up to {largest(array):.3g}, of which it would lose more than {MAX_LOSS:.1%}"
     )
 
 
-def _largest(array: Array) -> float:
+def largest(array: Array) -> float:
+    """Return the largest magnitude in an array, 0 if it is empty."""
     return max(float(array.max(initial=0)), -float(array.min(initial=0)))
-
-
-def is_near_the_end(W: Array) -> bool:
-    """Return whether a product of factors of W may leave the range of the dtype it is made in."""
-    if W.dtype == np.float16 or not W.size:
-        return False  # products are made in float32
-    if W.dtype.itemsize == 2:  # NumPy's maximum of bfloat16 takes long
-        return bool(np.any((W.view(np.uint16) & 0x7FFF) >= 0x7F00 - (MARGIN << 7)))
-    limit = float(np.finfo(W.dtype).max) * 2.0**-MARGIN
-    return _largest(W) > limit

@@ -19,8 +19,9 @@ from ..kernels.runtime import thread_count
 from ..methods.factors import Factors
 from .notes import notes_on
 from .plan import Job, fingerprint
-from .recipe import KEEP, read_recipe
+from .recipe import read_recipe
 from .report import Report, TensorRow
+from .rules import KEEP
 
 Progress = Callable[[str, int, int], None]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..methods.codebook.method import Codebook
 from .plan import Job
-from .recipe import Recipe
+from .rules import Recipe
 
 # Settings that make the tables of a codebook fewer, in the order in which they are tried.
 FEWER_TABLES: tuple[dict[str, Any], ...] = (

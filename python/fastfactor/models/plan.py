@@ -20,22 +20,17 @@ from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
 from ..files.layout import Layout
-from ..methods.factors import Factors, matrix_shape
+from ..methods.factors import Factors
 from ..methods.narrow import check_kept
 from ..methods.search import Size
-from ..metrics import Covariance, Diagonal, Frobenius
 from .compare import difference
 from .layouts import AUTO, Layouts
 from .quantized import quantized_layers
-from .recipe import KEEP, Recipe, Rule, nearest
 from .report import TensorRow
+from .rules import KEEP, Recipe, Rule
 from .ties import equal_tensors, tie_text
+from .weights import PLAIN, Weights, used_metric
 
-METRICS: dict[str, type[Diagonal] | type[Covariance]] = {
-    "importance": Diagonal,
-    "input_covariance": Covariance,
-}
-PLAIN = "squares"
 SHORT_SIDE = 32  # a matrix with a shorter side need not fit its method: see Plan.may_fail
 
 
@@ -85,8 +80,14 @@ class Job:
 
     def __post_init__(self) -> None:
         self.recipe.check_names(self.checkpoint)
-        for what, model in self._weights.items():
-            self._check_weights(what, model)
+        self.weights.check_names(self.checkpoint)
+        if self.weights.given:
+            self.weights.check_fit(self._compressed_layouts())
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weights of errors, if they are given."""
+        return Weights(importance=self.importance, input_covariance=self.input_covariance)
 
     @cached_property
     def plan(self) -> dict[str, Plan]:
@@ -122,7 +123,7 @@ class Job:
         plan = self.plan[name]
         done = [plan.rule.method, sorted(plan.rule.settings.items())] if not plan.reason else []
         matrix = plan.layout and [plan.layout.axes, plan.layout.matrix]
-        said = [done, matrix, self._metric_name(name), plan.dtype.name if kept else None]
+        said = [done, matrix, self.weights.metric_name(name), plan.dtype.name if kept else None]
         return _hash_of(json.dumps(said))
 
     def check_values(self) -> None:
@@ -158,7 +159,7 @@ class Job:
             return self._kept_row(name, plan.reason)
         row = _row(name, stored, plan)
         try:
-            plan.rule.compressor.check_metric(METRICS.get(self._metric_name(name), Frobenius))
+            plan.rule.compressor.check_metric(self.weights.metric_kind(name))
             size = self._planned_size(plan.rule, plan.layout.matrix, stored.dtype)
         except ValueError as fault:
             return self._kept_row(name, self._impossible(name, fault))
@@ -212,7 +213,7 @@ class Job:
         wanted = self.recipe.rule_of(name)
         layout = None
         if len(stored.shape) > 1:
-            may_group = self._metric_name(name) != "input_covariance"
+            may_group = self.weights.metric_name(name) != "input_covariance"
             layout = layouts.find(name, wanted.layout if wanted else AUTO, may_group=may_group)
         rule, reason = self.recipe.decide(
             name, layout.matrix if layout else stored.shape, is_float=stored.is_float, codes=codes
@@ -225,12 +226,17 @@ class Job:
         short = not reason and layout is not None and min(layout.matrix) < SHORT_SIDE
         return Plan(rule, reason, dtype, layout, short and name not in self.recipe.names)
 
+    def _compressed_layouts(self) -> dict[str, Layout]:
+        """Return how the tensors that are to be compressed are seen as matrices, by name."""
+        plans = ((name, plan) for name, plan in self.plan.items() if not plan.reason)
+        return {name: plan.layout for name, plan in plans if plan.layout is not None}
+
     def _compressed(self, name: str, W: Array) -> Factors | str:
         """Return the factors of a tensor, or why it is kept."""
         plan = self.plan[name]
         assert plan.layout is not None
         assert plan.rule.compressor is not None
-        weights = self._weights_of(name)
+        weights = self.weights.arguments(name, plan.layout)
         try:
             factors = plan.rule.compressor.compress(
                 plan.layout.to_matrix(W), n_threads=self.n_threads, **weights
@@ -268,9 +274,9 @@ class Job:
         if isinstance(value, Factors):
             layout = self.plan[row.name].layout
             assert layout is not None
-            weights = self._weights_of(row.name)
+            weights = self.weights.arguments(row.name, layout)
             error = value.error(layout.to_matrix(W), **weights, n_threads=self.n_threads)
-            metric = _used_metric(weights)
+            metric = used_metric(weights)
         elif value.dtype != W.dtype:
             error, metric = difference(W, value).relative_error, PLAIN
         return row.changed(
@@ -281,48 +287,6 @@ class Job:
             seconds=None if start is None else time.perf_counter() - start,
         )
 
-    @cached_property
-    def _weights(self) -> dict[str, Checkpoint]:
-        """The files of weights that were given, by the argument of `compress` they are for."""
-        given = {what: getattr(self, what) for what in METRICS}
-        return {what: model for what, model in given.items() if model is not None}
-
-    def _check_weights(self, what: str, model: Checkpoint) -> None:
-        """Check before any work, by the headers, that a file of weights fits the model."""
-        for name in model:
-            if name not in self.checkpoint:
-                raise ValueError(
-                    f"{what} must only have names of tensors in the model, got {name!r}"
-                    f"{nearest(name, self.checkpoint)}"
-                )
-        compressed = [name for name, plan in self.plan.items() if not plan.reason]
-        found = [name for name in compressed if name in model]
-        if compressed and not found:
-            raise ValueError(
-                f"{what} must have a tensor for at least one that is compressed, "
-                f"got none in {model.path}"
-            )
-        for name in found:
-            if what != self._metric_name(name):
-                raise ValueError(
-                    f"importance and input_covariance must not both hold {name!r}, got both"
-                )
-            stored = model.tensors[name]
-            layout = self.plan[name].layout
-            assert layout is not None  # as it is to be compressed
-            if what == "importance":
-                like, wanted = "the shape of W,", matrix_shape(layout.shape)
-            else:
-                like, wanted = "shape", (layout.matrix[1], layout.matrix[1])
-            if len(stored.shape) < 2 or matrix_shape(stored.shape) != wanted:
-                raise ValueError(
-                    f"tensor {name!r}: {what} must have {like} {wanted}, got {stored.shape}"
-                )
-            if not stored.is_float:
-                raise TypeError(
-                    f"tensor {name!r}: {what} must have a floating-point dtype, got {stored.dtype}"
-                )
-
     def _are_alike(self, name: str, other: str) -> bool:
         """Return whether two equal tensors are to be stored alike."""
         plan, like = self.plan[name], self.plan[other]
@@ -330,24 +294,7 @@ class Job:
             like.rule,
             like.reason,
             like.dtype,
-        ) and self._metric_name(name) == self._metric_name(other) == PLAIN
-
-    def _metric_name(self, name: str) -> str:
-        """Return the name of the error that the compression of a tensor minimises."""
-        return next((what for what, model in self._weights.items() if name in model), PLAIN)
-
-    def _weights_of(self, name: str) -> dict[str, Array]:
-        """Return the arguments of `compress` that weight the errors of a tensor."""
-        layout = self.plan[name].layout
-        found = {}
-        for what, model in self._weights.items():
-            if name in model and layout is not None:
-                array = model[name]
-                if what == "importance":
-                    found[what] = layout.to_matrix(array.reshape(layout.shape))
-                else:
-                    found[what] = array.reshape(len(array), -1)
-        return found
+        ) and self.weights.metric_name(name) == self.weights.metric_name(other) == PLAIN
 
     def _value_fault(self, name: str) -> str | None:
         """Return why a tensor is kept for its values; None if they are finite or not compressed."""
@@ -400,13 +347,6 @@ def _row(name: str, stored: Stored, plan: Plan) -> TensorRow:
         seconds=None,
         layout=None if plan.reason else plan.layout,
     )
-
-
-def _used_metric(weights: dict[str, Array]) -> str:
-    """Return the name of the error that was minimised; all-zero weights count as none."""
-    for what, array in weights.items():
-        return what if array.any() else f"{PLAIN} (zero {what})"
-    return PLAIN
 
 
 def _not_smaller(rule: Rule, nbytes: int) -> str:

@@ -181,7 +181,8 @@ NO_ARRAYS = {
 # The public names of factors, by whether they take arrays.
 FACTORS_TAKE = {"error", "from_tensors", "linear", "matmul", "rows"}
 FACTORS_TAKE_NONE = {
-    "bits_per_weight", "config", "forward", "kinds", "nbytes", "tensors", "to_dense", "verify",
+    "bits_per_weight", "config", "forward", "forward_rows", "kinds", "nbytes", "tensors",
+    "to_dense", "verify",
 }  # fmt: skip
 
 

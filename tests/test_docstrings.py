@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import enum
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -24,9 +25,15 @@ NOT_CHECKED = {
 }
 
 
+# Rooms that need a framework of the same name, and can be imported where that is installed.
+WITH_FRAMEWORK = ("torch",)
+FRAMEWORKS = [name for name in WITH_FRAMEWORK if importlib.util.find_spec(name)]
+
+
 def public_objects():
     """Functions and classes by name."""
-    modules = (fastfactor, methods, store, deep_compression, training)
+    modules = [fastfactor, methods, store, deep_compression, training]
+    modules += [importlib.import_module(f"fastfactor.{name}") for name in FRAMEWORKS]
     found = [getattr(module, name) for module in modules for name in module.__all__]
     return {
         f"{thing.__module__}.{thing.__qualname__}": thing
@@ -125,10 +132,9 @@ def test_options_are_keyword_only_and_threads_are_one_of_them(name):
 
 def module_names():
     found = pkgutil.walk_packages(fastfactor.__path__, "fastfactor.")
-    compiled = re.compile(r"\._core\._")
-    return ["fastfactor"] + [
-        m.name for m in found if not compiled.search(m.name) and not m.name.endswith("__main__")
-    ]
+    missing = "|".join(set(WITH_FRAMEWORK) - set(FRAMEWORKS)) or "none"
+    left_out = re.compile(rf"\._core\._|\.__main__$|^fastfactor\.({missing})\b")
+    return ["fastfactor"] + [m.name for m in found if not left_out.search(m.name)]
 
 
 @pytest.mark.parametrize("name", module_names())

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from fastfactor.methods import LowRank
 from fastfactor.methods.forward import NUMPY, ArrayNamespace, constant, with_zero
-from strict_namespace import DEVICE, NAMES, STRICT, strict_array
+from strict_namespace import DEVICE, NAMES, StrictNamespace, strict_array
+
+STRICT = StrictNamespace()
 
 
 def test_the_names_are_the_standards_and_numpys_adapter_has_all_of_them():

@@ -81,13 +81,41 @@ class FactorsContract(Matrices):
         factors = method.compress(self.matrix())
         tensors = factors.tensors()
         assert set(factors.trainable) <= set(tensors)
-        for batch in (0, 1, 4):
-            x = np.random.default_rng(3).standard_normal((batch, self.SHAPE[1])).astype(dtype)
+        for lead in [(), (0,), (1,), (4,), (40,), (2, 3), (2, 0, 3)]:
+            x = np.random.default_rng(3).standard_normal((*lead, self.SHAPE[1])).astype(dtype)
             expected = factors.linear(x)
             result = strict_namespace.forward(factors, tensors, x, dtype)
             assert result.shape == expected.shape
             scale = float(np.abs(expected).max(initial=1e-30))
             np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * scale)
+
+    @pytest.mark.parametrize("ids", [[], [0], [3, 3, 1], [[5, 0], [23, 7]], 4])
+    def test_forward_rows_are_those_of_to_dense_in_another_library(self, method, ids):
+        factors = method.compress(self.matrix())
+        expected = factors.to_dense()[ids] if np.size(ids) else np.zeros((0, self.SHAPE[1]))
+        for dtype in ("float32", "float64"):
+            rows = strict_namespace.forward_rows(factors, factors.tensors(), np.array(ids), dtype)
+            assert rows.shape == expected.shape
+            scale = float(np.abs(expected).max(initial=1e-30))
+            np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * scale)
+
+    def test_products_in_another_library_follow_the_trained_tensors(self, method):
+        """Far from what was stored, they are those of factors that are made of the new values."""
+        factors = method.compress(self.matrix())
+        rng = np.random.default_rng(8)
+        moved = factors.tensors()
+        for name in factors.trainable:
+            shape, dtype = moved[name].shape, moved[name].dtype
+            moved[name] = (moved[name] * rng.uniform(0.5, 1.5, shape)).astype(dtype)
+        again = type(factors).from_tensors(moved, factors.config(), factors.shape, factors.dtype)
+        dense = again.to_dense().astype(np.float64)
+        scale = np.abs(dense).max()
+        rows = strict_namespace.forward_rows(factors, moved, np.arange(self.SHAPE[0]), "float64")
+        np.testing.assert_allclose(rows, dense, rtol=0, atol=1e-5 * scale)
+        for batch in (1, 40):  # few inputs, and more than a row has weights
+            x = rng.standard_normal((batch, self.SHAPE[1]))
+            result = strict_namespace.forward(factors, moved, x, "float64")
+            np.testing.assert_allclose(result, x @ dense.T, rtol=0, atol=1e-4 * scale)
 
     def test_bad_input_is_named(self, method):
         factors = method.compress(self.matrix())

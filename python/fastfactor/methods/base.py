@@ -407,4 +407,5 @@ class Method(ABC):
 
 def _unseen(shape: tuple[int, ...], dtype: Any) -> Problem:
     """Return a problem whose W has this shape and dtype: a single zero, broadcast."""
-    return Problem(check_matrix(np.broadcast_to(np.zeros((), dtype), shape)), Frobenius(), None)
+    known = _checks.dtype_named(dtype) if isinstance(dtype, str) else dtype
+    return Problem(check_matrix(np.broadcast_to(np.zeros((), known), shape)), Frobenius(), None)

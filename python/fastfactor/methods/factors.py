@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from .. import _checks
 from .._checks import Array
 from .._records import ArrayRecord
 from ..metrics import Metric, metric_for, relative_error
-from .forward import ArrayNamespace
+from .forward import ArrayNamespace, constant, length, transpose, with_lead
 
 Tensors = dict[str, Array]
 Config = dict[str, Any]  # what JSON can hold
@@ -112,16 +113,61 @@ class Factors(ArrayRecord, ABC):
             The library: the few functions of the array API standard that products need.
         tensors : mapping of str to array
             The tensors named in `trainable`, as arrays of that library.
-        x : array of shape (batch, in_features)
+        x : array of shape (..., in_features)
             Like the tensors an array of that library, of the same floating dtype and device.
 
         Returns
         -------
-        array of shape (batch, out_features)
+        array of shape (..., out_features)
             An array of that library.
         """
 
     # --- what every subclass inherits
+
+    def forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        """Return ``W[ids]``, computed by an array library so that it can find gradients.
+
+        Parameters
+        ----------
+        xp : ArrayNamespace
+            The library, as for `forward`.
+        tensors : mapping of str to array
+            The tensors named in `trainable`, as arrays of that library.
+        ids : array of int
+            Which rows to return, in any shape: an array of that library. Each must be in
+            [0, out_features), which is not checked, as they may not be known yet.
+
+        Returns
+        -------
+        array of shape ids.shape + (in_features,)
+            An array of that library, in the dtype of the tensors.
+
+        Raises
+        ------
+        TypeError
+            For a kind of your own that trains nothing and does not define `_forward_rows`.
+        """
+        found = self._forward_rows(xp, tensors, xp.reshape(ids, (length(*ids.shape),)))
+        return with_lead(xp, found, ids.shape)
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        """Return the result of `forward_rows` for ids of shape (n,).
+
+        This builds W by the product with the identity. A subclass overrides it to build only the
+        rows.
+        """
+        if not self.trainable:
+            raise TypeError(
+                f"{type(self).__name__} must define _forward_rows, because none of its tensors is "
+                "trained"
+            )
+        identity = constant(xp, self._identity, tensors[self.trainable[0]])
+        columns = self.forward(xp, tensors, identity)
+        return transpose(xp, xp.take(columns, ids, axis=1))
+
+    @cached_property
+    def _identity(self) -> Array:
+        return np.eye(self.shape[1], dtype=np.float32)
 
     def linear(self, x: Any, *, out: Any = None, n_threads: int | None = None) -> Array:
         """Return ``x @ W.T`` without rebuilding W, as a linear layer does.

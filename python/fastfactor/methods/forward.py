@@ -1,7 +1,9 @@
-"""The functions that `Factors.forward` may use of an array library, and constants for it."""
+"""The functions that `Factors.forward` and `forward_rows` may use of an array library."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -10,28 +12,19 @@ from .._checks import Array
 
 
 class ArrayNamespace(Protocol):
-    """The functions of an array library that `Factors.forward` may call.
+    """The functions of an array library that `forward` and `forward_rows` of `Factors` may call.
 
     Their names and signatures are those of the Python array API standard
     (data-apis.org/array-api), so NumPy from 2.0 on, ``array_api_strict``, ``jax.numpy`` and
-    ``array_api_compat.torch`` can be passed as they are. For any other library, pass an object with
-    these seven functions. For Keras, whose arrays may have no ``device``::
+    ``array_api_compat.torch`` can be passed as they are. :mod:`fastfactor.adapters` has a namespace
+    for PyTorch and one for Keras. For any other library, pass an object with these seven functions.
 
-        class KerasNamespace:
-            concat = staticmethod(keras.ops.concatenate)
-            matmul = staticmethod(keras.ops.matmul)
-            permute_dims = staticmethod(keras.ops.transpose)
-            reshape = staticmethod(keras.ops.reshape)
-            take = staticmethod(keras.ops.take)
-            zeros_like = staticmethod(keras.ops.zeros_like)
-
-            @staticmethod
-            def asarray(array, *, dtype, device):
-                return keras.ops.convert_to_tensor(array, dtype=dtype)
-
-    On arrays, `forward` also uses ``+`` and ``*`` (with each other and with Python's floats),
-    slices for every axis, ``shape``, ``dtype`` and ``device``. It only uses the library's own
-    arrays: `constant` first converts what is not trained (codes, signs, positions).
+    On arrays, products also use ``+`` and ``*`` (with each other and with Python's floats), slices
+    for every axis, ``...`` before a slice of the last axis, ``shape``, ``dtype`` and ``device``. A
+    length in ``shape`` may be None where it is not known yet, and one of those given to ``reshape``
+    may be -1. Products only use the library's own arrays: `constant` first converts what is not
+    trained (codes, signs, positions). It passes the same NumPy arrays to ``asarray`` in each call
+    with the same factors, so a namespace may remember what it made of them.
     """
 
     def asarray(self, obj: Any, /, *, dtype: Any, device: Any) -> Any: ...
@@ -59,6 +52,7 @@ class NumPyNamespace:
 
 
 NUMPY = cast(ArrayNamespace, NumPyNamespace())
+ZERO = np.zeros(1)
 
 
 def constant(xp: ArrayNamespace, array: Array, like: Any) -> Any:
@@ -77,4 +71,34 @@ def transpose(xp: ArrayNamespace, matrix: Any) -> Any:
 
 def with_zero(xp: ArrayNamespace, values: Any) -> Any:
     """Return a vector with a zero appended, for the indices of entries that are not stored."""
-    return xp.concat([values, constant(xp, np.zeros(1), values)], axis=0)
+    return xp.concat([values, constant(xp, ZERO, values)], axis=0)
+
+
+def length(*lengths: int | None) -> int:
+    """Return the product of lengths, or -1 if one of them is not known."""
+    return -1 if None in lengths else prod(cast(tuple[int, ...], lengths))
+
+
+def as_batch(xp: ArrayNamespace, x: Any) -> Any:
+    """Return x of shape (..., n) in the shape (batch, n)."""
+    return xp.reshape(x, (length(*x.shape[:-1]), x.shape[-1]))
+
+
+def with_lead(xp: ArrayNamespace, result: Any, lead: Sequence[int | None]) -> Any:
+    """Return a result of shape (batch, n) with the axes ``lead`` in place of the first."""
+    return xp.reshape(result, (*(-1 if n is None else n for n in lead), result.shape[-1]))
+
+
+def gathered_product(xp: ArrayNamespace, values: Any, columns: Any, x: Any) -> Any:
+    """Return the product of x (..., in) with a sparse matrix of few entries in each row.
+
+    ``values`` (out, m) are the entries and ``columns`` (out, m) says where they are. The product
+    reads ``batch · out · m`` numbers, so it is cheaper than filling a dense matrix if
+    ``batch · m`` is less than its number of columns.
+    """
+    lead, (out, m) = x.shape[:-1], columns.shape
+    x = as_batch(xp, x)
+    parts = xp.take(transpose(xp, x), xp.reshape(columns, (out * m,)), axis=0)
+    parts = xp.reshape(parts, (out, m, x.shape[0]))
+    y = xp.matmul(xp.reshape(values, (out, 1, m)), parts)
+    return with_lead(xp, transpose(xp, xp.reshape(y, (out, x.shape[0]))), lead)

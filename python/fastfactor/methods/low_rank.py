@@ -55,6 +55,9 @@ class LowRankFactors(Factors):
         inner = xp.matmul(x, transpose(xp, tensors["C"]))
         return xp.matmul(inner, transpose(xp, tensors["B"]))
 
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        return xp.matmul(xp.take(tensors["B"], ids, axis=0), tensors["C"])
+
     @classmethod
     def from_tensors(
         cls,

@@ -113,6 +113,31 @@ class CompressedMatrix:
         self.last_step = -1
         self.factors: Factors | OwnFactors | None = None
 
+    @classmethod
+    def finished(cls, factors: Factors | OwnFactors, *, name: str = "W") -> CompressedMatrix:
+        """Return a matrix that has these factors alone, such as one from a file.
+
+        Parameters
+        ----------
+        factors : Factors or OwnFactors
+            What `factors` will be.
+        name : str
+            The name of the matrix in messages.
+
+        Returns
+        -------
+        CompressedMatrix
+            In the last of its stages.
+        """
+        matrix = cls(_Given(), name=name)
+        matrix.state, matrix.alpha, matrix.last_step, matrix.factors = (
+            State.FACTORS,
+            0.0,
+            0,
+            factors,
+        )
+        return matrix
+
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors of the factors that go on training; () while it is dense."""
@@ -242,6 +267,13 @@ class CompressedMatrix:
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{self.name}: {error}") from error
+
+
+class _Given:
+    """The compressor of a matrix that was compressed before."""
+
+    def compress(self, W: Array, /) -> Any:
+        raise ValueError("the factors of this matrix must be those given")
 
 
 class _AtOnce:

@@ -19,7 +19,7 @@ from ...kernels.packing import MAX_CODEBOOKS, PackedCodes, packed_nbytes
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
 from ..factors import ROWS_AT_ONCE, Config, Factors, Tensors, check_ids
-from ..forward import ArrayNamespace, constant, transpose
+from ..forward import ArrayNamespace, constant, length, transpose
 from ..narrow import check_kept, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
@@ -72,12 +72,24 @@ class CodebookFactors(Factors):
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        vectors = xp.reshape(tensors["codebook"], (-1, self.packed.vector_dim))
-        W = None
-        for places in self._places:
-            part = xp.take(vectors, constant(xp, places, x), axis=0)
-            W = part if W is None else W + part
-        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
+        # Products of x with the tables, to be looked up instead of W, would cost less than W only
+        # for fewer inputs than a vector has numbers.
+        W = self._decoded(xp, tensors["codebook"], [constant(xp, p, x) for p in self._places])
+        return xp.matmul(x, transpose(xp, W))
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        codebook = tensors["codebook"]
+        places = [xp.take(constant(xp, p, codebook), ids, axis=0) for p in self._places]
+        return self._decoded(xp, codebook, places)
+
+    def _decoded(self, xp: ArrayNamespace, codebook: Any, places: Sequence[Any]) -> Any:
+        """Return the rows whose vectors have these places (rows, codes), one array a codebook."""
+        n, each = places[0].shape
+        vectors, rows = xp.reshape(codebook, (-1, self.packed.vector_dim)), None
+        for of_book in places:
+            part = xp.take(vectors, xp.reshape(of_book, (length(n, each),)), axis=0)
+            rows = part if rows is None else rows + part
+        return xp.reshape(rows, (length(n), self.shape[1]))
 
     def tensors(self) -> Tensors:
         return {"codes": self.packed.data, "codebook": self.codebook}
@@ -133,15 +145,15 @@ class CodebookFactors(Factors):
         )
 
     @cached_property
-    def _places(self) -> Array:
-        """The index of each code's vector among all tables end to end, (n_codebooks, codes)."""
+    def _places(self) -> tuple[Array, ...]:
+        """For each codebook the index of each code's vector among all tables, (rows, codes)."""
         packed = self.packed
         codes = packed.unpack().reshape(
             packed.n_codebooks, self.shape[0], self.shape[1] // packed.vector_dim
         )
         rank = 2 + (packed.n_codebooks > 1) + (self.group_size > 0)
         sharing = Sharing(self.shape, packed.vector_dim, self.codebook.ndim > rank, self.group_size)
-        return sharing.places(codes, 2**packed.n_bits).reshape(packed.n_codebooks, -1)
+        return tuple(sharing.places(codes, 2**packed.n_bits))
 
 
 @dataclass(frozen=True, kw_only=True)

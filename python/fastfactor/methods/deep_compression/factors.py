@@ -16,6 +16,7 @@ from ...kernels.packing import code_bits_for
 from ...kernels.sparse_codes import SparseCodes
 from ..factors import Config
 from ..pruning.shared_weights import SharedWeightsFactors
+from ..pruning.value_numbers import ValueNumbers
 from ..stored import stored_number, stored_tensor
 from .stages import CODEBOOK_DTYPES
 from .streams import decoded_stream
@@ -196,10 +197,9 @@ class DeepCompressionFactors(SharedWeightsFactors):
         return labels, mask
 
     @cached_property
-    def _dense_order(self) -> Array:
-        """For each entry of W the index of its value in the codebook; K if it is pruned."""
+    def _numbers(self) -> ValueNumbers:
         labels, mask = self.labels
-        return np.where(mask, labels, len(self.codebook)).astype(np.int64).reshape(-1)
+        return ValueNumbers(np.flatnonzero(mask), labels[mask], len(self.codebook), self.shape)
 
     @property
     def sizes(self) -> LayerSizes:

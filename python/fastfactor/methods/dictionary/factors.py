@@ -15,7 +15,14 @@ from ...errors import CorruptDataError
 from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
 from ...kernels.sparse import CSR, spmm
 from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
-from ..forward import ArrayNamespace, constant, transpose, with_zero
+from ..forward import (
+    ArrayNamespace,
+    constant,
+    gathered_product,
+    length,
+    transpose,
+    with_zero,
+)
 from ..narrow import narrowed
 from ..stored import stored_number, stored_tensor
 
@@ -81,15 +88,42 @@ class DictionaryFactors(Factors):
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        if len(self.values) == 0:  # then there may be any number of rows
+            return xp.matmul(x[..., :0], xp.reshape(tensors["values"], (0, self.shape[0])))
+        which, atoms, columns = self._slots
+        which = constant(xp, which, x)
+        # A value reads a number for each input in one product, and block_size to build W.
+        if not 0 <= length(*x.shape[:-1]) <= self._block_size:
+            W = self._sums(xp, tensors, which, constant(xp, atoms, x))
+            return xp.matmul(x, transpose(xp, W))
+        n_blocks = self.shape[1] // self._block_size
+        blocks = xp.reshape(x, (-1, self._block_size))
+        found = xp.matmul(blocks, transpose(xp, tensors["dictionary"]))
+        found = xp.reshape(found, (*x.shape[:-1], n_blocks * len(self.dictionary)))
+        values = self._values_at(xp, tensors, which)
+        return gathered_product(xp, values, constant(xp, columns, x), found)
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
         if len(self.values) == 0:
-            return xp.matmul(x[:, :0], xp.reshape(tensors["values"], (0, self.shape[0])))
-        values, W = with_zero(xp, tensors["values"]), None
-        for slot in self._slots:
-            which, atom = (constant(xp, ids, x) for ids in slot)
-            value = xp.reshape(xp.take(values, which, axis=0), (-1, 1))
-            part = value * xp.take(tensors["dictionary"], atom, axis=0)
-            W = part if W is None else W + part
-        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
+            values = tensors["values"]
+            none = xp.take(xp.reshape(values, (self.shape[0], 0)), ids, axis=0)
+            return xp.matmul(none, xp.reshape(values, (0, self.shape[1])))
+        which, atoms, _ = self._slots
+        of_rows = (xp.take(constant(xp, t, tensors["values"]), ids, axis=0) for t in (which, atoms))
+        return self._sums(xp, tensors, *of_rows)
+
+    def _sums(self, xp: ArrayNamespace, tensors: Mapping[str, Any], which: Any, atoms: Any) -> Any:
+        """Return the rows whose blocks have these values and atoms, both (rows, slots)."""
+        n, size = which.shape[0], self._block_size
+        each = which.shape[1] // (self.shape[1] // size)
+        atoms = xp.reshape(atoms, (length(*atoms.shape),))
+        chosen = xp.reshape(xp.take(tensors["dictionary"], atoms, axis=0), (-1, each, size))
+        values = xp.reshape(self._values_at(xp, tensors, which), (-1, 1, each))
+        return xp.reshape(xp.matmul(values, chosen), (length(n), self.shape[1]))
+
+    def _values_at(self, xp: ArrayNamespace, tensors: Mapping[str, Any], which: Any) -> Any:
+        flat = xp.reshape(which, (length(*which.shape),))
+        return xp.take(with_zero(xp, tensors["values"]), flat, axis=0)
 
     def tensors(self) -> Tensors:
         found = super().tensors()
@@ -180,16 +214,18 @@ class DictionaryFactors(Factors):
         return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
 
     @cached_property
-    def _slots(self) -> list[tuple[Array, Array]]:
-        """For the first, second, … value of every block: its index in `values`, and its atom.
+    def _slots(self) -> tuple[Array, Array, Array]:
+        """For each row the index in `values` of every value, its atom, and its column in `_by_row`.
 
-        If a block has no such value, the index is the number of values, and the atom is arbitrary.
+        All are of shape (out_features, slots): every block has as many slots as the largest needs.
+        In a slot without a value the index is the number of values, and the others are arbitrary.
         """
-        codes = self._codes
+        codes, n_blocks = self._codes, self.shape[1] // self._block_size
         counts = np.diff(codes.indptr)
-        slots = []
-        for slot in range(int(counts.max(initial=0))):
-            which = codes.indptr[:-1] + slot
-            atom = codes.indices[np.minimum(which, len(codes.indices) - 1)].astype(np.int64)
-            slots.append((np.where(counts > slot, which, len(codes.indices)), atom))
-        return slots
+        slot = np.arange(int(counts.max(initial=0)))
+        which = codes.indptr[:-1, None] + slot
+        which = np.where(slot < counts[:, None], which, len(codes.indices))
+        atoms = np.append(codes.indices, 0).astype(np.int64)[which]
+        columns = atoms + (np.arange(len(which)) % n_blocks * codes.shape[1])[:, None]
+        shape = (self.shape[0], n_blocks * len(slot))
+        return which.reshape(shape), atoms.reshape(shape), columns.reshape(shape)

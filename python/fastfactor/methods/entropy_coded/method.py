@@ -100,10 +100,11 @@ class EntropyCodedFactors(Factors):
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        W = np.empty(self.shape, np.float32)
-        for first, values in self._spans(None):
-            W[first : first + len(values)] = _times(values, self._basis.T)
-        return xp.matmul(x, transpose(xp, tensors["step"] * constant(xp, W, x)))
+        return xp.matmul(x, transpose(xp, constant(xp, self._unscaled, x))) * tensors["step"]
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        step = tensors["step"]
+        return xp.take(constant(xp, self._unscaled, step), ids, axis=0) * step
 
     def _error(self, W: Array, metric: Metric, n_threads: int | None = None) -> float:
         spans = self._spans(n_threads)
@@ -245,6 +246,14 @@ class EntropyCodedFactors(Factors):
         if np.abs(scaled).max(initial=0) < LARGEST_SCALE:
             scaled = self.step[0] * self._basis
         return scaled
+
+    @cached_property
+    def _unscaled(self) -> Array:
+        """W divided by the step, float32, for `forward`: decoded once and kept."""
+        W = np.empty(self.shape, np.float32)
+        for first, values in self._spans(None):
+            W[first : first + len(values)] = _times(values, self._basis.T)
+        return W
 
     def _dense(self, values: Array) -> Array:
         """Return rows of W from rows in coded coordinates, limited to the range of its dtype."""

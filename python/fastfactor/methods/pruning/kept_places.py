@@ -158,13 +158,6 @@ def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
     return CSR(values.astype(_checks.result_dtype(values), copy=False), columns, indptr, shape)
 
 
-def dense_order(places: Array, numbers: Array, other: int, shape: tuple[int, int]) -> Array:
-    """Return a matrix, flat and int64, with the numbers at these places and ``other`` elsewhere."""
-    order = np.full(shape[0] * shape[1], other, np.int64)
-    order[places] = numbers
-    return order
-
-
 def kept_rows(
     places: Array, values: Array, ids: Array, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> Array:

@@ -24,10 +24,11 @@ from ...kernels.sparse import CSR, spmm
 from ...metrics import Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import Config, Factors, Tensors, check_ids
-from ..forward import ArrayNamespace, constant, transpose, with_zero
+from ..forward import ArrayNamespace
 from ..search import Problem, Size
 from ..stored import stored_tensor
-from .kept_places import KeptPlaces, dense_order, kept_csr, kept_rows
+from .kept_places import KeptPlaces, kept_csr, kept_rows
+from .value_numbers import ValueNumbers
 
 MAX_LEVELS = 1 << 16
 
@@ -58,8 +59,10 @@ class PruneFactors(Factors):
         return spmm(self._matrix, x.T, n_threads=n_threads).T
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        W = xp.take(with_zero(xp, tensors["values"]), constant(xp, self._dense_order, x), axis=0)
-        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
+        return self._numbers.product(xp, tensors["values"], x)
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        return self._numbers.rows(xp, tensors["values"], ids)
 
     def tensors(self) -> Tensors:
         return {"values": self.values, **self.kept.tensors()}
@@ -88,10 +91,9 @@ class PruneFactors(Factors):
         return kept_csr(self._places, self.values, self.shape)
 
     @cached_property
-    def _dense_order(self) -> Array:
-        """For each entry of W the index of its value; the number of values where it is dropped."""
+    def _numbers(self) -> ValueNumbers:
         n = self.values.size
-        return dense_order(self._places, np.arange(n), n, self.shape)
+        return ValueNumbers(self._places, np.arange(n), n, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

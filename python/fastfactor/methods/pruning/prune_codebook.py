@@ -23,9 +23,10 @@ from ..codebook.method import TABLE_DTYPES, check_range, table_dtype
 from ..factors import Config, Factors, Tensors
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
-from .kept_places import KeptPlaces, dense_order, kept_csr
+from .kept_places import KeptPlaces, kept_csr
 from .prune import Prune
 from .shared_weights import SharedWeightsFactors
+from .value_numbers import ValueNumbers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -104,10 +105,9 @@ class PruneCodebookFactors(SharedWeightsFactors):
         return kept_csr(*self._kept, self.shape)
 
     @cached_property
-    def _dense_order(self) -> Array:
-        """For each entry of W the index of its value in the table; 2**n_bits if it is dropped."""
+    def _numbers(self) -> ValueNumbers:
         places = self.kept.places()
-        return dense_order(places, self._labels(places.size), 2**self.n_bits, self.shape)
+        return ValueNumbers(places, self._labels(places.size), len(self.codebook), self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from ..._checks import Array
 from ...kernels.sparse import CSR, spmm
 from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
 from ..factors import Factors, check_ids
-from ..forward import ArrayNamespace, constant, transpose, with_zero
+from ..forward import ArrayNamespace
 from .kept_places import kept_rows
+from .value_numbers import ValueNumbers
 
 
 class SharedWeightsFactors(Factors):
@@ -31,8 +32,8 @@ class SharedWeightsFactors(Factors):
 
     @property
     @abstractmethod
-    def _dense_order(self) -> Array:
-        """For each entry of W (flat, int64) the index of its value; K if it is pruned."""
+    def _numbers(self) -> ValueNumbers:
+        """Which value of the codebook each kept weight has."""
 
     @property
     @abstractmethod
@@ -53,7 +54,7 @@ class SharedWeightsFactors(Factors):
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        # Pruned weights get a zero of their own, because training may change the table's zero.
-        table = with_zero(xp, xp.reshape(tensors["codebook"], (-1,)))
-        W = xp.take(table, constant(xp, self._dense_order, x), axis=0)
-        return xp.matmul(x, transpose(xp, xp.reshape(W, self.shape)))
+        return self._numbers.product(xp, xp.reshape(tensors["codebook"], (-1,)), x)
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        return self._numbers.rows(xp, xp.reshape(tensors["codebook"], (-1,)), ids)

@@ -16,7 +16,7 @@ from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids
-from ..forward import NUMPY, ArrayNamespace, constant, with_zero
+from ..forward import NUMPY, ArrayNamespace, as_batch, constant, length, with_lead, with_zero
 from ..narrow import as_factors
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
@@ -68,9 +68,20 @@ class BlockDiagonalFactors(Factors):
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        slots = constant(xp, self._slots.reshape(-1), x)
-        blocks = xp.take(with_zero(xp, tensors["values"]), slots, axis=0)
-        return self._product(xp, xp.reshape(blocks, self._slots.shape), x)
+        values, slots = tensors["values"], self._slots
+        if slots.size > self.values.size:  # some blocks are padded
+            slots = xp.reshape(constant(xp, slots, x), (slots.size,))
+            values = xp.take(with_zero(xp, values), slots, axis=0)
+        return self._product(xp, xp.reshape(values, self._slots.shape), x)
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        values = tensors["values"]
+        begins, groups, columns = (constant(xp, table, values) for table in self._row_tables)
+        begin = xp.reshape(xp.take(begins, ids, axis=0), (length(*ids.shape), 1))
+        numbers = begin + xp.take(columns, xp.take(groups, ids, axis=0), axis=0)
+        values = xp.concat([values, xp.zeros_like(values)], axis=0)
+        rows = xp.take(values, xp.reshape(numbers, (length(*numbers.shape),)), axis=0)
+        return xp.reshape(rows, (length(*ids.shape), self.shape[1]))
 
     def tensors(self) -> dict[str, Array]:
         labels = {"row_labels": self.row_labels, "column_labels": self.column_labels}
@@ -118,14 +129,16 @@ class BlockDiagonalFactors(Factors):
         )
 
     def _product(self, xp: ArrayNamespace, blocks: Any, x: Any) -> Any:
-        """Return the product of x (batch, in) with blocks that are padded to one size."""
-        batch, (n_blocks, rows, columns) = x.shape[0], blocks.shape
+        """Return the product of x (..., in) with blocks that are padded to one size."""
+        lead, (n_blocks, rows, columns) = x.shape[:-1], blocks.shape
+        x = as_batch(xp, x)
+        batch = length(x.shape[0])
         padded = xp.concat([x, xp.zeros_like(x[:, :1])], axis=1)
-        gathered = xp.take(padded, constant(xp, self._columns.reshape(-1), x), axis=1)
-        gathered = xp.permute_dims(xp.reshape(gathered, (batch, n_blocks, columns)), (1, 0, 2))
-        y = xp.matmul(gathered, xp.permute_dims(blocks, (0, 2, 1)))
+        inputs = xp.reshape(constant(xp, self._columns, x), (n_blocks * columns,))
+        gathered = xp.reshape(xp.take(padded, inputs, axis=1), (batch, n_blocks, columns))
+        y = xp.matmul(xp.permute_dims(gathered, (1, 0, 2)), xp.permute_dims(blocks, (0, 2, 1)))
         y = xp.reshape(xp.permute_dims(y, (1, 0, 2)), (batch, n_blocks * rows))
-        return xp.take(y, constant(xp, self._places, x), axis=1)
+        return with_lead(xp, xp.take(y, constant(xp, self._places, x), axis=1), lead)
 
     @cached_property
     def _blocks(self) -> Array:
@@ -143,6 +156,20 @@ class BlockDiagonalFactors(Factors):
     def _slots(self) -> Array:
         """The index in `values` of each entry of the padded blocks; ``values.size`` for padding."""
         return _slots(*(_sizes(n, self.n_blocks) for n in self.shape))
+
+    @cached_property
+    def _row_tables(self) -> tuple[Array, Array, Array]:
+        """For each row of W where its values begin, its group, and the columns of each group.
+
+        For each group and column of W the last one (n_blocks, in_features) has the place among the
+        values of a row, or the number of all values where the group has none.
+        """
+        height, inputs = self._slots.shape[1], self.shape[1]
+        begins = self._slots[:, :, 0].reshape(-1)[self._places]
+        columns = np.full((self.n_blocks, inputs + 1), self.values.size, np.int64)
+        places = np.arange(self._columns.shape[1])
+        columns[np.arange(self.n_blocks)[:, None], self._columns] = places
+        return begins.astype(np.int64), self._places // height, columns[:, :inputs]
 
     @cached_property
     def _columns(self) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,15 @@ from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids
-from ..forward import NUMPY, ArrayNamespace, constant, transpose
+from ..forward import (
+    NUMPY,
+    ArrayNamespace,
+    as_batch,
+    constant,
+    length,
+    transpose,
+    with_lead,
+)
 from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
@@ -26,8 +35,57 @@ from .projection_fit import fit_core, fit_projections, project_blocks, transpose
 MAX_DRAWN, MAX_DRAWN_RATIO = 1 << 26, 4096
 
 
+class ProjectedFactors(Factors):
+    """Base of factors ``W ≈ D̄ᵀ C B̄ᵀ`` with block-diagonal projections B̄ and D̄."""
+
+    C: Array
+
+    @property
+    @abstractmethod
+    def _wide(self) -> tuple[Array, Array, Array]:
+        """B, C and D in the dtype in which products are computed."""
+
+    @abstractmethod
+    def _projections(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return B and D as arrays of a library, from the trained tensors where they are."""
+
+    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
+        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
+        return narrowed(found, self.dtype)
+
+    def _linear(self, x: Array, n_threads: int | None) -> Array:
+        B, C, D = self._wide
+        x = x.astype(_checks.result_dtype(x, C), copy=False)
+        result: Array = _product(NUMPY, B, C, D, x, self.shape[0])
+        return result
+
+    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
+        B, D = self._projections(xp, tensors)
+        return _product(xp, B, tensors["C"], D, x, self.shape[0])
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        (B, D), C = self._projections(xp, tensors), tensors["C"]
+        (groups, reduced, block), (height, width) = D.shape, C.shape
+        place, column = (xp.take(constant(xp, table, C), ids, axis=0) for table in self._row_tables)
+        n = length(*ids.shape)
+        # Row i of W is column i of its block's D, times the rows of C for that block, times B̄ᵀ.
+        each = xp.reshape(xp.permute_dims(D, (0, 2, 1)), (groups * block, reduced))
+        each = xp.reshape(xp.take(each, column, axis=0), (n, 1, reduced))
+        parts = xp.reshape(C, (height // reduced, reduced * width))
+        parts = xp.reshape(xp.take(parts, place, axis=0), (n, reduced, width))
+        inner = xp.reshape(xp.matmul(each, parts), (n, width))
+        return project_blocks(xp, inner, xp.permute_dims(B, (0, 2, 1)))[:, : self.shape[1]]
+
+    @cached_property
+    def _row_tables(self) -> tuple[Array, Array]:
+        """For each row of W its block, and its column among those of all projections D."""
+        groups, _, block = self._wide[2].shape
+        place, within = np.divmod(np.arange(self.shape[0]), block)
+        return place, within + block * place if groups > 1 else within
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class BlockProjectionFactors(Factors):
+class BlockProjectionFactors(ProjectedFactors):
     """``W ≈ D̄ᵀ C B̄ᵀ``, where B̄ and D̄ are block diagonal with blocks B and D.
 
     B̄ has a block for each block of inputs, D̄ for each block of outputs.
@@ -47,15 +105,8 @@ class BlockProjectionFactors(Factors):
     C: Array
     D: Array
 
-    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
-        return narrowed(found, self.dtype)
-
-    def _linear(self, x: Array, n_threads: int | None) -> Array:
-        return _linear(*self._wide, x, self.shape[0])
-
-    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        return _product(xp, tensors["B"], tensors["C"], tensors["D"], x, self.shape[0])
+    def _projections(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
+        return tensors["B"], tensors["D"]
 
     @classmethod
     def from_tensors(
@@ -91,7 +142,7 @@ class BlockProjectionFactors(Factors):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class RandomProjectionFactors(Factors):
+class RandomProjectionFactors(ProjectedFactors):
     """:class:`BlockProjectionFactors` whose B and D are drawn from a seed; C alone is stored.
 
     Attributes
@@ -116,16 +167,9 @@ class RandomProjectionFactors(Factors):
     reduced_out: int
     shared: int
 
-    def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
-        found = _rows(*self._wide, check_ids(ids, self.shape[0]), self.shape)
-        return narrowed(found, self.dtype)
-
-    def _linear(self, x: Array, n_threads: int | None) -> Array:
-        return _linear(*self._wide, x, self.shape[0])
-
-    def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        B, D = (constant(xp, self._wide[side], x) for side in (0, 2))
-        return _product(xp, B, tensors["C"], D, x, self.shape[0])
+    def _projections(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
+        B, _, D = self._wide
+        return constant(xp, B, tensors["C"]), constant(xp, D, tensors["C"])
 
     @classmethod
     def from_tensors(
@@ -306,16 +350,9 @@ class BlockProjection(Method):
 
 
 def _product(xp: ArrayNamespace, B: Any, C: Any, D: Any, x: Any, out_features: int) -> Any:
-    """Return the product of x (batch, in) with the factors, by an array library's functions."""
-    inner = xp.matmul(project_blocks(xp, x, B), transpose(xp, C))
-    return project_blocks(xp, inner, D)[:, :out_features]
-
-
-def _linear(B: Array, C: Array, D: Array, x: Array, out_features: int) -> Array:
-    """Return the product of x (batch, in) with the factors, by NumPy."""
-    x = x.astype(_checks.result_dtype(x, C), copy=False)
-    result: Array = _product(NUMPY, B, C, D, x, out_features)
-    return result
+    """Return the product of x (..., in) with the factors, by an array library's functions."""
+    inner = xp.matmul(project_blocks(xp, as_batch(xp, x), B), transpose(xp, C))
+    return with_lead(xp, project_blocks(xp, inner, D)[:, :out_features], x.shape[:-1])
 
 
 def _rows(B: Array, C: Array, D: Array, ids: Array, shape: tuple[int, int]) -> Array:

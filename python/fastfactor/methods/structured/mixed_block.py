@@ -16,7 +16,7 @@ from ...errors import CorruptDataError
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids
-from ..forward import NUMPY, ArrayNamespace, transpose
+from ..forward import NUMPY, ArrayNamespace, constant, length, transpose, with_lead
 from ..least_squares import solve_least_squares
 from ..low_rank import LowRank, LowRankFactors
 from ..narrow import as_factors, narrowed
@@ -63,15 +63,25 @@ class MixedBlockFactors(Factors):
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         across, down, rank = self.mixture.shape[1], self.mixture.shape[0], self.blocks.shape[0]
         b_o, b_i = self.blocks.shape[1:]
-        batch = x.shape[0]
+        lead = x.shape[:-1]
+        batch = length(*lead)
         blocks = xp.reshape(tensors["blocks"], (rank * b_o, b_i))
-        parts = xp.matmul(xp.reshape(x, (batch * across, b_i)), transpose(xp, blocks))
+        parts = xp.matmul(xp.reshape(x, (length(*lead, across), b_i)), transpose(xp, blocks))
         # (batch, j, k, b_o) → (batch, b_o, j k), so that the mixture sums over j and k at once.
         parts = xp.permute_dims(xp.reshape(parts, (batch, across * rank, b_o)), (0, 2, 1))
         mixture = transpose(xp, xp.reshape(tensors["mixture"], (down, across * rank)))
-        y = xp.matmul(xp.reshape(parts, (batch * b_o, across * rank)), mixture)
+        y = xp.matmul(xp.reshape(parts, (length(*lead, b_o), across * rank)), mixture)
         y = xp.permute_dims(xp.reshape(y, (batch, b_o, down)), (0, 2, 1))
-        return xp.reshape(y, (batch, self.shape[0]))
+        return with_lead(xp, xp.reshape(y, (batch, self.shape[0])), lead)
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        mixture, blocks = tensors["mixture"], tensors["blocks"]
+        place, within = (
+            xp.take(constant(xp, table, blocks), ids, axis=0) for table in self._row_tables
+        )
+        inside = xp.take(xp.permute_dims(blocks, (1, 0, 2)), within, axis=0)  # (ids, rank, b_i)
+        rows = xp.matmul(xp.take(mixture, place, axis=0), inside)
+        return xp.reshape(rows, (length(*ids.shape), self.shape[1]))
 
     @classmethod
     def from_tensors(
@@ -89,6 +99,12 @@ class MixedBlockFactors(Factors):
         if whole != tuple(shape):
             raise CorruptDataError(f"blocks must tile a matrix of shape {shape}, got {whole}")
         return cls(mixture=mixture, blocks=blocks, shape=shape, dtype=dtype)
+
+    @cached_property
+    def _row_tables(self) -> tuple[Array, Array]:
+        """For each row of W the row of blocks that it is in, and its place within a block."""
+        place, within = np.divmod(np.arange(self.shape[0]), max(self.blocks.shape[1], 1))
+        return place, within
 
     @cached_property
     def _wide(self) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..._checks import Array
 from ...metrics import Frobenius, scaled
-from ..forward import NUMPY, ArrayNamespace
+from ..forward import NUMPY, ArrayNamespace, length
 from ..least_squares import solve_least_squares
 from ..search import Problem
 
@@ -93,19 +93,20 @@ def fit_projections(
 
 
 def project_blocks(xp: ArrayNamespace, x: Any, M: Any) -> Any:
-    """Multiply each block of x by its projection: (batch, length) → (batch, n · r).
+    """Multiply each block of x by its projection: (batch, columns) → (batch, n · r).
 
     M has shape (1 or n, b, r). The n blocks have b columns, the last one padded with zeros.
     """
-    (batch, length), (groups, b, r) = x.shape, M.shape
-    n = -(-length // b)
-    if n * b > length:
-        x = xp.concat([x, xp.zeros_like(x[:, : n * b - length])], axis=1)
+    (batch, columns), (groups, b, r) = x.shape, M.shape
+    n = -(-columns // b)
+    if n * b > columns:
+        x = xp.concat([x, xp.zeros_like(x[:, : n * b - columns])], axis=1)
+    rows = length(batch)
     if groups == 1:
-        parts = xp.matmul(xp.reshape(x, (batch * n, b)), xp.reshape(M, (b, r)))
-        return xp.reshape(parts, (batch, n * r))
-    parts = xp.matmul(xp.permute_dims(xp.reshape(x, (batch, n, b)), (1, 0, 2)), M)
-    return xp.reshape(xp.permute_dims(parts, (1, 0, 2)), (batch, n * r))
+        parts = xp.matmul(xp.reshape(x, (length(batch, n), b)), xp.reshape(M, (b, r)))
+        return xp.reshape(parts, (rows, n * r))
+    parts = xp.matmul(xp.permute_dims(xp.reshape(x, (rows, n, b)), (1, 0, 2)), M)
+    return xp.reshape(xp.permute_dims(parts, (1, 0, 2)), (rows, n * r))
 
 
 def transpose_blocks(M: Array) -> Array:

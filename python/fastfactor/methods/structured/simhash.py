@@ -17,7 +17,7 @@ from ...kernels.packing import PackedCodes
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids
-from ..forward import ArrayNamespace, constant, transpose
+from ..forward import ArrayNamespace, constant, length, transpose
 from ..narrow import as_factors, narrowed
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
@@ -101,11 +101,20 @@ class SimhashFactors(Factors):
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         scale = tensors["scale"] * self._constant
-        projection, signs = (constant(xp, array, x) for array in self._dense)
+        y = x * scale if self.axis == 0 else x
+        for factor in reversed(self._hashed):
+            y = xp.matmul(y, transpose(xp, constant(xp, factor, x)))
+        return y if self.axis == 0 else y * scale
+
+    def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
+        scale = tensors["scale"] * self._constant
+        first, *others = (constant(xp, factor, scale) for factor in self._hashed)
+        rows = xp.take(first, ids, axis=0)
+        for factor in others:
+            rows = xp.matmul(rows, factor)
         if self.axis == 0:
-            hashes = xp.matmul(x * scale, transpose(xp, signs))
-            return xp.matmul(hashes, transpose(xp, projection))
-        return xp.matmul(xp.matmul(x, projection), transpose(xp, signs)) * scale
+            return rows * scale
+        return rows * xp.reshape(xp.take(scale, ids, axis=0), (length(*ids.shape), 1))
 
     @classmethod
     def from_tensors(
@@ -151,9 +160,13 @@ class SimhashFactors(Factors):
         return self.scale.astype(_checks.result_dtype(self.scale), copy=False)
 
     @cached_property
-    def _dense(self) -> tuple[Array, Array]:
-        """R and the signs as matrices of float32, for `forward`."""
-        return self._projection(), self._unpack(slice(None), np.dtype(np.float32))
+    def _hashed(self) -> tuple[Array, ...]:
+        """R and S, or S and Rᵀ, in float32 for `forward`; their product if that is smaller."""
+        R, signs = self._projection(), self._unpack(slice(None), np.dtype(np.float32))
+        left, right = (R, signs) if self.axis == 0 else (signs, np.ascontiguousarray(R.T))
+        if self.n_hashes * sum(self.shape) < self.shape[0] * self.shape[1]:
+            return left, right
+        return (left @ right,)
 
     @cached_property
     def _cached_projection(self) -> Array | None:

@@ -1,0 +1,26 @@
+"""Compress the layers of a PyTorch model while it trains.
+
+::
+
+    compression = fastfactor.torch.apply_compression(model, LowRank(ratio=8), Schedule.over(steps))
+    for batch in batches:
+        ...
+        optimizer.step()
+        compression.step()
+    compression.to_store("small.safetensors")
+
+Layers keep their place, their class and their names. Needs PyTorch: ``pip install
+"fastfactor[torch]"``.
+"""
+
+try:
+    import torch as _  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "fastfactor.torch needs PyTorch, which is not installed: pip install 'fastfactor[torch]'"
+    ) from error
+
+from .compression import Compression, LayerReport, apply_compression
+from .saving import load_compressed
+
+__all__ = ["Compression", "LayerReport", "apply_compression", "load_compressed"]

@@ -1,0 +1,162 @@
+"""Finished models in compressed files: factors of weights, and all other tensors as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._arrays import as_array
+from ..files.layout import Layout
+from ..files.store import open_store
+from ..files.writer import Writer
+from ..methods.factors import Factors
+from ..training import CompressedMatrix
+from .layers import make_compressed, refusal
+from .shared_weight import PREFIX, CompressedLayer, SharedWeight, from_numpy
+
+
+def save_model(
+    model: nn.Module, layers: Mapping[str, CompressedLayer], path: str | os.PathLike[str]
+) -> None:
+    """Write a finished model; tied weights are written once."""
+    own = tuple(f"{name}." if name else "" for name in layers)
+    first: dict[int, str] = {}
+    with Writer(path, metadata={"format": "pt"}) as writer:
+        for prefix, layer in zip(own, layers.values(), strict=True):
+            shared, name = layer.shared_weight, f"{prefix}weight"
+            if id(shared) in first:
+                writer.add_same(name, first[id(shared)])
+                continue
+            first[id(shared)] = name
+            factors = shared.trained_factors(layer.factor_parameters())
+            writer.add(name, factors, shape=Layout.of(shared.shape))
+        for name, tensor in model.state_dict().items():
+            if isinstance(tensor, torch.Tensor) and not _is_own(name, own):
+                writer.add(name, as_array(tensor.detach().cpu(), name))
+
+
+def load_compressed(
+    model: nn.Module, path: str | os.PathLike[str], *, max_dense_nbytes: int | None = None
+) -> nn.Module:
+    """Load a model from a compressed file; its layers then hold factors in place of weights.
+
+    Parameters
+    ----------
+    model : Module
+        A fresh model of the same layers. It is changed in place.
+    path : path
+        From :meth:`Compression.to_store` or :func:`fastfactor.compress_file`, whose names are those
+        of the model's `state_dict`.
+    max_dense_nbytes : int, optional
+        As for :func:`fastfactor.store.open_store`.
+
+    Returns
+    -------
+    Module
+        The model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If names or shapes in the file are not the model's, and for factors of a layer of another
+        kind than `apply_compression` takes. The model is unchanged then.
+    CorruptDataError
+        If the file is damaged.
+    OSError
+        If it cannot be read.
+
+    Notes
+    -----
+    Factors become parameters on the device of the weight that they replace, in its dtype. All of
+    the file is read.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from fastfactor.methods import LowRank
+    >>> from fastfactor.torch import apply_compression, load_compressed
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(64, 32)), torch.randn(3, 64)
+    >>> compression = apply_compression(model, LowRank(rank=4))
+    >>> changed = compression.step()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     compression.to_store(folder + "/small.safetensors")
+    ...     fresh = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    ...     loaded = load_compressed(fresh, folder + "/small.safetensors")
+    >>> torch.equal(loaded(x), model(x))
+    True
+    """
+    with open_store(path, max_dense_nbytes=max_dense_nbytes) as store:
+        found = {name: store[name] for name in store}
+        same = {name: store.info(name).same_as for name in store}
+        shapes = {name: store.info(name).shape for name in store}
+    expected = model.state_dict()
+    _check_names(expected, found)
+    for name, tensor in expected.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(
+                f"tensor {name!r} must have the model's shape {tuple(tensor.shape)}, "
+                f"got {shapes[name]}"
+            )
+    layers = {name: _layer_of(model, name) for name, value in found.items() if _is_factors(value)}
+    plain = {n: from_numpy(value) for n, value in found.items() if not isinstance(value, Factors)}
+    shared: dict[str, SharedWeight] = {}
+    for name, layer in layers.items():
+        of = same[name] or name
+        if of not in shared:
+            factors = found[of]
+            assert isinstance(factors, Factors)
+            matrix = CompressedMatrix.finished(factors, name=of)
+            shared[of] = SharedWeight(matrix, layer.weight)
+        make_compressed(layer, shared[of])
+    for weight in shared.values():
+        like = weight.weight
+        assert like is not None
+        weight.add_factors(like=like)
+        weight.drop_weight()
+        weight.set_alpha()
+    with torch.no_grad():
+        own = model.state_dict()
+        for name, tensor in plain.items():
+            own[name].copy_(tensor)
+    return model
+
+
+def _is_factors(value: Any) -> bool:
+    return isinstance(value, Factors)
+
+
+def _is_own(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Return whether an entry of a state belongs to a compressed weight."""
+    return any(
+        name in (f"{prefix}weight", f"{prefix}alpha", f"{prefix}_extra_state")
+        or name.startswith(f"{prefix}{PREFIX}")
+        for prefix in prefixes
+    )
+
+
+def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    missing = [name for name in expected if name not in found]
+    more = [name for name in found if name not in expected]
+    if missing or more:
+        raise ValueError(
+            f"names in the file must be those of the model, got {_some(missing)} missing and "
+            f"{_some(more)} too many"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "") if names else "none"
+
+
+def _layer_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the layer whose weight has this name; refuse a kind that cannot be compressed."""
+    layer, _, leaf = name.rpartition(".")
+    module = model.get_submodule(layer)
+    why = refusal(module) if leaf == "weight" else "must be stored as it is"
+    if why:
+        raise TypeError(f"the layer of {name!r} {why}")
+    return module

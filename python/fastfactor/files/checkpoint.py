@@ -226,11 +226,12 @@ class _Safetensors:
     def _bytes(self, file: IO[bytes], info: TensorInfo) -> Array:
         """Return the bytes of a tensor; fewer if the file was shortened."""
         begin, nbytes = self._start + info.begin, info.end - info.begin
+        if nbytes <= IN_MEMORY:
+            data = os.pread(file.fileno(), nbytes, begin) if nbytes else b""
+            return np.frombuffer(data, np.uint8)
         if nbytes > os.fstat(file.fileno()).st_size - begin:
             return np.zeros(0, np.uint8)
-        if nbytes > IN_MEMORY:
-            return np.asarray(np.memmap(file, np.uint8, "r", offset=begin, shape=(nbytes,)))
-        return np.frombuffer(os.pread(file.fileno(), nbytes, begin) if nbytes else b"", np.uint8)
+        return np.asarray(np.memmap(file, np.uint8, "r", offset=begin, shape=(nbytes,)))
 
     def summary(self, name: str) -> Hashable | None:
         return self._sums.get(name)

@@ -6,12 +6,15 @@ import copy
 import json
 import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError, compress_file, decompress_file, store
 from fastfactor.files.checkpoint import is_compressed, open_checkpoint
 from models import RECIPE, network, saved, shard
+from processes import run_python
+from safetensors.numpy import save_file
 
 
 @pytest.fixture
@@ -28,6 +31,55 @@ def test_a_checkpoint_is_shown_in_a_line_and_may_be_copied_and_pickled(model):
         assert list(again) == list(opened)
         for name in again:
             np.testing.assert_array_equal(again[name], opened[name])
+
+
+def test_an_archive_may_be_copied_and_pickled(tmp_path, rng):
+    np.savez(tmp_path / "m.npz", a=rng.random((3, 4)))
+    opened = open_checkpoint(tmp_path / "m.npz")
+    for again in (copy.copy(opened), copy.deepcopy(opened), pickle.loads(pickle.dumps(opened))):
+        np.testing.assert_array_equal(again["a"], opened["a"])
+
+
+def test_threads_may_read_at_once(tmp_path):
+    """Threads that share one open file get their own tensors."""
+    tensors = {str(i): np.full(30_000, i, np.int32) for i in range(64)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    opened = open_checkpoint(tmp_path / "m.safetensors")
+
+    def wrong(name):
+        return sum(int((opened[name] != int(name)).any()) for _ in range(20))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(wrong, tensors)) == 0
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path):
+    tensors = {f"t{i}": np.full(3, i, np.int32) for i in range(300)}
+    shard(tmp_path, tensors, n_shards=300)
+    code = """
+        import resource, sys
+        from fastfactor.files.checkpoint import open_checkpoint
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        opened = open_checkpoint(sys.argv[1])
+        assert all((opened[f"t{i}"] == i).all() for i in range(300))
+    """
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("n", [100, 1 << 18])  # read, and mapped
+def test_a_file_that_was_shortened_or_replaced_after_it_was_opened(tmp_path, n):
+    path = tmp_path / "m.safetensors"
+    save_file({"a": np.arange(n)}, path)
+    opened = open_checkpoint(path)
+    save_file({"a": np.zeros(n, int)}, tmp_path / "other")
+    (tmp_path / "other").replace(path)
+    np.testing.assert_array_equal(opened["a"], np.arange(n))
+    opened = open_checkpoint(path)
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(CorruptDataError, match="ends within tensor 'a'"):
+        opened["a"]
 
 
 def test_a_compressed_file_is_no_source(model, tmp_path):

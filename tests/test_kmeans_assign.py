@@ -187,6 +187,7 @@ def one_column(rng, kind, k, ends):
         "denormal": lambda n: rng.integers(-9, 10, n) * tiny,
         "next to one": lambda n: 1 + rng.integers(0, 20, n) * eps,
         "all magnitudes": lambda n: np.ldexp(rng.standard_normal(n), rng.integers(small, large, n)),
+        "least beside large": lambda n: rng.choice([tiny, -tiny, 0, 0.5, -0.5, 1, -1, 2, -2], n),
         "two scales": lambda n: np.where(rng.random(n) < 0.1, 0, 1e6) + rng.random(n),
     }[kind]
 
@@ -194,7 +195,11 @@ def one_column(rng, kind, k, ends):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("n_clusters", [1, 2, 3, 5, 16, 65, 150])
 @pytest.mark.parametrize(
-    "kind", ["normal", "halves", "denormal", "next to one", "all magnitudes", "two scales"]
+    "kind",
+    [
+        *("normal", "halves", "denormal", "next to one", "all magnitudes"),
+        *("least beside large", "two scales"),
+    ],
 )
 def test_one_column_is_exact(rng, kind, n_clusters, dtype):
     """As if computed without rounding, ties the lowest index; any layout and equal centroids."""

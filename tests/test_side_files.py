@@ -291,6 +291,14 @@ def test_a_hostile_line_is_not_taken_up(said, path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_journal_cannot_make_an_entry_the_same_as_itself(path):
+    interrupt(path, a=np.ones(3))
+    with open(journal_of(path), "ab") as journal:
+        journal.write(line({"entry": {"name": "a", "same_as": "a"}, "pieces": [], "key": ""}))
+    with store.Writer(path, resume=True) as writer:
+        assert writer.info("a").same_as is None
+
+
 @pytest.mark.parametrize("said", [None, 7, [], {"job": 3}, {"job": None}, "[" * 200_000])
 def test_a_hostile_first_line_is_another_job(said, path, model):
     interrupt(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+import torch_files
 from fastfactor import CorruptDataError, compress_file, decompress_file, store
 from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.files.container import header_bytes
@@ -163,6 +164,72 @@ def test_an_interrupted_run_goes_on(tmp_path, tensors, after):
         assert [row.reason for row in report.rows].count("same as 'wte'") == 1
 
 
+RECIPES = {
+    "4 bits": RECIPE,
+    "3 bits": {"default": {"method": "codebook", "n_bits": 3}},
+    "each": RECIPE | {"tied": "each"},
+    "without the first": RECIPE | {"skip": ["a"]},
+    "another first": RECIPE | {"names": {"a": {"method": "codebook", "n_bits": 3}}},
+    "kept": {"default": {"method": "keep"}, "keep_dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("then", RECIPES)
+@pytest.mark.parametrize("first", RECIPES)
+def test_an_interrupted_run_goes_on_by_another_recipe(tmp_path, rng, first, then):
+    w = rng.standard_normal((200, 96)).astype(np.float32)
+    tensors = {"a": w, "b": w, "c": w}
+    source = saved(tmp_path, tensors, ".npz")
+    straight, target = tmp_path / "straight.safetensors", tmp_path / "out.safetensors"
+    compress_file(source, straight, RECIPES[then])
+
+    def stop_at(after):
+        def stop(name, done, total):
+            if [*tensors, ""].index(name) == after:
+                raise KeyboardInterrupt
+
+        return stop
+
+    for after in (1, 2, 3):
+        for recipe, at in ((first, after), ("4 bits", 2)):
+            with pytest.raises(KeyboardInterrupt):
+                compress_file(source, target, RECIPES[recipe], resume=True, progress=stop_at(at))
+        compress_file(source, target, RECIPES[then], resume=True)
+        assert target.read_bytes() == straight.read_bytes()
+
+
+def test_a_first_one_under_another_rule_leaves_the_others_tied(tmp_path, rng):
+    w = rng.standard_normal((200, 96)).astype(np.float32)
+    small = tmp_path / "small.safetensors"
+    source = saved(tmp_path, {"a": w, "b": w, "c": w}, ".npz")
+    compress_file(source, small, RECIPE | {"skip": ["a"]})
+    with store.open_store(small) as opened:
+        assert [opened.info(name).same_as for name in "abc"] == [None, None, "b"]
+
+
+@pytest.mark.parametrize("save", [torch_files.save, torch_files.save_old])
+def test_tensors_of_torch_that_share_a_storage_or_its_checksum(tmp_path, rng, save):
+    w = rng.standard_normal((200, 96)).astype(np.float32)
+    save(tmp_path / "m.pt", {"a": w, "b": w, "c": w + 1})
+    # Files of PyTorch before 1.6 have no checksums: there only what shares a storage is found.
+    known = {"b": "a"} if save is torch_files.save else {}
+    assert equal_tensors(open_checkpoint(tmp_path / "m.pt")) == known
+
+
+def test_an_entry_is_forgotten_with_those_that_are_the_same(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with store.Writer(path) as writer:
+        writer.add("a", np.ones(2))
+        writer.add_same("b", "a")
+        writer.add("c", np.ones(3))
+        writer.add_same("d", "c")
+        writer.discard("a")
+        writer.discard("d")
+        assert list(writer) == ["c"]
+    with store.open_store(path) as opened:
+        assert list(opened) == ["c"]
+
+
 def test_writers_refuse_what_is_no_tie(tmp_path):
     with store.Writer(tmp_path / "m.safetensors") as writer:
         writer.add("a", np.ones((2, 3)))
@@ -181,6 +248,9 @@ def test_writers_refuse_what_is_no_tie(tmp_path):
         assert (writer.info("b").same_as, writer.info("b").nbytes) == ("a", 0)
         with pytest.raises(ValueError, match="names of tensors must be unique"):
             writer.add("b", np.ones(2))
+        writer.add_same("fc.B", "a")
+        with pytest.raises(ValueError, match=r"names of tensors must be unique, got 'fc\.B' twice"):
+            writer.add("fc", LowRank(rank=1).compress(np.ones((2, 3))))
     with pytest.raises(ValueError, match="the writer must be open to add 'c'"):
         writer.add_same("c", "a")
     with store.open_store(tmp_path / "m.safetensors") as opened:

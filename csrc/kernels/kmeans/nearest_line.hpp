@@ -4,9 +4,10 @@
 #include "kernels/kmeans/nearest.hpp"
 
 // Finds the nearest of K centroids for rows of one column. Sorted centroids cut the line into
-// intervals, so a row's label is the number of interval ends below it: a comparison and an addition
-// for each of few centroids, and a binary search among many. The ends are exact: every row gets the
-// nearest centroid as if computed without rounding, ties the lowest index.
+// intervals, and a row belongs to the interval before which as many ends lie as are below the row.
+// Few ends are compared with every row and counted; among many a binary search finds the place. The
+// ends are exact: every row gets the centroid that is nearest when nothing is rounded, and of
+// equally near ones that of the lowest index.
 //
 // Against scores of all centroids, k-means of 1M float32 takes 0.5 to 0.7 of the time with 16
 // centroids, 0.3 to 0.65 with 64, and with 4096 a tenth on v4 and a thirtieth on v3.
@@ -94,7 +95,7 @@ class LineNearest {
     constexpr T kInfinity = std::numeric_limits<T>::infinity();
     const bool halve = std::max(std::abs(a), std::abs(b)) >= 1;  // so that nothing overflows
     const T factor = halve ? 1 : 2;
-    if (halve) a *= T(0.5), b *= T(0.5);
+    if (halve) a = half(a), b = half(b);
     const T sum = a + b, of_b = sum - a, rest = (a - (sum - of_b)) + (b - of_b);
     const auto nearer_to_a = [&](T x) {
       const T scaled = x * factor;
@@ -106,6 +107,10 @@ class LineNearest {
     const T next = std::nextafter(last, kInfinity);  // half of a denormal number may be rounded
     return nearer_to_a(next) ? next : last;
   }
+
+  // The least number that is not zero stays as it is: beside one of at least ½ only its sign
+  // counts.
+  static T half(T x) { return x * T(0.5) != 0 ? x * T(0.5) : x; }
 
   void search(const T* values, index n, std::int32_t* labels) const {
     if (n_ends_ <= kCounted) count_ends_below(values, n, labels);

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import lzma
 import os
-import tokenize
 import warnings
 import weakref
-import zipfile
-import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -19,7 +15,6 @@ import numpy as np
 from .._checks import Array
 from ..errors import CorruptDataError
 from .container import (
-    CODES,
     DTYPES,
     Header,
     TensorInfo,
@@ -27,29 +22,23 @@ from .container import (
     check_checksum,
     dtype_of,
     parse,
-    sizes,
 )
 from .disk import open_regular_file, unknown_name
-from .formats import format_of, open_archive
+from .formats import format_of
 from .forms import read_header
 from .index import read_index
+from .numpy_file import NpyFile, NpzFile
 from .stored import Stored
 from .torch_file import TorchFile
 
 __all__ = ["Checkpoint", "Stored", "is_compressed", "open_checkpoint"]
 
-IN_MEMORY = 1 << 18  # bytes of a tensor up to which reading is faster than mapping
+# Bytes of a tensor up to which reading is faster than mapping. It is read from a place and not from
+# the file's position, which threads and forked processes share; not every system can do that.
+IN_MEMORY = 1 << 18 if hasattr(os, "pread") else 0
+MAX_OPEN = 100  # shards of a model up to which all stay open
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-# The exceptions that zipfile and NumPy raise for an archive with a changed byte.
-DAMAGED = (
-    *(ValueError, TypeError, OverflowError, MemoryError, RuntimeError, EOFError, OSError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
-)
 
 
 class Checkpoint(Mapping[str, Array]):
@@ -95,9 +84,10 @@ class Checkpoint(Mapping[str, Array]):
         return self._home[name].read(name)
 
     def summary(self, name: str) -> Hashable | None:
-        """Return what a file says of a tensor's bytes: if they differ, so do the bytes.
+        """Return what a file says of a tensor's bytes, without reading them.
 
-        None if it says nothing, or if the tensor must be read to tell.
+        It is the same for equal tensors, unless they lie differently in the file. None if the file
+        says nothing.
         """
         return self._home[name].summary(name)
 
@@ -143,7 +133,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     -----
     Reads headers only. Each large tensor of a safetensors file is a separate memory map, which is
     freed with the tensor; all others are read into memory. No code of a pickle is executed, and
-    PyTorch need not be installed. Files stay open until the checkpoint is freed.
+    PyTorch need not be installed. Safetensors files, up to 100 shards, and archives stay open until
+    the checkpoint is freed.
     """
     found = Path(path)
     if found.is_dir():
@@ -151,8 +142,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if found.suffix == ".json":
         return _sharded(str(path), found)
     readers: dict[str, Callable[[str], _File]] = {
-        "npz": _Npz,
-        "npy": _Npy,
+        "npz": NpzFile,
+        "npy": NpyFile,
         "torch": TorchFile,
         "safetensors": _Safetensors,
     }
@@ -165,7 +156,8 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
         return False
     if format_of(path) != "safetensors":
         return False
-    header = _header(os.fspath(path))
+    with open_regular_file(path) as file:
+        header = _header(file, os.fspath(path))
     if header.index is None:
         return False
     entries, _ = read_index(header.index, header.tensors)
@@ -183,17 +175,24 @@ class _File(Protocol):
 
 
 class _Safetensors:
-    """A safetensors file whose header was read. It stays open."""
+    """A safetensors file whose header was read. It stays open if asked for."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, keep_open: bool = True) -> None:
         self.path = path
-        header = _header(path)
+        with ExitStack() as opened:
+            file = opened.enter_context(open_regular_file(path))
+            self._read_header(_header(file, path))
+            self._file = file if keep_open else None
+            if keep_open:
+                weakref.finalize(self, opened.pop_all().close)
+
+    def _read_header(self, header: Header) -> None:
         self._sums: dict[str, int] = {}
         aliases: dict[str, str] = {}
         if header.index is not None:
             entries, self._sums = read_index(header.index, header.tensors)
             if any(entry.kind != "plain" for entry in entries.values()):
-                raise _compressed(path)
+                raise _compressed(self.path)
             aliases = {name: e.same_as for name, e in entries.items() if e.same_as is not None}
         self.metadata = header.metadata
         self._start = header.size
@@ -209,112 +208,33 @@ class _Safetensors:
             )
             for name, info in self._infos.items()
         }
-        self._file = open_regular_file(path)
-        weakref.finalize(self, self._file.close)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or pickle keeps: without the open file, it opens it at each read."""
+        return {**vars(self), "_file": None}
 
     def read(self, name: str) -> Any:
         info = self._infos[name]
-        nbytes = info.end - info.begin
-        begin = self._start + info.begin
-        if nbytes > IN_MEMORY:
-            data: Array = np.memmap(self._file, np.uint8, "r", offset=begin, shape=(nbytes,))
-        else:
-            self._file.seek(begin)
-            data = np.frombuffer(self._file.read(nbytes), np.uint8)
-            if data.size < nbytes:
-                raise CorruptDataError(f"{self.path} ends within tensor {name!r}")
+        with nullcontext(self._file) if self._file else open_regular_file(self.path) as file:
+            data = self._bytes(file, info)
+        if data.size < info.end - info.begin:
+            raise CorruptDataError(f"{self.path} ends within tensor {name!r}")
         if name in self._sums:
             check_checksum(data, self._sums[name], name)
-        return array_from_bytes(np.asarray(data), info, name)
+        return array_from_bytes(data, info, name)
+
+    def _bytes(self, file: IO[bytes], info: TensorInfo) -> Array:
+        """Return the bytes of a tensor; fewer if the file was shortened."""
+        begin, nbytes = self._start + info.begin, info.end - info.begin
+        if nbytes <= IN_MEMORY:
+            data = os.pread(file.fileno(), nbytes, begin) if nbytes else b""
+            return np.frombuffer(data, np.uint8)
+        if nbytes > os.fstat(file.fileno()).st_size - begin:
+            return np.zeros(0, np.uint8)
+        return np.asarray(np.memmap(file, np.uint8, "r", offset=begin, shape=(nbytes,)))
 
     def summary(self, name: str) -> Hashable | None:
         return self._sums.get(name)
-
-
-class _Npz:
-    """An .npz archive whose headers of arrays were read. It stays open, with its directory."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.metadata: dict[str, str] = {}
-        self.tensors: dict[str, Stored] = {}
-        with ExitStack() as opened:
-            archive = self._archive = opened.enter_context(open_archive(self.path))
-            for member in archive.namelist():
-                name = member.removesuffix(".npy")
-                if name == member:
-                    raise CorruptDataError(f"{path} must hold only .npy files, got {member!r}")
-                if name in self.tensors:
-                    raise CorruptDataError(f"{path} must hold each name once, got {member!r} twice")
-                self.tensors[name] = self._stored(archive, member)
-            weakref.finalize(self, opened.pop_all().close)
-
-    def read(self, name: str) -> Array:
-        try:
-            with self._archive.open(f"{name}.npy") as file:
-                array: Array = np.lib.format.read_array(file, allow_pickle=False)
-        except DAMAGED as error:
-            raise CorruptDataError(f"{self.path}: tensor {name!r}: {error}") from error
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-    def summary(self, name: str) -> Hashable | None:
-        return self._archive.getinfo(f"{name}.npy").CRC
-
-    def _stored(self, archive: zipfile.ZipFile, member: str) -> Stored:
-        try:
-            with archive.open(member) as file:
-                return _npy_header(file, archive.getinfo(member).file_size)
-        except TypeError as error:
-            raise TypeError(f"{self.path}: {member!r} {error}") from error
-        except DAMAGED as error:
-            raise CorruptDataError(f"{self.path}: {member!r}: {error}") from error
-
-
-class _Npy:
-    """An .npy file, whose one tensor has the name of the file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.metadata: dict[str, str] = {}
-        self._name = Path(path).stem
-        with open_regular_file(path) as file:
-            try:
-                stored = _npy_header(file, os.fstat(file.fileno()).st_size)
-            except TypeError as error:
-                raise TypeError(f"{path} {error}") from error
-            except DAMAGED as error:
-                raise CorruptDataError(f"{path}: {error}") from error
-        self.tensors = {self._name: stored}
-
-    def read(self, name: str) -> Array:
-        array: Array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
-
-    def summary(self, name: str) -> Hashable | None:
-        return None
-
-
-def _npy_header(file: IO[bytes], nbytes: int) -> Stored:
-    """Read what an .npy file of ``nbytes`` bytes says of its array."""
-    version = np.lib.format.read_magic(file)
-    if version not in NPY_HEADERS:
-        raise ValueError(f"version of .npy must be (1, 0) or (2, 0), got {version}")
-    try:
-        shape, _, dtype = NPY_HEADERS[version](file)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-    left = nbytes - file.tell()
-    if dtype.newbyteorder("=").name not in CODES:
-        raise TypeError(
-            f"must have a dtype that safetensors can hold, got {dtype}; save it apart from the "
-            "tensors, or as an array of numbers"
-        )
-    stored = Stored(tuple(shape), dtype.newbyteorder("="))
-    if not sizes(list(shape)) or stored.nbytes != left:
-        raise ValueError(
-            f"size must match dtype {dtype} and shape {shape!r:.200}, got {left} bytes"
-        )
-    return stored
 
 
 def _compressed(path: str) -> ValueError:
@@ -323,10 +243,9 @@ def _compressed(path: str) -> ValueError:
     )
 
 
-def _header(path: str) -> Header:
-    with open_regular_file(path) as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        content: Any = np.memmap(file, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
+def _header(file: IO[bytes], path: str) -> Header:
+    nbytes = os.fstat(file.fileno()).st_size
+    content: Any = np.memmap(file, np.uint8, "r") if nbytes else np.zeros(0, np.uint8)
     try:
         return read_header(content.data)
     except CorruptDataError as error:
@@ -356,8 +275,10 @@ def _sharded(path: str, index: Path) -> Checkpoint:
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
             raise CorruptDataError(f"{index} must name files in its own folder, got {name!r}")
+    names = dict.fromkeys(placed.values())
     shards = {
-        name: _Safetensors(str(index.parent / name)) for name in dict.fromkeys(placed.values())
+        name: _Safetensors(str(index.parent / name), keep_open=len(names) <= MAX_OPEN)
+        for name in names
     }
     for tensor, name in placed.items():
         if tensor not in shards[name].tensors:

@@ -59,8 +59,8 @@ def journal_entry(line: Any, begin: int) -> tuple[dict[str, Any], list[Piece], s
     described = line["entry"]
     if not _is_alias(described):
         read_entry(described, pieces)
-    elif pieces:
-        raise CorruptDataError("an entry that is the same as another must have no pieces")
+    elif pieces or described["same_as"] == described["name"]:
+        raise CorruptDataError("an entry must be the same as another one and have no pieces")
     return described, pieces, line["key"]
 
 

@@ -90,6 +90,7 @@ class TorchFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         self._old_places: dict[str, tuple[int, int]] = {}  # begin and end of storages, by key
+        self._sums: dict[str, int] = {}  # of the storages of an archive, by key
         with open_regular_file(path) as file:
             self._is_archive = zipfile.is_zipfile(file)
         content = self._unpickled()
@@ -148,9 +149,9 @@ class TorchFile:
         return np.ascontiguousarray(view).reshape(tensor.shape)
 
     def summary(self, name: str) -> Hashable | None:
-        """Return the place of a tensor's values: tied tensors share it."""
+        """Return the place of a tensor's values, and the checksum of their storage or its key."""
         tensor = self._tensors[name]
-        return tensor.key, tensor.offset, tensor.strides
+        return self._sums.get(tensor.key, tensor.key), tensor.offset, tensor.strides
 
     def _unpickled(self) -> Any:
         try:
@@ -170,6 +171,8 @@ class TorchFile:
             raise ValueError("its archive holds a member twice")
         (pickled,) = (name for name in members if name.split("/")[-1] == "data.pkl")
         self._folder = pickled.removesuffix("data.pkl")
+        data = f"{self._folder}data/"
+        self._sums = {info.filename.removeprefix(data): info.CRC for info in archive.infolist()}
         order = f"{self._folder}byteorder"
         if order in members and archive.read(order).strip() != b"little":
             raise _RefusedError("must have little-endian values, got others; save it again")

@@ -114,6 +114,7 @@ class Writer:
         self.keys: dict[str, str] = {}  # of entries, as `add` was given them
         self._pieces: dict[str, Piece] = {}
         self._pieces_of: dict[str, list[str]] = {}  # by the names of entries
+        self._same_as: dict[str, str] = {}  # of the entries that have no tensors of their own
         self._end = len(START)
         check_output_path(self.path)
         head = journal_line({"version": FORMAT_VERSION, "job": job})
@@ -159,7 +160,7 @@ class Writer:
         self._check_open(name)
         described, tensors = described_entry(name, value, shape, dtype)
         for long in tensors:
-            if name in self or long in self._pieces:
+            if name in self or long in self or long in self._pieces:
                 raise ValueError(f"names of tensors must be unique, got {long!r} twice")
         codes = {long: code_of(array, f"tensor {long!r}") for long, array in tensors.items()}
         pieces, end = [], self._end
@@ -203,16 +204,21 @@ class Writer:
         self._record({"name": name, "same_as": of}, [], key)
 
     def discard(self, name: str) -> None:
-        """Forget an entry, so that it can be added anew; its bytes stay in ``path.partial``.
+        """Forget an entry and those that are the same as it, so that they can be added anew.
+
+        Their bytes stay in ``path.partial`` until the writer is closed.
 
         Parameters
         ----------
         name : str
             The name of an entry.
         """
-        del self._described[name], self.keys[name]
-        for piece in self._pieces_of.pop(name):
-            del self._pieces[piece]
+        same = [other for other, of in self._same_as.items() if of == name]
+        for each in (name, *same):
+            del self._described[each], self.keys[each]
+            self._same_as.pop(each, None)
+            for piece in self._pieces_of.pop(each):
+                del self._pieces[piece]
 
     def arrange(self, names: Iterable[str]) -> None:
         """Put all entries into this order, which is otherwise that in which they were added.
@@ -254,11 +260,10 @@ class Writer:
         """
         if name not in self:
             raise KeyError(f"name must be that of a written entry, got {name!r}")
-        described = self._described[name]
-        if "same_as" in described:
-            return alias(name, self.info(described["same_as"]))
+        if name in self._same_as:
+            return alias(name, self.info(self._same_as[name]))
         pieces = [self._pieces[long] for long in self._pieces_of[name]]
-        return read_entry(described, pieces)
+        return read_entry(self._described[name], pieces)
 
     def close(self) -> None:
         """Complete the file at ``path``; no more entries can be added.
@@ -311,7 +316,7 @@ class Writer:
             raise ValueError(f"the writer must be open to add {name!r}, got a closed writer")
 
     def _has_tensors(self, name: str) -> bool:
-        return name in self._described and "same_as" not in self._described[name]
+        return name in self and name not in self._same_as
 
     def _record(self, described: dict[str, Any], pieces: list[Piece], key: str) -> None:
         listed = [vars(piece) for piece in pieces]
@@ -324,6 +329,8 @@ class Writer:
         if name in self._described:  # it was discarded and added anew
             self.discard(name)
         self._described[name], self.keys[name] = described, key
+        if "same_as" in described:
+            self._same_as[name] = described["same_as"]
         self._pieces.update((piece.name, piece) for piece in pieces)
         self._pieces_of[name] = [piece.name for piece in pieces]
         self._end += sum(piece.nbytes for piece in pieces)

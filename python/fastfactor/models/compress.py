@@ -272,10 +272,7 @@ def _compress(
     with _writer(target, metadata, resume, job_text, compact=compact) as writer:
         taken_up = _taken_up(writer, tensors)
         for name in sorted(taken_up):
-            keys = [job.fingerprint(name, kept=kept) for kept in (False, True)]
-            entry, layout = writer.info(name), job.plan[name].layout
-            own_layout = entry.kind != PLAIN and entry.same_as is None
-            if writer.keys[name] not in keys or (own_layout and entry.layout != layout):
+            if name in writer and not _is_current(writer, job, name):
                 writer.discard(name)
         taken_up = set(writer)
         sizes = [stored.nbytes for stored in tensors.values()]
@@ -295,6 +292,16 @@ def _compress(
         for entry, store in _entries(target, earlier, max_dense_nbytes=MAX_NBYTES):
             rows[entry.name] = job.done_before(entry, store[entry.name])
     return [rows[name] for name in tensors]
+
+
+def _is_current(writer: Writer, job: Job, name: str) -> bool:
+    """Return whether a resumed entry is as this job would write it."""
+    entry = writer.info(name)
+    if writer.keys[name] not in (job.fingerprint(name, kept=kept) for kept in (False, True)):
+        return False
+    if entry.kind == PLAIN or entry.same_as is not None:
+        return True
+    return entry.layout == job.plan[name].layout
 
 
 def _add(writer: Writer, job: Job, name: str) -> TensorRow:

@@ -100,8 +100,16 @@ class Job:
         """Tensors that are stored as the same as an earlier one, by name, and that one's name."""
         if self.recipe.tied == "each":
             return {}
-        found = equal_tensors(self.checkpoint)
-        return {name: first for name, first in found.items() if self._are_alike(name, first)}
+        ties: dict[str, str] = {}
+        own: dict[str, list[str]] = {}  # by the first of equal tensors, those that are not tied
+        for name, first in equal_tensors(self.checkpoint).items():
+            others = own.setdefault(first, [first])
+            like = next((other for other in others if self._are_alike(name, other)), None)
+            if like is None:
+                others.append(name)
+            else:
+                ties[name] = like
+        return ties
 
     def source_fingerprint(self) -> str:
         """Return a hash of the files that a resumed run must have in common with the first."""

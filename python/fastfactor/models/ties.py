@@ -31,8 +31,8 @@ def equal_tensors(checkpoint: Checkpoint) -> dict[str, str]:
 
     Notes
     -----
-    Where the file does not tell them apart, a few bytes are read of each tensor that has the shape
-    of another, and everything, twice, of those which have these bytes in common.
+    Tensors of equal shapes and dtypes are told apart by checksums in the file. Where it has none,
+    a few bytes of each are compared. Those that still seem equal are read twice, to be sure.
     """
     tensors = checkpoint.tensors
     large = [name for name, stored in tensors.items() if _is_large_matrix(stored)]

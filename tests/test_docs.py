@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NEED_TORCH = [ROOT / "docs" / "operator.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 REFERENCE = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.rst"))
 
@@ -41,10 +43,19 @@ def model_folder(tmp_path, monkeypatch):
     save_file({name: t.astype(np.float32) for name, t in tensors.items()}, "model.safetensors")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in NEED_TORCH], ids=name_of)
 def test_examples_print_what_they_say(page, model_folder, monkeypatch, capsys):
     monkeypatch.setattr(self_bench, "_workloads", lambda n_threads: iter(()))
     monkeypatch.setattr(demo, "FORMS", {})  # what the demo does has tests of its own
+    pages.run(pages.blocks_of(page), capsys)
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("page", NEED_TORCH, ids=name_of)
+def test_examples_with_pytorch_print_what_they_say(page, tmp_path, monkeypatch, capsys):
+    if not importlib.util.find_spec("torch"):
+        pytest.skip("torch is not installed")
+    monkeypatch.chdir(tmp_path)
     pages.run(pages.blocks_of(page), capsys)
 
 

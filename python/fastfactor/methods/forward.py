@@ -79,6 +79,12 @@ def length(*lengths: int | None) -> int:
     return -1 if None in lengths else prod(cast(tuple[int, ...], lengths))
 
 
+def n_inputs(x: Any) -> int | None:
+    """Return the number of inputs in x (..., in), or None if it is not known while tracing."""
+    n = length(*x.shape[:-1])
+    return n if isinstance(n, int) and n >= 0 else None
+
+
 def as_batch(xp: ArrayNamespace, x: Any) -> Any:
     """Return x of shape (..., n) in the shape (batch, n)."""
     return xp.reshape(x, (length(*x.shape[:-1]), x.shape[-1]))

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..._checks import Array
-from ..forward import ArrayNamespace, constant, gathered_product, length, transpose, with_zero
+from ..forward import (
+    ArrayNamespace,
+    constant,
+    gathered_product,
+    length,
+    n_inputs,
+    transpose,
+    with_zero,
+)
+
+# Reading a number of x for a product takes this many times as long as reading one to fill a dense
+# matrix and multiply by it: 13 to 22 ns against 6, by PyTorch with gradients, 10,000 × 650, a core.
+GATHER_COST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +48,8 @@ class ValueNumbers:
 
     def product(self, xp: ArrayNamespace, values: Any, x: Any) -> Any:
         """Return the product of x (..., in) with the matrix: (..., out)."""
-        batch, kept = length(*x.shape[:-1]), self._by_row[0].shape[1]
-        if 0 <= batch * kept <= self.shape[1]:  # fewer numbers to read than the dense matrix has
+        batch, kept = n_inputs(x), self._by_row[0].shape[1]
+        if batch is not None and GATHER_COST * batch * kept <= self.shape[1]:
             numbers, columns = (constant(xp, table, x) for table in self._by_row)
             return gathered_product(xp, _numbered(xp, values, numbers), columns, x)
         W = _numbered(xp, values, constant(xp, self._dense, x))

@@ -161,6 +161,27 @@ def test_training_in_torch_lowers_the_error_and_makes_factors_again(torch, case)
     assert not dense(factors, **after)[zeros].any()
 
 
+# --- JAX, whose functions have these names
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("case", CASES)
+def test_products_of_jax(case):
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    factors = factors_of(case)
+    x = np.random.default_rng(1).standard_normal((3, SHAPE[1])).astype(np.float32)
+    tensors = {name: jax.numpy.asarray(t) for name, t in trained(factors, "float32").items()}
+
+    def loss(tensors):
+        return factors.forward(jax.numpy, tensors, jax.numpy.asarray(x)).sum()
+
+    gradients = {name: np.asarray(g, float) for name, g in jax.grad(loss)(tensors).items()}
+    check_gradients(factors, gradients, np.ones((SHAPE[0], 3)) @ x)
+    ids = jax.numpy.array([[3, 20]])
+    rows = jax.jit(lambda tensors: factors.forward_rows(jax.numpy, tensors, ids))(tensors)
+    np.testing.assert_allclose(rows, dense(factors)[np.array(ids)], rtol=0, atol=1e-5)
+
+
 # --- Keras
 
 

@@ -95,6 +95,17 @@ def with_lead(xp: ArrayNamespace, result: Any, lead: Sequence[int | None]) -> An
     return xp.reshape(result, (*(-1 if n is None else n for n in lead), result.shape[-1]))
 
 
+def zero_product(xp: ArrayNamespace, nothing: Any, x: Any, shape: tuple[int, int]) -> Any:
+    """Return the product of x (..., in) with a matrix of zeros, of a tensor without values."""
+    return xp.matmul(x[..., :0], xp.reshape(nothing, (0, shape[0])))
+
+
+def zero_rows(xp: ArrayNamespace, nothing: Any, ids: Any, shape: tuple[int, int]) -> Any:
+    """Return rows (n,) of a matrix of zeros, of a tensor without values."""
+    rows = xp.take(xp.reshape(nothing, (shape[0], 0)), ids, axis=0)
+    return xp.matmul(rows, xp.reshape(nothing, (0, shape[1])))
+
+
 def gathered_product(xp: ArrayNamespace, values: Any, columns: Any, x: Any) -> Any:
     """Return the product of x (..., in) with a sparse matrix of few entries in each row.
 

@@ -23,6 +23,8 @@ from ..forward import (
     n_inputs,
     transpose,
     with_zero,
+    zero_product,
+    zero_rows,
 )
 from ..narrow import narrowed
 from ..stored import stored_number, stored_tensor
@@ -90,7 +92,7 @@ class DictionaryFactors(Factors):
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         if len(self.values) == 0:  # then there may be any number of rows
-            return xp.matmul(x[..., :0], xp.reshape(tensors["values"], (0, self.shape[0])))
+            return zero_product(xp, tensors["values"], x, self.shape)
         batch = n_inputs(x)
         # A value reads a number for each input in one product, and block_size to build W.
         if batch is not None and batch <= self._block_size:
@@ -101,8 +103,7 @@ class DictionaryFactors(Factors):
     def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
         values = tensors["values"]
         if len(self.values) == 0:
-            none = xp.take(xp.reshape(values, (self.shape[0], 0)), ids, axis=0)
-            return xp.matmul(none, xp.reshape(values, (0, self.shape[1])))
+            return zero_rows(xp, values, ids, self.shape)
         slots = [
             [xp.take(constant(xp, table, values), ids, axis=0) for table in slot]
             for slot in self._slots

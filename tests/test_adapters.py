@@ -6,12 +6,14 @@ import copy
 import gc
 import importlib.util
 import pickle
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastfactor.adapters import KerasNamespace, TorchNamespace
-from fastfactor.methods import Factors
+from fastfactor.methods import Factors, LowRank
 from processes import run_python
 from product_cases import CASES, FEW, MANY, SHAPE, check_gradients, dense, factors_of, trained
 
@@ -159,6 +161,20 @@ def test_training_in_torch_lowers_the_error_and_makes_factors_again(torch, case)
     np.testing.assert_allclose(y.detach(), x.numpy() @ dense(factors, **after).T, atol=0.05)
     zeros = factors.to_dense() == 0
     assert not dense(factors, **after)[zeros].any()
+
+
+@pytest.mark.framework
+def test_the_example_of_the_docs(torch):
+    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text("utf-8")
+    (code,) = re.findall(r"^```\{code-block\} python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    W = np.random.default_rng(0).standard_normal((512, 64)).astype(np.float32)
+    names = {"LowRank": LowRank, "W": W}
+    torch.manual_seed(0)
+    exec(compile(code, "docs/methods.md", "exec"), names)
+    plain, factors = LowRank(rank=8).compress(W), names["factors"]
+    assert names["loss"] < 64 * np.mean(W**2)
+    assert not np.array_equal(factors.B, plain.B)
+    assert factors.error(W) < 1.1 * plain.error(W)
 
 
 # --- JAX, whose functions have these names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.util
+import os
 import pickle
 import re
 import sys
@@ -117,6 +118,20 @@ def test_products_of_torch_in_bfloat16(torch, case):
 
 
 @pytest.mark.framework
+@pytest.mark.parametrize("case", CASES)
+def test_products_of_torch_stay_on_the_device(torch, case):
+    """On one that has shapes only, so that a tensor left on the CPU is an error."""
+    factors, xp = factors_of(case), TorchNamespace()
+    tensors = {name: t.to("meta") for name, t in parameters(torch, factors, "float32").items()}
+    for n in (FEW, MANY):
+        y = factors.forward(xp, tensors, torch.zeros(n, SHAPE[1], device="meta"))
+        assert (y.device.type, y.shape) == ("meta", (n, SHAPE[0]))
+    rows = factors.forward_rows(xp, tensors, torch.zeros(3, dtype=torch.int64, device="meta"))
+    assert (rows.device.type, rows.shape) == ("meta", (3, SHAPE[1]))
+    assert all(made.device.type == "meta" for _, made in xp._made.values())
+
+
+@pytest.mark.framework
 def test_constants_of_torch_are_made_once_and_forgotten_with_the_factors(torch):
     factors, xp = factors_of("codebook"), TorchNamespace()
     tensors = parameters(torch, factors, "float32")
@@ -206,16 +221,17 @@ def test_products_of_jax(case):
     importlib.util.find_spec("keras") is None or not KERAS_BACKENDS, reason="Keras is not installed"
 )
 @pytest.mark.parametrize("backend", KERAS_BACKENDS or ["none"])
-def test_products_of_keras(backend):
+def test_products_of_keras(backend, tmp_path):
     """In a process of its own, because Keras takes its backend when it is imported."""
     done = run_python(
         "import keras_products; keras_products.main()",
-        environment={"KERAS_BACKEND": backend, "JAX_ENABLE_X64": "1", "PYTHONPATH": path()},
+        environment={
+            "KERAS_BACKEND": backend,
+            "KERAS_HOME": str(tmp_path),
+            "JAX_ENABLE_X64": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),  # has the folder of these tests
+        },
+        limit=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(CASES)} cases on {backend}\n"
-
-
-def path():
-    """Where this process finds modules, which includes the folder of these tests."""
-    return ":".join(sys.path)

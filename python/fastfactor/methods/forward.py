@@ -110,8 +110,7 @@ def gathered_product(xp: ArrayNamespace, values: Any, columns: Any, x: Any) -> A
     """Return the product of x (..., in) with a sparse matrix of few entries in each row.
 
     ``values`` (out, m) are the entries and ``columns`` (out, m) says where they are. The product
-    reads ``batch · out · m`` numbers, so it is cheaper than filling a dense matrix if
-    ``batch · m`` is less than its number of columns.
+    reads ``batch · out · m`` numbers of x.
     """
     lead, (out, m) = x.shape[:-1], columns.shape
     x = as_batch(xp, x)

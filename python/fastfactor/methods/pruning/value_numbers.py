@@ -48,8 +48,8 @@ class ValueNumbers:
 
     def product(self, xp: ArrayNamespace, values: Any, x: Any) -> Any:
         """Return the product of x (..., in) with the matrix: (..., out)."""
-        batch, kept = n_inputs(x), self._by_row[0].shape[1]
-        if batch is not None and GATHER_COST * batch * kept <= self.shape[1]:
+        batch, most = n_inputs(x), int(self._counts.max(initial=0))
+        if batch is not None and GATHER_COST * batch * most <= self.shape[1]:
             numbers, columns = (constant(xp, table, x) for table in self._by_row)
             return gathered_product(xp, _numbered(xp, values, numbers), columns, x)
         W = _numbered(xp, values, constant(xp, self._dense, x))
@@ -67,10 +67,16 @@ class ValueNumbers:
         return dense
 
     @cached_property
+    def _counts(self) -> Array:
+        """The number of kept places in each row."""
+        ends = np.searchsorted(self.places, np.arange(self.shape[0] + 1) * self.shape[1])
+        return np.diff(ends)
+
+    @cached_property
     def _by_row(self) -> tuple[Array, Array]:
         """The numbers of each row's values, and their columns; shorter rows end in zeros."""
         rows, columns = np.divmod(self.places, max(self.shape[1], 1))
-        counts = np.bincount(rows, minlength=self.shape[0])
+        counts = self._counts
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         size = (self.shape[0], int(counts.max(initial=0)))
         by_row = np.full(size, self.n_values, np.int64), np.zeros(size, np.int64)

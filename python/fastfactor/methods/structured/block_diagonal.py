@@ -92,6 +92,7 @@ class BlockDiagonalFactors(Factors):
             return zero_rows(xp, values, ids, self.shape)
         begins, groups, columns = (constant(xp, table, values) for table in self._row_tables)
         begin = xp.reshape(xp.take(begins, ids, axis=0), (length(*ids.shape), 1))
+        # Columns outside the group get numbers beyond the n values, and below 2 n: a zero.
         numbers = begin + xp.take(columns, xp.take(groups, ids, axis=0), axis=0)
         values = xp.concat([values, xp.zeros_like(values)], axis=0)
         rows = xp.take(values, xp.reshape(numbers, (length(*numbers.shape),)), axis=0)

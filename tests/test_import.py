@@ -45,6 +45,10 @@ def test_demo_needs_no_command_line():
     assert not {"typer", "rich", "safetensors"} & set(imported_by("fastfactor.demo"))
 
 
+def test_adapters_import_no_framework():
+    assert imported_by("fastfactor.adapters") == ["fastfactor"]
+
+
 def test_command_line_is_there_without_the_table_and_the_files():
     added = imported_by("fastfactor.cli")
     assert "typer" in added

@@ -55,4 +55,5 @@ class KerasNamespace:
         return self._ops.take(x, indices, axis=axis)
 
     def zeros_like(self, x: Any, /) -> Any:
-        return self._ops.zeros_like(x)
+        # JAX does not take a variable here.
+        return self._ops.zeros_like(self._ops.convert_to_tensor(x))

@@ -79,6 +79,12 @@ def length(*lengths: int | None) -> int:
     return -1 if None in lengths else prod(cast(tuple[int, ...], lengths))
 
 
+def n_inputs(x: Any) -> int | None:
+    """Return the number of inputs in x (..., in), or None if it is not known while tracing."""
+    n = length(*x.shape[:-1])
+    return n if isinstance(n, int) and n >= 0 else None
+
+
 def as_batch(xp: ArrayNamespace, x: Any) -> Any:
     """Return x of shape (..., n) in the shape (batch, n)."""
     return xp.reshape(x, (length(*x.shape[:-1]), x.shape[-1]))
@@ -89,12 +95,22 @@ def with_lead(xp: ArrayNamespace, result: Any, lead: Sequence[int | None]) -> An
     return xp.reshape(result, (*(-1 if n is None else n for n in lead), result.shape[-1]))
 
 
+def zero_product(xp: ArrayNamespace, nothing: Any, x: Any, shape: tuple[int, int]) -> Any:
+    """Return the product of x (..., in) with a matrix of zeros, of a tensor without values."""
+    return xp.matmul(x[..., :0], xp.reshape(nothing, (0, shape[0])))
+
+
+def zero_rows(xp: ArrayNamespace, nothing: Any, ids: Any, shape: tuple[int, int]) -> Any:
+    """Return rows (n,) of a matrix of zeros, of a tensor without values."""
+    rows = xp.take(xp.reshape(nothing, (shape[0], 0)), ids, axis=0)
+    return xp.matmul(rows, xp.reshape(nothing, (0, shape[1])))
+
+
 def gathered_product(xp: ArrayNamespace, values: Any, columns: Any, x: Any) -> Any:
     """Return the product of x (..., in) with a sparse matrix of few entries in each row.
 
     ``values`` (out, m) are the entries and ``columns`` (out, m) says where they are. The product
-    reads ``batch · out · m`` numbers, so it is cheaper than filling a dense matrix if
-    ``batch · m`` is less than its number of columns.
+    reads ``batch · out · m`` numbers of x.
     """
     lead, (out, m) = x.shape[:-1], columns.shape
     x = as_batch(xp, x)

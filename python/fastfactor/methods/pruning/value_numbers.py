@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..._checks import Array
-from ..forward import ArrayNamespace, constant, gathered_product, length, transpose, with_zero
+from ..forward import (
+    ArrayNamespace,
+    constant,
+    gathered_product,
+    length,
+    n_inputs,
+    transpose,
+    with_zero,
+)
+
+# Reading a number of x for a product takes this many times as long as reading one to fill a dense
+# matrix and multiply by it: 13 to 22 ns against 6, by PyTorch with gradients, 10,000 × 650, a core.
+GATHER_COST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +48,8 @@ class ValueNumbers:
 
     def product(self, xp: ArrayNamespace, values: Any, x: Any) -> Any:
         """Return the product of x (..., in) with the matrix: (..., out)."""
-        batch, kept = length(*x.shape[:-1]), self._by_row[0].shape[1]
-        if 0 <= batch * kept <= self.shape[1]:  # fewer numbers to read than the dense matrix has
+        batch, most = n_inputs(x), int(self._counts.max(initial=0))
+        if batch is not None and GATHER_COST * batch * most <= self.shape[1]:
             numbers, columns = (constant(xp, table, x) for table in self._by_row)
             return gathered_product(xp, _numbered(xp, values, numbers), columns, x)
         W = _numbered(xp, values, constant(xp, self._dense, x))
@@ -55,10 +67,16 @@ class ValueNumbers:
         return dense
 
     @cached_property
+    def _counts(self) -> Array:
+        """The number of kept places in each row."""
+        ends = np.searchsorted(self.places, np.arange(self.shape[0] + 1) * self.shape[1])
+        return np.diff(ends)
+
+    @cached_property
     def _by_row(self) -> tuple[Array, Array]:
         """The numbers of each row's values, and their columns; shorter rows end in zeros."""
         rows, columns = np.divmod(self.places, max(self.shape[1], 1))
-        counts = np.bincount(rows, minlength=self.shape[0])
+        counts = self._counts
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         size = (self.shape[0], int(counts.max(initial=0)))
         by_row = np.full(size, self.n_values, np.int64), np.zeros(size, np.int64)

@@ -16,7 +16,17 @@ from ...kernels.clustering import kmeans
 from ...metrics import Covariance, Diagonal, Frobenius, exponent_of, scaled
 from ..base import Method
 from ..factors import FLOAT_NAMES, Factors, check_ids
-from ..forward import NUMPY, ArrayNamespace, as_batch, constant, length, with_lead, with_zero
+from ..forward import (
+    NUMPY,
+    ArrayNamespace,
+    as_batch,
+    constant,
+    length,
+    with_lead,
+    with_zero,
+    zero_product,
+    zero_rows,
+)
 from ..narrow import as_factors
 from ..search import Problem, Size
 from ..stored import stored_number, stored_tensor
@@ -69,6 +79,8 @@ class BlockDiagonalFactors(Factors):
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         values, slots = tensors["values"], self._slots
+        if self.values.size == 0:
+            return zero_product(xp, values, x, self.shape)
         if slots.size > self.values.size:  # some blocks are padded
             slots = xp.reshape(constant(xp, slots, x), (slots.size,))
             values = xp.take(with_zero(xp, values), slots, axis=0)
@@ -76,8 +88,11 @@ class BlockDiagonalFactors(Factors):
 
     def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
         values = tensors["values"]
+        if self.values.size == 0:
+            return zero_rows(xp, values, ids, self.shape)
         begins, groups, columns = (constant(xp, table, values) for table in self._row_tables)
         begin = xp.reshape(xp.take(begins, ids, axis=0), (length(*ids.shape), 1))
+        # Columns outside the group get numbers beyond the n values, and below 2 n: a zero.
         numbers = begin + xp.take(columns, xp.take(groups, ids, axis=0), axis=0)
         values = xp.concat([values, xp.zeros_like(values)], axis=0)
         rows = xp.take(values, xp.reshape(numbers, (length(*numbers.shape),)), axis=0)

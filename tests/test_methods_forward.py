@@ -178,5 +178,5 @@ def test_ones_own_factors_that_train_nothing_say_what_to_define(own_kind, rng):
     own_kind.trainable = ()
     B, C = rng.standard_normal((6, 2)), rng.standard_normal((2, 5))
     factors = own_kind(B=B, C=C, shape=(6, 5), dtype=np.dtype(np.float64))
-    with pytest.raises(NotImplementedError, match="OwnFactors must define _forward_rows, because"):
+    with pytest.raises(TypeError, match="OwnFactors must define _forward_rows, because"):
         factors.forward_rows(NUMPY, {}, np.array([1]))

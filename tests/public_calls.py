@@ -174,7 +174,7 @@ NO_ARRAYS = {
     "results": {"DictionaryResult", "KMeansResult", "GapCodes", "LayerSizes", "Size"},
     "takes what other functions give": {"encode", "decode", "Problem"},
     "files": {"compare_files", "compress_file", "decompress_file"},
-    "modules": {"deep_compression", "methods", "store"},
+    "modules": {"deep_compression", "methods", "store", "training"},
     "others": {"CorruptDataError", "LinearDependenceWarning", "__version__", "show_config"},
 }
 

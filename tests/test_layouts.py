@@ -292,14 +292,14 @@ def test_only_files_with_layouts_or_converted_tensors_have_version_2(tmp_path):
     ids=repr,
 )
 def test_a_stored_layout_is_checked(layout, tmp_path, monkeypatch):
-    from fastfactor.files import writer
+    from fastfactor.files import save
 
     def forged(*arguments):
         entry, tensors = writer_entry(*arguments)
         return {**entry, "layout": layout}, tensors
 
-    writer_entry = writer.described_entry
-    monkeypatch.setattr(writer, "described_entry", forged)
+    writer_entry = save.described_entry
+    monkeypatch.setattr(save, "described_entry", forged)
     path = tmp_path / "a.safetensors"
     factors = LowRank(rank=1).compress(np.ones((4, 6)))
     store.save(path, {"w": factors}, shapes={"w": Layout((6, 4), (1, 0), (4, 6))})

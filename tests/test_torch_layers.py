@@ -161,6 +161,16 @@ def test_factors_follow_the_model_to_a_dtype_and_keep_wide_numbers():
     torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
 
 
+def test_a_float64_layer_loses_no_digits():
+    layer = nn.Linear(32, 24, dtype=torch.float64)
+    compression = apply_compression(layer, LowRank(rank=24), BLEND)
+    compression.step(1)
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+    assert compression.report()[0].relative_error < 1e-25
+    W = layer.shared_weight.dense(layer.factor_parameters())
+    torch.testing.assert_close(W, layer.weight, rtol=0, atol=1e-13)
+
+
 def test_a_bfloat16_layer_is_factored_in_bfloat16():
     layer, x = nn.Linear(32, 24, dtype=torch.bfloat16), torch.randn(4, 32, dtype=torch.bfloat16)
     compression = apply_compression(layer, LowRank(rank=4), BLEND)

@@ -306,7 +306,7 @@ class Compression:
             factors = shared.trained_factors(layer.factor_parameters())
             bytes_factors = factors.nbytes
             if weight is not None:
-                error = factors.error(weight.detach().cpu().float().reshape(factors.shape))
+                error = factors.error(weight.detach().cpu().double().reshape(factors.shape))
         return LayerReport(
             name=names[0],
             tied=tuple(names[1:]),

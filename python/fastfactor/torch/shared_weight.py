@@ -68,7 +68,7 @@ class SharedWeight:
         self._n_fixed = len(tensors) - len(self.names)
         parameters = {
             name: nn.Parameter(
-                torch.from_numpy(np.array(tensors[name], np.float32)).to(like.device, like.dtype)
+                torch.from_numpy(np.array(tensors[name], np.float64)).to(like.device, like.dtype)
             )
             for name in self.names
         }
@@ -145,7 +145,7 @@ class SharedWeight:
         assert self.matrix.factors is not None
         own = self.matrix.factors.tensors()
         arrays = {
-            name: as_array(tensor.detach().cpu().float(), name).astype(own[name].dtype)
+            name: as_array(tensor.detach().cpu().double(), name).astype(own[name].dtype)
             for name, tensor in tensors.items()
         }
         return self.matrix.trained(arrays)

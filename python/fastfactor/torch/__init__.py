@@ -22,5 +22,13 @@ except ModuleNotFoundError as error:
 
 from .compression import Compression, LayerReport, apply_compression
 from .saving import load_compressed
+from .statistics import Statistics, collect_statistics
 
-__all__ = ["Compression", "LayerReport", "apply_compression", "load_compressed"]
+__all__ = [
+    "Compression",
+    "LayerReport",
+    "Statistics",
+    "apply_compression",
+    "collect_statistics",
+    "load_compressed",
+]

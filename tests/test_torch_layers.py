@@ -92,8 +92,8 @@ def test_a_layer_is_the_blend_at_every_stage(kind, method):
         dense = torch.from_numpy(np.asarray(factors.to_dense())).reshape(W.shape)
         expected = dense_call(plain, alpha * W + (1 - alpha) * dense, x)
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
-        assert layer.stage is (State.BLENDED if step < 4 else State.FACTORS)
-        assert float(layer.alpha) == alpha
+        assert layer.stage_of("weight") is (State.BLENDED if step < 4 else State.FACTORS)
+        assert float(layer.alpha_of("weight")) == alpha
     assert layer.weight is None
 
 
@@ -117,13 +117,13 @@ def test_gradients_reach_the_weight_by_alpha_and_the_factors_by_the_rest(kind, m
     torch.testing.assert_close(layer.weight.grad, 0.75 * by_weight, rtol=1e-4, atol=1e-4)
     trained = {
         name: parameter.detach().double().requires_grad_()
-        for name, parameter in layer.factor_parameters().items()
+        for name, parameter in layer.factors_of("weight").items()
     }
     twice = copy.deepcopy(shared.matrix.factors)
     eye = torch.eye(twice.shape[1], dtype=torch.float64)
     W = twice.forward(shared.xp, trained, eye).T.reshape(by_weight.shape)
     W.backward(0.25 * by_weight.double())
-    for name, parameter in layer.factor_parameters().items():
+    for name, parameter in layer.factors_of("weight").items():
         torch.testing.assert_close(
             parameter.grad.double(), trained[name].grad, rtol=1e-3, atol=1e-4, msg=name
         )
@@ -167,7 +167,7 @@ def test_a_float64_layer_loses_no_digits():
     compression.step(1)
     assert {p.dtype for p in layer.parameters()} == {torch.float64}
     assert compression.report()[0].relative_error < 1e-25
-    W = layer.shared_weight.dense(layer.factor_parameters())
+    W = layer.compressed["weight"].dense(layer.factors_of("weight"))
     torch.testing.assert_close(W, layer.weight, rtol=0, atol=1e-13)
 
 

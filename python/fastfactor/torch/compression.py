@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..methods.base import Method
 from ..methods.factors import matrix_shape
-from ..training import CompressedMatrix, Compressor, State
-from ..training.compressors import check_compressor
+from ..training import Change, CompressedMatrix, Compressor, State
 from ..training.matrix import AlphaByStep
-from .layers import CLASSES, make_compressed, refusal
+from ..training.selection import choose
+from .kinds import candidates, make_compressed
 from .optimizers import add_beside, remove
 from .saving import save_model
-from .shared_weight import CompressedLayer, SharedWeight
+from .shared_weight import SharedWeight
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,17 @@ def apply_compression(
         A model or a single layer. Its layers are changed in place and keep their names.
     compressor : Compressor, or mapping of patterns to Compressors
         A method of :mod:`fastfactor.methods` or any object with ``compress(W)``. Patterns may have
-        ``*``, ``?`` and ``[abc]`` and match whole names of layers; the last that matches decides,
-        and layers that match none stay as they are.
+        ``*``, ``?`` and ``[abc]`` and match whole names of layers or of weights; the last that
+        matches decides, and weights that match none stay as they are.
     schedule : Schedule, optional
         Default: all is factored at the first step, and the dense weights dropped at once.
     targets : pattern or patterns, optional
-        Names of layers to compress. Default: every Linear, Embedding, Conv1d and Conv2d.
+        Names of layers or weights to compress. Default: linear layers, embeddings and bags of
+        them, convolutions, recurrent layers and cells, and the projections of attention. A
+        parameter of another module is compressed if a pattern, here or in ``compressor``, matches
+        its name and not its module's.
     ignore : pattern or patterns, optional
-        Names of layers to leave as they are.
+        Names of layers or weights to leave as they are.
 
     Returns
     -------
@@ -87,14 +89,17 @@ def apply_compression(
     Raises
     ------
     TypeError, ValueError
-        For a layer that cannot be compressed, by its name; for a pattern that matches none; for
-        layers with one weight of which only some are chosen or which have different compressors.
-        The model is unchanged then.
+        For a layer that cannot be compressed, by its name (patterns with ``*`` pass over such
+        layers); for a pattern that matches none; for layers with one weight of which only some are
+        chosen or which have different compressors. The model is unchanged then.
 
     Notes
     -----
     Layers with the same weight (tied ones) share its factors. Nothing changes before the first step
-    at which the schedule begins, but the classes of the layers. The gradient of a codebook's value
+    at which the schedule begins, but the classes of the layers. W is rebuilt from factors only in
+    convolutions, but for low rank, and in recurrent layers in training or with batches of 16 and
+    more, once in each call, and for parameters of other modules, in each access. Pass the whole
+    model if it has a ``TransformerEncoder``, which must know of its compressed parts. The gradient of a codebook's value
     is the sum over all weights that have it, so that codebooks want smaller learning rates.
 
     Examples
@@ -116,31 +121,26 @@ def apply_compression(
     >>> [name for name, _ in compression.finalize().named_parameters()]
     ['0.weight_B', '0.weight_C', '0.bias', '1.weight', '1.bias']
     """
-    chosen = _chosen(model, compressor, _patterns(targets, "targets"), _patterns(ignore, "ignore"))
-    groups: dict[int, dict[str, nn.Module]] = {}
-    for name, (module, _) in chosen.items():
-        groups.setdefault(id(module.weight), {})[name] = module
-    for names in groups.values():
-        first, *others = names
+    chosen = choose(candidates(model), compressor, targets, ignore)
+    weights = {name: _parameter(model, name) for name in chosen}
+    names: dict[int, list[str]] = {}
+    for name, weight in weights.items():
+        names.setdefault(id(weight), []).append(name)
+        _check_fits(name, weight, chosen[name])
+    for first, *others in names.values():
         for other in others:
-            if chosen[other][1] != chosen[first][1]:
+            if chosen[other] != chosen[first]:
                 raise ValueError(
-                    f"layers {first!r} and {other!r} have one weight and must have one compressor, "
-                    f"got {chosen[first][1]!r} and {chosen[other][1]!r}"
+                    f"weights {first!r} and {other!r} are one and must have one compressor, "
+                    f"got {chosen[first]!r} and {chosen[other]!r}"
                 )
-    _check_ties(model, {id(module) for module, _ in chosen.values()}, groups)
-    weights = []
-    for names in groups.values():
-        first = next(iter(names))
-        module, own = chosen[first]
-        matrix = CompressedMatrix(own, schedule, name=_weight_name(first))
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter)
-        shared = SharedWeight(matrix, weight)
-        for layer in names.values():
-            make_compressed(layer, shared)
-        weights.append(shared)
-    return Compression(model, {name: module for name, (module, _) in chosen.items()}, weights)
+    _check_ties(model, weights)
+    shared = {
+        number: SharedWeight(CompressedMatrix(chosen[first], schedule, name=first), weights[first])
+        for number, (first, *_) in names.items()
+    }
+    make_compressed(model, {name: shared[id(weight)] for name, weight in weights.items()})
+    return Compression(model, {each: names[number] for number, each in shared.items()})
 
 
 class Compression:
@@ -149,18 +149,14 @@ class Compression:
     Attributes
     ----------
     model : Module
-    layers : dict of CompressedLayer
-        By name.
+    names : tuple of str
+        Of the compressed weights, as in the model's `state_dict`.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], weights: list[SharedWeight]
-    ) -> None:
+    def __init__(self, model: nn.Module, weights: Mapping[SharedWeight, list[str]]) -> None:
         self.model = model
-        self.layers = {
-            n: layer for n, layer in layers.items() if isinstance(layer, CompressedLayer)
-        }
-        self._weights = weights
+        self.names = tuple(name for names in weights.values() for name in names)
+        self._weights = dict(weights)
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._dropped: list[tuple[weakref.ref[nn.Parameter], SharedWeight]] = []
         itself = weakref.ref(self)
@@ -189,15 +185,15 @@ class Compression:
             weight = shared.weight
             if weight is not None and id(weight) in held:
                 self._optimizers.add(optimizer)
-                add_beside([optimizer], weight, _factors_of(shared))
+                add_beside([optimizer], weight, list(shared.parameters.values()))
         for reference, shared in self._dropped:
             gone = reference()
             if gone is not None and id(gone) in held:
                 self._optimizers.add(optimizer)
-                add_beside([optimizer], gone, _factors_of(shared))
+                add_beside([optimizer], gone, list(shared.parameters.values()))
                 remove([optimizer], gone)
 
-    def step(self, step: int | None = None) -> bool:
+    def step(self, step: int | None = None) -> Change:
         """Go on to the next training step, after the optimizer has made its own.
 
         Parameters
@@ -207,8 +203,9 @@ class Compression:
 
         Returns
         -------
-        bool
-            Whether anything has changed.
+        Change
+            What has changed in any of the weights. The model has other parameters than before if
+            it is ``factored`` or ``finished``. True if anything has changed.
 
         Raises
         ------
@@ -218,17 +215,21 @@ class Compression:
         """
         if step is None:
             step = 1 + max((shared.matrix.last_step for shared in self._weights), default=-1)
-        changed = False
+        changes = []
         for shared in self._weights:
             weight = shared.weight
             change = shared.advance(step)
-            changed = changed or bool(change)
+            changes.append(change)
             if change.factored and weight is not None:
-                add_beside(self._optimizers, weight, _factors_of(shared))
+                add_beside(self._optimizers, weight, list(shared.parameters.values()))
             if change.finished and weight is not None:
                 remove(self._optimizers, weight)
                 self._dropped.append((weakref.ref(weight), shared))
-        return changed
+        return Change(
+            factored=any(change.factored for change in changes),
+            alpha_changed=any(change.alpha_changed for change in changes),
+            finished=any(change.finished for change in changes),
+        )
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return how far the compression is.
@@ -255,7 +256,7 @@ class Compression:
         list of LayerReport
             Bytes, error and α.
         """
-        return [self._report(shared) for shared in self._weights]
+        return [_report(shared, names) for shared, names in self._weights.items()]
 
     def finalize(self) -> nn.Module:
         """Return the model whose layers hold factors only.
@@ -295,105 +296,64 @@ class Compression:
             If the file cannot be written.
         """
         self.finalize()
-        save_model(self.model, self.layers, path)
-
-    def _report(self, shared: SharedWeight) -> LayerReport:
-        names = [_weight_name(n) for n, layer in self.layers.items() if layer in shared.layers]
-        weight, bytes_factors, error = shared.weight, None, None
-        layer = shared.layers[0]
-        itemsize = next(layer.parameters_of_weight()).element_size()
-        if shared.matrix.factors is not None:
-            factors = shared.trained_factors(layer.factor_parameters())
-            bytes_factors = factors.nbytes
-            if weight is not None:
-                error = factors.error(weight.detach().cpu().double().reshape(factors.shape))
-        return LayerReport(
-            name=names[0],
-            tied=tuple(names[1:]),
-            stage=shared.matrix.state,
-            alpha=shared.matrix.alpha,
-            bytes_dense=itemsize * torch.Size(shared.shape).numel(),
-            bytes_factors=bytes_factors,
-            relative_error=error,
-        )
+        save_model(self.model, path)
 
 
-def _factors_of(shared: SharedWeight) -> list[nn.Parameter]:
-    return list(shared.layers[0].factor_parameters().values())
+def _report(shared: SharedWeight, names: Sequence[str]) -> LayerReport:
+    layer, own = shared.uses[0]
+    weight, bytes_factors, error = shared.weight, None, None
+    if shared.matrix.factors is not None:
+        factors = shared.trained_factors()
+        bytes_factors = factors.nbytes
+        if weight is not None:
+            error = factors.error(weight.detach().cpu().double().reshape(factors.shape))
+    return LayerReport(
+        name=names[0],
+        tied=tuple(names[1:]),
+        stage=shared.state,
+        alpha=shared.matrix.alpha,
+        bytes_dense=next(layer.parameters_of(own)).element_size() * prod(shared.shape),
+        bytes_factors=bytes_factors,
+        relative_error=error,
+    )
 
 
-def _patterns(given: str | Iterable[str] | None, name: str) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    patterns = (given,) if isinstance(given, str) else tuple(given)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{name} must be patterns of names, got {pattern!r}")
-    return patterns
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    layer, _, own = name.rpartition(".")
+    parameter = model.get_submodule(layer)._parameters[own]
+    assert parameter is not None
+    return parameter
 
 
-def _chosen(
-    model: nn.Module,
-    compressor: Compressor | Mapping[str, Compressor],
-    targets: tuple[str, ...] | None,
-    ignore: tuple[str, ...] | None,
-) -> dict[str, tuple[nn.Module, Compressor]]:
-    """Return the layers to compress and their compressors, by name; refuse what cannot be."""
-    rules = dict(compressor) if isinstance(compressor, Mapping) else {"*": compressor}
-    for each in rules.values():
-        check_compressor(each)
-    modules = dict(model.named_modules())
-    every = (*rules, *(targets or ()), *(ignore or ()))
-    for pattern in every:
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in modules):
-            raise ValueError(f"patterns must match names of layers, got {pattern!r}")
-    found: dict[str, tuple[nn.Module, Compressor]] = {}
-    for name, module in modules.items():
-        fitting = [own for pattern, own in rules.items() if fnmatchcase(name, pattern)]
-        if not fitting or _matches(name, ignore):
-            continue
-        if type(module) not in CLASSES if targets is None else not _matches(name, targets):
-            continue
-        why = refusal(module)
-        if why:
-            raise TypeError(f"layer {name!r} {why}; leave it out by ignore=[{name!r}]")
-        _check_fits(name, module, fitting[-1])
-        found[name] = module, fitting[-1]
-    if not found:
-        raise ValueError("at least one layer must be compressed, got none")
-    return found
-
-
-def _matches(name: str, patterns: tuple[str, ...] | None) -> bool:
-    return patterns is not None and any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _check_fits(name: str, module: nn.Module, compressor: Compressor) -> None:
+def _check_fits(name: str, weight: nn.Parameter, compressor: Compressor) -> None:
     """Refuse, before any work, a weight whose shape its method refuses."""
     if not isinstance(compressor, Method):
         return
-    assert isinstance(module.weight, nn.Parameter)
-    dtype = str(module.weight.dtype).removeprefix("torch.")
+    dtype = str(weight.dtype).removeprefix("torch.")
     try:
-        compressor.planned_size(matrix_shape(tuple(module.weight.shape)), dtype)
+        compressor.planned_size(matrix_shape(tuple(weight.shape)), dtype)
     except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _check_ties(
-    model: nn.Module, chosen: set[int], groups: Mapping[int, Mapping[str, nn.Module]]
-) -> None:
-    """Refuse a weight that a layer has too which is not chosen."""
-    for name, module in model.named_modules():
-        if id(module) in chosen:
-            continue
-        for own, parameter in module._parameters.items():
-            if id(parameter) in groups:
-                raise ValueError(
-                    f"layer {next(iter(groups[id(parameter)]))!r} must not share its weight with a "
-                    f"parameter that is not compressed, got {name}.{own}"
-                )
+def _check_ties(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    """Refuse a weight that is a parameter too under a name that is not chosen."""
+    first: dict[int, str] = {}
+    for name, weight in weights.items():
+        first.setdefault(id(weight), name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first and name not in weights and not _is_same(model, name, weights):
+            raise ValueError(
+                f"{first[id(parameter)]!r} must not be a parameter under another name that is not "
+                f"compressed, got {name!r}"
+            )
 
 
-def _weight_name(layer: str) -> str:
-    return f"{layer}.weight" if layer else "weight"
+def _is_same(model: nn.Module, name: str, weights: Mapping[str, nn.Parameter]) -> bool:
+    """Return whether the layer of this name is a chosen one, which has several names."""
+    layer, _, own = name.rpartition(".")
+    module = model.get_submodule(layer)
+    return any(
+        model.get_submodule(each.rpartition(".")[0]) is module and each.rpartition(".")[2] == own
+        for each in weights
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,28 +15,36 @@ from ..files.store import open_store
 from ..files.writer import Writer
 from ..methods.factors import Factors
 from ..training import CompressedMatrix
-from .layers import make_compressed, refusal
-from .shared_weight import PREFIX, CompressedLayer, SharedWeight, from_numpy
+from .compressed_layer import CompressedLayer
+from .kinds import make_compressed, refusal
+from .shared_weight import SharedWeight, from_numpy
 
 
-def save_model(
-    model: nn.Module, layers: Mapping[str, CompressedLayer], path: str | os.PathLike[str]
-) -> None:
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a finished model; tied weights are written once."""
-    own = tuple(f"{name}." if name else "" for name in layers)
-    first: dict[int, str] = {}
+    written: dict[SharedWeight, str] = {}
+    own: set[str] = set()
     with Writer(path, metadata={"format": "pt"}) as writer:
-        for prefix, layer in zip(own, layers.values(), strict=True):
-            shared, name = layer.shared_weight, f"{prefix}weight"
-            if id(shared) in first:
-                writer.add_same(name, first[id(shared)])
-                continue
-            first[id(shared)] = name
-            factors = shared.trained_factors(layer.factor_parameters())
-            writer.add(name, factors, shape=Layout.of(shared.shape))
+        for prefix, layer in _compressed_layers(model):
+            own.add(f"{prefix}_extra_state")
+            for part, shared in layer.compressed.items():
+                name = f"{prefix}{part}"
+                own.update((name, *(f"{name}_{each}" for each in shared.names)))
+                if shared in written:
+                    writer.add_same(name, written[shared])
+                    continue
+                written[shared] = name
+                writer.add(name, shared.trained_factors(), shape=Layout.of(shared.shape))
         for name, tensor in model.state_dict().items():
-            if isinstance(tensor, torch.Tensor) and not _is_own(name, own):
+            if isinstance(tensor, torch.Tensor) and name not in own:
                 writer.add(name, as_array(tensor.detach().cpu(), name))
+
+
+def _compressed_layers(model: nn.Module) -> Iterator[tuple[str, CompressedLayer]]:
+    """Iterate over the compressed layers and the prefixes of their names, under all their names."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, CompressedLayer):
+            yield f"{name}." if name else "", module
 
 
 def load_compressed(
@@ -101,41 +109,29 @@ def load_compressed(
                 f"tensor {name!r} must have the model's shape {tuple(tensor.shape)}, "
                 f"got {shapes[name]}"
             )
-    layers = {name: _layer_of(model, name) for name, value in found.items() if _is_factors(value)}
+    factors = {n: value for n, value in found.items() if isinstance(value, Factors)}
     plain = {n: from_numpy(value) for n, value in found.items() if not isinstance(value, Factors)}
+    weights = {name: _weight(model, name) for name in factors}
     shared: dict[str, SharedWeight] = {}
-    for name, layer in layers.items():
+    for name in factors:
         of = same[name] or name
         if of not in shared:
-            factors = found[of]
-            assert isinstance(factors, Factors)
-            matrix = CompressedMatrix.finished(factors, name=of)
-            shared[of] = SharedWeight(matrix, layer.weight)
-        make_compressed(layer, shared[of])
-    for weight in shared.values():
-        like = weight.weight
+            matrix = CompressedMatrix.finished(factors[of], name=of)
+            shared[of] = SharedWeight(matrix, weights[name])
+    make_compressed(model, {name: shared[same[name] or name] for name in factors})
+    for each in shared.values():
+        if not each.uses:  # of a layer with two names, for which the file has two weights
+            continue
+        like = each.weight
         assert like is not None
-        weight.add_factors(like=like)
-        weight.drop_weight()
-        weight.set_alpha()
+        each.add_factors(like=like)
+        each.drop_weight()
+        each.set_alpha()
     with torch.no_grad():
         own = model.state_dict()
         for name, tensor in plain.items():
             own[name].copy_(tensor)
     return model
-
-
-def _is_factors(value: Any) -> bool:
-    return isinstance(value, Factors)
-
-
-def _is_own(name: str, prefixes: tuple[str, ...]) -> bool:
-    """Return whether an entry of a state belongs to a compressed weight."""
-    return any(
-        name in (f"{prefix}weight", f"{prefix}alpha", f"{prefix}_extra_state")
-        or name.startswith(f"{prefix}{PREFIX}")
-        for prefix in prefixes
-    )
 
 
 def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -152,11 +148,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "") if names else "none"
 
 
-def _layer_of(model: nn.Module, name: str) -> nn.Module:
-    """Return the layer whose weight has this name; refuse a kind that cannot be compressed."""
-    layer, _, leaf = name.rpartition(".")
+def _weight(model: nn.Module, name: str) -> nn.Parameter:
+    """Return the parameter of this name; refuse one that cannot be compressed."""
+    layer, _, own = name.rpartition(".")
     module = model.get_submodule(layer)
-    why = refusal(module) if leaf == "weight" else "must be stored as it is"
+    why = refusal(module, own)
     if why:
         raise TypeError(f"the layer of {name!r} {why}")
-    return module
+    return cast(nn.Parameter, module._parameters[own])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import nn
 
 from .._arrays import Array, as_array
 from ..adapters import TorchNamespace
+from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
 from ..training import Change, CompressedMatrix, State
 
-PREFIX = "weight_"  # of the names of parameters that hold factors: weight_B, weight_C
+if TYPE_CHECKING:
+    from .compressed_layer import CompressedLayer
 
 
 def _uncompiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -29,13 +31,13 @@ class SharedWeight:
     Attributes
     ----------
     matrix : CompressedMatrix
-    layers : list of CompressedLayer
-        Those that use the weight: they hold the same parameters.
+    uses : list of (CompressedLayer, str)
+        The layers that use the weight, which hold the same parameters, and its name in each.
     """
 
     def __init__(self, matrix: CompressedMatrix, weight: torch.Tensor) -> None:
         self.matrix = matrix
-        self.layers: list[CompressedLayer] = []
+        self.uses: list[tuple[CompressedLayer, str]] = []
         self.shape = tuple(weight.shape)
         self.names: tuple[str, ...] = ()  # of the tensors that are trained, once there are factors
         self._n_fixed = 0
@@ -44,7 +46,19 @@ class SharedWeight:
     @property
     def weight(self) -> nn.Parameter | None:
         """The dense weight; None once it is dropped."""
-        return self.layers[0].weight
+        layer, name = self.uses[0]
+        return layer.dense_weight(name)
+
+    @property
+    def state(self) -> State:
+        """Whether the weight is dense, blended or gone."""
+        return self.matrix.state
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the factors, by the names of their tensors."""
+        layer, name = self.uses[0]
+        return layer.factors_of(name)
 
     def advance(self, step: int) -> Change:
         """Go on to a training step; give the layers their factors, or take the weight from them."""
@@ -72,34 +86,53 @@ class SharedWeight:
             )
             for name in self.names
         }
-        for layer in self.layers:
-            layer.register_factors(parameters)
+        for layer, name in self.uses:
+            layer.register_factors(name, parameters)
 
     def drop_weight(self) -> None:
         """Take the dense weight from all layers."""
-        for layer in self.layers:
-            layer.weight = None
+        for layer, name in self.uses:
+            layer.set_dense_weight(name, None)
 
     def set_alpha(self) -> None:
         """Write the share of the dense weight where compiled graphs read it."""
-        for layer in self.layers:
-            layer.alpha.fill_(self.matrix.alpha)
+        for layer, name in self.uses:
+            layer.alpha_of(name).fill_(self.matrix.alpha)
 
     def restore(self, state: Any) -> None:
         """Bring all layers to the stage of a saved one, so that its parameters can be loaded."""
-        like = next(self.layers[0].parameters_of_weight())
+        before = self.matrix.state_dict()
         self.matrix.load_state_dict(_with_arrays(state))
+        shape, factors = matrix_shape(self.shape), self.matrix.factors
+        if isinstance(factors, Factors) and factors.shape != shape:
+            self.matrix.load_state_dict(before)
+            raise CorruptDataError(
+                f"factors of {self.matrix.name!r} must be of a matrix of shape {shape}, "
+                f"got {factors.shape}"
+            )
+        self._fit_layers()
+
+    def make_dense(self) -> None:
+        """Bring all layers back to a dense weight, whose numbers are to be loaded."""
+        if self.state is not State.DENSE:
+            self.matrix.restart()
+            self._fit_layers()
+
+    def _fit_layers(self) -> None:
+        """Give all layers the parameters of the present stage, whatever they had before."""
+        layer, name = self.uses[0]
+        like = next(layer.parameters_of(name))
+        for layer, name in self.uses:
+            layer.forget_factors(name)
         self.names = ()
-        for layer in self.layers:
-            layer.forget_factors()
         if self.matrix.factors is not None:
             self.add_factors(like=like)
-        if self.matrix.state is State.FACTORS:
+        if self.state is State.FACTORS:
             self.drop_weight()
         elif self.weight is None:
             weight = nn.Parameter(like.new_empty(self.shape))
-            for layer in self.layers:
-                layer.weight = weight
+            for layer, name in self.uses:
+                layer.set_dense_weight(name, weight)
         self.set_alpha()
 
     def _read(self) -> Array:
@@ -140,71 +173,15 @@ class SharedWeight:
         eye = torch.eye(columns, dtype=like.dtype, device=like.device)
         return self.product(tensors, eye).T.reshape(self.shape)
 
-    def trained_factors(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+    def trained_factors(self) -> Any:
         """Return the factors with the trained numbers, in the dtypes in which they are stored."""
         assert self.matrix.factors is not None
         own = self.matrix.factors.tensors()
         arrays = {
             name: as_array(tensor.detach().cpu().double(), name).astype(own[name].dtype)
-            for name, tensor in tensors.items()
+            for name, tensor in self.parameters.items()
         }
         return self.matrix.trained(arrays)
-
-
-class CompressedLayer(nn.Module):
-    """What layers with a compressed weight have in common; mixed into a class of PyTorch's."""
-
-    weight: nn.Parameter | None
-    shared_weight: SharedWeight
-    alpha: torch.Tensor
-
-    @property
-    def stage(self) -> State:
-        """Whether the weight is dense, blended or gone."""
-        return self.shared_weight.matrix.state
-
-    def factor_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the factors by the names of their tensors."""
-        return {name: getattr(self, PREFIX + name) for name in self.shared_weight.names}
-
-    def parameters_of_weight(self) -> Iterator[nn.Parameter]:
-        """Iterate over the weight, while there is one, and its factors."""
-        if self.weight is not None:
-            yield self.weight
-        yield from (self._parameters[n] for n in self._parameters if n.startswith(PREFIX))
-
-    def register_factors(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Register parameters of factors behind the weight and before the other parameters."""
-        behind = {name: p for name, p in self._parameters.items() if name != "weight"}
-        for name in behind:
-            del self._parameters[name]
-        for name, parameter in parameters.items():
-            self.register_parameter(PREFIX + name, parameter)
-        self._parameters.update(behind)
-
-    def forget_factors(self) -> None:
-        """Remove the parameters of factors."""
-        for name in [name for name in self._parameters if name.startswith(PREFIX)]:
-            del self._parameters[name]
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the stage and what does not train, for `state_dict`."""
-        state = self.shared_weight.matrix.state_dict()
-        if state["factors"] is not None:
-            tensors = state["factors"]["tensors"]
-            state["factors"]["tensors"] = {n: from_numpy(array) for n, array in tensors.items()}
-        return state
-
-    def set_extra_state(self, state: Any) -> None:
-        """Do nothing: `_load_from_state_dict` reads it before the parameters."""
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **keywords: Any
-    ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None:
-            self.shared_weight.restore(state)
-        super()._load_from_state_dict(state_dict, prefix, *arguments, **keywords)
 
 
 def from_numpy(array: Array) -> torch.Tensor:

@@ -13,9 +13,9 @@ from torch import nn
 from .. import _checks
 from .._arrays import Array
 from ..files.save import save
+from ..training.selection import Candidate, patterns
 from .examples import call, examples
 from .input_covariances import InputCovariances
-from .names import check_matched, matches, patterns
 from .squared_gradients import SquaredGradients
 from .untouched import untouched
 
@@ -58,7 +58,7 @@ class Statistics:
         path : path
             An existing file is replaced once the new one is complete.
         targets, ignore : pattern or patterns, optional
-            Names of weights to write, and to leave out. Default: all.
+            Names of weights or of their layers to write, and to leave out. Default: all.
 
         Raises
         ------
@@ -83,9 +83,9 @@ class Statistics:
         path : path
             An existing file is replaced once the new one is complete.
         targets, ignore : pattern or patterns, optional
-            Names of weights to write, and to leave out. Default: all. A weight may be in one of two
-            files that are used together, so give ``ignore=statistics.input_covariance`` where its
-            file is used too.
+            Names of weights or of their layers to write, and to leave out. Default: all. A weight
+            may be in one of two files that are used together: give
+            ``ignore=statistics.input_covariance`` where its file is used too.
 
         Raises
         ------
@@ -120,8 +120,8 @@ def collect_statistics(
         ``loss(model, batch)`` calls the model and returns its loss, one number. Without it there
         are no squared gradients.
     targets, ignore : pattern or patterns, optional
-        Names of weights in the model's `state_dict` to look at, and to leave out. Default: all
-        parameters of floats with two axes or more.
+        Names of weights or of their layers to look at, and to leave out. Default: all parameters
+        of floats with two axes or more.
     per_example : bool
         Take the gradient of each example alone: batches are cut along the first axis of all their
         tensors, which are in tuples, lists and mappings. False takes one gradient a batch.
@@ -217,16 +217,23 @@ def _weights(
         if parameter.is_floating_point() and parameter.ndim > 1:
             names[parameter] = (*names.get(parameter, ()), name)
     known = [name for group in names.values() for name in group]
-    check_matched((*(targets or ()), *(ignore or ())), known, "weights with two axes or more")
+    for pattern in (*(targets or ()), *(ignore or ())):
+        if not any(_is_meant(name, (pattern,)) for name in known):
+            raise ValueError(f"patterns must match names of layers or weights, got {pattern!r}")
     chosen = {
         group: parameter
         for parameter, group in names.items()
-        if (targets is None or any(matches(name, targets) for name in group))
-        and not any(matches(name, ignore) for name in group)
+        if (targets is None or any(_is_meant(name, targets) for name in group))
+        and not any(_is_meant(name, ignore or ()) for name in group)
     }
     if not chosen:
         raise ValueError("at least one weight must be looked at, got none")
     return chosen
+
+
+def _is_meant(name: str, patterns: tuple[str, ...]) -> bool:
+    weight = Candidate(name, layers=(name.rpartition(".")[0],))
+    return any(map(weight.is_meant_by, patterns))
 
 
 def _by_name(found: Mapping[tuple[str, ...], T]) -> dict[str, T]:
@@ -239,11 +246,11 @@ def _save(
     targets: str | Iterable[str] | None,
     ignore: str | Iterable[str] | None,
 ) -> None:
-    wanted, unwanted = patterns(targets, "targets"), patterns(ignore, "ignore")
+    wanted, unwanted = patterns(targets, "targets"), patterns(ignore, "ignore") or ()
     chosen = {
         name: array
         for name, array in arrays.items()
-        if (wanted is None or matches(name, wanted)) and not matches(name, unwanted)
+        if (wanted is None or _is_meant(name, wanted)) and not _is_meant(name, unwanted)
     }
     if not chosen:
         raise ValueError(f"at least one weight must be written, got none of {len(arrays)}")

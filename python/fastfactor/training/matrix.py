@@ -96,6 +96,11 @@ class CompressedMatrix:
     ('B', 'C')
     """
 
+    state: State
+    alpha: float
+    last_step: int
+    factors: Factors | OwnFactors | None
+
     def __init__(
         self, compressor: Compressor, schedule: AlphaByStep | None = None, *, name: str = "W"
     ) -> None:
@@ -108,10 +113,7 @@ class CompressedMatrix:
         self.compressor = compressor
         self.schedule: AlphaByStep = AT_ONCE if schedule is None else schedule
         self.name = name
-        self.state = State.DENSE
-        self.alpha = 1.0
-        self.last_step = -1
-        self.factors: Factors | OwnFactors | None = None
+        self.restart()
 
     @classmethod
     def finished(cls, factors: Factors | OwnFactors, *, name: str = "W") -> CompressedMatrix:
@@ -246,6 +248,13 @@ class CompressedMatrix:
             If a newer version of fastfactor made it.
         """
         self.state, self.alpha, self.last_step, self.factors = read_state(state)
+
+    def restart(self) -> None:
+        """Go back to the dense matrix, before the first step."""
+        self.state = State.DENSE
+        self.alpha = 1.0
+        self.last_step = -1
+        self.factors = None
 
     def __repr__(self) -> str:
         return (

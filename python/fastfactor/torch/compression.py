@@ -99,8 +99,9 @@ def apply_compression(
     at which the schedule begins, but the classes of the layers. W is rebuilt from factors only in
     convolutions, but for low rank, and in recurrent layers in training or with batches of 16 and
     more, once in each call, and for parameters of other modules, in each access. Pass the whole
-    model if it has a ``TransformerEncoder``, which must know of its compressed parts. The gradient of a codebook's value
-    is the sum over all weights that have it, so that codebooks want smaller learning rates.
+    model if it has a ``TransformerEncoder``, which must know of its compressed parts. The gradient
+    of a codebook's value is the sum over all weights that have it, so that codebooks want smaller
+    learning rates.
 
     Examples
     --------

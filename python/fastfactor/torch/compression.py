@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..methods.base import Method
 from ..methods.factors import Factors, matrix_shape
-from ..training import Change, CompressedMatrix, Compressor, State
+from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
 from ..training.matrix import AlphaByStep
 from ..training.selection import choose
 from .kinds import candidates, make_compressed
@@ -43,6 +43,8 @@ class LayerReport:
         Of the factors as they are stored; None while the weight is dense.
     relative_error : float or None
         ‖W − Ŵ‖² / ‖W‖² of the factors against the weight as they are now; None unless both exist.
+    sparsity : float or None
+        The share of entries that are pruned so far; None for weights that are not pruned.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerReport:
     bytes_dense: int
     bytes_factors: int | None
     relative_error: float | None
+    sparsity: float | None
 
 
 def apply_compression(
@@ -73,7 +76,9 @@ def apply_compression(
         ``*``, ``?`` and ``[abc]`` and match whole names of layers or of weights; the last that
         matches decides, and weights that match none stay as they are.
     schedule : Schedule, optional
-        Default: all is factored at the first step, and the dense weights dropped at once.
+        Default: all is factored at the first step, and the dense weights dropped at once. It does
+        not count for weights that a :class:`fastfactor.training.GradualPrune` prunes, which go by
+        their ramp.
     targets : pattern or patterns, optional
         Names of layers or weights to compress. Default: linear layers, embeddings and bags of
         them, convolutions, recurrent layers and cells, and the projections of attention. A
@@ -137,8 +142,13 @@ def apply_compression(
                     f"got {chosen[first]!r} and {chosen[other]!r}"
                 )
     _check_ties(model, weights)
+    if schedule is not None and all(isinstance(own, GradualPrune) for own in chosen.values()):
+        raise ValueError(
+            "schedule must be None where all weights are pruned by a ramp, got "
+            f"{type(schedule).__name__}"
+        )
     shared = {
-        number: SharedWeight(CompressedMatrix(chosen[first], schedule, name=first), weights[first])
+        number: SharedWeight(_matrix(chosen[first], schedule, first), weights[first])
         for number, (first, *_) in names.items()
     }
     make_compressed(model, {name: shared[id(weight)] for name, weight in weights.items()})
@@ -167,6 +177,7 @@ class Compression:
             compression = itself()
             if compression is not None:
                 compression.track(optimizer)
+                compression._see_gradients(optimizer)
 
         handle = register_optimizer_step_post_hook(after_step)
         self._stop_looking = weakref.finalize(self, handle.remove)
@@ -194,6 +205,13 @@ class Compression:
                 self._optimizers.add(optimizer)
                 add_beside([optimizer], gone, list(shared.parameters.values()))
                 remove([optimizer], gone)
+
+    def _see_gradients(self, optimizer: Optimizer) -> None:
+        """Take the gradients that an optimizer has used into the means of weights to prune."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for shared in self._weights:
+            if id(shared.weight) in held:
+                shared.see_gradient()
 
     def step(self, step: int | None = None) -> Change:
         """Go on to the next training step, after the optimizer has made its own.
@@ -231,6 +249,7 @@ class Compression:
             factored=any(change.factored for change in changes),
             alpha_changed=any(change.alpha_changed for change in changes),
             finished=any(change.finished for change in changes),
+            mask_changed=any(change.mask_changed for change in changes),
         )
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -256,7 +275,7 @@ class Compression:
         Returns
         -------
         list of LayerReport
-            Bytes, error and α.
+            Bytes, error, α and sparsity.
         """
         return [_report(shared, names) for shared, names in self._weights.items()]
 
@@ -266,9 +285,9 @@ class Compression:
         Returns
         -------
         dict of float
-            For each weight its α, its last step, its bytes as they are now, and the norms of the
-            dense weight (A) and of the factors, while there are such, under names such as
-            ``head.weight/alpha`` and ``head.weight/norm_B``.
+            For each weight its α, its last step, its bytes as they are now, its sparsity if it is
+            pruned, and the norms of the dense weight (A) and of the factors, while there are such,
+            under names such as ``head.weight/alpha`` and ``head.weight/norm_B``.
 
         Examples
         --------
@@ -288,6 +307,8 @@ class Compression:
                 + (_bytes_of_factors(shared) or 0),
                 **{f"norm_{name}": float(p.detach().norm()) for name, p in tensors.items()},
             }
+            if shared.matrix.sparsity is not None:
+                row["sparsity"] = shared.matrix.sparsity
             found |= {f"{shared.matrix.name}/{name}": value for name, value in row.items()}
         return found
 
@@ -364,7 +385,13 @@ def _report(shared: SharedWeight, names: Sequence[str]) -> LayerReport:
         bytes_dense=_bytes_dense(shared),
         bytes_factors=_bytes_of_factors(shared),
         relative_error=_error_now(shared, weight) if is_blended and weight is not None else None,
+        sparsity=shared.matrix.sparsity,
     )
+
+
+def _matrix(compressor: Compressor, schedule: AlphaByStep | None, name: str) -> CompressedMatrix:
+    by_ramp = isinstance(compressor, GradualPrune)
+    return CompressedMatrix(compressor, None if by_ramp else schedule, name=name)
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:
@@ -376,6 +403,7 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
 
 def _check_fits(name: str, weight: nn.Parameter, compressor: Compressor) -> None:
     """Refuse, before any work, a weight whose shape its method refuses."""
+    compressor = compressor.method if isinstance(compressor, GradualPrune) else compressor
     if not isinstance(compressor, Method):
         return
     dtype = str(weight.dtype).removeprefix("torch.")

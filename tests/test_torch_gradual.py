@@ -478,7 +478,7 @@ def test_a_compiled_model_is_compiled_once_for_all_masks():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="schedule must be None where all weights are pruned by a"):
         apply_compression(nn.Linear(8, 8), GradualPrune(RAMP), Schedule())
-    with pytest.raises(ValueError, match="weight: W must have rows whose length is a multiple of 4"):
+    with pytest.raises(ValueError, match="weight: W must have rows whose length"):
         apply_compression(nn.Linear(7, 8), GradualPrune(RAMP, nm_sparsity=(1, 4)))
     model = nn.Linear(8, 8)
     compression = apply_compression(model, GradualPrune(RAMP, score="taylor"))

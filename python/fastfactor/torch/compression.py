@@ -4,57 +4,23 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..methods.base import Method
-from ..methods.factors import Factors, matrix_shape
+from ..methods.factors import matrix_shape
 from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
 from ..training.matrix import AlphaByStep
 from ..training.selection import choose
 from .kinds import candidates, make_compressed
 from .optimizers import add_beside, remove
+from .report import LayerReport, report_of, scalars_of
 from .saving import save_model
 from .shared_weight import SharedWeight
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one weight.
-
-    Attributes
-    ----------
-    name : str
-        Of the weight in the model's `state_dict`; of tied weights, the first.
-    tied : tuple of str
-        The other names of the same weight.
-    stage : State
-    alpha : float
-        The share of the dense weight.
-    bytes_dense : int
-    bytes_factors : int or None
-        Of the factors as they are stored; None while the weight is dense.
-    relative_error : float or None
-        ‖W − Ŵ‖² / ‖W‖² of the factors against the weight as they are now; None unless both exist.
-    sparsity : float or None
-        The share of entries that are pruned so far; None for weights that are not pruned.
-    """
-
-    name: str
-    tied: tuple[str, ...]
-    stage: State
-    alpha: float
-    bytes_dense: int
-    bytes_factors: int | None
-    relative_error: float | None
-    sparsity: float | None
 
 
 def apply_compression(
@@ -277,7 +243,7 @@ class Compression:
         list of LayerReport
             Bytes, error, α and sparsity.
         """
-        return [_report(shared, names) for shared, names in self._weights.items()]
+        return [report_of(shared, names) for shared, names in self._weights.items()]
 
     def scalars(self) -> dict[str, float]:
         """Return numbers to follow in a log.
@@ -296,21 +262,11 @@ class Compression:
             for name, value in compression.scalars().items():
                 writer.add_scalar(name, value, step)
         """
-        found: dict[str, float] = {}
-        for shared in self._weights:
-            weight, factors = shared.weight, shared.parameters
-            tensors = factors if weight is None else {"A": weight, **factors}
-            row: dict[str, float] = {
-                "alpha": shared.matrix.alpha,
-                "last_step": shared.matrix.last_step,
-                "bytes": (0 if weight is None else _bytes_dense(shared))
-                + (_bytes_of_factors(shared) or 0),
-                **{f"norm_{name}": float(p.detach().norm()) for name, p in tensors.items()},
-            }
-            if shared.matrix.sparsity is not None:
-                row["sparsity"] = shared.matrix.sparsity
-            found |= {f"{shared.matrix.name}/{name}": value for name, value in row.items()}
-        return found
+        return {
+            f"{shared.matrix.name}/{name}": value
+            for shared in self._weights
+            for name, value in scalars_of(shared).items()
+        }
 
     def finalize(self) -> nn.Module:
         """Return the model whose layers hold factors only.
@@ -351,42 +307,6 @@ class Compression:
         """
         self.finalize()
         save_model(self.model, path)
-
-
-def _bytes_dense(shared: SharedWeight) -> int:
-    layer, own = shared.uses[0]
-    return next(layer.parameters_of(own)).element_size() * prod(shared.shape)
-
-
-def _bytes_of_factors(shared: SharedWeight) -> int | None:
-    factors = shared.matrix.factors
-    if factors is None or isinstance(factors, Factors):
-        return None if factors is None else factors.nbytes
-    return sum(array.nbytes for array in factors.tensors().values())
-
-
-def _error_now(shared: SharedWeight, weight: torch.Tensor) -> float:
-    """Return ‖W − Ŵ‖² / ‖W‖² of a weight that is blended."""
-    W = weight.detach().cpu().double()
-    if isinstance(shared.matrix.factors, Factors):
-        factors = shared.trained_factors()
-        return float(factors.error(W.reshape(factors.shape)))
-    left = W - shared.dense(shared.parameters).detach().cpu().double()
-    return float(left.square().sum() / W.square().sum())
-
-
-def _report(shared: SharedWeight, names: Sequence[str]) -> LayerReport:
-    weight, is_blended = shared.weight, shared.state is State.BLENDED
-    return LayerReport(
-        name=names[0],
-        tied=tuple(names[1:]),
-        stage=shared.state,
-        alpha=shared.matrix.alpha,
-        bytes_dense=_bytes_dense(shared),
-        bytes_factors=_bytes_of_factors(shared),
-        relative_error=_error_now(shared, weight) if is_blended and weight is not None else None,
-        sparsity=shared.matrix.sparsity,
-    )
 
 
 def _matrix(compressor: Compressor, schedule: AlphaByStep | None, name: str) -> CompressedMatrix:

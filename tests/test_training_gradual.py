@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from fastfactor import CorruptDataError
-from fastfactor.methods import LowRank, Prune
+from fastfactor.methods import LowRank, Prune, PruneCodebook
 from fastfactor.training import (
     CompressedMatrix,
     GradualPrune,
@@ -46,6 +46,12 @@ def oracle_scores(score, W, history, decay):
     return 0.5 * running([g**2 for _, g in history], decay) * np.float64(W) ** 2
 
 
+def observed(prune, mean, W, g):
+    """One more step of a running mean, as an adapter takes it."""
+    new = prune.measure(W, g)
+    return (1 - prune.decay) * new + (0 if mean is None else prune.decay * mean)
+
+
 def best(scores, n):
     mask = np.zeros(scores.size, bool)
     mask[np.argsort(-scores, axis=None, kind="stable")[:n]] = True
@@ -61,7 +67,7 @@ def test_masks_keep_the_best_by_the_published_scores(W, rng, score, scope):
         w = W + 0.1 * rng.standard_normal(W.shape)
         history.append((w, rng.standard_normal(W.shape) * rng.random(W.shape) ** 4))
         if score != "magnitude":
-            mean = prune.averaged(mean, *history[-1])
+            mean = observed(prune, mean, *history[-1])
     scores = oracle_scores(score, W, history, 0.8)
     found = prune.mask(W, 0.75, mean)
     if scope == "row":
@@ -74,7 +80,7 @@ def test_masks_keep_the_best_by_the_published_scores(W, rng, score, scope):
         for factor in (1e-30, 1e-150):
             tiny = None
             for w, g in history:
-                tiny = prune.averaged(tiny, w, g * factor)
+                tiny = observed(prune, tiny, w, g * factor)
             assert np.array_equal(prune.mask(W, 0.75, tiny), expected)
 
 
@@ -83,7 +89,7 @@ def test_masks_keep_the_best_by_the_published_scores(W, rng, score, scope):
 def test_blocks_are_ranked_by_their_pooled_scores(W, rng, score, pool):
     prune = GradualPrune(RAMP, score=score, decay=0, block_shape=(2, 3), pool=pool)
     g = rng.standard_normal(W.shape)
-    mean = None if score == "magnitude" else prune.averaged(None, W, g)
+    mean = None if score == "magnitude" else observed(prune, None, W, g)
     scores = oracle_scores(score, W, [(W, g)], 0)
     scores = np.sqrt(scores) if score == "second_order" else scores
     blocks = scores.reshape(4, 2, 4, 3).swapaxes(1, 2).reshape(4, 4, 6)
@@ -102,7 +108,7 @@ def test_patterns_of_n_in_m_keep_fewer_step_by_step(W, rng, score):
         SparsityRamp(0.75, begin=0, end=9), score=score, decay=0.5, nm_sparsity=(1, 4)
     )
     g = rng.standard_normal(W.shape)
-    mean = None if score == "magnitude" else prune.averaged(None, W, g)
+    mean = None if score == "magnitude" else observed(prune, None, W, g)
     scores = oracle_scores(score, W, [(W, g)], 0.5).reshape(8, 3, 4)
     counts = []
     for step in range(10):
@@ -119,7 +125,7 @@ def test_weights_that_never_had_a_gradient_go_first(W):
     W[4, 0] = 0
     for score in ("gradient", "taylor", "second_order"):
         prune = GradualPrune(RAMP, score=score)
-        mask = prune.mask(W, 0.75, prune.averaged(None, W, g))
+        mask = prune.mask(W, 0.75, observed(prune, None, W, g))
         assert mask[3:5].sum() == 23
         assert not mask[4, 0]
         assert mask.sum() == W.size // 4
@@ -139,7 +145,7 @@ def test_second_order_removes_the_right_weights_where_magnitude_fails(rng):
     prune = GradualPrune(SparsityRamp(0.5), score="second_order", decay=0.999)
     mean = None
     for inputs, outputs in zip(x, noisy, strict=True):
-        mean = prune.averaged(mean, W, (W @ inputs - outputs)[:, None] * inputs)
+        mean = observed(prune, mean, W, (W @ inputs - outputs)[:, None] * inputs)
 
     def lost(mask):
         return np.mean((x @ (W * mask).T - y) ** 2)
@@ -342,4 +348,18 @@ def test_what_is_refused(W):
             matrix.advance(3, lambda weights=weights: weights, lambda mean=mean: mean)
     assert repr(matrix) == before
     assert matrix.sparsity == 0.0
-    assert CompressedMatrix(LowRank(rank=1)).sparsity is None
+
+
+def test_the_sparsity_of_other_methods(W):
+    for method, sparsity in (
+        (Prune(sparsity=0.75), 0.75),
+        (PruneCodebook(sparsity=0.5, n_bits=2), 0.5),
+        (LowRank(rank=1), None),
+    ):
+        matrix = CompressedMatrix(method)
+        assert matrix.sparsity is None
+        matrix.advance(0, lambda: W)
+        assert matrix.sparsity == sparsity
+    empty = CompressedMatrix(Prune(sparsity=0.5))
+    empty.advance(0, lambda: W[:0])
+    assert empty.sparsity == 1.0

@@ -174,6 +174,10 @@ class Compression:
 
     def _see_gradients(self, optimizer: Optimizer) -> None:
         """Take the gradients that an optimizer has used into the means of weights to prune."""
+        # A gradient scaler lets fused optimizers look for themselves whether to leave a step out.
+        not_finite = getattr(optimizer, "found_inf", None)
+        if not_finite is not None and not_finite.item():
+            return
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for shared in self._weights:
             if id(shared.weight) in held:

@@ -25,7 +25,7 @@ class GradualMask:
     dropped : bool tensor or None
         True for pruned entries; None before the first mask.
     values : tensor or None
-        The numbers that these had when they were pruned, in C order.
+        The numbers that these had when they were pruned, in their places.
     mean : tensor or None
         The running mean that the score needs, in float32 or wider.
     """
@@ -46,9 +46,7 @@ class GradualMask:
         if self.dropped is None or self.values is None:
             return weight
         self._move(weight)
-        full = weight.clone()
-        full[self.dropped] = self.values.to(weight.dtype)
-        return full
+        return torch.where(self.dropped, self.values.to(weight.dtype), weight)
 
     def follow(self, weight: torch.Tensor, mask: Array | None, *, chosen: bool) -> None:
         """Put zeros where a mask has them; momentum may have moved pruned entries.
@@ -64,9 +62,9 @@ class GradualMask:
             they had.
         """
         if chosen and mask is not None:
-            full = self.full(weight)
+            full = self.full(weight).clone()
             self.dropped = torch.from_numpy(~mask).reshape(weight.shape).to(weight.device)
-            self.values = full[self.dropped]
+            self.values = full
             with torch.no_grad():
                 weight.copy_(full)
         if self.dropped is not None:
@@ -75,16 +73,16 @@ class GradualMask:
                 weight.masked_fill_(self.dropped, 0)
 
     def see_gradient(self, weight: torch.Tensor) -> None:
-        """Take the weight's gradient into the running mean, if it has one and it is finite."""
+        """Take the weight's gradient into the running mean, if it has one."""
         if weight.grad is None:
             return
-        dtype = torch.float64 if weight.dtype is torch.float64 else torch.float32
-        gradient = weight.grad.detach().to_dense().to(dtype)
-        if not torch.isfinite(gradient).all():  # of a step that a fused optimizer leaves out
-            return
         self._move(weight)
+        dtype = torch.float64 if weight.dtype is torch.float64 else torch.float32
         W = self.full(weight).to(dtype) if self._compressor.score == "taylor" else None
-        self.mean = self._compressor.averaged(self.mean, W, gradient)
+        new = self._compressor.measure(W, weight.grad.detach().to_dense().to(dtype))
+        if self.mean is None:
+            self.mean = torch.zeros_like(new)
+        self.mean.lerp_(new, 1 - self._compressor.decay)
 
     def mean_matrix(self) -> Array | None:
         """Return the running mean as a matrix."""
@@ -95,7 +93,9 @@ class GradualMask:
 
     def saved(self) -> dict[str, torch.Tensor | None]:
         """Return the tensors that a resumed training needs beside the mask."""
-        return {"values": self.values, "mean": self.mean}
+        if self.values is None or self.dropped is None:
+            return {"values": None, "mean": self.mean}
+        return {"values": self.values[self.dropped], "mean": self.mean}
 
     def restore(self, saved: Any, mask: Array | None, like: torch.Tensor, shape: Any) -> None:
         """Go on with saved tensors and the mask that they belong to.
@@ -113,13 +113,13 @@ class GradualMask:
         _check(saved["values"], "values", n_dropped, required=mask is not None)
         has_mean = self._compressor.first_gradient is not None
         _check(saved["mean"], "mean", shape if has_mean else None, required=False)
-        self.dropped = None
+        self.forget()
+        if saved["mean"] is not None:
+            self.mean = saved["mean"].detach().clone().to(like.device)
         if mask is not None:
             self.dropped = torch.from_numpy(~mask).reshape(shape).to(like.device)
-        self.values, self.mean = (
-            None if each is None else each.detach().clone().to(like.device)
-            for each in (saved["values"], saved["mean"])
-        )
+            self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            self.values[self.dropped] = saved["values"].detach().to(like.device, like.dtype)
 
     def _move(self, weight: torch.Tensor) -> None:
         """Move the tensors to the device of the weight, which may have moved."""

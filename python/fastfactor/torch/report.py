@@ -32,7 +32,7 @@ class LayerReport:
     relative_error : float or None
         ‖W − Ŵ‖² / ‖W‖² of the factors against the weight as they are now; None unless both exist.
     sparsity : float or None
-        The share of entries that are pruned so far; None for weights that are not pruned.
+        The share of entries that are pruned so far; None for methods that do not prune.
     """
 
     name: str

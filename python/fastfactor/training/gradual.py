@@ -161,16 +161,15 @@ class GradualPrune:
             )
         return self.method.compress(W)
 
-    def averaged(self, mean: Any, W: Any, gradient: Any) -> Any:
-        """Return the running mean that the score needs, with one more gradient.
+    def measure(self, W: Any, gradient: Any) -> Any:
+        """Return what the score takes the running mean of, for one gradient.
 
         Parameters
         ----------
-        mean : array or None
-            The one so far; None before the first gradient.
         W, gradient : array
             The weights, with the kept values of those that are pruned, and the gradient of the loss
-            by the weights that the layer computed with. Arrays of any library.
+            by the weights that the layer computed with. Arrays of any library; W only counts for
+            ``"taylor"``.
 
         Returns
         -------
@@ -178,13 +177,8 @@ class GradualPrune:
             Of the same shape.
         """
         if self.score == "gradient":
-            new = gradient
-        elif self.score == "taylor":
-            new = abs(W * gradient)
-        else:
-            new = gradient * gradient
-        new = (1 - self.decay) * new
-        return new if mean is None else self.decay * mean + new
+            return gradient
+        return abs(W * gradient) if self.score == "taylor" else gradient * gradient
 
     def mask(self, W: Array, sparsity: float, mean: Array | None) -> Array:
         """Return which weights are kept.
@@ -196,7 +190,7 @@ class GradualPrune:
         sparsity : float
             The share of weights to prune, in [0, 1].
         mean : array of W's shape or None
-            From `averaged`; None if the score needs none.
+            The running mean of what `measure` returned; None if the score needs none.
 
         Returns
         -------

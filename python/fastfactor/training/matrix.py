@@ -11,6 +11,7 @@ from .. import _checks
 from .._checks import Array
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, check_matrix
+from ..methods.pruning.kept_places import KeptPlaces
 from ..methods.pruning.prune import PruneFactors
 from .compressors import Compressor, OwnFactors, check_compressor, compress, trainable_tensors
 from .gradual import GradualPrune
@@ -161,13 +162,13 @@ class CompressedMatrix:
 
     @property
     def sparsity(self) -> float | None:
-        """The share of zeros so far, where a matrix is pruned; None where it is not."""
+        """The share of entries that are pruned so far; None for methods that do not prune."""
         if self.mask is not None:
             return 1 - float(self.mask.mean()) if self.mask.size else 0.0
-        if isinstance(self.factors, PruneFactors):
-            n = self.factors.shape[0] * self.factors.shape[1]
-            return 1 - self.factors.values.size / n if n else 0.0
-        return 0.0 if isinstance(self.compressor, GradualPrune) and not self.factors else None
+        kept = getattr(self.factors, "kept", None)
+        if isinstance(kept, KeptPlaces):
+            return 1 - kept.n_kept() / max(kept.shape[0] * kept.shape[1], 1)
+        return 0.0 if isinstance(self.compressor, GradualPrune) else None
 
     @property
     def wants_gradients(self) -> bool:
@@ -194,7 +195,7 @@ class CompressedMatrix:
             (out_features, in_features). Called only when the matrix is factored or its mask chosen;
             weights that are pruned so far must be as they were when they were pruned.
         gradients : callable
-            Returns the running mean of :meth:`GradualPrune.averaged`, of the same shape; None if
+            Returns the running mean of :meth:`GradualPrune.measure`, of the same shape; None if
             there is none.
 
         Returns

@@ -106,7 +106,7 @@ def choose(
         if not candidate.refusal:
             chosen[candidate.name] = fitting[-1]
         elif by_default or any(map(candidate.is_named_by, (*rules, *deciding))):
-            layer = (*candidate.layers, candidate.name)[0]
+            layer = next(filter(None, (*candidate.layers, candidate.name)))
             raise TypeError(
                 f"layer {layer!r} {candidate.refusal}; leave it out by ignore=[{layer!r}]"
             )

@@ -228,6 +228,27 @@ class CompressedMatrix:
         self.state = State.FACTORS if alpha == 0 else State.BLENDED
         return change
 
+    def changes_at(self, step: int) -> bool:
+        """Return whether `advance` to a step will change anything.
+
+        Parameters
+        ----------
+        step : int
+            At least that of the last call.
+
+        Returns
+        -------
+        bool
+            For matrices with a schedule; one of a :class:`GradualPrune` may say True too often.
+        """
+        if self.state is State.FACTORS:
+            return False
+        if isinstance(self.compressor, GradualPrune):
+            return step >= self.compressor.ramp.begin
+        if step < self.schedule.begin:
+            return False
+        return self.state is State.DENSE or float(self.schedule.alpha(step)) != self.alpha
+
     def trained(self, tensors: Mapping[str, Array]) -> Factors:
         """Return the factors with other numbers in the trained tensors, to store or to finish.
 

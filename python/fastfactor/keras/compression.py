@@ -1,0 +1,304 @@
+"""Compress the weights of a Keras model's layers while it trains, all by one call a step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..methods.base import Method
+from ..methods.factors import Factors
+from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
+from ..training.matrix import AlphaByStep
+from ..training.report import LayerReport
+from ..training.selection import choose
+from .compressed_weight import CompressedWeight
+from .kinds import all_layers, candidates, holder, turn, weights_of
+from .optimizers import rebuilt_optimizer
+from .saving import save_model
+
+
+def apply_compression(
+    model: Any,
+    compressor: Compressor | Mapping[str, Compressor],
+    schedule: AlphaByStep | None = None,
+    *,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
+) -> Compression:
+    """Prepare a Keras model so that the weights of its layers are compressed while it trains.
+
+    Parameters
+    ----------
+    model : Model
+        A model whose layers are built. They are changed in place and keep their names.
+    compressor : Compressor, or mapping of patterns to Compressors
+        A method of :mod:`fastfactor.methods` or any object with ``compress(W)``. Patterns may have
+        ``*``, ``?`` and ``[abc]`` and match whole names of layers or paths of weights, such as
+        ``dense_1`` and ``lstm/*/recurrent_kernel``; the last that matches decides.
+    schedule : Schedule, optional
+        Default: all is factored at the first step, and the dense weights dropped at once.
+    targets : pattern or patterns, optional
+        Names of layers or paths of weights to compress. Default: every Dense, EinsumDense,
+        Embedding, Conv1D, Conv2D, LSTM and GRU.
+    ignore : pattern or patterns, optional
+        Names of layers or paths of weights to leave as they are.
+
+    Returns
+    -------
+    Compression
+        Give ``fit`` a `CompressionCallback` of it, or call its `step` once after each training step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a layer that cannot be compressed, by its name (patterns with ``*`` pass over such
+        layers); for a pattern that matches none; for two weights of one path or one weight of two
+        layers; for a :class:`fastfactor.training.GradualPrune`, which needs gradients that Keras
+        does not show. The model is unchanged then.
+
+    Notes
+    -----
+    A model that was loaded in the middle of its compression goes on where it was, if it is given
+    the same compressor and schedule. W is rebuilt from its factors in convolutions, in each call,
+    and in recurrent layers, once for all steps of a call. Kernels are matrices of (out, in), those
+    of convolutions of (out, in · window), as in PyTorch.
+
+    Examples
+    --------
+    ::
+
+        schedule = Schedule.over(len(x) // 32 * 10, begin=0.3, end=0.5)
+        compression = apply_compression(model, LowRank(ratio=4), schedule)
+        model.fit(x, y, epochs=10, callbacks=[CompressionCallback(compression)])
+        compression.finalize().save("small.keras")
+    """
+    found = {candidate.name: (layer, attribute) for candidate, layer, attribute in candidates(model)}
+    every = [candidate for candidate, _, _ in candidates(model)]
+    if len(found) < len(every):
+        raise ValueError("weights must have different paths, got two layers of one name")
+    chosen = choose(every, compressor, targets, ignore)
+    owners: dict[int, str] = {}
+    for name, own in chosen.items():
+        layer, attribute = found[name]
+        if isinstance(own, GradualPrune):
+            raise TypeError(f"{name}: compressor must not be a GradualPrune, which needs gradients")
+        _check_fits(name, weights_of(holder(layer))[attribute].matrix, own)
+        variable = holder(layer).__dict__[attribute]
+        if variable is not None and id(variable) in owners:
+            raise ValueError(f"{name!r} and {owners[id(variable)]!r} must be two weights, got one")
+        owners[id(variable)] = name
+    weights = []
+    for name, own in chosen.items():
+        layer, attribute = found[name]
+        layouts = weights_of(holder(layer))
+        turn(layer)
+        weights.append(_prepared(holder(layer), attribute, layouts[attribute], own, schedule, name))
+    return Compression(model, weights)
+
+
+class Compression:
+    """The compression of a Keras model, made by `apply_compression`.
+
+    Attributes
+    ----------
+    model : Model
+    names : tuple of str
+        Paths of the compressed weights.
+    """
+
+    def __init__(self, model: Any, weights: list[CompressedWeight]) -> None:
+        self.model = model
+        self.names = tuple(weight.matrix.name for weight in weights)
+        self._weights = weights
+
+    @property
+    def last_step(self) -> int:
+        """The last step; -1 before the first."""
+        return max(weight.matrix.last_step for weight in self._weights)
+
+    def step(self, step: int | None = None) -> Change:
+        """Go on to the next training step, after the optimizer has made its own.
+
+        Parameters
+        ----------
+        step : int, optional
+            The number of the step, from 0, if some are left out. Default: one more than the last.
+
+        Returns
+        -------
+        Change
+            What has changed in any of the weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a step before the last, weights that are not finite, and what a compressor refuses;
+            the message has the path of the weight.
+
+        Notes
+        -----
+        Where a weight is factored or dropped, the model has other variables than before. Its
+        compiled functions are then made anew, and so is its optimizer, with the count of steps, the
+        learning rate and the running means of the variables that stay. It works in the middle of an
+        epoch of ``fit``.
+        """
+        if step is None:
+            step = self.last_step + 1
+        if any(weight.matrix.changes_at(step) for weight in self._weights):
+            _read_state_back(self.model)
+        changes = [weight.advance(step) for weight in self._weights]
+        change = Change(
+            factored=any(each.factored for each in changes),
+            alpha_changed=any(each.alpha_changed for each in changes),
+            finished=any(each.finished for each in changes),
+        )
+        if change.factored or change.finished:
+            _fit_model(self.model)
+        return change
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return how far the compression is.
+
+        Returns
+        -------
+        dict of dict
+            The stage, α and last step of each weight, by its path.
+        """
+        return {
+            weight.matrix.name: {
+                "stage": weight.state.value,
+                "alpha": weight.matrix.alpha,
+                "last_step": weight.matrix.last_step,
+            }
+            for weight in self._weights
+        }
+
+    def report(self) -> list[LayerReport]:
+        """Return what became of each weight.
+
+        Returns
+        -------
+        list of LayerReport
+            Bytes, error and α.
+        """
+        return [_report(weight) for weight in self._weights]
+
+    def finalize(self) -> Any:
+        """Return the model whose layers hold factors only.
+
+        Returns
+        -------
+        Model
+            The model itself.
+
+        Raises
+        ------
+        ValueError
+            If a weight is not yet dropped; the message has its path and its α.
+        """
+        for weight in self._weights:
+            if weight.state is not State.FACTORS:
+                raise ValueError(
+                    f"the dense weight {weight.matrix.name!r} must be dropped before, got one with "
+                    f"α = {weight.matrix.alpha:.4g}; go on training, or begin and end sooner"
+                )
+        return self.model
+
+    def to_store(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to a compressed file: factors, and all other variables as they are.
+
+        Parameters
+        ----------
+        path : path
+            As for :func:`fastfactor.store.save`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a weight is not yet dropped, and for factors that cannot be stored.
+        OSError
+            If the file cannot be written.
+        """
+        save_model(self.finalize(), self._weights, path)
+
+
+def _prepared(
+    layer: Any,
+    attribute: str,
+    layout: Any,
+    compressor: Compressor,
+    schedule: AlphaByStep | None,
+    name: str,
+) -> CompressedWeight:
+    """Return a weight of a layer; one that was loaded goes on where it was."""
+    matrix = CompressedMatrix(compressor, schedule, name=name)
+    known = layer.compressed.get(attribute)
+    if known is not None:
+        matrix.load_state_dict(known.matrix.state_dict())
+        known.matrix = matrix
+        return known  # type: ignore[no-any-return]
+    weight = CompressedWeight(layer, attribute, layout, matrix)
+    layer.compressed[attribute] = weight
+    return weight
+
+
+def _check_fits(name: str, shape: tuple[int, int], compressor: Compressor) -> None:
+    """Refuse, before any work, a weight whose shape its method refuses."""
+    if isinstance(compressor, Method):
+        try:
+            compressor.planned_size(shape, "float32")
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _read_state_back(model: Any) -> None:
+    """Let JAX's trainer, which keeps the numbers of variables to itself, give them back."""
+    if keras.backend.backend() == "jax" and hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def _fit_model(model: Any) -> None:
+    """Make a model's optimizer and its compiled functions fit its variables."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and optimizer.built:
+        model.optimizer = rebuilt_optimizer(optimizer, model.trainable_variables)
+    if not isinstance(model, keras.Model):
+        return
+    for which in ("train", "test", "predict"):
+        if getattr(model, f"{which}_function", None) is not None:
+            getattr(model, f"make_{which}_function")(force=True)
+    if keras.backend.backend() == "jax" and hasattr(model, "_record_training_state_sharding_spec"):
+        model._record_training_state_sharding_spec()
+
+
+def _report(weight: CompressedWeight) -> LayerReport:
+    factors, error = weight.matrix.factors, None
+    like = weight.dense if weight.dense is not None else next(iter(weight.variables.values()))
+    itemsize = np.asarray(ops.convert_to_numpy(ops.zeros((), like.dtype))).dtype.itemsize
+    bytes_factors = None
+    if isinstance(factors, Factors):
+        bytes_factors = factors.nbytes
+        if weight.dense is not None:
+            W = weight.layout.to_matrix(np.asarray(ops.convert_to_numpy(weight.dense), np.float64))
+            error = float(weight.trained_factors().error(W))
+    elif factors is not None:
+        bytes_factors = sum(array.nbytes for array in factors.tensors().values())
+    return LayerReport(
+        name=weight.matrix.name,
+        tied=(),
+        stage=weight.state,
+        alpha=weight.matrix.alpha,
+        bytes_dense=itemsize * prod(weight.layout.shape),
+        bytes_factors=bytes_factors,
+        relative_error=error,
+        sparsity=weight.matrix.sparsity,
+    )
+
+
+__all__ = ["Compression", "all_layers", "apply_compression"]

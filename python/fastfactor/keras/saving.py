@@ -1,0 +1,112 @@
+"""Finished Keras models in compressed files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from ..files.layout import Layout
+from ..files.store import open_store
+from ..files.writer import Writer
+from ..methods.factors import Factors
+from ..training import CompressedMatrix, State
+from .compressed_weight import CompressedWeight
+from .kinds import candidates, holder, turn, weights_of
+
+
+def save_model(
+    model: Any, weights: Sequence[CompressedWeight], path: str | os.PathLike[str]
+) -> None:
+    """Write a finished model."""
+    own = {
+        id(variable)
+        for weight in weights
+        for variable in (weight.alpha, *weight.variables.values())
+    }
+    with Writer(path) as writer:
+        for weight in weights:
+            writer.add(weight.matrix.name, weight.trained_factors(), shape=weight.layout)
+        for variable in model.variables:
+            if id(variable) not in own:
+                writer.add(variable.path, np.asarray(ops.convert_to_numpy(variable)))
+
+
+def load_compressed(
+    model: Any, path: str | os.PathLike[str], *, max_dense_nbytes: int | None = None
+) -> Any:
+    """Load a Keras model from a compressed file; its layers then hold factors in place of weights.
+
+    Parameters
+    ----------
+    model : Model
+        A fresh model of the same layers, built and not yet compiled. It is changed in place.
+    path : path
+        From :meth:`Compression.to_store`; its names are the paths of variables.
+    max_dense_nbytes : int, optional
+        As for :func:`fastfactor.store.open_store`.
+
+    Returns
+    -------
+    Model
+        The model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If names or shapes in the file are not the model's, and for factors of a layer of another
+        kind than `apply_compression` takes. The model is unchanged then.
+    CorruptDataError
+        If the file is damaged.
+    OSError
+        If it cannot be read.
+    """
+    with open_store(path, max_dense_nbytes=max_dense_nbytes) as store:
+        found = {name: store[name] for name in store}
+        shapes = {name: store.info(name).shape for name in store}
+    variables = {variable.path: variable for variable in model.variables}
+    if variables.keys() != found.keys():
+        missing, more = variables.keys() - found.keys(), found.keys() - variables.keys()
+        raise ValueError(
+            f"names in the file must be the paths of the model's variables, got "
+            f"{_some(missing)} missing and {_some(more)} too many"
+        )
+    for name, variable in variables.items():
+        if tuple(variable.shape) != shapes[name]:
+            raise ValueError(
+                f"{name!r} must have the model's shape {tuple(variable.shape)}, got {shapes[name]}"
+            )
+    places = {each.name: (each, layer, own) for each, layer, own in candidates(model)}
+    factors = {name: value for name, value in found.items() if isinstance(value, Factors)}
+    layouts: dict[str, Layout] = {}
+    for name, value in factors.items():
+        if name not in places or places[name][0].refusal:
+            raise TypeError(f"the layer of {name!r} must be one that can be compressed")
+        _, layer, attribute = places[name]
+        layouts[name] = weights_of(holder(layer))[attribute]
+        if layouts[name].matrix != value.shape:
+            raise ValueError(
+                f"factors of {name!r} must be of a matrix of shape {layouts[name].matrix}, "
+                f"got {value.shape}"
+            )
+    for name, value in factors.items():
+        _, layer, attribute = places[name]
+        turn(layer)
+        inner = holder(layer)
+        matrix = CompressedMatrix.finished(value, name=name)
+        weight = CompressedWeight(inner, attribute, layouts[name], matrix)
+        inner.compressed[attribute] = weight
+        weight.fit_layer()
+        assert weight.state is State.FACTORS
+    for name, variable in variables.items():
+        if name not in factors:
+            variable.assign(np.asarray(found[name]))
+    return model
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(map(repr, listed[:3])) + (", …" if len(listed) > 3 else "") if listed else "none"

@@ -63,9 +63,9 @@ class CompressedLayer(keras.layers.Layer):
         layer.__dict__["_structures"] = structures
         return layer
 
-    def build(self, *arguments: Any, **keywords: Any) -> None:
+    def build(self, input_shape: Any = None) -> None:
         was_built = self.built
-        super().build(*arguments, **keywords)
+        super().build(input_shape)
         if not was_built:
             take_structures(self, self.__dict__.pop("_structures", {}))
 

@@ -264,6 +264,12 @@ class CompressedWeight:
         self.layer.__dict__[self.attribute] = self.layer.add_weight(
             name=self.name, shape=self.layout.shape, initializer="zeros"
         )
+        # In the order in which Keras's layers make their variables, and their files have them.
+        order = ("kernel", "recurrent_kernel")
+        list.sort(
+            self.layer._trainable_variables,
+            key=lambda v: order.index(v.name) if v.name in order else len(order),
+        )
         if was_locked:
             tracker.lock()
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ..files.layout import Layout
 from ..methods.base import Method
 from ..methods.factors import Factors
 from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
@@ -18,7 +19,7 @@ from ..training.matrix import AlphaByStep
 from ..training.report import LayerReport
 from ..training.selection import choose
 from .compressed_weight import CompressedWeight
-from .kinds import all_layers, candidates, holder, turn, weights_of
+from .kinds import candidates, holder, turn, weights_of
 from .optimizers import rebuilt_optimizer
 from .saving import save_model
 
@@ -52,7 +53,7 @@ def apply_compression(
     Returns
     -------
     Compression
-        Give ``fit`` a `CompressionCallback` of it, or call its `step` once after each training step.
+        Give ``fit`` a `CompressionCallback` of it, or call its `step` after each training step.
 
     Raises
     ------
@@ -78,28 +79,25 @@ def apply_compression(
         model.fit(x, y, epochs=10, callbacks=[CompressionCallback(compression)])
         compression.finalize().save("small.keras")
     """
-    found = {candidate.name: (layer, attribute) for candidate, layer, attribute in candidates(model)}
-    every = [candidate for candidate, _, _ in candidates(model)]
+    listed = list(candidates(model))
+    found = {candidate.name: (layer, attribute) for candidate, layer, attribute in listed}
+    every = [candidate for candidate, _, _ in listed]
     if len(found) < len(every):
         raise ValueError("weights must have different paths, got two layers of one name")
     chosen = choose(every, compressor, targets, ignore)
+    prepared = []
     owners: dict[int, str] = {}
     for name, own in chosen.items():
         layer, attribute = found[name]
         if isinstance(own, GradualPrune):
             raise TypeError(f"{name}: compressor must not be a GradualPrune, which needs gradients")
-        _check_fits(name, weights_of(holder(layer))[attribute].matrix, own)
+        layout = weights_of(holder(layer))[attribute]
+        _check_fits(name, layout.matrix, own)
         variable = holder(layer).__dict__[attribute]
-        if variable is not None and id(variable) in owners:
+        if variable is not None and owners.setdefault(id(variable), name) != name:
             raise ValueError(f"{name!r} and {owners[id(variable)]!r} must be two weights, got one")
-        owners[id(variable)] = name
-    weights = []
-    for name, own in chosen.items():
-        layer, attribute = found[name]
-        layouts = weights_of(holder(layer))
-        turn(layer)
-        weights.append(_prepared(holder(layer), attribute, layouts[attribute], own, schedule, name))
-    return Compression(model, weights)
+        prepared.append((layer, attribute, layout, CompressedMatrix(own, schedule, name=name)))
+    return Compression(model, [_turned(*each) for each in prepared])
 
 
 class Compression:
@@ -228,24 +226,19 @@ class Compression:
         save_model(self.finalize(), self._weights, path)
 
 
-def _prepared(
-    layer: Any,
-    attribute: str,
-    layout: Any,
-    compressor: Compressor,
-    schedule: AlphaByStep | None,
-    name: str,
+def _turned(
+    layer: Any, attribute: str, layout: Layout, matrix: CompressedMatrix
 ) -> CompressedWeight:
-    """Return a weight of a layer; one that was loaded goes on where it was."""
-    matrix = CompressedMatrix(compressor, schedule, name=name)
-    known = layer.compressed.get(attribute)
-    if known is not None:
+    """Return a weight of a layer of the compressed class; one that was loaded goes on."""
+    turn(layer)
+    inner = holder(layer)
+    known: CompressedWeight | None = inner.compressed.get(attribute)
+    if known is None:
+        known = inner.compressed[attribute] = CompressedWeight(inner, attribute, layout, matrix)
+    else:
         matrix.load_state_dict(known.matrix.state_dict())
         known.matrix = matrix
-        return known  # type: ignore[no-any-return]
-    weight = CompressedWeight(layer, attribute, layout, matrix)
-    layer.compressed[attribute] = weight
-    return weight
+    return known
 
 
 def _check_fits(name: str, shape: tuple[int, int], compressor: Compressor) -> None:
@@ -265,9 +258,16 @@ def _read_state_back(model: Any) -> None:
 
 def _fit_model(model: Any) -> None:
     """Make a model's optimizer and its compiled functions fit its variables."""
+    for layer in model._flatten_layers():
+        if hasattr(layer, "_torch_params"):  # PyTorch's list of them, of which gradients are zeroed
+            layer._track_variables()
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and optimizer.built:
         model.optimizer = rebuilt_optimizer(optimizer, model.trainable_variables)
+        # What `compile` was given, which would hold the old running means.
+        given = getattr(model, "_compile_config", None)
+        if given is not None:
+            given.config["optimizer"] = model.optimizer
     if not isinstance(model, keras.Model):
         return
     for which in ("train", "test", "predict"):
@@ -299,6 +299,3 @@ def _report(weight: CompressedWeight) -> LayerReport:
         relative_error=error,
         sparsity=weight.matrix.sparsity,
     )
-
-
-__all__ = ["Compression", "all_layers", "apply_compression"]

@@ -14,13 +14,13 @@ from . import recurrent
 from .compressed_layer import CompressedLayer
 
 CLASSES: dict[type, type] = {
-    keras.layers.Dense: own.CompressedDense,
-    keras.layers.EinsumDense: own.CompressedEinsumDense,
-    keras.layers.Embedding: own.CompressedEmbedding,
-    keras.layers.Conv1D: own.CompressedConv1D,
-    keras.layers.Conv2D: own.CompressedConv2D,
-    keras.layers.LSTM: recurrent.CompressedLSTM,
-    keras.layers.GRU: recurrent.CompressedGRU,
+    keras.layers.Dense: own.Dense,
+    keras.layers.EinsumDense: own.EinsumDense,
+    keras.layers.Embedding: own.Embedding,
+    keras.layers.Conv1D: own.Conv1D,
+    keras.layers.Conv2D: own.Conv2D,
+    keras.layers.LSTM: recurrent.LSTM,
+    keras.layers.GRU: recurrent.GRU,
 }
 COMPRESSED = tuple(CLASSES.values())
 
@@ -115,8 +115,10 @@ def refusal(layer: Any) -> str:
         except ValueError as error:
             return f"has no matrix: {error}"
     if isinstance(layer, keras.layers.RNN):
-        plain = keras.layers.LSTMCell if isinstance(layer, keras.layers.LSTM) else (
-            keras.layers.GRUCell
+        plain = (
+            keras.layers.LSTMCell
+            if isinstance(layer, keras.layers.LSTM)
+            else (keras.layers.GRUCell)
         )
         if type(layer.cell) is not plain and not isinstance(layer.cell, CompressedLayer):
             return f"must have its usual cell, got {type(layer.cell).__name__}"

@@ -1,4 +1,8 @@
-"""The layers of Keras whose weights are compressed: the same classes, with other products."""
+"""The layers of Keras whose weights are compressed: the same classes, with other products.
+
+They have the names of Keras's classes, because Keras's files name layers by them: numbers that were
+saved before a model was prepared are found after it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ register = keras.saving.register_keras_serializable(package="fastfactor")
 
 
 @register
-class CompressedDense(CompressedLayer, keras.layers.Dense):
+class Dense(CompressedLayer, keras.layers.Dense):
     """A dense layer that blends its kernel with factors, or has factors alone."""
 
     kernel = rebuilt("_kernel")
@@ -32,7 +36,7 @@ class CompressedDense(CompressedLayer, keras.layers.Dense):
 
 
 @register
-class CompressedEinsumDense(CompressedLayer, keras.layers.EinsumDense):
+class EinsumDense(CompressedLayer, keras.layers.EinsumDense):
     """A product along any axes, whose kernel is blended with factors, or has factors alone."""
 
     kernel = rebuilt("_kernel")
@@ -98,7 +102,7 @@ class EinsumPlan:
 
 
 @register
-class CompressedEmbedding(CompressedLayer, keras.layers.Embedding):
+class Embedding(CompressedLayer, keras.layers.Embedding):
     """A table of rows that is blended with factors, or has factors alone."""
 
     embeddings = rebuilt("_embeddings")
@@ -117,14 +121,14 @@ class CompressedEmbedding(CompressedLayer, keras.layers.Embedding):
 
 
 @register
-class CompressedConv1D(CompressedLayer, keras.layers.Conv1D):
+class Conv1D(CompressedLayer, keras.layers.Conv1D):
     """A convolution over one axis. Its kernel is rebuilt in each call."""
 
     kernel = rebuilt("_kernel")
 
 
 @register
-class CompressedConv2D(CompressedLayer, keras.layers.Conv2D):
+class Conv2D(CompressedLayer, keras.layers.Conv2D):
     """A convolution over two axes. Its kernel is rebuilt in each call."""
 
     kernel = rebuilt("_kernel")

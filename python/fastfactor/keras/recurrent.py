@@ -20,11 +20,11 @@ class _CompressedCell(CompressedLayer):
     recurrent_kernel = rebuilt("recurrent_kernel")
 
 
-class CompressedLSTMCell(_CompressedCell, keras.layers.LSTMCell):
+class LSTMCell(_CompressedCell, keras.layers.LSTMCell):
     """The cell of a compressed LSTM."""
 
 
-class CompressedGRUCell(_CompressedCell, keras.layers.GRUCell):
+class GRUCell(_CompressedCell, keras.layers.GRUCell):
     """The cell of a compressed GRU."""
 
 
@@ -55,23 +55,23 @@ class _CompressedRecurrent(keras.layers.RNN):
         layer.__dict__["_structures"] = structures
         return layer
 
-    def build(self, *arguments: Any, **keywords: Any) -> None:
-        super().build(*arguments, **keywords)
+    def build(self, sequences_shape: Any, initial_state_shape: Any = None) -> None:
+        super().build(sequences_shape, initial_state_shape)
         take_structures(self.cell, self.__dict__.pop("_structures", {}))
 
 
 @register
-class CompressedLSTM(_CompressedRecurrent, keras.layers.LSTM):
+class LSTM(_CompressedRecurrent, keras.layers.LSTM):
     """Long short-term memory."""
 
 
 @register
-class CompressedGRU(_CompressedRecurrent, keras.layers.GRU):
+class GRU(_CompressedRecurrent, keras.layers.GRU):
     """Gated recurrent units."""
 
 
 def turn_cell(layer: Any) -> None:
     """Turn the cell of a recurrent layer into a compressed one, in place."""
     is_lstm = isinstance(layer, keras.layers.LSTM)
-    layer.cell.__class__ = CompressedLSTMCell if is_lstm else CompressedGRUCell
+    layer.cell.__class__ = LSTMCell if is_lstm else GRUCell
     layer.use_cudnn = False  # which would read the variables of the dense kernels

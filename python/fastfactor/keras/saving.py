@@ -30,7 +30,7 @@ def save_model(
     with Writer(path) as writer:
         for weight in weights:
             writer.add(weight.matrix.name, weight.trained_factors(), shape=weight.layout)
-        for variable in model.variables:
+        for variable in model.weights:
             if id(variable) not in own:
                 writer.add(variable.path, np.asarray(ops.convert_to_numpy(variable)))
 
@@ -67,11 +67,11 @@ def load_compressed(
     with open_store(path, max_dense_nbytes=max_dense_nbytes) as store:
         found = {name: store[name] for name in store}
         shapes = {name: store.info(name).shape for name in store}
-    variables = {variable.path: variable for variable in model.variables}
+    variables = {variable.path: variable for variable in model.weights}
     if variables.keys() != found.keys():
         missing, more = variables.keys() - found.keys(), found.keys() - variables.keys()
         raise ValueError(
-            f"names in the file must be the paths of the model's variables, got "
+            f"names in the file must be the paths of the model's weights, got "
             f"{_some(missing)} missing and {_some(more)} too many"
         )
     for name, variable in variables.items():
@@ -109,4 +109,6 @@ def load_compressed(
 
 def _some(names: Any) -> str:
     listed = sorted(names)
-    return ", ".join(map(repr, listed[:3])) + (", …" if len(listed) > 3 else "") if listed else "none"
+    return (
+        ", ".join(map(repr, listed[:3])) + (", …" if len(listed) > 3 else "") if listed else "none"
+    )

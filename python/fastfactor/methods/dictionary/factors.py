@@ -208,8 +208,8 @@ class DictionaryFactors(Factors):
             np.cumsum(unpack_bits(self.counts, self.count_bits, n), out=indptr[1:])
         n_atoms = len(self.dictionary)
         atoms = unpack_bits(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
-        values = self.values.astype(_checks.result_dtype(self.values))
-        return CSR(values, atoms, indptr, (n, n_atoms))
+        values = self.values.astype(_checks.result_dtype(self.values), copy=False)
+        return CSR(values, atoms, indptr, (n, n_atoms))._with_data(values)
 
     @cached_property
     def _by_row(self) -> CSR:
@@ -223,7 +223,8 @@ class DictionaryFactors(Factors):
         columns = (codes.indices + block_of * n_atoms).astype(np.int64)
         if n * n_atoms < 1 << 31:
             columns = columns.astype(np.int32)
-        return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
+        by_row = CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
+        return by_row._with_data(codes.data)
 
     @cached_property
     def _slots(self) -> list[tuple[Array, Array]]:

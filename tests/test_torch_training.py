@@ -337,6 +337,45 @@ def test_a_compressor_of_ones_own():
     torch.testing.assert_close(layer(x), x[:, :4] @ W[:, :4].T + bias)
 
 
+def test_factors_that_bring_their_own_product():
+    class Circulant:
+        """A square matrix whose rows are one row, moved on."""
+
+        def __init__(self, row):
+            self.row = row
+
+        def tensors(self):
+            return {"row": self.row}
+
+        def forward(self, xp, tensors, x):
+            n = len(self.row)
+            places = (np.arange(n)[None, :] - np.arange(n)[:, None]) % n
+            places = xp.asarray(places.reshape(-1), dtype=None, device=None)
+            W = xp.reshape(xp.take(tensors["row"], places, axis=0), (n, n))
+            return xp.matmul(x, xp.permute_dims(W, (1, 0)))
+
+    class Compressor:
+        def compress(self, W):
+            return Circulant(np.array(W[0]))
+
+    layer, x = nn.Linear(6, 6, bias=False), torch.randn(3, 6)
+    W = layer.weight.detach().clone()
+    compression = apply_compression(layer, Compressor(), SCHEDULE)
+    dense = torch.stack([W[0].roll(i) for i in range(6)])
+    compression.step(5)
+    torch.testing.assert_close(layer(x), x @ (0.5 * W + 0.5 * dense).T)
+    (row,) = compression.report()
+    assert (row.bytes_dense, row.bytes_factors) == (6 * 6 * 4, 6 * 4)
+    expected = (W - dense).square().sum() / W.square().sum()
+    assert row.relative_error == pytest.approx(expected.item(), rel=1e-4)
+    compression.step(7)
+    torch.testing.assert_close(layer(x), x @ dense.T)
+    layer(x).sum().backward()
+    assert layer.weight_row.grad.shape == (6,)
+    with pytest.raises(TypeError, match=r"weight must be fastfactor.methods.Factors to be"):
+        compression.to_store("never")
+
+
 def test_the_report_and_the_state_say_what_is_stored():
     model = net()
     compression = apply_compression(model, LowRank(rank=2), SCHEDULE)
@@ -350,3 +389,39 @@ def test_the_report_and_the_state_say_what_is_stored():
     assert compression.state()["first.weight"] == {"stage": "blended", "alpha": 1.0, "last_step": 3}
     compression.step(100)
     assert compression.finalize() is model
+
+
+def test_numbers_for_a_log():
+    model = net()
+    compression = apply_compression(model, LowRank(rank=2), SCHEDULE, targets="first")
+    dense = 40 * 24 * 4
+    norm = float(model.first.weight.detach().norm())
+    expected = {"alpha": 1.0, "last_step": -1.0, "bytes": dense, "norm_A": norm}
+    found = compression.scalars()
+    assert found == {f"first.weight/{name}": value for name, value in expected.items()}
+    compression.step(5)
+    found = {name.removeprefix("first.weight/"): v for name, v in compression.scalars().items()}
+    B, C = model.first.weight_B, model.first.weight_C
+    expected = {"alpha": 0.5, "last_step": 5, "bytes": dense + 2 * (40 + 24) * 4, "norm_A": norm}
+    assert found == {**expected, "norm_B": B.norm().item(), "norm_C": C.norm().item()}
+    compression.step(7)
+    assert compression.scalars()["first.weight/bytes"] == 2 * (40 + 24) * 4
+    assert "first.weight/norm_A" not in compression.scalars()
+
+
+def test_factors_of_a_frozen_weight_are_frozen():
+    model = net()
+    model.first.weight.requires_grad_(False)
+    compression = apply_compression(model, LowRank(rank=2), SCHEDULE, targets=["first", "second"])
+    train(model, OPTIMIZERS["adam"](model.parameters()), compression, range(4))
+    before = model.first.weight_B.clone()
+    train(model, OPTIMIZERS["adam"](model.parameters()), compression, range(4, 9))
+    assert not model.first.weight_B.requires_grad
+    assert model.second.weight_B.requires_grad
+    assert torch.equal(model.first.weight_B, before)
+    fresh = net()
+    again = apply_compression(fresh, LowRank(rank=2), SCHEDULE, targets=["first", "second"])
+    fresh.first.weight.requires_grad_(False)
+    fresh.load_state_dict(model.state_dict())
+    assert again.report()[0].stage is State.FACTORS
+    assert not fresh.first.weight_B.requires_grad

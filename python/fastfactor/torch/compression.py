@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..methods.base import Method
-from ..methods.factors import matrix_shape
+from ..methods.factors import Factors, matrix_shape
 from ..training import Change, CompressedMatrix, Compressor, State
 from ..training.matrix import AlphaByStep
 from ..training.selection import choose
@@ -99,8 +100,9 @@ def apply_compression(
     at which the schedule begins, but the classes of the layers. W is rebuilt from factors only in
     convolutions, but for low rank, and in recurrent layers in training or with batches of 16 and
     more, once in each call, and for parameters of other modules, in each access. Pass the whole
-    model if it has a ``TransformerEncoder``, which must know of its compressed parts. The gradient of a codebook's value
-    is the sum over all weights that have it, so that codebooks want smaller learning rates.
+    model if it has a ``TransformerEncoder``, which must know of its compressed parts. The gradient
+    of a codebook's value is the sum over all weights that have it, so that codebooks want smaller
+    learning rates.
 
     Examples
     --------
@@ -258,6 +260,37 @@ class Compression:
         """
         return [_report(shared, names) for shared, names in self._weights.items()]
 
+    def scalars(self) -> dict[str, float]:
+        """Return numbers to follow in a log.
+
+        Returns
+        -------
+        dict of float
+            For each weight its α, its last step, its bytes as they are now, and the norms of the
+            dense weight (A) and of the factors, while there are such, under names such as
+            ``head.weight/alpha`` and ``head.weight/norm_B``.
+
+        Examples
+        --------
+        With TensorBoard's writer::
+
+            for name, value in compression.scalars().items():
+                writer.add_scalar(name, value, step)
+        """
+        found: dict[str, float] = {}
+        for shared in self._weights:
+            weight, factors = shared.weight, shared.parameters
+            tensors = factors if weight is None else {"A": weight, **factors}
+            row: dict[str, float] = {
+                "alpha": shared.matrix.alpha,
+                "last_step": shared.matrix.last_step,
+                "bytes": (0 if weight is None else _bytes_dense(shared))
+                + (_bytes_of_factors(shared) or 0),
+                **{f"norm_{name}": float(p.detach().norm()) for name, p in tensors.items()},
+            }
+            found |= {f"{shared.matrix.name}/{name}": value for name, value in row.items()}
+        return found
+
     def finalize(self) -> nn.Module:
         """Return the model whose layers hold factors only.
 
@@ -299,22 +332,38 @@ class Compression:
         save_model(self.model, path)
 
 
-def _report(shared: SharedWeight, names: Sequence[str]) -> LayerReport:
+def _bytes_dense(shared: SharedWeight) -> int:
     layer, own = shared.uses[0]
-    weight, bytes_factors, error = shared.weight, None, None
-    if shared.matrix.factors is not None:
+    return next(layer.parameters_of(own)).element_size() * prod(shared.shape)
+
+
+def _bytes_of_factors(shared: SharedWeight) -> int | None:
+    factors = shared.matrix.factors
+    if factors is None or isinstance(factors, Factors):
+        return None if factors is None else factors.nbytes
+    return sum(array.nbytes for array in factors.tensors().values())
+
+
+def _error_now(shared: SharedWeight, weight: torch.Tensor) -> float:
+    """Return ‖W − Ŵ‖² / ‖W‖² of a weight that is blended."""
+    W = weight.detach().cpu().double()
+    if isinstance(shared.matrix.factors, Factors):
         factors = shared.trained_factors()
-        bytes_factors = factors.nbytes
-        if weight is not None:
-            error = factors.error(weight.detach().cpu().double().reshape(factors.shape))
+        return float(factors.error(W.reshape(factors.shape)))
+    left = W - shared.dense(shared.parameters).detach().cpu().double()
+    return float(left.square().sum() / W.square().sum())
+
+
+def _report(shared: SharedWeight, names: Sequence[str]) -> LayerReport:
+    weight, is_blended = shared.weight, shared.state is State.BLENDED
     return LayerReport(
         name=names[0],
         tied=tuple(names[1:]),
         stage=shared.state,
         alpha=shared.matrix.alpha,
-        bytes_dense=next(layer.parameters_of(own)).element_size() * prod(shared.shape),
-        bytes_factors=bytes_factors,
-        relative_error=error,
+        bytes_dense=_bytes_dense(shared),
+        bytes_factors=_bytes_of_factors(shared),
+        relative_error=_error_now(shared, weight) if is_blended and weight is not None else None,
     )
 
 

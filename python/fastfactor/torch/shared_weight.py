@@ -75,14 +75,16 @@ class SharedWeight:
     def add_factors(self, *, like: torch.Tensor) -> None:
         """Give all layers parameters that begin as the trained tensors of the factors.
 
-        They are on the device of ``like`` and in its dtype, because training needs a wide one.
+        They are on the device of ``like`` and in its dtype, because training needs a wide one, and
+        get gradients if it gets them.
         """
         assert self.matrix.factors is not None
         tensors, self.names = self.matrix.factors.tensors(), self.matrix.trainable
         self._n_fixed = len(tensors) - len(self.names)
         parameters = {
             name: nn.Parameter(
-                torch.from_numpy(np.array(tensors[name], np.float64)).to(like.device, like.dtype)
+                torch.from_numpy(np.array(tensors[name], np.float64)).to(like.device, like.dtype),
+                requires_grad=like.requires_grad,
             )
             for name in self.names
         }
@@ -130,7 +132,7 @@ class SharedWeight:
         if self.state is State.FACTORS:
             self.drop_weight()
         elif self.weight is None:
-            weight = nn.Parameter(like.new_empty(self.shape))
+            weight = nn.Parameter(like.new_empty(self.shape), requires_grad=like.requires_grad)
             for layer, name in self.uses:
                 layer.set_dense_weight(name, weight)
         self.set_alpha()

@@ -8,6 +8,7 @@ matrix compression operator of Panigrahi and others, 2020.
 """
 
 from .compressors import Compressor, OwnFactors, compress
+from .from_scratch import FromScratch
 from .matrix import Change, CompressedMatrix
 from .ramp import SparsityRamp
 from .saved_state import State
@@ -17,6 +18,7 @@ __all__ = [
     "Change",
     "CompressedMatrix",
     "Compressor",
+    "FromScratch",
     "OwnFactors",
     "Schedule",
     "SparsityRamp",

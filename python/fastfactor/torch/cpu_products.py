@@ -28,16 +28,21 @@ from ..methods.dictionary.factors import DictionaryFactors
 from ..methods.factors import Factors
 from ..methods.pruning.prune import PruneFactors
 from ..methods.pruning.shared_weights import SharedWeightsFactors
-from .description import FORGETFUL, Description, fixed_arrays, read_description
+from .description import NEED_NO_NUMBERS, Description, fixed_arrays, read_description
 
 XP = TorchNamespace()
+
+# Kinds whose kernels are faster than PyTorch's operations, and those of them that read the trained
+# numbers in each product. The others keep something that is made of them.
+FAST = frozenset({"codebook", "deep_compression", "dictionary", "prune", "prune_codebook"})
+READ_IN_PLACE = frozenset({"codebook", "dictionary", "prune"})
 
 # From here on W is rebuilt and multiplied densely, which costs less. All measured on one core with
 # AVX-512 and matrices of 1024 x 1024.
 CODEBOOK_BATCH = 64
 DICTIONARY_PRODUCTS = 1 << 20  # of an atom with a block of an input: more do not stay in cache
 DENSE_SHARE = 0.2  # of kept weights, up to which a sparse product of any batch is no slower
-REBUILD_COST = 25  # of a pruned matrix, in dense products of one input
+REBUILD_COST = 50  # of a pruned matrix, in dense products of one input
 
 # Tables of few rows with short blocks: PyTorch's look-up takes a third of the time for many rows.
 SHORT_BLOCK = 32
@@ -112,7 +117,7 @@ class Prepared:
     def _read(self, trained: Sequence[torch.Tensor], places: list[Any]) -> _ByKernels:
         if self.told.kind not in FAST or any(t.dtype == torch.float64 for t in trained):
             return _ByKernels(None, _no_product, 0, places, None)
-        is_read_in_place = self.told.kind in FORGETFUL and all(
+        is_read_in_place = self.told.kind in READ_IN_PLACE and all(
             t.dtype == torch.float32 and t.is_contiguous() for t in trained
         )
         copies = None if is_read_in_place else _bytes(trained)
@@ -138,13 +143,11 @@ class Prepared:
                 f"got {told.kind!r}; a kind of your own must be imported before"
             )
         # Products of these kinds do not depend on the dtype of W, and rows are read in float32.
-        name = "float32" if told.kind in FAST or told.kind in FORGETFUL else told.dtype
+        name = "float32" if told.kind in FAST | NEED_NO_NUMBERS else told.dtype
         return Factors.kinds[told.kind].from_tensors(
             {**self._fixed, **arrays}, told.config, told.shape, _checks.dtype_named(name)
         )
 
-
-FAST = frozenset({"codebook", "deep_compression", "dictionary", "prune", "prune_codebook"})
 
 _prepared: dict[int, tuple[weakref.ref[torch.Tensor], Prepared]] = {}
 
@@ -263,8 +266,8 @@ def check_linear(x: torch.Tensor, trained: Sequence[torch.Tensor], told: Descrip
 
 
 def _check_ids(ids: torch.Tensor, n: int) -> None:
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < n):
-        outside = ids[(ids < 0) | (ids >= n)]
+    outside = ids[(ids < 0) | (ids >= n)]
+    if outside.numel():
         raise IndexError(f"ids must be in [0, {n}), got {int(outside[0])}")
 
 

@@ -16,9 +16,10 @@ from .._arrays import Array
 from ..methods.factors import Factors
 
 ALIGNMENT = 8  # of each array in the tensor of bytes
-# Kinds whose products depend on the codes and on the trained numbers as they are now. Others may
-# remember what they saw in the numbers with which they were made.
-FORGETFUL = frozenset(
+# Kinds that need only the shapes of the trained tensors with which they were made. All others, also
+# those of users, get these numbers too: those with shared weights see by them which entries are
+# fillers.
+NEED_NO_NUMBERS = frozenset(
     {
         "block_diagonal",
         "block_projection",
@@ -73,7 +74,7 @@ def describe(factors: Factors, trained: tuple[str, ...]) -> tuple[str, torch.Ten
     text, bytes : str, uint8 tensor of shape (n,)
         On the CPU.
     """
-    leave_out = trained if factors.kind in FORGETFUL else ()
+    leave_out = trained if factors.kind in NEED_NO_NUMBERS else ()
     arrays = {n: array for n, array in factors.tensors().items() if n not in leave_out}
     told = {
         "kind": factors.kind,

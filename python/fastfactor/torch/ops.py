@@ -28,9 +28,7 @@ LIBRARY = torch.library.Library("fastfactor", "DEF")
 FACTORS = "Tensor[] tensors, str description"
 LIBRARY.define(f"linear(Tensor x, {FACTORS}) -> Tensor")
 LIBRARY.define(f"rows(Tensor ids, {FACTORS}) -> Tensor")
-LIBRARY.define(
-    f"linear_gradients(Tensor gradient, Tensor x, {FACTORS}, bool[] wanted) -> Tensor[]"
-)
+LIBRARY.define(f"linear_gradients(Tensor gradient, Tensor x, {FACTORS}, bool[] wanted) -> Tensor[]")
 LIBRARY.define(f"rows_gradients(Tensor gradient, Tensor ids, {FACTORS}, bool[] wanted) -> Tensor[]")
 
 linear = torch.ops.fastfactor.linear.default
@@ -94,63 +92,63 @@ for name, fake in (
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(description: str, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        return _below(linear, x, tensors, description)
+    def forward(
+        compute: Callable[..., torch.Tensor],
+        description: str,
+        x: torch.Tensor,
+        *tensors: torch.Tensor,
+    ) -> torch.Tensor:
+        return compute(x, list(tensors), description)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.description, *tensors = inputs
+        _, ctx.description, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[1:])
+        wanted = list(ctx.needs_input_grad[2:])
         found = iter(linear_gradients(gradient, x, tensors, ctx.description, wanted))
-        return None, *(next(found) if want else None for want in wanted)
+        return None, None, *(next(found) if want else None for want in wanted)
 
 
 class _Rows(torch.autograd.Function):
-    @staticmethod
-    def forward(description: str, ids: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        return _below(rows, ids, tensors, description)
-
+    forward = _Linear.forward
     setup_context = _Linear.setup_context
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         ids, *tensors = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[2:])
+        wanted = list(ctx.needs_input_grad[3:])
         found = iter(rows_gradients(gradient, ids, tensors, ctx.description, wanted))
-        return None, None, *(next(found) if want else None for want in wanted)
-
-
-def _below(operator: Any, x: torch.Tensor, tensors: Any, description: str) -> torch.Tensor:
-    """Call an operator behind the part of it that records gradients."""
-    with torch._C._AutoDispatchBelowAutograd():
-        result: torch.Tensor = operator(x, list(tensors), description)
-    return result
+        return None, None, None, *(next(found) if want else None for want in wanted)
 
 
 def _recording(operator: Any, kernel: Callable[..., torch.Tensor], function: Any) -> Any:
     """Return the implementation of an operator that records gradients if any are wanted.
 
-    If none are it calls the kernel itself, unless a program is being traced: going through
-    PyTorch's dispatcher a second time takes as long as a small product.
+    It calls the kernel itself unless a program is being traced: going through PyTorch's dispatcher
+    a second time takes as long as a small product.
     """
+
+    def below(x: torch.Tensor, tensors: list[torch.Tensor], description: str) -> torch.Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: torch.Tensor = operator(x, tensors, description)
+        return result
+
     def call(
         keys: Any, x: torch.Tensor, tensors: list[torch.Tensor], description: str
     ) -> torch.Tensor:
+        compute = below if keys.has(torch._C.DispatchKey.Python) else kernel
         if torch.is_grad_enabled() and (
             x.requires_grad or any(tensor.requires_grad for tensor in tensors)
         ):
-            recorded: torch.Tensor = function.apply(description, x, *tensors)
+            recorded: torch.Tensor = function.apply(compute, description, x, *tensors)
             return recorded
-        if keys.has(torch._C.DispatchKey.Python):
-            return _below(operator, x, tensors, description)
-        return kernel(x, tensors, description)
+        return compute(x, tensors, description)
 
     return call
 

@@ -14,6 +14,9 @@ from ..adapters import TorchNamespace
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
 from ..training import Change, CompressedMatrix, State
+from . import ops
+from .cpu_products import FAST
+from .description import describe
 
 if TYPE_CHECKING:
     from .compressed_layer import CompressedLayer
@@ -41,6 +44,8 @@ class SharedWeight:
         self.shape = tuple(weight.shape)
         self.names: tuple[str, ...] = ()  # of the tensors that are trained, once there are factors
         self._n_fixed = 0
+        self._description = ""
+        self._fixed: torch.Tensor | None = None  # what operators are given beside the trained ones
         self.xp = TorchNamespace()
 
     @property
@@ -81,6 +86,9 @@ class SharedWeight:
         assert self.matrix.factors is not None
         tensors, self.names = self.matrix.factors.tensors(), self.matrix.trainable
         self._n_fixed = len(tensors) - len(self.names)
+        self._fixed = None
+        if self._n_fixed and self.names and isinstance(self.matrix.factors, Factors):
+            self._description, self._fixed = describe(self.matrix.factors, self.names)
         parameters = {
             name: nn.Parameter(
                 torch.from_numpy(np.array(tensors[name], np.float64)).to(like.device, like.dtype),
@@ -142,15 +150,48 @@ class SharedWeight:
         array = as_array(self.weight.detach().cpu(), self.matrix.name)
         return array.reshape(matrix_shape(array.shape))
 
-    def product(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Return ``x @ W.T`` by the factors, for x of shape (..., in)."""
+    def product(
+        self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, *, trains: bool = True
+    ) -> torch.Tensor:
+        """Return ``x @ W.T`` by the factors, for x of shape (..., in).
+
+        In layers that do not train it runs this package's kernels, where there are any for x.
+        """
+        if not trains and self._has_kernels_for(x):
+            y: torch.Tensor = ops.linear(x, [*tensors.values(), self._fixed], self._description)
+            return y
         forward = self._forward if self._is_traceable else _uncompiled(self._forward)
         return forward(tensors, x)
 
-    def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    def rows(
+        self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor, *, trains: bool = True
+    ) -> torch.Tensor:
         """Return the rows of W by the factors, of shape ids.shape + (in,)."""
+        if not trains and self._has_kernels_for(ids):
+            found: torch.Tensor = ops.rows(ids, [*tensors.values(), self._fixed], self._description)
+            return found
         rows = self._rows if self._is_traceable else _uncompiled(self._rows)
         return rows(tensors, ids)
+
+    def dense(self, tensors: Mapping[str, torch.Tensor], *, trains: bool = True) -> torch.Tensor:
+        """Return W by the factors, in the weight's shape."""
+        like = next(iter(tensors.values()))
+        if isinstance(self.matrix.factors, Factors):
+            ids = torch.arange(self.shape[0], device=like.device)
+            return self.rows(tensors, ids, trains=trains).reshape(self.shape)
+        eye = torch.eye(int(np.prod(self.shape[1:])), dtype=like.dtype, device=like.device)
+        return self.product(tensors, eye).T.reshape(self.shape)
+
+    def _has_kernels_for(self, x: torch.Tensor) -> bool:
+        """Return whether operators take the place of PyTorch's operations for inputs or ids.
+
+        Kinds without codes are plain products. Other kinds for which there is no faster kernel need
+        operators only in compiled programs, which cannot look into what is made of codes.
+        """
+        if self._fixed is None or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        assert isinstance(self.matrix.factors, Factors)
+        return self.matrix.factors.kind in FAST or torch.compiler.is_compiling()
 
     @property
     def _is_traceable(self) -> bool:
@@ -167,13 +208,6 @@ class SharedWeight:
             return self.dense(tensors)[ids]
         found: torch.Tensor = self.matrix.factors.forward_rows(self.xp, tensors, ids)
         return found
-
-    def dense(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return W by the factors, in the weight's shape."""
-        like = next(iter(tensors.values()))
-        columns = int(np.prod(self.shape[1:]))
-        eye = torch.eye(columns, dtype=like.dtype, device=like.device)
-        return self.product(tensors, eye).T.reshape(self.shape)
 
     def trained_factors(self) -> Any:
         """Return the factors with the trained numbers, in the dtypes in which they are stored."""

@@ -173,7 +173,7 @@ def kept_rows(
     found = np.zeros(flat.size * shape[1], dtype)
     if flat.size and (np.diff(flat) == 1).all():  # as for all of W: a third of the time
         taken: Any = slice(first[0], first[-1] + counts[-1])
-        to = places[taken] - begins[0]
+        to = places[taken] - begins[0] if begins[0] else places[taken]
     else:
         before = np.cumsum(counts) - counts
         taken = np.repeat(first - before, counts) + np.arange(int(counts.sum()))

@@ -122,14 +122,23 @@ class Prepared:
         )
         copies = None if is_read_in_place else _bytes(trained)
         arrays = {
-            name: tensor.detach().float().numpy()
+            name: tensor.detach().float().contiguous().numpy()
             for name, tensor in zip(self.told.trained, trained, strict=True)
         }
+        refused = _ByKernels(None, _no_product, 0, places, copies)
+        if self._misses_a_zero(arrays):
+            return refused
         try:
             factors = self._made(arrays)
-        except CorruptDataError:  # a table without a zero, or with numbers that are not finite
-            return _ByKernels(None, _no_product, 0, places, copies)
+        except CorruptDataError:  # a table with numbers that are not finite
+            return refused
         return _ByKernels(factors, _product_of(factors), _rebuilds_from(factors), places, copies)
+
+    def _misses_a_zero(self, arrays: Mapping[str, Array]) -> bool:
+        """Return whether a zero of a table was trained, which dropped weights may have too."""
+        return any(
+            array[self._fixed[n] == 0].any() for n, array in arrays.items() if n in self._fixed
+        )
 
     def named(self, trained: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the trained tensors by name."""
@@ -317,8 +326,13 @@ def _bytes(tensors: Sequence[torch.Tensor]) -> list[bytes]:
 def _leaves(
     tensors: Sequence[torch.Tensor], wanted: Sequence[bool]
 ) -> Iterator[list[torch.Tensor]]:
-    """Give the tensors as they are where no gradient is wanted, and else copies that get one."""
-    with torch.enable_grad():
+    """Give the tensors as they are where no gradient is wanted, and else copies that get one.
+
+    Gradients are recorded, also where a mode of PyTorch such as a counter of operations called the
+    operator behind the part of the dispatcher that does so.
+    """
+    key = torch._C.DispatchKey.AutogradFunctionality
+    with torch._C._SetExcludeDispatchKeyGuard(key, False), torch.enable_grad():
         yield [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)]
 
 

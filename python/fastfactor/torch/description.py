@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,17 @@ def fixed_arrays(description: Description, data: torch.Tensor) -> dict[str, Arra
     ValueError
         If it has another number of bytes.
     """
-    found, begin, flat = {}, 0, data.detach().contiguous().numpy()
-    for name, dtype_name, shape in description.fixed:
-        dtype = _checks.dtype_named(dtype_name)
-        end = begin + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        found[name] = flat[begin:end].view(dtype).reshape(shape)
-        begin = end + -end % ALIGNMENT
-    if begin != flat.size:
-        raise ValueError(f"the last of tensors must have {begin} bytes, got {flat.size}")
+    flat = data.detach().contiguous().numpy()
+    dtypes = [_checks.dtype_named(dtype) for _, dtype, _ in description.fixed]
+    sizes = [
+        prod(shape) * dtype.itemsize
+        for (_, _, shape), dtype in zip(description.fixed, dtypes, strict=True)
+    ]
+    total = sum(size + -size % ALIGNMENT for size in sizes)
+    if total != flat.size:
+        raise ValueError(f"the last of tensors must have {total} bytes, got {flat.size}")
+    found, begin = {}, 0
+    for (name, _, shape), dtype, size in zip(description.fixed, dtypes, sizes, strict=True):
+        found[name] = flat[begin : begin + size].view(dtype).reshape(shape)
+        begin += size + -size % ALIGNMENT
     return found

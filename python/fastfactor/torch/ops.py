@@ -157,3 +157,22 @@ LIBRARY.impl(
     "linear", _recording(linear, cpu_products.linear, _Linear), "AutogradCPU", with_keyset=True
 )
 LIBRARY.impl("rows", _recording(rows, cpu_products.rows, _Rows), "AutogradCPU", with_keyset=True)
+
+
+# --- vmap: the inputs of all calls are those of one
+
+
+def _batched(operator: Any) -> Any:
+    def call(
+        info: Any, axes: Any, x: torch.Tensor, tensors: list[torch.Tensor], description: str
+    ) -> tuple[torch.Tensor, int]:
+        if any(axis is not None for axis in axes[1]):
+            raise RuntimeError("factors must be the same for all inputs of vmap, got several")
+        return operator(x.movedim(axes[0], 0), tensors, description), 0
+
+    return call
+
+
+if hasattr(torch.library, "register_vmap"):  # from PyTorch 2.5 on
+    torch.library.register_vmap(linear, _batched(linear), lib=LIBRARY)
+    torch.library.register_vmap(rows, _batched(rows), lib=LIBRARY)

@@ -22,7 +22,7 @@ if importlib.util.find_spec("torch") is None:
 
 import torch
 from fastfactor.adapters import TorchNamespace
-from fastfactor.torch import apply_compression, cpu_products, ops
+from fastfactor.torch import apply_compression, cpu_products, operands, ops
 from fastfactor.torch.cpu_products import FAST
 from fastfactor.torch.description import describe
 from torch import nn
@@ -450,6 +450,38 @@ def test_kernels_run_in_eval_mode_on_a_cpu_and_nowhere_else(monkeypatch):
         model[1](x)
     model_of(Simhash(n_hashes=8)).eval()[1](x)  # PyTorch's operations are faster
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_rebuilt_weight_is_kept_until_numbers_change(change, monkeypatch):
+    calls = []
+    counted = ops.rows
+    monkeypatch.setattr(ops, "rows", lambda *given: calls.append(1) or counted(*given))
+    layer, x = nn.Conv2d(8, 24, 2), torch.randn(2, 8, 5, 6)
+    apply_compression(layer, Prune(sparsity=0.5)).step()
+    layer.eval()
+    with torch.inference_mode():
+        before = layer(x)
+    with torch.no_grad():
+        assert torch.equal(layer(x), before)
+    assert len(calls) == 1
+    change(layer.weight_values)
+    with torch.no_grad():
+        after = layer(x)
+    assert len(calls) == 2
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(layer.train()(x), after, rtol=1e-5, atol=1e-5)
+    layer.eval()(x).sum().backward()
+    assert layer.weight_values.grad.any()
+
+
+def test_large_rebuilt_weights_are_not_kept(monkeypatch):
+    monkeypatch.setattr(operands, "KEPT_WEIGHTS", 700)
+    layer, x = nn.Conv2d(8, 24, 2), torch.randn(2, 8, 5, 6)
+    apply_compression(layer, Prune(sparsity=0.5)).step()
+    with torch.no_grad():
+        layer.eval()(x)
+    assert layer.compressed["weight"]._operands._kept is None
 
 
 def test_an_embedding_refuses_ids_outside_its_table():

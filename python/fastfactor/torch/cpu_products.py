@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ class Prepared:
     def for_kernels(self, trained: Sequence[torch.Tensor]) -> _ByKernels:
         """Return factors with the trained numbers as they are now."""
         known, places = self._by_kernels, _places(trained)
-        if known.places != places or (known.copies and known.copies != _bytes(trained)):
+        if known.places != places or (known.copies and known.copies != numbers_of(trained)):
             # In one assignment, for other threads.
             self._by_kernels = known = self._read(trained, places)
         return known
@@ -120,7 +120,7 @@ class Prepared:
         is_read_in_place = self.told.kind in READ_IN_PLACE and all(
             t.dtype == torch.float32 and t.is_contiguous() for t in trained
         )
-        copies = None if is_read_in_place else _bytes(trained)
+        copies = None if is_read_in_place else numbers_of(trained)
         arrays = {
             name: tensor.detach().float().contiguous().numpy()
             for name, tensor in zip(self.told.trained, trained, strict=True)
@@ -181,6 +181,12 @@ def prepared(tensors: Sequence[torch.Tensor], description: str) -> Prepared:
 
     _prepared[key] = weakref.ref(fixed, forget), made
     return made
+
+
+def numbers_of(tensors: Iterable[torch.Tensor]) -> list[bytes]:
+    """Return copies of tensors' numbers, to be compared with later ones."""
+    plain = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors)
+    return [tensor.detach().numpy().tobytes() for tensor in plain]
 
 
 def linear(x: torch.Tensor, tensors: list[torch.Tensor], description: str) -> torch.Tensor:
@@ -315,11 +321,6 @@ def _is_slow_look_up(factors: Factors, n_rows: int) -> bool:
 
 def _places(tensors: Sequence[torch.Tensor]) -> list[Any]:
     return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> list[bytes]:
-    plain = [t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors]
-    return [tensor.detach().numpy().tobytes() for tensor in plain]
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from ..methods.factors import Factors
 from . import ops
-from .cpu_products import FAST
+from .cpu_products import FAST, numbers_of
 from .description import describe
+
+KEPT_WEIGHTS = 1 << 20  # of a rebuilt W that is kept: 4 MB in float32
 
 
 class Operands:
@@ -24,6 +27,8 @@ class Operands:
 
     def __init__(self, factors: Factors, names: tuple[str, ...]) -> None:
         self._has_kernels = factors.kind in FAST
+        self._shape = factors.shape
+        self._kept: tuple[list[bytes], torch.Tensor] | None = None
         self._description, self._fixed = describe(factors, names)
 
     def serve(self, x: torch.Tensor) -> bool:
@@ -45,3 +50,22 @@ class Operands:
         """Return the rows of W with these ids, of shape ids.shape + (in,)."""
         found: torch.Tensor = ops.rows(ids, [*tensors.values(), self._fixed], self._description)
         return found
+
+    def dense(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return all rows of W.
+
+        Without gradients those of a small W are kept, and returned again while the trained numbers
+        are the same: rebuilding it for every image takes up to half of a small convolution's time.
+        """
+        rows, columns = self._shape
+        ids = torch.arange(rows)
+        is_large = rows * columns > KEPT_WEIGHTS
+        if is_large or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.rows(tensors, ids)
+        numbers, kept = numbers_of(tensors.values()), self._kept
+        if kept is None or kept[0] != numbers:
+            self._kept = kept = numbers, self.rows(tensors, ids)
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}

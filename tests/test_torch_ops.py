@@ -475,6 +475,16 @@ def test_a_rebuilt_weight_is_kept_until_numbers_change(change, monkeypatch):
     assert layer.weight_values.grad.any()
 
 
+def test_a_weight_rebuilt_under_autocast_is_not_kept():
+    layer, x = nn.Conv2d(8, 24, 2), torch.randn(2, 8, 5, 6)
+    apply_compression(layer, Simhash(n_hashes=8)).step()
+    layer.eval()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(x)
+        torch.testing.assert_close(layer(x), layer.train()(x), rtol=1e-5, atol=1e-5)
+
+
 def test_large_rebuilt_weights_are_not_kept(monkeypatch):
     monkeypatch.setattr(operands, "KEPT_WEIGHTS", 700)
     layer, x = nn.Conv2d(8, 24, 2), torch.randn(2, 8, 5, 6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class Operands:
 
     def __init__(self, factors: Factors, names: tuple[str, ...]) -> None:
         self._has_kernels = factors.kind in FAST
-        self._shape = factors.shape
+        self._n_weights = factors.shape[0] * factors.shape[1]
         self._kept: tuple[list[bytes], torch.Tensor] | None = None
         self._description, self._fixed = describe(factors, names)
 
@@ -51,20 +51,23 @@ class Operands:
         found: torch.Tensor = ops.rows(ids, [*tensors.values(), self._fixed], self._description)
         return found
 
-    def dense(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return all rows of W.
+    def kept(
+        self, tensors: Mapping[str, torch.Tensor], rebuild: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return W as ``rebuild`` makes it; keep a small one while the trained numbers are the same.
 
-        Without gradients those of a small W are kept, and returned again while the trained numbers
-        are the same: rebuilding it for every image takes up to half of a small convolution's time.
+        Only without gradients and on a CPU. Rebuilding W for every image takes up to half of a
+        small convolution's time.
         """
-        rows, columns = self._shape
-        ids = torch.arange(rows)
-        is_large = rows * columns > KEPT_WEIGHTS
-        if is_large or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.rows(tensors, ids)
+        is_small = self._n_weights <= KEPT_WEIGHTS
+        if not is_small or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return rebuild()
+        is_on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
+        if not is_on_cpu or torch.is_autocast_enabled("cpu"):  # which may narrow W
+            return rebuild()
         numbers, kept = numbers_of(tensors.values()), self._kept
         if kept is None or kept[0] != numbers:
-            self._kept = kept = numbers, self.rows(tensors, ids)
+            self._kept = kept = numbers, rebuild()
         return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:

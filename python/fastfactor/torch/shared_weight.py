@@ -218,12 +218,16 @@ class SharedWeight:
 
     def dense(self, tensors: Mapping[str, torch.Tensor], *, trains: bool = True) -> torch.Tensor:
         """Return W by the factors, in the weight's shape."""
-        like, operands = next(iter(tensors.values())), self._operands
-        if operands is not None and not trains and operands.serve(like):
-            return operands.dense(tensors).reshape(self.shape)
+        like = next(iter(tensors.values()))
         if isinstance(self.matrix.factors, Factors):
             ids = torch.arange(self.shape[0], device=like.device)
-            return self.rows(tensors, ids).reshape(self.shape)
+
+            def rebuild() -> torch.Tensor:
+                return self.rows(tensors, ids, trains=trains).reshape(self.shape)
+
+            if self._operands is None or trains:
+                return rebuild()
+            return self._operands.kept(tensors, rebuild)
         eye = torch.eye(int(np.prod(self.shape[1:])), dtype=like.dtype, device=like.device)
         return self.product(tensors, eye).T.reshape(self.shape)
 

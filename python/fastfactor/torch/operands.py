@@ -54,7 +54,7 @@ class Operands:
     def kept(
         self, tensors: Mapping[str, torch.Tensor], rebuild: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
-        """Return W as ``rebuild`` makes it; keep a small one while the trained numbers are the same.
+        """Return W as ``rebuild`` makes it; keep a small one while the trained numbers stay.
 
         Only without gradients and on a CPU. Rebuilding W for every image takes up to half of a
         small convolution's time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -40,6 +40,8 @@ class CompressedWeight:
         Those of the factors, by the names of their tensors.
     alpha : Variable or None
         The share of the dense weight, once the weight is factored.
+    on_load : callable or None
+        Called when numbers that are loaded give the layer other variables.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class CompressedWeight:
         self.matrix = matrix
         self.variables: dict[str, Any] = {}
         self.alpha: Any = None
+        self.on_load: Callable[[], None] | None = None
         self.rebuilt: Any = None  # the weight, while a recurrent layer goes through its steps
         self.xp = KerasNamespace()
 
@@ -86,14 +89,14 @@ class CompressedWeight:
         tracker = self.layer._tracker  # as Keras's own layers do that get variables after `build`
         was_locked = tracker.locked
         tracker.unlock()
-        trains = self.dense is None or self.dense.trainable
+        trains = self.layer.trainable and (self.dense is None or self.dense.trainable)
         for name, array in arrays.items():
             self.variables[name] = self.layer.add_weight(
                 name=f"{self.name}_{name}",
                 shape=array.shape,
                 initializer=keras.initializers.Zeros(),
-                trainable=trains,
             )
+            self.variables[name].trainable = trains  # as Keras freezes: it may be undone
             self.variables[name].assign(np.asarray(array, np.float64))
         self.alpha = self.layer.add_weight(
             name=f"{self.name}_alpha", shape=(), initializer="zeros", trainable=False
@@ -243,6 +246,7 @@ class CompressedWeight:
 
     def fit_layer(self) -> None:
         """Give the layer the variables of the present stage, if it has others."""
+        before = self._held()
         factors = self.matrix.factors
         tensors = {} if factors is None else factors.tensors()
         wanted = {name: tuple(tensors[name].shape) for name in self.matrix.trainable}
@@ -256,6 +260,12 @@ class CompressedWeight:
             self._add_dense()
         if self.alpha is not None:
             self.alpha.assign(self.matrix.alpha)
+        if self.on_load is not None and self._held() != before:
+            self.on_load()
+
+    def _held(self) -> list[int]:
+        """Return what tells the variables of the layer from others."""
+        return [id(variable) for variable in (self.dense, *self.variables.values())]
 
     def _add_dense(self) -> None:
         tracker = self.layer._tracker

@@ -20,7 +20,7 @@ from ..training.report import LayerReport
 from ..training.selection import choose
 from .compressed_weight import CompressedWeight
 from .kinds import candidates, holder, turn, weights_of
-from .optimizers import rebuilt_optimizer
+from .optimizers import refit
 from .saving import save_model
 
 
@@ -114,19 +114,24 @@ class Compression:
         self.model = model
         self.names = tuple(weight.matrix.name for weight in weights)
         self._weights = weights
+        for weight in weights:
+            weight.on_load = self._fit_loaded
 
     @property
     def last_step(self) -> int:
         """The last step; -1 before the first."""
         return max(weight.matrix.last_step for weight in self._weights)
 
-    def step(self, step: int | None = None) -> Change:
+    def step(self, step: int | None = None, *, optimizer: Any = None) -> Change:
         """Go on to the next training step, after the optimizer has made its own.
 
         Parameters
         ----------
         step : int, optional
             The number of the step, from 0, if some are left out. Default: one more than the last.
+        optimizer : Optimizer, optional
+            That of a training loop of your own, for the model's trainable variables. Default: the
+            one that the model was compiled with, if there is one.
 
         Returns
         -------
@@ -142,9 +147,9 @@ class Compression:
         Notes
         -----
         Where a weight is factored or dropped, the model has other variables than before. Its
-        compiled functions are then made anew, and so is its optimizer, with the count of steps, the
-        learning rate and the running means of the variables that stay. It works in the middle of an
-        epoch of ``fit``.
+        compiled functions are then made anew. The optimizer stays the same object; it keeps the
+        count of steps, the learning rate and the running means of the variables that stay. It works
+        in the middle of an epoch of ``fit``.
         """
         if step is None:
             step = self.last_step + 1
@@ -157,8 +162,11 @@ class Compression:
             finished=any(each.finished for each in changes),
         )
         if change.factored or change.finished:
-            _fit_model(self.model)
+            _fit_model(self.model, optimizer)
         return change
+
+    def _fit_loaded(self) -> None:
+        _fit_model(self.model)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return how far the compression is.
@@ -185,6 +193,7 @@ class Compression:
         list of LayerReport
             Bytes, error and α.
         """
+        _read_state_back(self.model)
         return [_report(weight) for weight in self._weights]
 
     def finalize(self) -> Any:
@@ -256,18 +265,14 @@ def _read_state_back(model: Any) -> None:
         model.jax_state_sync()
 
 
-def _fit_model(model: Any) -> None:
+def _fit_model(model: Any, own_optimizer: Any = None) -> None:
     """Make a model's optimizer and its compiled functions fit its variables."""
     for layer in model._flatten_layers():
         if hasattr(layer, "_torch_params"):  # PyTorch's list of them, of which gradients are zeroed
             layer._track_variables()
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and optimizer.built:
-        model.optimizer = rebuilt_optimizer(optimizer, model.trainable_variables)
-        # What `compile` was given, which would hold the old running means.
-        given = getattr(model, "_compile_config", None)
-        if given is not None:
-            given.config["optimizer"] = model.optimizer
+    for optimizer in (getattr(model, "optimizer", None), own_optimizer):
+        if optimizer is not None and optimizer.built:
+            refit(optimizer, model.trainable_variables)
     if not isinstance(model, keras.Model):
         return
     for which in ("train", "test", "predict"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from ..methods.factors import Factors
 from ..training import CompressedMatrix, State
 from .compressed_weight import CompressedWeight
 from .kinds import candidates, holder, turn, weights_of
+
+NUMBER = r"_\d+(?=/|$)"  # at the end of a part of a path
 
 
 def save_model(
@@ -45,7 +48,8 @@ def load_compressed(
     model : Model
         A fresh model of the same layers, built and not yet compiled. It is changed in place.
     path : path
-        From :meth:`Compression.to_store`; its names are the paths of variables.
+        From :meth:`Compression.to_store`; its names are the paths of variables. Where they are
+        others, the numbers that Keras puts behind its own names are left out of account.
     max_dense_nbytes : int, optional
         As for :func:`fastfactor.store.open_store`.
 
@@ -69,11 +73,9 @@ def load_compressed(
         shapes = {name: store.info(name).shape for name in store}
     variables = {variable.path: variable for variable in model.weights}
     if variables.keys() != found.keys():
-        missing, more = variables.keys() - found.keys(), found.keys() - variables.keys()
-        raise ValueError(
-            f"names in the file must be the paths of the model's weights, got "
-            f"{_some(missing)} missing and {_some(more)} too many"
-        )
+        named = _by_number(variables, found)
+        found = {path: found[name] for path, name in named.items()}
+        shapes = {path: shapes[name] for path, name in named.items()}
     for name, variable in variables.items():
         if tuple(variable.shape) != shapes[name]:
             raise ValueError(
@@ -105,6 +107,35 @@ def load_compressed(
         if name not in factors:
             variable.assign(np.asarray(found[name]))
     return model
+
+
+def _by_number(paths: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return the name in a file for each path, whatever numbers Keras gave to its own names.
+
+    Keras calls the layers that get no name ``dense``, ``dense_1`` and so on, and never starts again
+    in a process. Paths that are equal but for numbers go by the order of these.
+    """
+    ours, theirs = _grouped(paths), _grouped(names)
+    missing, more = (
+        [each for key in one for each in one[key][len(other.get(key, ())) :]]
+        for one, other in ((ours, theirs), (theirs, ours))
+    )
+    if missing or more:
+        raise ValueError(
+            f"names in the file must be the paths of the model's weights, got "
+            f"{_some(missing)} missing and {_some(more)} too many"
+        )
+    return {path: name for key in ours for path, name in zip(ours[key], theirs[key], strict=True)}
+
+
+def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return names by what is left without numbers, each list in the order of the numbers."""
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        grouped.setdefault(re.sub(NUMBER, "", name), []).append(name)
+    for each in grouped.values():
+        each.sort(key=lambda name: [int(n or 0) for n in re.findall(r"(?:_(\d+))?(?:/|$)", name)])
+    return grouped
 
 
 def _some(names: Any) -> str:

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEED_TORCH = [ROOT / "docs" / "operator.md"]
+NEED_KERAS = [ROOT / "docs" / "keras.md"]  # which keras_cases.py runs
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 REFERENCE = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.rst"))
 
@@ -43,7 +44,9 @@ def model_folder(tmp_path, monkeypatch):
     save_file({name: t.astype(np.float32) for name, t in tensors.items()}, "model.safetensors")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p not in NEED_TORCH], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p not in NEED_TORCH + NEED_KERAS], ids=name_of
+)
 def test_examples_print_what_they_say(page, model_folder, monkeypatch, capsys):
     monkeypatch.setattr(self_bench, "_workloads", lambda n_threads: iter(()))
     monkeypatch.setattr(demo, "FORMS", {})  # what the demo does has tests of its own

@@ -7,6 +7,7 @@ import enum
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
 
@@ -26,8 +27,9 @@ NOT_CHECKED = {
 
 
 # Rooms that need a framework of the same name, and can be imported where that is installed.
-WITH_FRAMEWORK = ("torch",)
+WITH_FRAMEWORK = ("torch", "keras")
 FRAMEWORKS = [name for name in WITH_FRAMEWORK if importlib.util.find_spec(name)]
+os.environ.setdefault("KERAS_BACKEND", "torch")  # the one that the other room needs
 
 
 def public_objects():

@@ -103,7 +103,7 @@ def test_heavy_packages_are_imported_where_they_are_used():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             for name in names:
-                if name.split(".")[0] == path.parent.name == "torch":
+                if name.split(".")[0] == path.parent.name in ("keras", "torch"):
                     continue
                 assert name.split(".")[0] in light, f"{name} at the top of {path}"
                 assert name != "typer" or path.parent.name == "cli"

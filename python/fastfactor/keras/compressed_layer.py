@@ -9,6 +9,7 @@ import keras
 
 from .._checks import shown
 from ..errors import CorruptDataError
+from ..files.layout import Layout
 from ..training import CompressedMatrix, State
 from .compressed_weight import STATE, CompressedWeight, decoded, encoded
 
@@ -37,6 +38,10 @@ class CompressedLayer(keras.layers.Layer):
         if "_compressed_weights" not in self.__dict__:
             self.__dict__["_compressed_weights"] = Weights()
         return self._compressed_weights.by_attribute
+
+    def layouts(self) -> dict[str, Layout]:
+        """Return how the weights are matrices, by their attributes."""
+        raise NotImplementedError
 
     def weight(self, attribute: str) -> Any:
         """Return a weight as it is now, rebuilt from its factors where it has some."""
@@ -82,7 +87,7 @@ class CompressedLayer(keras.layers.Layer):
         if not self.compressed:
             super().load_own_variables(store)
             return
-        if STATE not in store.keys():  # of the layer before it was prepared
+        if STATE not in set(store.keys()):  # of the layer before it was prepared
             for weight in self.compressed.values():
                 weight.matrix.restart()
                 weight.fit_layer()
@@ -111,6 +116,15 @@ class CompressedLayer(keras.layers.Layer):
         return {str(number): variable for number, variable in enumerate(others)}
 
 
+def shape_of(layer: Any, attribute: str) -> tuple[int, ...]:
+    """Return the shape of a weight, dense or not."""
+    compressed = getattr(layer, "compressed", {})
+    if attribute in compressed:
+        found: tuple[int, ...] = compressed[attribute].layout.shape
+        return found
+    return tuple(layer.__dict__[attribute].shape)
+
+
 def rebuilt(attribute: str) -> property:
     """Return a property that gives a weight as it is now, in the place of Keras's attribute."""
 
@@ -127,11 +141,9 @@ def rebuilt(attribute: str) -> property:
 
 def take_structures(layer: Any, structures: Any) -> None:
     """Give a layer that was just built the variables of a saved one, without its numbers."""
-    from .kinds import weights_of
-
     if not isinstance(structures, Mapping):
         raise CorruptDataError(f"compressed must be a mapping, got {shown(structures)}")
-    layouts = weights_of(layer)
+    layouts = layer.layouts()
     for attribute, structure in structures.items():
         if attribute not in layouts:
             raise CorruptDataError(

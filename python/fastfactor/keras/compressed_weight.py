@@ -310,12 +310,12 @@ def _with_arrays(store: Any, state: Any, name: str) -> Any:
     factors = state.get("factors") if isinstance(state, dict) else None
     if not isinstance(factors, dict) or not isinstance(factors.get("tensors"), dict):
         return state
-    arrays = {}
+    arrays, saved = {}, set(store.keys())
     for tensor, dtype in factors["tensors"].items():
         fixed = f"{name}.fixed.{tensor}"
-        if fixed in store.keys():
+        if fixed in saved:
             arrays[tensor] = np.asarray(store[fixed])
-        elif f"{name}.{tensor}" in store.keys():
+        elif f"{name}.{tensor}" in saved:
             arrays[tensor] = _of_dtype(np.asarray(store[f"{name}.{tensor}"]), dtype)
         else:
             raise CorruptDataError(f"tensor {tensor!r} of {name} must be saved, got none")

@@ -13,7 +13,7 @@ from . import layers as own
 from . import recurrent
 from .compressed_layer import CompressedLayer
 
-CLASSES: dict[type, type] = {
+CLASSES: dict[type, Any] = {
     keras.layers.Dense: own.Dense,
     keras.layers.EinsumDense: own.EinsumDense,
     keras.layers.Embedding: own.Embedding,
@@ -23,6 +23,10 @@ CLASSES: dict[type, type] = {
     keras.layers.GRU: recurrent.GRU,
 }
 COMPRESSED = tuple(CLASSES.values())
+CELLS: dict[type, Any] = {
+    keras.layers.LSTMCell: recurrent.LSTMCell,
+    keras.layers.GRUCell: recurrent.GRUCell,
+}
 
 
 def is_known(layer: Any) -> bool:
@@ -45,26 +49,11 @@ def holder(layer: Any) -> Any:
 
 def weights_of(layer: Any) -> dict[str, Layout]:
     """Return how the weights of a layer, or of a cell, are matrices, by their attributes."""
-    if isinstance(layer, keras.layers.LSTMCell | keras.layers.GRUCell):
-        return {
-            name: own.transposed(_shape(layer, name)) for name in ("kernel", "recurrent_kernel")
-        }
-    if isinstance(layer, keras.layers.Embedding):
-        return {"_embeddings": Layout.of(_shape(layer, "_embeddings"))}
-    shape = _shape(layer, "_kernel")
-    if isinstance(layer, keras.layers.EinsumDense):
-        return {"_kernel": own.of_einsum(layer.equation, layer.input_spec.ndim, shape)}
-    if isinstance(layer, keras.layers.Dense):
-        return {"_kernel": own.transposed(shape)}
-    return {"_kernel": own.of_convolution(shape)}
-
-
-def _shape(layer: Any, attribute: str) -> tuple[int, ...]:
-    compressed = getattr(layer, "compressed", {})
-    if attribute in compressed:
-        found: tuple[int, ...] = compressed[attribute].layout.shape
-        return found
-    return tuple(layer.__dict__[attribute].shape)
+    if isinstance(layer, CompressedLayer):
+        return layer.layouts()
+    kind = CELLS[type(layer)] if type(layer) in CELLS else CLASSES[type(layer)]
+    found: dict[str, Layout] = kind.layouts(layer)
+    return found
 
 
 def candidates(model: Any) -> Iterator[tuple[Candidate, Any, str]]:

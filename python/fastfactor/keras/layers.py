@@ -13,7 +13,7 @@ from keras import ops
 
 from ..files.layout import Layout
 from ..training import State
-from .compressed_layer import CompressedLayer, rebuilt
+from .compressed_layer import CompressedLayer, rebuilt, shape_of
 
 register = keras.saving.register_keras_serializable(package="fastfactor")
 
@@ -23,6 +23,9 @@ class Dense(CompressedLayer, keras.layers.Dense):
     """A dense layer that blends its kernel with factors, or has factors alone."""
 
     kernel = rebuilt("_kernel")
+
+    def layouts(self) -> dict[str, Layout]:
+        return {"_kernel": transposed(shape_of(self, "_kernel"))}
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         stage = self.stage_of("_kernel")
@@ -40,6 +43,11 @@ class EinsumDense(CompressedLayer, keras.layers.EinsumDense):
     """A product along any axes, whose kernel is blended with factors, or has factors alone."""
 
     kernel = rebuilt("_kernel")
+
+    def layouts(self) -> dict[str, Layout]:
+        return {
+            "_kernel": of_einsum(self.equation, self.input_spec.ndim, shape_of(self, "_kernel"))
+        }
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         stage = self.stage_of("_kernel")
@@ -107,6 +115,9 @@ class Embedding(CompressedLayer, keras.layers.Embedding):
 
     embeddings = rebuilt("_embeddings")
 
+    def layouts(self) -> dict[str, Layout]:
+        return {"_embeddings": Layout.of(shape_of(self, "_embeddings"))}
+
     def call(self, inputs: Any) -> Any:
         stage = self.stage_of("_embeddings")
         if stage is State.DENSE:
@@ -126,12 +137,18 @@ class Conv1D(CompressedLayer, keras.layers.Conv1D):
 
     kernel = rebuilt("_kernel")
 
+    def layouts(self) -> dict[str, Layout]:
+        return {"_kernel": of_convolution(shape_of(self, "_kernel"))}
+
 
 @register
 class Conv2D(CompressedLayer, keras.layers.Conv2D):
     """A convolution over two axes. Its kernel is rebuilt in each call."""
 
     kernel = rebuilt("_kernel")
+
+    def layouts(self) -> dict[str, Layout]:
+        return {"_kernel": of_convolution(shape_of(self, "_kernel"))}
 
 
 def with_bias(layer: Any, y: Any) -> Any:

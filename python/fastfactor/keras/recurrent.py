@@ -11,13 +11,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from .compressed_layer import CONFIG, CompressedLayer, rebuilt, take_structures
-from .layers import register
+from ..files.layout import Layout
+from .compressed_layer import CONFIG, CompressedLayer, rebuilt, shape_of, take_structures
+from .layers import register, transposed
 
 
 class _CompressedCell(CompressedLayer):
     kernel = rebuilt("kernel")
     recurrent_kernel = rebuilt("recurrent_kernel")
+
+    def layouts(self) -> dict[str, Layout]:
+        return {name: transposed(shape_of(self, name)) for name in ("kernel", "recurrent_kernel")}
 
 
 class LSTMCell(_CompressedCell, keras.layers.LSTMCell):

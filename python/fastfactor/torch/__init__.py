@@ -20,8 +20,8 @@ except ModuleNotFoundError as error:
         "fastfactor.torch needs PyTorch, which is not installed: pip install 'fastfactor[torch]'"
     ) from error
 
+from ..training.report import LayerReport
 from .compression import Compression, apply_compression
-from .report import LayerReport
 from .saving import load_compressed
 from .statistics import Statistics, collect_statistics
 

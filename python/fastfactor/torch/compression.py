@@ -15,10 +15,11 @@ from ..methods.base import Method
 from ..methods.factors import matrix_shape
 from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
 from ..training.matrix import AlphaByStep
+from ..training.report import LayerReport
 from ..training.selection import choose
 from .kinds import candidates, make_compressed
 from .optimizers import add_beside, remove
-from .report import LayerReport, report_of, scalars_of
+from .report import report_of, scalars_of
 from .saving import save_model
 from .shared_weight import SharedWeight
 

@@ -38,7 +38,7 @@ def net():
 
 def prepared(optimizer, schedule=SCHEDULE):
     model = net()
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")  # which takes long elsewhere
     return model, apply_compression(model, LowRank(rank=2), schedule)
 
 
@@ -272,5 +272,5 @@ def test_a_finished_model_is_exported(tmp_path):
     compression = apply_compression(model, methods, SCHEDULE)
     fitted(model, compression)
     model.export(tmp_path / "saved", verbose=False)
-    served = tensorflow.saved_model.load(tmp_path / "saved").serve(X)
-    np.testing.assert_allclose(served, model.predict(X, verbose=0), atol=1e-5)
+    saved = tensorflow.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(saved.serve(X), model.predict(X, verbose=0), atol=1e-5)

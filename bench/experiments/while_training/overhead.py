@@ -45,10 +45,11 @@ METHODS: dict[str, Method] = {
     "pruning": Prune(ratio=15.2),
 }
 EMBEDDING = (10_000, 650)
-DICTIONARIES = (
-    {"n_nonzero_coefs": 1, "block_size": 16, "n_atoms": 128},
-    {"n_nonzero_coefs": 2, "block_size": 16, "n_atoms": 128},
-    {"n_nonzero_coefs": 3, "block_size": 64, "n_atoms": 256},
+DICTIONARIES: tuple[dict[str, int], ...] = (  # the last with whole rows for atoms
+    {"n_nonzero_coefs": 3},
+    {"n_nonzero_coefs": 1, "block_size": 10, "n_atoms": 128},
+    {"n_nonzero_coefs": 3, "block_size": 65, "n_atoms": 128},
+    {"n_nonzero_coefs": 10, "block_size": 650, "n_atoms": 256},
 )
 
 
@@ -74,7 +75,7 @@ def main() -> None:
         factored(kind, settings) for kind in ("trained", "random") for settings in DICTIONARIES
     ]
     lines = [",\n".join(map(json.dumps, part)) for part in (rows, factoring)]
-    head = json.dumps(describe() | {"pairs": PAIRS}, indent=1).removesuffix("\n}")
+    head = json.dumps(describe() | {"threads": 1, "pairs": PAIRS}, indent=1).removesuffix("\n}")
     text = f'{head},\n "steps": [\n{lines[0]}\n],\n "factoring": [\n{lines[1]}\n]}}\n'
     args.json.write_text(text, encoding="utf-8")
 
@@ -187,15 +188,13 @@ def factored(kind: str, settings: dict[str, int]) -> dict[str, Any]:
     if kind == "trained":
         W = W @ np.diag((1 + np.arange(EMBEDDING[1])) ** -0.5).astype(np.float32)
         W = W @ np.linalg.qr(rng.standard_normal((EMBEDDING[1],) * 2))[0].astype(np.float32)
-    samples = []
-    for _ in range(3):
-        began = time.perf_counter()
-        factors = Dictionary(**settings).compress(W)
-        samples.append(time.perf_counter() - began)
+    began, began_work = time.perf_counter(), time.process_time()
+    factors = Dictionary(**settings).compress(W)
     row = {
         "matrix": kind,
         "settings": settings,
-        "seconds": round(statistics.median(samples), 2),
+        "seconds": round(time.perf_counter() - began, 2),
+        "processor_seconds": round(time.process_time() - began_work, 2),
         "error": round(factors.error(W), 4),
         "ratio": round(W.nbytes / factors.nbytes, 2),
     }

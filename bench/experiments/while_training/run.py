@@ -213,9 +213,10 @@ def collect(runs: dict[str, Run], folder: Path) -> None:
     commits = sorted({each["about"]["commit"]["id"] for each in found})
     for each in found:
         each["commit"] = commits.index(each.pop("about")["commit"]["id"])
-    head = json.dumps(about | {"commits": commits, "not_run": missing}, indent=1)
+    head = json.dumps(about | {"threads": 1, "commits": commits}, indent=1).removesuffix("\n}")
     lines = ",\n".join(map(json.dumps, found))
-    write_whole(RESULTS, f'{head.removesuffix("}").rstrip()},\n "runs": [\n{lines}\n]}}\n')
+    text = f'{head},\n "not_run": {json.dumps(missing)},\n "runs": [\n{lines}\n]}}\n'
+    write_whole(RESULTS, text)
 
 
 if __name__ == "__main__":

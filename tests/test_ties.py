@@ -10,7 +10,7 @@ from fastfactor import CorruptDataError, compress_file, decompress_file, store
 from fastfactor.files.checkpoint import open_checkpoint
 from fastfactor.files.container import header_bytes
 from fastfactor.files.forms import read_header
-from fastfactor.methods import LowRank, LowRankFactors
+from fastfactor.methods import Codebook, LowRank, LowRankFactors
 from fastfactor.models.compare import compare_files
 from fastfactor.models.inspect import inspect_file
 from fastfactor.models.ties import MIN_NBYTES, equal_tensors
@@ -113,6 +113,18 @@ def test_weights_of_errors_keep_them_apart(tmp_path, tensors):
     compress_file(saved(tmp_path, tensors, ".npz"), small, RECIPE, importance=weights)
     with store.open_store(small) as opened:
         assert opened.info("lm_head").same_as is None
+
+
+@pytest.mark.parametrize("like", [True, False])
+def test_equal_weights_of_errors_keep_them_tied(tmp_path, tensors, rng, like):
+    weights, small = tmp_path / "weights.npz", tmp_path / "small.safetensors"
+    of_wte = rng.random((200, 96))
+    np.savez(weights, lm_head=of_wte if like else of_wte + 1, wte=of_wte)
+    compress_file(saved(tmp_path, tensors, ".npz"), small, RECIPE, importance=weights)
+    with store.open_store(small) as opened:
+        assert opened.info("lm_head").same_as == ("wte" if like else None)
+        expected = Codebook(n_bits=4).compress(tensors["wte"], importance=of_wte)
+        assert same(opened["wte"].to_dense(), expected.to_dense())
 
 
 def test_only_tensors_equal_to_the_last_bit(tmp_path, rng):

@@ -89,6 +89,30 @@ def test_an_optimizer_trains_the_factors_and_forgets_the_weights(make, method):
     assert {row.stage for row in compression.report()} == {State.FACTORS}
 
 
+def test_lbfgs_begins_anew_when_its_parameters_change():
+    model = nn.Linear(24, 40)
+    compression = apply_compression(model, LowRank(rank=4), SCHEDULE)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    x, y = torch.randn(64, 24), torch.randn(64, 40)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        losses.append(loss.item())
+        return loss
+
+    for _ in range(12):
+        optimizer.step(closure)
+        compression.step()
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in model.parameters()
+    }
+    assert len(optimizer.state) == 1
+    assert losses[-1] < losses[0]
+
+
 def test_each_group_keeps_its_settings_and_gets_the_factors_of_its_weights():
     model = net()
     compression = apply_compression(model, LowRank(rank=4), SCHEDULE)
@@ -305,10 +329,12 @@ def test_layers_that_cannot_be_compressed_say_why():
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), "got ParametrizedLinear"),
         (nn.Bilinear(4, 8, 2), "must be one of Conv1d, .*, RNNCell, got Bilinear"),
         (nn.ReLU(), "must be one of .*, got ReLU"),
-        (nn.LazyLinear(8), "must be one of .*, got LazyLinear"),
+        (nn.LazyLinear(8), "must be called before, which gives its weight a shape"),
     ):
         with pytest.raises(TypeError, match=why):
             apply_compression(nn.ModuleDict({"x": layer}), LowRank(rank=2), targets="x")
+    with pytest.raises(TypeError, match="layer 'weight' must have a weight of floats"):
+        apply_compression(nn.Linear(4, 8, dtype=torch.complex64), LowRank(rank=2))
     twice = nn.Linear(8, 8)
     apply_compression(twice, LowRank(rank=2))
     with pytest.raises(TypeError, match="is compressed already"):

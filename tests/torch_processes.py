@@ -10,7 +10,7 @@ import sys
 import torch
 from fastfactor.methods import Codebook, LowRank
 from fastfactor.torch import apply_compression
-from fastfactor.training import Schedule
+from fastfactor.training import GradualPrune, Schedule, SparsityRamp
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,12 +28,13 @@ def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def prepared() -> tuple[nn.Module, torch.optim.Optimizer, object]:
-    """Return a model that is compressed from step 3 to 5, and its optimizer."""
+    """Return a model that is compressed from step 3 to 7, and its optimizer."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 6))
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 6), nn.Linear(6, 6))
     schedule = Schedule(begin=3, frequency=1, alpha_decrement=0.5)
+    prune = GradualPrune(SparsityRamp(0.5, begin=3, end=7), score="taylor")
     compression = apply_compression(
-        model, {"0": LowRank(rank=3), "2": Codebook(n_bits=2)}, schedule
+        model, {"0": LowRank(rank=3), "2": Codebook(n_bits=2), "3": prune}, schedule
     )
     return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), compression
 

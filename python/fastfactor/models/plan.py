@@ -294,7 +294,7 @@ class Job:
             like.rule,
             like.reason,
             like.dtype,
-        ) and self.weights.metric_name(name) == self.weights.metric_name(other) == PLAIN
+        ) and self.weights.are_equal(name, other)
 
     def _value_fault(self, name: str) -> str | None:
         """Return why a tensor is kept for its values; None if they are finite or not compressed."""

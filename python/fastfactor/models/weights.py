@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from .._checks import Array
 from ..files.checkpoint import Checkpoint
 from ..files.layout import Layout
@@ -81,6 +83,14 @@ class Weights:
     def metric_kind(self, name: str) -> type[Metric]:
         """Return the kind of the error that the compression of a tensor minimises."""
         return METRICS.get(self.metric_name(name), Frobenius)
+
+    def are_equal(self, name: str, other: str) -> bool:
+        """Return whether two tensors of one shape have the same weights, or both have none."""
+        return self.metric_name(name) == self.metric_name(other) and all(
+            np.array_equal(model[name], model[other])
+            for model in self.given.values()
+            if name in model
+        )
 
     def arguments(self, name: str, layout: Layout) -> dict[str, Array]:
         """Return the arguments of `compress` that weight the errors of a tensor."""

@@ -20,7 +20,16 @@ except ModuleNotFoundError as error:
         "fastfactor.torch needs PyTorch, which is not installed: pip install 'fastfactor[torch]'"
     ) from error
 
-from .compression import Compression, LayerReport, apply_compression
+from .compression import Compression, apply_compression
+from .report import LayerReport
 from .saving import load_compressed
+from .statistics import Statistics, collect_statistics
 
-__all__ = ["Compression", "LayerReport", "apply_compression", "load_compressed"]
+__all__ = [
+    "Compression",
+    "LayerReport",
+    "Statistics",
+    "apply_compression",
+    "collect_statistics",
+    "load_compressed",
+]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from .._checks import shown
 from ..errors import CorruptDataError
 from ..training import State
-from .shared_weight import SharedWeight, from_numpy
+from .shared_weight import SharedWeight
 
 
 class CompressedLayer(nn.Module):
@@ -41,13 +41,13 @@ class CompressedLayer(nn.Module):
         self.register_buffer(f"{name}_alpha", alpha, persistent=False)
 
     def stage_of(self, name: str) -> State:
-        """Return whether a weight is dense, blended or gone."""
+        """Return whether a weight is dense, blended or gone; masked ones have zeros themselves."""
         shared = self.compressed.get(name)
-        return State.DENSE if shared is None else shared.state
+        return State.DENSE if shared is None or shared.state is State.MASKED else shared.state
 
     def is_dense(self) -> bool:
-        """Return whether all weights are dense."""
-        return all(shared.state is State.DENSE for shared in self.compressed.values())
+        """Return whether all weights are dense, or masked."""
+        return all(self.stage_of(name) is State.DENSE for name in self.compressed)
 
     def dense_weight(self, name: str) -> nn.Parameter | None:
         """Return a weight; None once it is dropped."""
@@ -122,7 +122,7 @@ class CompressedLayer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the stages and what does not train, for `state_dict`."""
-        return {name: _saved(shared) for name, shared in self.compressed.items()}
+        return {name: shared.saved() for name, shared in self.compressed.items()}
 
     def set_extra_state(self, state: Any) -> None:
         """Do nothing: `_load_from_state_dict` reads it before the parameters."""
@@ -154,14 +154,6 @@ class CompressedLayer(nn.Module):
         )
         if is_plain and key in missing_keys:
             missing_keys.remove(key)
-
-
-def _saved(shared: SharedWeight) -> dict[str, Any]:
-    state = shared.matrix.state_dict()
-    if state["factors"] is not None:
-        tensors = state["factors"]["tensors"]
-        state["factors"]["tensors"] = {n: from_numpy(array) for n, array in tensors.items()}
-    return state
 
 
 def _by_weight(state: Any, expected: Mapping[str, Any]) -> Mapping[str, Any]:

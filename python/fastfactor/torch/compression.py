@@ -4,54 +4,23 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..methods.base import Method
-from ..methods.factors import Factors, matrix_shape
-from ..training import Change, CompressedMatrix, Compressor, State
+from ..methods.factors import matrix_shape
+from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
 from ..training.matrix import AlphaByStep
 from ..training.selection import choose
 from .kinds import candidates, make_compressed
 from .optimizers import add_beside, remove
+from .report import LayerReport, report_of, scalars_of
 from .saving import save_model
 from .shared_weight import SharedWeight
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one weight.
-
-    Attributes
-    ----------
-    name : str
-        Of the weight in the model's `state_dict`; of tied weights, the first.
-    tied : tuple of str
-        The other names of the same weight.
-    stage : State
-    alpha : float
-        The share of the dense weight.
-    bytes_dense : int
-    bytes_factors : int or None
-        Of the factors as they are stored; None while the weight is dense.
-    relative_error : float or None
-        ‖W − Ŵ‖² / ‖W‖² of the factors against the weight as they are now; None unless both exist.
-    """
-
-    name: str
-    tied: tuple[str, ...]
-    stage: State
-    alpha: float
-    bytes_dense: int
-    bytes_factors: int | None
-    relative_error: float | None
 
 
 def apply_compression(
@@ -73,7 +42,9 @@ def apply_compression(
         ``*``, ``?`` and ``[abc]`` and match whole names of layers or of weights; the last that
         matches decides, and weights that match none stay as they are.
     schedule : Schedule, optional
-        Default: all is factored at the first step, and the dense weights dropped at once.
+        Default: all is factored at the first step, and the dense weights dropped at once. It does
+        not count for weights that a :class:`fastfactor.training.GradualPrune` prunes, which go by
+        their ramp.
     targets : pattern or patterns, optional
         Names of layers or weights to compress. Default: linear layers, embeddings and bags of
         them, convolutions, recurrent layers and cells, and the projections of attention. A
@@ -137,8 +108,13 @@ def apply_compression(
                     f"got {chosen[first]!r} and {chosen[other]!r}"
                 )
     _check_ties(model, weights)
+    if schedule is not None and all(isinstance(own, GradualPrune) for own in chosen.values()):
+        raise ValueError(
+            "schedule must be None where all weights are pruned by a ramp, got "
+            f"{type(schedule).__name__}"
+        )
     shared = {
-        number: SharedWeight(CompressedMatrix(chosen[first], schedule, name=first), weights[first])
+        number: SharedWeight(_matrix(chosen[first], schedule, first), weights[first])
         for number, (first, *_) in names.items()
     }
     make_compressed(model, {name: shared[id(weight)] for name, weight in weights.items()})
@@ -167,6 +143,7 @@ class Compression:
             compression = itself()
             if compression is not None:
                 compression.track(optimizer)
+                compression._see_gradients(optimizer)
 
         handle = register_optimizer_step_post_hook(after_step)
         self._stop_looking = weakref.finalize(self, handle.remove)
@@ -194,6 +171,17 @@ class Compression:
                 self._optimizers.add(optimizer)
                 add_beside([optimizer], gone, list(shared.parameters.values()))
                 remove([optimizer], gone)
+
+    def _see_gradients(self, optimizer: Optimizer) -> None:
+        """Take the gradients that an optimizer has used into the means of weights to prune."""
+        # A gradient scaler lets fused optimizers look for themselves whether to leave a step out.
+        not_finite = getattr(optimizer, "found_inf", None)
+        if not_finite is not None and not_finite.item():
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for shared in self._weights:
+            if id(shared.weight) in held:
+                shared.see_gradient()
 
     def step(self, step: int | None = None) -> Change:
         """Go on to the next training step, after the optimizer has made its own.
@@ -231,6 +219,7 @@ class Compression:
             factored=any(change.factored for change in changes),
             alpha_changed=any(change.alpha_changed for change in changes),
             finished=any(change.finished for change in changes),
+            mask_changed=any(change.mask_changed for change in changes),
         )
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -256,9 +245,9 @@ class Compression:
         Returns
         -------
         list of LayerReport
-            Bytes, error and α.
+            Bytes, error, α and sparsity.
         """
-        return [_report(shared, names) for shared, names in self._weights.items()]
+        return [report_of(shared, names) for shared, names in self._weights.items()]
 
     def scalars(self) -> dict[str, float]:
         """Return numbers to follow in a log.
@@ -266,9 +255,9 @@ class Compression:
         Returns
         -------
         dict of float
-            For each weight its α, its last step, its bytes as they are now, and the norms of the
-            dense weight (A) and of the factors, while there are such, under names such as
-            ``head.weight/alpha`` and ``head.weight/norm_B``.
+            For each weight its α, its last step, its bytes as they are now, its sparsity if it is
+            pruned, and the norms of the dense weight (A) and of the factors, while there are such,
+            under names such as ``head.weight/alpha`` and ``head.weight/norm_B``.
 
         Examples
         --------
@@ -277,19 +266,11 @@ class Compression:
             for name, value in compression.scalars().items():
                 writer.add_scalar(name, value, step)
         """
-        found: dict[str, float] = {}
-        for shared in self._weights:
-            weight, factors = shared.weight, shared.parameters
-            tensors = factors if weight is None else {"A": weight, **factors}
-            row: dict[str, float] = {
-                "alpha": shared.matrix.alpha,
-                "last_step": shared.matrix.last_step,
-                "bytes": (0 if weight is None else _bytes_dense(shared))
-                + (_bytes_of_factors(shared) or 0),
-                **{f"norm_{name}": float(p.detach().norm()) for name, p in tensors.items()},
-            }
-            found |= {f"{shared.matrix.name}/{name}": value for name, value in row.items()}
-        return found
+        return {
+            f"{shared.matrix.name}/{name}": value
+            for shared in self._weights
+            for name, value in scalars_of(shared).items()
+        }
 
     def finalize(self) -> nn.Module:
         """Return the model whose layers hold factors only.
@@ -332,39 +313,9 @@ class Compression:
         save_model(self.model, path)
 
 
-def _bytes_dense(shared: SharedWeight) -> int:
-    layer, own = shared.uses[0]
-    return next(layer.parameters_of(own)).element_size() * prod(shared.shape)
-
-
-def _bytes_of_factors(shared: SharedWeight) -> int | None:
-    factors = shared.matrix.factors
-    if factors is None or isinstance(factors, Factors):
-        return None if factors is None else factors.nbytes
-    return sum(array.nbytes for array in factors.tensors().values())
-
-
-def _error_now(shared: SharedWeight, weight: torch.Tensor) -> float:
-    """Return ‖W − Ŵ‖² / ‖W‖² of a weight that is blended."""
-    W = weight.detach().cpu().double()
-    if isinstance(shared.matrix.factors, Factors):
-        factors = shared.trained_factors()
-        return float(factors.error(W.reshape(factors.shape)))
-    left = W - shared.dense(shared.parameters).detach().cpu().double()
-    return float(left.square().sum() / W.square().sum())
-
-
-def _report(shared: SharedWeight, names: Sequence[str]) -> LayerReport:
-    weight, is_blended = shared.weight, shared.state is State.BLENDED
-    return LayerReport(
-        name=names[0],
-        tied=tuple(names[1:]),
-        stage=shared.state,
-        alpha=shared.matrix.alpha,
-        bytes_dense=_bytes_dense(shared),
-        bytes_factors=_bytes_of_factors(shared),
-        relative_error=_error_now(shared, weight) if is_blended and weight is not None else None,
-    )
+def _matrix(compressor: Compressor, schedule: AlphaByStep | None, name: str) -> CompressedMatrix:
+    by_ramp = isinstance(compressor, GradualPrune)
+    return CompressedMatrix(compressor, None if by_ramp else schedule, name=name)
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:
@@ -376,6 +327,7 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
 
 def _check_fits(name: str, weight: nn.Parameter, compressor: Compressor) -> None:
     """Refuse, before any work, a weight whose shape its method refuses."""
+    compressor = compressor.method if isinstance(compressor, GradualPrune) else compressor
     if not isinstance(compressor, Method):
         return
     dtype = str(weight.dtype).removeprefix("torch.")

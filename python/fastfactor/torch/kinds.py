@@ -55,6 +55,9 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
         if isinstance(module, CompressedLayer):
             for own in module.compressed:
                 yield Candidate(f"{prefix}{own}", (name,), refusal=refusal(module, own))
+        elif isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            why = "must be called before, which gives its weight a shape"
+            yield Candidate(f"{prefix}weight", (name,), refusal=why)
         elif type(module) not in CLASSES:
             yield from _of_other(name, prefix, module)
         else:
@@ -95,8 +98,6 @@ def refusal(module: nn.Module, name: str) -> str:
     weight = module._parameters.get(name)
     if weight is None:
         return f"must have a parameter {name}, got none"
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
-        return "must have a weight with a shape, got one that the first input will give it"
     if not weight.is_floating_point():
         return f"must have a weight of floats, got {weight.dtype}"
     if weight.dim() < 2:

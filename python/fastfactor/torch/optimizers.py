@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,6 +24,7 @@ def add_beside(
             at = _place(group, weight)
             if at is not None:
                 group["params"][at + 1 : at + 1] = new
+                _forget_history(optimizer)
 
 
 def remove(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> None:
@@ -32,8 +34,16 @@ def remove(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> None:
             at = _place(group, weight)
             if at is not None:
                 del group["params"][at]
+                _forget_history(optimizer)
         optimizer.state.pop(weight, None)
     weight.grad = None
+
+
+def _forget_history(optimizer: Optimizer) -> None:
+    """Let an optimizer begin anew whose state is of all its parameters at once."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()
+        optimizer._numel_cache = None
 
 
 def _place(group: dict[str, Any], weight: nn.Parameter) -> int | None:

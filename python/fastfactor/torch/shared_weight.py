@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from .._arrays import Array, as_array
 from ..adapters import TorchNamespace
 from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
-from ..training import Change, CompressedMatrix, State
+from ..training import Change, CompressedMatrix, GradualPrune, State
+from .gradual_mask import GradualMask
 
 if TYPE_CHECKING:
     from .compressed_layer import CompressedLayer
@@ -42,6 +43,8 @@ class SharedWeight:
         self.names: tuple[str, ...] = ()  # of the tensors that are trained, once there are factors
         self._n_fixed = 0
         self.xp = TorchNamespace()
+        compressor = matrix.compressor
+        self._mask = GradualMask(compressor) if isinstance(compressor, GradualPrune) else None
 
     @property
     def weight(self) -> nn.Parameter | None:
@@ -51,7 +54,7 @@ class SharedWeight:
 
     @property
     def state(self) -> State:
-        """Whether the weight is dense, blended or gone."""
+        """Whether the weight is dense, masked, blended or gone."""
         return self.matrix.state
 
     @property
@@ -62,7 +65,9 @@ class SharedWeight:
 
     def advance(self, step: int) -> Change:
         """Go on to a training step; give the layers their factors, or take the weight from them."""
-        change = self.matrix.advance(step, self._read)
+        change = self.matrix.advance(step, self._read, self._mean)
+        if self._mask is not None and self.weight is not None:
+            self._mask.follow(self.weight, self.matrix.mask, chosen=change.mask_changed)
         if change.factored:
             assert self.weight is not None
             self.add_factors(like=self.weight)
@@ -71,6 +76,11 @@ class SharedWeight:
         if change:
             self.set_alpha()
         return change
+
+    def see_gradient(self) -> None:
+        """Take the gradient of the weight into the mean by which it is pruned, if there is one."""
+        if self._mask is not None and self.weight is not None and self.matrix.wants_gradients:
+            self._mask.see_gradient(self.weight)
 
     def add_factors(self, *, like: torch.Tensor) -> None:
         """Give all layers parameters that begin as the trained tensors of the factors.
@@ -92,7 +102,9 @@ class SharedWeight:
             layer.register_factors(name, parameters)
 
     def drop_weight(self) -> None:
-        """Take the dense weight from all layers."""
+        """Take the dense weight from all layers, and what stands beside it."""
+        if self._mask is not None:
+            self._mask.forget()
         for layer, name in self.uses:
             layer.set_dense_weight(name, None)
 
@@ -101,29 +113,55 @@ class SharedWeight:
         for layer, name in self.uses:
             layer.alpha_of(name).fill_(self.matrix.alpha)
 
+    def saved(self) -> dict[str, Any]:
+        """Return the stage and what does not train, for `state_dict`."""
+        state = self.matrix.state_dict()
+        if state["factors"] is not None:
+            state["factors"]["tensors"] = _tensors(state["factors"]["tensors"])
+        if "mask" in state:
+            state["mask"] = {**state["mask"], **_tensors({"bits": state["mask"]["bits"]})}
+        if self._mask is not None:
+            state["gradual"] = self._mask.saved()
+        return state
+
     def restore(self, state: Any) -> None:
         """Bring all layers to the stage of a saved one, so that its parameters can be loaded."""
         before = self.matrix.state_dict()
-        self.matrix.load_state_dict(_with_arrays(state))
-        shape, factors = matrix_shape(self.shape), self.matrix.factors
-        if isinstance(factors, Factors) and factors.shape != shape:
+        own = _with_arrays(state)
+        has_mask = isinstance(own, dict) and self._mask is not None
+        gradual = own.pop("gradual", None) if has_mask else None
+        self.matrix.load_state_dict(own)
+        try:
+            self._check_shape()
+            if self._mask is not None:
+                like = next(self._parameters_now())
+                self._mask.restore(gradual, self.matrix.mask, like, self.shape)
+        except CorruptDataError:
             self.matrix.load_state_dict(before)
-            raise CorruptDataError(
-                f"factors of {self.matrix.name!r} must be of a matrix of shape {shape}, "
-                f"got {factors.shape}"
-            )
+            raise
         self._fit_layers()
+
+    def _check_shape(self) -> None:
+        """Refuse factors and masks of another shape, which were read from a file."""
+        shape, factors, mask = matrix_shape(self.shape), self.matrix.factors, self.matrix.mask
+        for what, found in (("factors", factors), ("mask", mask)):
+            if isinstance(found, Factors | np.ndarray) and found.shape != shape:
+                raise CorruptDataError(
+                    f"{what} of {self.matrix.name!r} must be of a matrix of shape {shape}, "
+                    f"got {found.shape}"
+                )
 
     def make_dense(self) -> None:
         """Bring all layers back to a dense weight, whose numbers are to be loaded."""
+        if self._mask is not None:
+            self._mask.forget()
         if self.state is not State.DENSE:
             self.matrix.restart()
             self._fit_layers()
 
     def _fit_layers(self) -> None:
         """Give all layers the parameters of the present stage, whatever they had before."""
-        layer, name = self.uses[0]
-        like = next(layer.parameters_of(name))
+        like = next(self._parameters_now())
         for layer, name in self.uses:
             layer.forget_factors(name)
         self.names = ()
@@ -137,10 +175,18 @@ class SharedWeight:
                 layer.set_dense_weight(name, weight)
         self.set_alpha()
 
+    def _parameters_now(self) -> Iterator[nn.Parameter]:
+        layer, name = self.uses[0]
+        return layer.parameters_of(name)
+
     def _read(self) -> Array:
         assert self.weight is not None
-        array = as_array(self.weight.detach().cpu(), self.matrix.name)
+        weight = self.weight.detach() if self._mask is None else self._mask.full(self.weight)
+        array = as_array(weight.cpu(), self.matrix.name)
         return array.reshape(matrix_shape(array.shape))
+
+    def _mean(self) -> Array | None:
+        return None if self._mask is None else self._mask.mean_matrix()
 
     def product(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Return ``x @ W.T`` by the factors, for x of shape (..., in)."""
@@ -193,9 +239,25 @@ def from_numpy(array: Array) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def _with_arrays(state: dict[str, Any]) -> dict[str, Any]:
-    factors = state["factors"] if isinstance(state, dict) and "factors" in state else None
-    if not isinstance(factors, dict) or not isinstance(factors.get("tensors"), dict):
+def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    return {name: from_numpy(array) for name, array in arrays.items()}
+
+
+def _with_arrays(state: Any) -> Any:
+    """Return a copy of a saved state in which the tensors of factors and masks are arrays."""
+    if not isinstance(state, Mapping):
         return state
-    arrays = {n: as_array(tensor, n).copy() for n, tensor in factors["tensors"].items()}
-    return {**state, "factors": {**factors, "tensors": arrays}}
+    found = dict(state)
+    factors, mask = found.get("factors"), found.get("mask")
+    if isinstance(factors, Mapping) and isinstance(factors.get("tensors"), Mapping):
+        found["factors"] = {**factors, "tensors": _arrays(factors["tensors"])}
+    if isinstance(mask, Mapping):
+        found["mask"] = _arrays(mask)
+    return found
+
+
+def _arrays(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: as_array(tensor, name).copy() if isinstance(tensor, torch.Tensor) else tensor
+        for name, tensor in tensors.items()
+    }

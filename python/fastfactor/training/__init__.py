@@ -9,6 +9,7 @@ matrix compression operator of Panigrahi and others, 2020.
 
 from .compressors import Compressor, OwnFactors, compress
 from .from_scratch import FromScratch
+from .gradual import GradualPrune
 from .matrix import Change, CompressedMatrix
 from .ramp import SparsityRamp
 from .saved_state import State
@@ -19,6 +20,7 @@ __all__ = [
     "CompressedMatrix",
     "Compressor",
     "FromScratch",
+    "GradualPrune",
     "OwnFactors",
     "Schedule",
     "SparsityRamp",

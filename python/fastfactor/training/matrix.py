@@ -1,16 +1,21 @@
-"""The stages of one matrix in training: dense, blended with its factors, factors alone."""
+"""The stages of one matrix in training: dense, masked or blended with factors, factors alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .. import _checks
 from .._checks import Array
-from ..methods.factors import Factors
+from ..errors import CorruptDataError
+from ..methods.factors import Factors, check_matrix
+from ..methods.pruning.kept_places import KeptPlaces
+from ..methods.pruning.prune import PruneFactors
 from .compressors import Compressor, OwnFactors, check_compressor, compress, trainable_tensors
-from .saved_state import State, read_state, saved_state
+from .gradual import GradualPrune
+from .saved_state import Saved, State, read_state, saved_state
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,17 @@ class Change:
         The share α of the dense matrix is another one.
     finished : bool
         α is 0: the layer must drop the dense matrix, its gradient and its optimizer state.
+    mask_changed : bool
+        Other weights are pruned than before: the layer must compute with zeros in their place.
     """
 
     factored: bool = False
     alpha_changed: bool = False
     finished: bool = False
+    mask_changed: bool = False
 
     def __bool__(self) -> bool:
-        return self.factored or self.alpha_changed or self.finished
+        return self.factored or self.alpha_changed or self.finished or self.mask_changed
 
 
 class AlphaByStep(Protocol):
@@ -56,7 +64,7 @@ class CompressedMatrix:
         A method of :mod:`fastfactor.methods`, or any object with a method ``compress(W)``.
     schedule : Schedule, optional
         Or any object with ``begin`` and ``alpha(step)``. Default: factor the matrix at the first
-        step and drop it at once.
+        step and drop it at once. None for a :class:`GradualPrune`, which goes by its ramp.
     name : str
         The name of the matrix in messages.
 
@@ -68,12 +76,16 @@ class CompressedMatrix:
     last_step : int
         The last step that `advance` was called with; -1 before the first.
     factors : Factors, OwnFactors or None
-        As the compressor returned them; None while the matrix is dense.
+        As the compressor returned them; None while the matrix is dense or masked.
+    mask : bool array or None
+        True for the weights that a :class:`GradualPrune` keeps so far; None unless masked.
 
     Raises
     ------
     TypeError
         For a compressor or a schedule that is none.
+    ValueError
+        For a schedule beside a :class:`GradualPrune`.
 
     Examples
     --------
@@ -100,6 +112,7 @@ class CompressedMatrix:
     alpha: float
     last_step: int
     factors: Factors | OwnFactors | None
+    mask: Array | None
 
     def __init__(
         self, compressor: Compressor, schedule: AlphaByStep | None = None, *, name: str = "W"
@@ -110,6 +123,8 @@ class CompressedMatrix:
             raise TypeError(
                 f"schedule must have begin and alpha(step), got {_checks.shown(schedule)}"
             )
+        if schedule is not None and isinstance(compressor, GradualPrune):
+            raise ValueError("schedule must be None for a GradualPrune, which goes by its ramp")
         self.compressor = compressor
         self.schedule: AlphaByStep = AT_ONCE if schedule is None else schedule
         self.name = name
@@ -145,8 +160,31 @@ class CompressedMatrix:
         """Names of the tensors of the factors that go on training; () while it is dense."""
         return () if self.factors is None else trainable_tensors(self.factors)
 
-    def advance(self, step: int, weights: Callable[[], Array]) -> Change:
-        """Go on to a training step; factor the matrix if it is time to.
+    @property
+    def sparsity(self) -> float | None:
+        """The share of entries that are pruned so far; None for methods that do not prune."""
+        if self.mask is not None:
+            return 1 - float(self.mask.mean()) if self.mask.size else 0.0
+        kept = getattr(self.factors, "kept", None)
+        if isinstance(kept, KeptPlaces):
+            return 1 - kept.n_kept() / max(kept.shape[0] * kept.shape[1], 1)
+        return 0.0 if isinstance(self.compressor, GradualPrune) else None
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether the running mean of a :class:`GradualPrune` is to be kept in the step to come."""
+        if not isinstance(self.compressor, GradualPrune) or self.state is State.FACTORS:
+            return False
+        first = self.compressor.first_gradient
+        return first is not None and self.last_step + 1 >= first
+
+    def advance(
+        self,
+        step: int,
+        weights: Callable[[], Array],
+        gradients: Callable[[], Array | None] = lambda: None,
+    ) -> Change:
+        """Go on to a training step; factor the matrix, or choose its mask, if it is time to.
 
         Parameters
         ----------
@@ -154,7 +192,11 @@ class CompressedMatrix:
             The number of the step, from 0. Steps may be left out, but must not fall.
         weights : callable
             Returns the matrix as it is at this step, as a NumPy array of shape
-            (out_features, in_features). Called only when the matrix is factored.
+            (out_features, in_features). Called only when the matrix is factored or its mask chosen;
+            weights that are pruned so far must be as they were when they were pruned.
+        gradients : callable
+            Returns the running mean of :meth:`GradualPrune.measure`, of the same shape; None if
+            there is none.
 
         Returns
         -------
@@ -172,6 +214,8 @@ class CompressedMatrix:
             raise ValueError(
                 f"step must be at least that of the last call, {self.last_step}, got {step}"
             )
+        if isinstance(self.compressor, GradualPrune) and self.state is not State.FACTORS:
+            return self._pruned(self.compressor, step, weights, gradients)
         if self.state is State.FACTORS or step < self.schedule.begin:
             self.last_step = step
             return Change()
@@ -230,7 +274,7 @@ class CompressedMatrix:
                 f"factors of {self.name} must be fastfactor.methods.Factors to be saved, "
                 f"got {type(self.factors).__name__}"
             )
-        return saved_state(self.state, self.alpha, self.last_step, self.factors)
+        return saved_state(Saved(self.state, self.alpha, self.last_step, self.factors, self.mask))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another object of the same compressor and schedule was.
@@ -247,7 +291,14 @@ class CompressedMatrix:
         ValueError
             If a newer version of fastfactor made it.
         """
-        self.state, self.alpha, self.last_step, self.factors = read_state(state)
+        saved = read_state(state)
+        is_gradual = isinstance(self.compressor, GradualPrune)
+        if saved.state is (State.BLENDED if is_gradual else State.MASKED):
+            raise CorruptDataError(
+                f"state of {self.name} must be one of its compressor, "
+                f"{type(self.compressor).__name__}, got a matrix that is {saved.state.value}"
+            )
+        self.state, self.alpha, self.last_step, self.factors, self.mask = saved
 
     def restart(self) -> None:
         """Go back to the dense matrix, before the first step."""
@@ -255,12 +306,37 @@ class CompressedMatrix:
         self.alpha = 1.0
         self.last_step = -1
         self.factors = None
+        self.mask = None
 
     def __repr__(self) -> str:
         return (
             f"CompressedMatrix({self.name!r}, {self.state.value}, alpha={self.alpha:.4g}, "
             f"last_step={self.last_step})"
         )
+
+    def _pruned(
+        self,
+        compressor: GradualPrune,
+        step: int,
+        weights: Callable[[], Array],
+        gradients: Callable[[], Array | None],
+    ) -> Change:
+        """Choose the mask anew if it is due at this step or was at one that was left out."""
+        ramp = compressor.ramp
+        if ramp.last_due(step) <= self.last_step:
+            self.last_step = step
+            return Change()
+        with self._named():
+            W = check_matrix(weights())
+            _checks.finite(W, "W")
+            mask = compressor.mask(W, ramp.sparsity(step), gradients())
+        self.last_step = step
+        if step < ramp.end:
+            self.state, self.mask = State.MASKED, mask
+            return Change(mask_changed=True)
+        self.factors = PruneFactors.from_mask(W, mask, compressor.block_shape)
+        self.state, self.alpha, self.mask = State.FACTORS, 0.0, None
+        return Change(factored=True, alpha_changed=True, finished=True)
 
     def _alpha(self, step: int) -> float:
         alpha = float(self.schedule.alpha(step))
@@ -271,8 +347,14 @@ class CompressedMatrix:
         return alpha
 
     def _factored(self, W: Array) -> Factors | OwnFactors:
-        try:
+        with self._named():
             return compress(self.compressor, W)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Put the name of the matrix before the messages of errors."""
+        try:
+            yield
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{self.name}: {error}") from error

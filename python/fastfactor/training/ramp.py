@@ -120,8 +120,24 @@ class SparsityRamp:
         bool
             True at ``begin``, every ``frequency`` steps from there, and at ``end``.
         """
-        inside = self.begin <= step <= self.end
-        return inside and ((step - self.begin) % self.frequency == 0 or step == self.end)
+        return step >= 0 and self.last_due(step) == step
+
+    def last_due(self, step: int) -> int:
+        """Return the last step up to this one at which the mask was chosen; -1 before the first.
+
+        Parameters
+        ----------
+        step : int
+            The number of the step, from 0.
+
+        Returns
+        -------
+        int
+            ``end`` from there on.
+        """
+        if step < self.begin:
+            return -1
+        return self.end if step >= self.end else step - (step - self.begin) % self.frequency
 
     def sparsity(self, step: int) -> float:
         """Return the share of zeros at a step: that of the last choice of the mask.
@@ -140,6 +156,5 @@ class SparsityRamp:
             return float(self.initial)
         if step >= self.end:
             return float(self.final)
-        chosen = step - (step - self.begin) % self.frequency
-        progress = (chosen - self.begin) / (self.end - self.begin)
+        progress = (self.last_due(step) - self.begin) / (self.end - self.begin)
         return float(self.final + (self.initial - self.final) * (1 - progress) ** self.power)

@@ -4,39 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .. import _checks
-from .._arrays import as_array
+from .._arrays import Array, as_array
 from ..errors import CorruptDataError
 from ..methods.factors import FLOAT_NAMES, Factors
 
-FORMAT = 1
+FORMAT = 2
+# The version of the states that all versions of fastfactor read: those without a mask.
+WITHOUT_MASK = 1
 
 
 class State(Enum):
     """The stage of a matrix."""
 
     DENSE = "dense"
+    MASKED = "masked"
     BLENDED = "blended"
     FACTORS = "factors"
 
 
-def saved_state(
-    state: State, alpha: float, last_step: int, factors: Factors | None
-) -> dict[str, Any]:
+class Saved(NamedTuple):
+    """What `saved_state` is given, and `read_state` returns."""
+
+    state: State
+    alpha: float
+    last_step: int
+    factors: Factors | None
+    mask: Array | None
+
+
+def saved_state(saved: Saved) -> dict[str, Any]:
     """Return numbers, text and arrays from which `read_state` gets the same."""
-    return {
-        "version": FORMAT,
-        "state": state.value,
-        "alpha": alpha,
-        "last_step": last_step,
-        "factors": None if factors is None else _saved_factors(factors),
+    found = {
+        "version": WITHOUT_MASK,
+        "state": saved.state.value,
+        "alpha": saved.alpha,
+        "last_step": saved.last_step,
+        "factors": None if saved.factors is None else _saved_factors(saved.factors),
     }
+    if saved.mask is not None:
+        bits = np.packbits(saved.mask.reshape(-1), bitorder="little")
+        found |= {"version": FORMAT, "mask": {"shape": list(saved.mask.shape), "bits": bits}}
+    return found
 
 
-def read_state(state: Any) -> tuple[State, float, int, Factors | None]:
-    """Return stage, α, last step and factors from what `saved_state` returned; check all of it.
+def read_state(state: Any) -> Saved:
+    """Return stage, α, last step, factors and mask from what `saved_state` returned.
 
     Raises
     ------
@@ -46,7 +63,7 @@ def read_state(state: Any) -> tuple[State, float, int, Factors | None]:
         If a newer version of fastfactor made it.
     """
     fields = {"version", "state", "alpha", "last_step", "factors"}
-    if not isinstance(state, Mapping) or state.keys() != fields:
+    if not isinstance(state, Mapping) or state.keys() - {"mask"} != fields:
         raise CorruptDataError(
             f"state must have {', '.join(sorted(fields))}, got {_checks.shown(state)}"
         )
@@ -65,17 +82,43 @@ def read_state(state: Any) -> tuple[State, float, int, Factors | None]:
     except (TypeError, ValueError) as error:
         raise CorruptDataError(f"state: {error}") from error
     factors = None if state["factors"] is None else _read_factors(state["factors"])
+    mask = _read_mask(state["mask"]) if "mask" in state else None
     right_alpha = {
         State.DENSE: alpha == 1,
+        State.MASKED: alpha == 1,
         State.BLENDED: alpha > 0,
         State.FACTORS: alpha == 0,
     }
-    if (factors is None) != (stage is State.DENSE) or not right_alpha[stage]:
+    has_factors = stage in (State.BLENDED, State.FACTORS)
+    if (factors is not None) != has_factors or not right_alpha[stage]:
         raise CorruptDataError(
             f"state must have the α and the factors of a matrix that is {stage.value}, got "
             f"α = {alpha} and {'no' if factors is None else 'some'} factors"
         )
-    return stage, alpha, last_step, factors
+    if (mask is not None) != (stage is State.MASKED):
+        raise CorruptDataError(
+            "state must have a mask in the stage masked and in no other, got "
+            f"{'none' if mask is None else 'one'} of a matrix that is {stage.value}"
+        )
+    return Saved(stage, alpha, last_step, factors, mask)
+
+
+def _read_mask(saved: Any) -> Array:
+    if not isinstance(saved, Mapping) or saved.keys() != {"shape", "bits"}:
+        raise CorruptDataError(f"mask must have bits, shape, got {_checks.shown(saved)}")
+    try:
+        rows, columns = (_checks.integer(size, "shape", 0) for size in saved["shape"])
+        bits = as_array(saved["bits"], "bits")
+    except (TypeError, ValueError) as error:
+        raise CorruptDataError(f"mask: {error}") from error
+    size = rows * columns
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise CorruptDataError(
+            f"bits of the mask must be {-(-size // 8)} bytes for shape {(rows, columns)}, "
+            f"got {bits.dtype} of shape {bits.shape}"
+        )
+    mask = np.unpackbits(bits, count=size, bitorder="little").astype(np.bool_)
+    return mask.reshape(rows, columns)
 
 
 def _saved_factors(factors: Factors) -> dict[str, Any]:

@@ -87,10 +87,10 @@ def choose(
     """
     candidates = tuple(candidates)
     rules = dict(compressor) if isinstance(compressor, Mapping) else {"*": compressor}
-    _patterns(rules, "compressor")
+    patterns(rules, "compressor")
     for each in rules.values():
         check_compressor(each)
-    wanted, unwanted = _patterns(targets, "targets"), _patterns(ignore, "ignore") or ()
+    wanted, unwanted = patterns(targets, "targets"), patterns(ignore, "ignore") or ()
     for pattern in (*rules, *(wanted or ()), *unwanted):
         if pattern != "*" and not any(each.is_meant_by(pattern) for each in candidates):
             raise ValueError(f"patterns must match names of layers or weights, got {pattern!r}")
@@ -106,7 +106,7 @@ def choose(
         if not candidate.refusal:
             chosen[candidate.name] = fitting[-1]
         elif by_default or any(map(candidate.is_named_by, (*rules, *deciding))):
-            layer = (*candidate.layers, candidate.name)[0]
+            layer = next(filter(None, (*candidate.layers, candidate.name)))
             raise TypeError(
                 f"layer {layer!r} {candidate.refusal}; leave it out by ignore=[{layer!r}]"
             )
@@ -115,11 +115,18 @@ def choose(
     return chosen
 
 
-def _patterns(given: str | Iterable[str] | None, name: str) -> tuple[str, ...] | None:
+def patterns(given: str | Iterable[str] | None, name: str) -> tuple[str, ...] | None:
+    """Return the patterns of an argument; None if it was left out.
+
+    Raises
+    ------
+    TypeError
+        If one is no text.
+    """
     if given is None:
         return None
-    patterns = (given,) if isinstance(given, str) else tuple(given)
-    for pattern in patterns:
+    found = (given,) if isinstance(given, str) else tuple(given)
+    for pattern in found:
         if not isinstance(pattern, str):
             raise TypeError(f"{name} must be patterns of names, got {pattern!r}")
-    return patterns
+    return found

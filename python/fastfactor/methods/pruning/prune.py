@@ -51,6 +51,27 @@ class PruneFactors(Factors):
     values: Array
     kept: KeptPlaces
 
+    @classmethod
+    def from_mask(cls, W: Array, mask: Array, block: tuple[int, int] | None) -> PruneFactors:
+        """Return the weights that a mask keeps.
+
+        Parameters
+        ----------
+        W : array of shape (out_features, in_features)
+            The weights.
+        mask : bool array of W's shape
+            True for kept weights.
+        block : (int, int) or None
+            Rows and columns of blocks that are kept or dropped as a whole; None for single weights.
+
+        Returns
+        -------
+        PruneFactors
+            With values in W's dtype.
+        """
+        kept = KeptPlaces.from_mask(mask, block or (1, 1))
+        return cls(values=W[mask], kept=kept, shape=(W.shape[0], W.shape[1]), dtype=W.dtype)
+
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
         return kept_rows(self._places, self.values, ids, self.shape, self.dtype)
@@ -194,13 +215,7 @@ class Prune(Method):
                 )
 
     def _compress(self, problem: Problem) -> Factors:
-        mask = self.mask_of(problem)
-        return PruneFactors(
-            values=problem.W[mask],
-            kept=KeptPlaces.from_mask(mask, self.block_shape or (1, 1)),
-            shape=problem.W.shape,
-            dtype=problem.W.dtype,
-        )
+        return PruneFactors.from_mask(problem.W, self.mask_of(problem), self.block_shape)
 
     def _tries_plain(self, problem: Problem) -> bool:
         return self.block_shape is not None  # single weights of least error are found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from machine import describe  # noqa: E402
 
 RESULTS = ROOT / "bench/results/while_training_overhead.json"
-PAIRS, WARM_UP = 40, 3
+PAIRS, WARM_UP = 100, 3
 ALPHA_STEPS = 10_000  # so slow that α falls at every step, and is not 0 before the last pair
 METHODS: dict[str, Method] = {
     "low rank": LowRank(ratio=15.2),
@@ -80,7 +81,7 @@ def main() -> None:
     args.json.write_text(text, encoding="utf-8")
 
 
-def before(task: Task) -> dict[str, float]:
+def before(task: Task) -> dict[str, Any]:
     """A model whose compression has not begun, and one without compression."""
     plain, other = Training(task), Training(task)
     compression = apply_compression(
@@ -89,7 +90,7 @@ def before(task: Task) -> dict[str, float]:
     return compared(stepper(plain), stepper(other, compression.step))
 
 
-def beside_products(task: Language, method: Method, stage: str) -> dict[str, float]:
+def beside_products(task: Language, method: Method, stage: str) -> dict[str, Any]:
     """A compressed model, and one that has the products alone."""
     training = Training(task)
     schedule = Schedule(begin=0, frequency=1, alpha_decrement=1 / ALPHA_STEPS)
@@ -160,8 +161,8 @@ def stepper(training: Training, after: Callable[[], object] = int) -> Callable[[
     return one
 
 
-def compared(one: Callable[[int], float], other: Callable[[int], float]) -> dict[str, float]:
-    """Medians of both, taking turns, and the median of the ratios of neighbours."""
+def compared(one: Callable[[int], float], other: Callable[[int], float]) -> dict[str, Any]:
+    """Medians of both, taking turns; the median of the ratios of neighbours, and its 95 % interval."""
     times: list[tuple[float, float]] = []
     for step in range(WARM_UP + PAIRS):
         pair = {}
@@ -173,11 +174,14 @@ def compared(one: Callable[[int], float], other: Callable[[int], float]) -> dict
         if step >= WARM_UP:
             times.append((pair["one"], pair["other"]))
     medians = [1e3 * statistics.median(each) for each in zip(*times, strict=True)]
+    ratios = sorted(b / a for a, b in times)
+    reach = math.sqrt(len(ratios))  # places from the middle: two standard deviations of a binomial
+    first, last = math.floor(len(ratios) / 2 - reach), math.ceil(len(ratios) / 2 + reach) - 1
     return {
         "ms_without": round(medians[0], 3),
         "ms_with": round(medians[1], 3),
-        "ratio_of_medians": round(medians[1] / medians[0], 4),
-        "median_ratio": round(statistics.median(b / a for a, b in times), 4),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_interval": [round(ratios[first], 4), round(ratios[last], 4)],
     }
 
 

@@ -162,7 +162,7 @@ def stepper(training: Training, after: Callable[[], object] = int) -> Callable[[
 
 
 def compared(one: Callable[[int], float], other: Callable[[int], float]) -> dict[str, Any]:
-    """Medians of both, taking turns; the median of the ratios of neighbours, and its 95 % interval."""
+    """Medians of both, taking turns; the median ratio of neighbours, and its 95 % interval."""
     times: list[tuple[float, float]] = []
     for step in range(WARM_UP + PAIRS):
         pair = {}

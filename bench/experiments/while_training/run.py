@@ -29,6 +29,7 @@ from machine import describe  # noqa: E402
 
 RESULTS = ROOT / "bench/results/while_training.json"
 RATIOS = (15.2, 7.6, 30.4)  # with some room, so that codes of whole bits fit into 16, 8 and 32
+EVERY_SIZE = ("during", "late", "after")  # when models of all sizes are compressed
 SEEDS = (0, 1, 2)
 TASKS = ("cifar10", "language")
 METHODS = (
@@ -74,10 +75,13 @@ def in_rounds() -> Iterator[Run]:
     for ratio in RATIOS:
         for method in METHODS:
             for task in TASKS:
-                yield Run(task, 0, method, ratio, "during")
-                yield Run(task, 0, method, ratio, "after")
+                for variant in ("during", "after") if ratio == RATIOS[0] else EVERY_SIZE:
+                    yield Run(task, 0, method, ratio, variant)
         if ratio == RATIOS[0]:
             yield from compared(0, COMPARED[:3])
+            for method in METHODS:
+                for task in TASKS:
+                    yield Run(task, 0, method, ratio, "late")
     for methods in (COMPARED[:3], COMPARED):
         for seed in SEEDS:
             yield from compared(seed, methods)
@@ -87,8 +91,8 @@ def in_rounds() -> Iterator[Run]:
         for ratio in RATIOS:
             for method in METHODS:
                 for task in TASKS:
-                    yield Run(task, seed, method, ratio, "during")
-                    yield Run(task, seed, method, ratio, "after")
+                    for variant in EVERY_SIZE:
+                        yield Run(task, seed, method, ratio, variant)
 
 
 def compared(seed: int, methods: tuple[str, ...]) -> Iterator[Run]:
@@ -102,7 +106,7 @@ def compared(seed: int, methods: tuple[str, ...]) -> Iterator[Run]:
 
 def estimate(run: Run) -> float:
     """Seconds that a run should take."""
-    shares = {None: 1, "from the start": 1, "after": 0}
+    shares = {None: 1, "from the start": 1, "late": 0.2, "after": 0}
     n_steps = {"cifar10": 1404, "language": 1500}[run.task]
     share = shares.get(run.variant, 2 / 3)
     return round(share * n_steps * SECONDS_A_STEP[run.task] + OTHER_SECONDS)
@@ -161,9 +165,8 @@ def done(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     else:
         make, share = compressors.METHODS[run.method]
         method = make(run.ratio)
-        variant = training.VARIANTS[run.variant or ""]
         trained, compression, factoring = training.train_compressed(
-            task, method, share, variant, args.folder
+            task, method, share, run.variant, args.folder
         )
         result |= {"settings": f"{method!r}", "share": share, "seconds_factoring": factoring}
         result["bytes"] = sum(layer.bytes_factors or 0 for layer in compression.report())

@@ -19,7 +19,7 @@ from fastfactor.torch import Compression, apply_compression
 from fastfactor.training import Compressor, Schedule
 from torch import nn
 
-BEGIN, END, RISE = 1 / 3, 1 / 2, 0.1
+RISE = 0.1
 
 
 class Task(Protocol):
@@ -95,61 +95,67 @@ def rate(step: int, n_steps: int) -> float:
     return min((step + 1) / (RISE * n_steps), (n_steps - step) / ((1 - RISE) * n_steps))
 
 
-def schedule_of(task: Task) -> Schedule:
-    return Schedule.over(task.n_steps, begin=BEGIN, end=END)
-
-
-def train_dense(task: Task, folder: Path) -> Training:
-    """Train without compression; keep the training as it is at the begin and at the end."""
-    training = Training(task)
-    begin = schedule_of(task).begin
-    training.run(range(begin))
-    training.save(checkpoint(task, folder, "begin"))
-    training.run(range(begin, task.n_steps))
-    training.save(checkpoint(task, folder, "end"))
-    return training
-
-
-def checkpoint(task: Task, folder: Path, stage: str) -> Path:
-    return folder / f"{task.name}-{task.seed}-{stage}.pt"
-
-
 @dataclass(frozen=True)
 class Variant:
     """When a model is compressed, and what follows.
 
-    ``start`` is the checkpoint; ``blend`` whether the dense weight fades out; ``further`` whether
-    the factors are trained for the rest of the steps.
+    ``begin`` is the share of the steps after which weights are factored, ``end`` the one after
+    which they are gone; they are equal where nothing is blended. ``further`` is for how many steps
+    the factors are trained, as a share of all, and ``first_rate`` the share at which the learning
+    rate then is.
     """
 
-    start: str
-    blend: bool
-    further: bool
+    begin: float
+    end: float
+    further: float
+    first_rate: float
+
+    def schedule(self, n_steps: int) -> Schedule | None:
+        if self.begin == self.end:
+            return None
+        return Schedule.over(n_steps, begin=self.begin, end=self.end)
 
 
 VARIANTS = {
-    "during": Variant("begin", blend=True, further=True),
-    "at once": Variant("begin", blend=False, further=True),
-    "after": Variant("end", blend=False, further=False),
-    "after, further": Variant("end", blend=False, further=True),
-    "from the start": Variant("", blend=True, further=True),
+    "during": Variant(1 / 3, 1 / 2, 2 / 3, 1 / 3),
+    "at once": Variant(1 / 3, 1 / 3, 2 / 3, 1 / 3),
+    "late": Variant(0.8, 0.9, 0.2, 0.8),
+    "after": Variant(1, 1, 0, 1),
+    "after, further": Variant(1, 1, 2 / 3, 1 / 3),
+    "from the start": Variant(1 / 3, 1 / 2, 2 / 3, 1 / 3),
 }
 
 
+def train_dense(task: Task, folder: Path, share: float = 1) -> Training:
+    """Train without compression for a share of the steps, from the last checkpoint that is kept."""
+    training, done = Training(task), 0
+    for stage in sorted({each.begin for each in VARIANTS.values()}):
+        path = folder / f"{task.name}-{task.seed}-{stage:.2f}.pt"
+        last = round(stage * task.n_steps)
+        if stage > share:
+            break
+        if path.exists():
+            training.load(path)
+        else:
+            training.run(range(done, last))
+            training.save(path)
+        done = last
+    return training
+
+
 def train_compressed(
-    task: Task, method: Compressor, share: float, variant: Variant, folder: Path
+    task: Task, method: Compressor, share: float, when: str, folder: Path
 ) -> tuple[Training, Compression, float]:
     """Return the training, its compression, and how long the factoring took.
 
     ``share`` is the learning rate of the factors as a share of that of the weights.
     """
-    training = Training(task)
-    schedule = schedule_of(task)
-    if variant.start:
-        training.load(checkpoint(task, folder, variant.start))
-    compression = apply_compression(
-        training.model, dict.fromkeys(task.targets, method), schedule if variant.blend else None
-    )
+    variant, n = VARIANTS[when], task.n_steps
+    first = round(variant.begin * n)
+    training = train_dense(task, folder, 0 if when == "from the start" else variant.begin)
+    training.seconds = 0.0
+    schedule = variant.schedule(n)
+    compression = apply_compression(training.model, dict.fromkeys(task.targets, method), schedule)
     compression.track(training.optimizer)
     factoring = 0.0
 
@@ -160,18 +166,15 @@ def train_compressed(
             factoring = time.perf_counter() - began
             give_own_rate(training.optimizer, factors_of(compression), share)
 
-    n = task.n_steps
-    if not variant.start:
-        training.run(range(n), after=after)
-        return training, compression, factoring
-    first = schedule.begin if variant.start == "begin" else n
-    if not variant.blend:
+    if when == "from the start":
+        training.run(range(first), after=after)
+    if schedule is None:
         after(first)
-    if variant.further:
-        steps = range(first, first + n - schedule.begin)
-        training.run(
-            steps, first_rate=schedule.begin, after=after if variant.blend else lambda step: None
-        )
+    training.run(
+        range(first, first + round(variant.further * n)),
+        first_rate=round(variant.first_rate * n),
+        after=int if schedule is None else after,
+    )
     return training, compression, factoring
 
 

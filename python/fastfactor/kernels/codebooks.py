@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -84,20 +85,63 @@ def codebook_matmul(
     x = _checks.inputs(x, packed.shape[1])
     shape = (*x.shape[:-1], packed.shape[0])
     result = output(out, shape, np.dtype(np.float32), {"x": x, "codebook": table})
-    if result.size == 0:
+    _multiply(as_batch(x), packed, table, group_size, as_batch(result), thread_count(n_threads))
+    return result
+
+
+def codebook_product(
+    packed: PackedCodes, codebook: Any, *, group_size: int | None = None
+) -> Callable[[Array, int], Array]:
+    """Return `codebook_matmul` for one matrix, whose codes and codebook are checked now.
+
+    A call then takes half of the time that `codebook_matmul` takes with small matrices.
+
+    Parameters
+    ----------
+    packed : PackedCodes
+        As in :func:`codebook_matmul`.
+    codebook : array
+        As in :func:`codebook_matmul`. In C order, it is read in each call where it is.
+    group_size : int, optional
+        As in :func:`codebook_matmul`.
+
+    Returns
+    -------
+    callable
+        Takes x, a float array of shape (batch, in_features), and a number of threads. It does not
+        check them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape.
+    """
+    packed, table, group_size = _codebook(packed, codebook, group_size)
+
+    def product(x: Array, n_threads: int) -> Array:
+        result = np.empty((len(x), packed.shape[0]), np.float32)
+        _multiply(x, packed, table, group_size, result, n_threads)
         return result
+
+    return product
+
+
+def _multiply(
+    x: Array, packed: PackedCodes, table: Array, group_size: int, out: Array, n_threads: int
+) -> None:
+    if out.size == 0:
+        return
     kernels.codebook_matmul(
-        as_batch(x),
+        x,
         packed.data,
         packed.n_bits,
         rows=packed.shape[0],
         cols=packed.shape[1] // packed.vector_dim,
         codebook=table,
         group_size=group_size,
-        out=as_batch(result),
-        n_threads=thread_count(n_threads),
+        out=out,
+        n_threads=n_threads,
     )
-    return result
 
 
 def codebook_rows(

@@ -94,6 +94,13 @@ class CSR:
         matrix._hold(data, indices, indptr, shape)
         return matrix
 
+    def _with_data(self, data: Array) -> CSR:
+        """Return a CSR of the same places whose products read their values from this array.
+
+        It is not copied, so values that are trained in place are those of the next product.
+        """
+        return CSR._trusted(data.view(), self.indices, self.indptr, self.shape)
+
     @classmethod
     def from_dense(cls, W: Any) -> CSR:
         """Return a dense matrix as a CSR of its values that are not zero, NaN included.

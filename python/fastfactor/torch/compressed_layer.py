@@ -78,7 +78,7 @@ class CompressedLayer(nn.Module):
         stage = self.stage_of(name)
         if stage is State.DENSE:
             return functional.linear(x, self.dense(name))
-        y = self.compressed[name].product(self.factors_of(name), x)
+        y = self.compressed[name].product(self.factors_of(name), x, trains=self.training)
         if stage is State.BLENDED:
             alpha = self.alpha_of(name)
             y = alpha * functional.linear(x, self.dense(name)) + (1 - alpha) * y
@@ -86,14 +86,14 @@ class CompressedLayer(nn.Module):
 
     def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         """Return rows of a factored weight by its factors alone, of shape ids.shape + (in,)."""
-        return self.compressed[name].rows(self.factors_of(name), ids)
+        return self.compressed[name].rows(self.factors_of(name), ids, trains=self.training)
 
     def full(self, name: str) -> torch.Tensor:
         """Return a weight as it is now, rebuilt from its factors."""
         stage = self.stage_of(name)
         if stage is State.DENSE:
             return self.dense(name)
-        W = self.compressed[name].dense(self.factors_of(name))
+        W = self.compressed[name].dense(self.factors_of(name), trains=self.training)
         if stage is State.BLENDED:
             alpha = self.alpha_of(name)
             W = alpha * self.dense(name) + (1 - alpha) * W

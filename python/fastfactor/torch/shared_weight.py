@@ -15,6 +15,7 @@ from ..errors import CorruptDataError
 from ..methods.factors import Factors, matrix_shape
 from ..training import Change, CompressedMatrix, GradualPrune, State
 from .gradual_mask import GradualMask
+from .operands import Operands
 
 if TYPE_CHECKING:
     from .compressed_layer import CompressedLayer
@@ -42,6 +43,7 @@ class SharedWeight:
         self.shape = tuple(weight.shape)
         self.names: tuple[str, ...] = ()  # of the tensors that are trained, once there are factors
         self._n_fixed = 0
+        self._operands: Operands | None = None  # of factors with tensors that do not train
         self.xp = TorchNamespace()
         compressor = matrix.compressor
         self._mask = GradualMask(compressor) if isinstance(compressor, GradualPrune) else None
@@ -91,6 +93,9 @@ class SharedWeight:
         assert self.matrix.factors is not None
         tensors, self.names = self.matrix.factors.tensors(), self.matrix.trainable
         self._n_fixed = len(tensors) - len(self.names)
+        self._operands = None
+        if self._n_fixed and self.names and isinstance(self.matrix.factors, Factors):
+            self._operands = Operands(self.matrix.factors, self.names)
         parameters = {
             name: nn.Parameter(
                 torch.from_numpy(np.array(tensors[name], np.float64)).to(like.device, like.dtype),
@@ -188,15 +193,43 @@ class SharedWeight:
     def _mean(self) -> Array | None:
         return None if self._mask is None else self._mask.mean_matrix()
 
-    def product(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Return ``x @ W.T`` by the factors, for x of shape (..., in)."""
+    def product(
+        self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, *, trains: bool = True
+    ) -> torch.Tensor:
+        """Return ``x @ W.T`` by the factors, for x of shape (..., in).
+
+        In layers that do not train it runs this package's kernels, where there are any for x.
+        """
+        operands = self._operands
+        if operands is not None and not trains and operands.serve(x):
+            return operands.linear(tensors, x)
         forward = self._forward if self._is_traceable else _uncompiled(self._forward)
         return forward(tensors, x)
 
-    def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    def rows(
+        self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor, *, trains: bool = True
+    ) -> torch.Tensor:
         """Return the rows of W by the factors, of shape ids.shape + (in,)."""
+        operands = self._operands
+        if operands is not None and not trains and operands.serve(ids):
+            return operands.rows(tensors, ids)
         rows = self._rows if self._is_traceable else _uncompiled(self._rows)
         return rows(tensors, ids)
+
+    def dense(self, tensors: Mapping[str, torch.Tensor], *, trains: bool = True) -> torch.Tensor:
+        """Return W by the factors, in the weight's shape."""
+        like = next(iter(tensors.values()))
+        if isinstance(self.matrix.factors, Factors):
+            ids = torch.arange(self.shape[0], device=like.device)
+
+            def rebuild() -> torch.Tensor:
+                return self.rows(tensors, ids, trains=trains).reshape(self.shape)
+
+            if self._operands is None or trains:
+                return rebuild()
+            return self._operands.kept(tensors, rebuild)
+        eye = torch.eye(int(np.prod(self.shape[1:])), dtype=like.dtype, device=like.device)
+        return self.product(tensors, eye).T.reshape(self.shape)
 
     @property
     def _is_traceable(self) -> bool:
@@ -213,13 +246,6 @@ class SharedWeight:
             return self.dense(tensors)[ids]
         found: torch.Tensor = self.matrix.factors.forward_rows(self.xp, tensors, ids)
         return found
-
-    def dense(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return W by the factors, in the weight's shape."""
-        like = next(iter(tensors.values()))
-        columns = int(np.prod(self.shape[1:]))
-        eye = torch.eye(columns, dtype=like.dtype, device=like.device)
-        return self.product(tensors, eye).T.reshape(self.shape)
 
     def trained_factors(self) -> Any:
         """Return the factors with the trained numbers, in the dtypes in which they are stored."""

@@ -64,17 +64,22 @@ class DictionaryFactors(Factors):
         ids = check_ids(ids, self.shape[0])
         if len(self.values) == 0:  # then there may be any number of blocks
             return np.zeros((*ids.shape, self.shape[1]), self.dtype)
-        n = self.shape[1] // self._block_size
-        blocks = (ids.reshape(-1, 1) * n + np.arange(n)).reshape(-1)
-        codes, dictionary = self._codes, self._wide
+        part, dictionary = self._codes_of(ids.reshape(-1)), self._wide
+        found = spmm(part, dictionary, n_threads=n_threads)
+        return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
+
+    def _codes_of(self, ids: Array) -> CSR:
+        """Return the codes of the blocks of these rows (n,) as a CSR of shape (blocks, n_atoms)."""
+        codes, n = self._codes, self.shape[1] // self._block_size
+        if np.array_equal(ids, np.arange(self.shape[0])):
+            return codes
+        blocks = (ids[:, None] * n + np.arange(n)).reshape(-1)
         begins = codes.indptr[blocks]
         counts = codes.indptr[blocks + 1] - begins
         indptr = np.zeros(len(blocks) + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
         at = np.repeat(begins - indptr[:-1], counts) + np.arange(indptr[-1])
-        part = CSR(codes.data[at], codes.indices[at], indptr, (len(blocks), len(dictionary)))
-        found = spmm(part, dictionary, n_threads=n_threads)
-        return narrowed(found.reshape(*ids.shape, self.shape[1]), self.dtype)
+        return CSR(codes.data[at], codes.indices[at], indptr, (len(blocks), codes.shape[1]))
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         dictionary = self._wide
@@ -208,8 +213,8 @@ class DictionaryFactors(Factors):
             np.cumsum(unpack_bits(self.counts, self.count_bits, n), out=indptr[1:])
         n_atoms = len(self.dictionary)
         atoms = unpack_bits(self.indices, bits_for(n_atoms), len(self.values)).astype(np.int32)
-        values = self.values.astype(_checks.result_dtype(self.values))
-        return CSR(values, atoms, indptr, (n, n_atoms))
+        values = self.values.astype(_checks.result_dtype(self.values), copy=False)
+        return CSR(values, atoms, indptr, (n, n_atoms))._with_data(values)
 
     @cached_property
     def _by_row(self) -> CSR:
@@ -223,7 +228,8 @@ class DictionaryFactors(Factors):
         columns = (codes.indices + block_of * n_atoms).astype(np.int64)
         if n * n_atoms < 1 << 31:
             columns = columns.astype(np.int32)
-        return CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
+        by_row = CSR(codes.data, columns, codes.indptr[::n], (self.shape[0], n * n_atoms))
+        return by_row._with_data(codes.data)
 
     @cached_property
     def _slots(self) -> list[tuple[Array, Array]]:

@@ -155,7 +155,8 @@ def kept_csr(places: Array, values: Array, shape: tuple[int, int]) -> CSR:
     indptr = np.searchsorted(places, np.arange(shape[0] + 1) * shape[1])
     narrow = shape[1] <= np.iinfo(np.int32).max
     columns = (places % max(shape[1], 1)).astype(np.int32 if narrow else np.int64)
-    return CSR(values.astype(_checks.result_dtype(values), copy=False), columns, indptr, shape)
+    wide = values.astype(_checks.result_dtype(values), copy=False)
+    return CSR(wide, columns, indptr, shape)._with_data(wide)
 
 
 def kept_rows(
@@ -165,14 +166,19 @@ def kept_rows(
 
     Time and memory are those of the kept places and of the result, not of all rows.
     """
-    begins = ids.reshape(-1) * shape[1]
+    flat = ids.reshape(-1)
+    begins = flat * shape[1]
     first = np.searchsorted(places, begins)
     counts = np.searchsorted(places, begins + shape[1]) - first
-    before = np.cumsum(counts) - counts
-    taken = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
-    row = np.repeat(np.arange(begins.size), counts)
-    found = np.zeros((begins.size, shape[1]), dtype)
-    found[row, places[taken] - begins[row]] = narrowed(values[taken], dtype)
+    found = np.zeros(flat.size * shape[1], dtype)
+    if flat.size and (np.diff(flat) == 1).all():  # as for all of W: a third of the time
+        taken: Any = slice(first[0], first[-1] + counts[-1])
+        to = places[taken] - begins[0] if begins[0] else places[taken]
+    else:
+        before = np.cumsum(counts) - counts
+        taken = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
+        to = places[taken] + np.repeat(np.arange(flat.size) * shape[1] - begins, counts)
+    found[to] = narrowed(values[taken], dtype)
     return found.reshape(*ids.shape, shape[1])
 
 

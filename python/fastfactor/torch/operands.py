@@ -1,0 +1,74 @@
+"""A weight as operators are given it, and where they take the place of PyTorch's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ..methods.factors import Factors
+from . import ops
+from .cpu_products import FAST, numbers_of
+from .description import describe
+
+KEPT_WEIGHTS = 1 << 20  # of a rebuilt W that is kept: 4 MB in float32
+
+
+class Operands:
+    """What operators are given of a weight beside its trained tensors.
+
+    Parameters
+    ----------
+    factors : Factors
+    names : tuple of str
+        Of the tensors that are trained.
+    """
+
+    def __init__(self, factors: Factors, names: tuple[str, ...]) -> None:
+        self._has_kernels = factors.kind in FAST
+        self._n_weights = factors.shape[0] * factors.shape[1]
+        self._kept: tuple[list[bytes], torch.Tensor] | None = None
+        self._description, self._fixed = describe(factors, names)
+
+    def serve(self, x: torch.Tensor) -> bool:
+        """Return whether operators are for these inputs or ids of a layer that does not train.
+
+        Kinds without faster kernels need them only in compiled programs, which cannot look into
+        what PyTorch's operations make of codes.
+        """
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        return self._has_kernels or torch.compiler.is_compiling()
+
+    def linear(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """Return ``x @ W.T``, for x of shape (..., in)."""
+        y: torch.Tensor = ops.linear(x, [*tensors.values(), self._fixed], self._description)
+        return y
+
+    def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of W with these ids, of shape ids.shape + (in,)."""
+        found: torch.Tensor = ops.rows(ids, [*tensors.values(), self._fixed], self._description)
+        return found
+
+    def kept(
+        self, tensors: Mapping[str, torch.Tensor], rebuild: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return W as ``rebuild`` makes it; keep a small one while the trained numbers stay.
+
+        Only without gradients and on a CPU. Rebuilding W for every image takes up to half of a
+        small convolution's time.
+        """
+        is_small = self._n_weights <= KEPT_WEIGHTS
+        if not is_small or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return rebuild()
+        is_on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
+        if not is_on_cpu or torch.is_autocast_enabled("cpu"):  # which may narrow W
+            return rebuild()
+        numbers, kept = numbers_of(tensors.values()), self._kept
+        if kept is None or kept[0] != numbers:
+            self._kept = kept = numbers, rebuild()
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}

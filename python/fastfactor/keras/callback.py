@@ -28,6 +28,19 @@ class CompressionCallback(keras.callbacks.Callback):
     -----
     With ``steps_per_execution`` above 1 several steps are made at once, and what was due in one of
     them follows after the last.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> from fastfactor.keras import CompressionCallback, apply_compression
+    >>> from fastfactor.methods import LowRank
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="only")])
+    >>> model.compile("sgd", "mse")
+    >>> callback = CompressionCallback(apply_compression(model, LowRank(rank=2)))
+    >>> x, y = np.ones((4, 8)), np.ones((4, 6))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[callback])
+    >>> [variable.name for variable in model.trainable_variables]
+    ['bias', 'kernel_B', 'kernel_C']
     """
 
     def __init__(self, compression: Compression) -> None:

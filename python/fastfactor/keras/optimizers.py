@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
+
+from .compressed_weight import as_numpy
 
 
 def rebuilt_optimizer(optimizer: Any, variables: list[Any]) -> Any:
@@ -22,7 +23,7 @@ def rebuilt_optimizer(optimizer: Any, variables: list[Any]) -> Any:
     for variable in fresh.variables:
         same = known.get(_name(variable, fresh))
         if same and same[0].shape == variable.shape:
-            variable.assign(ops.convert_to_numpy(same.pop(0)))
+            variable.assign(as_numpy(same.pop(0)))
     return fresh
 
 

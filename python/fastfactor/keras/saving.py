@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from ..files.layout import Layout
 from ..files.store import open_store
 from ..files.writer import Writer
 from ..methods.factors import Factors
 from ..training import CompressedMatrix, State
-from .compressed_weight import CompressedWeight
+from .compressed_weight import CompressedWeight, as_numpy
 from .kinds import candidates, holder, turn, weights_of
 
 
@@ -32,7 +31,7 @@ def save_model(
             writer.add(weight.matrix.name, weight.trained_factors(), shape=weight.layout)
         for variable in model.weights:
             if id(variable) not in own:
-                writer.add(variable.path, np.asarray(ops.convert_to_numpy(variable)))
+                writer.add(variable.path, as_numpy(variable))
 
 
 def load_compressed(
@@ -63,6 +62,29 @@ def load_compressed(
         If the file is damaged.
     OSError
         If it cannot be read.
+
+    Notes
+    -----
+    Give models and layers names of your own: Keras numbers those that have none, in the order in
+    which a process makes them, and numbers are parts of paths. All of the file is read.
+
+    Examples
+    --------
+    >>> import keras, numpy as np, tempfile
+    >>> from fastfactor.keras import apply_compression, load_compressed
+    >>> from fastfactor.methods import LowRank
+    >>> def new_model():
+    ...     return keras.Sequential(
+    ...         [keras.Input((8,)), keras.layers.Dense(6, name="only")], name="net"
+    ...     )
+    >>> model, x = new_model(), np.ones((1, 8))
+    >>> compression = apply_compression(model, LowRank(rank=2))
+    >>> changed = compression.step()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     compression.to_store(folder + "/small.safetensors")
+    ...     loaded = load_compressed(new_model(), folder + "/small.safetensors")
+    >>> bool(keras.ops.all(keras.ops.isclose(loaded(x), model(x))))
+    True
     """
     with open_store(path, max_dense_nbytes=max_dense_nbytes) as store:
         found = {name: store[name] for name in store}
@@ -72,7 +94,7 @@ def load_compressed(
         missing, more = variables.keys() - found.keys(), found.keys() - variables.keys()
         raise ValueError(
             f"names in the file must be the paths of the model's weights, got "
-            f"{_some(missing)} missing and {_some(more)} too many"
+            f"{_some(missing)} missing and {_some(more)} too many; give layers and models names"
         )
     for name, variable in variables.items():
         if tuple(variable.shape) != shapes[name]:

@@ -31,16 +31,16 @@ class CompressionCallback(keras.callbacks.Callback):
 
     Examples
     --------
-    >>> import keras, numpy as np
+    >>> import keras
     >>> from fastfactor.keras import CompressionCallback, apply_compression
     >>> from fastfactor.methods import LowRank
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="only")])
-    >>> model.compile("sgd", "mse")
-    >>> callback = CompressionCallback(apply_compression(model, LowRank(rank=2)))
-    >>> x, y = np.ones((4, 8)), np.ones((4, 6))
-    >>> history = model.fit(x, y, verbose=0, callbacks=[callback])
-    >>> [variable.name for variable in model.trainable_variables]
-    ['bias', 'kernel_B', 'kernel_C']
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6)])
+    >>> compression = apply_compression(model, LowRank(rank=2))
+    >>> callbacks = [CompressionCallback(compression)]
+
+    ::
+
+        model.fit(x, y, epochs=10, callbacks=callbacks)
     """
 
     def __init__(self, compression: Compression) -> None:

@@ -74,12 +74,12 @@ def apply_compression(
     >>> import keras
     >>> from fastfactor.keras import apply_compression
     >>> from fastfactor.methods import LowRank
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6)], name="net")
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="only")], name="net")
     >>> compression = apply_compression(model, LowRank(rank=2))
     >>> compression.step().finished
     True
     >>> [(row.name, row.bytes_dense, row.bytes_factors) for row in compression.report()]
-    [('net/dense/kernel', 192, 112)]
+    [('net/only/kernel', 192, 112)]
     """
     listed = list(candidates(model))
     found = {candidate.name: (layer, attribute) for candidate, layer, attribute in listed}

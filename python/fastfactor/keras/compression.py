@@ -74,7 +74,8 @@ def apply_compression(
     >>> import keras
     >>> from fastfactor.keras import apply_compression
     >>> from fastfactor.methods import LowRank
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="only")], name="net")
+    >>> dense = keras.layers.Dense(6, name="only")
+    >>> model = keras.Sequential([keras.Input((8,)), dense], name="net")
     >>> compression = apply_compression(model, LowRank(rank=2))
     >>> compression.step().finished
     True

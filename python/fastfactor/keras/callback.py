@@ -28,6 +28,19 @@ class CompressionCallback(keras.callbacks.Callback):
     -----
     With ``steps_per_execution`` above 1 several steps are made at once, and what was due in one of
     them follows after the last.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from fastfactor.keras import CompressionCallback, apply_compression
+    >>> from fastfactor.methods import LowRank
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6)])
+    >>> compression = apply_compression(model, LowRank(rank=2))
+    >>> callbacks = [CompressionCallback(compression)]
+
+    ::
+
+        model.fit(x, y, epochs=10, callbacks=callbacks)
     """
 
     def __init__(self, compression: Compression) -> None:

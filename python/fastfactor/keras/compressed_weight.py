@@ -116,7 +116,7 @@ class CompressedWeight:
         self.variables, self.alpha = {}, None
 
     def _read(self) -> Array:
-        return self.layout.to_matrix(as_array(ops.convert_to_numpy(self.dense), self.matrix.name))
+        return self.layout.to_matrix(as_array(as_numpy(self.dense), self.matrix.name))
 
     # --- products
 
@@ -178,7 +178,7 @@ class CompressedWeight:
         """Return the factors with the trained numbers, in the dtypes in which they are stored."""
         own = self._known_factors().tensors()
         arrays = {
-            name: np.asarray(ops.convert_to_numpy(variable), np.float64).astype(own[name].dtype)
+            name: np.asarray(as_numpy(variable), np.float64).astype(own[name].dtype)
             for name, variable in self.variables.items()
         }
         return self.matrix.trained(arrays)
@@ -213,9 +213,9 @@ class CompressedWeight:
     def save(self, store: Any) -> dict[str, Any]:
         """Write numbers to a store; return what else must be saved."""
         if self.dense is not None:
-            store[self.name] = ops.convert_to_numpy(self.dense)
+            store[self.name] = as_numpy(self.dense)
         for name, variable in self.variables.items():
-            store[f"{self.name}.{name}"] = ops.convert_to_numpy(variable)
+            store[f"{self.name}.{name}"] = as_numpy(variable)
         state = self.matrix.state_dict()
         if state["factors"] is not None:
             tensors = state["factors"]["tensors"]
@@ -282,6 +282,14 @@ class CompressedWeight:
         )
         if was_locked:
             tracker.lock()
+
+
+def as_numpy(variable: Any) -> Array:
+    """Return the numbers of a variable."""
+    value = variable.value
+    if hasattr(value, "detach"):  # PyTorch's, which NumPy reads with a warning
+        return as_array(value.detach().cpu(), variable.path)
+    return np.asarray(ops.convert_to_numpy(value))
 
 
 def encoded(states: Mapping[str, Any]) -> Array:

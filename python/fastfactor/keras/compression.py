@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from ..files.layout import Layout
 from ..methods.base import Method
@@ -18,7 +17,7 @@ from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
 from ..training.matrix import AlphaByStep
 from ..training.report import LayerReport
 from ..training.selection import choose
-from .compressed_weight import CompressedWeight
+from .compressed_weight import CompressedWeight, as_numpy
 from .kinds import candidates, holder, turn, weights_of
 from .optimizers import refit
 from .saving import save_model
@@ -72,12 +71,16 @@ def apply_compression(
 
     Examples
     --------
-    ::
-
-        schedule = Schedule.over(len(x) // 32 * 10, begin=0.3, end=0.5)
-        compression = apply_compression(model, LowRank(ratio=4), schedule)
-        model.fit(x, y, epochs=10, callbacks=[CompressionCallback(compression)])
-        compression.finalize().save("small.keras")
+    >>> import keras
+    >>> from fastfactor.keras import apply_compression
+    >>> from fastfactor.methods import LowRank
+    >>> dense = keras.layers.Dense(6, name="only")
+    >>> model = keras.Sequential([keras.Input((8,)), dense], name="net")
+    >>> compression = apply_compression(model, LowRank(rank=2))
+    >>> compression.step().finished
+    True
+    >>> [(row.name, row.bytes_dense, row.bytes_factors) for row in compression.report()]
+    [('net/only/kernel', 192, 112)]
     """
     listed = list(candidates(model))
     found = {candidate.name: (layer, attribute) for candidate, layer, attribute in listed}
@@ -285,12 +288,12 @@ def _fit_model(model: Any, own_optimizer: Any = None) -> None:
 def _report(weight: CompressedWeight) -> LayerReport:
     factors, error = weight.matrix.factors, None
     like = weight.dense if weight.dense is not None else next(iter(weight.variables.values()))
-    itemsize = np.asarray(ops.convert_to_numpy(ops.zeros((), like.dtype))).dtype.itemsize
+    itemsize = as_numpy(like).dtype.itemsize
     bytes_factors = None
     if isinstance(factors, Factors):
         bytes_factors = factors.nbytes
         if weight.dense is not None:
-            W = weight.layout.to_matrix(np.asarray(ops.convert_to_numpy(weight.dense), np.float64))
+            W = weight.layout.to_matrix(np.asarray(as_numpy(weight.dense), np.float64))
             error = float(weight.trained_factors().error(W))
     elif factors is not None:
         bytes_factors = sum(array.nbytes for array in factors.tensors().values())

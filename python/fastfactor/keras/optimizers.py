@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keras import ops
+from .compressed_weight import as_numpy
 
 
 def refit(optimizer: Any, variables: Sequence[Any]) -> None:
@@ -26,7 +26,7 @@ def refit(optimizer: Any, variables: Sequence[Any]) -> None:
     for variable in optimizer.variables:
         same = old.get(str(variable.path))
         if same and same[0].shape == variable.shape:
-            variable.assign(ops.convert_to_numpy(same.pop(0)))
+            variable.assign(as_numpy(same.pop(0)))
     for part, known in zip(parts, before, strict=True):
         _begin_averages(part, known)
         _exclude_factors(part, known)
@@ -67,7 +67,7 @@ def _begin_averages(optimizer: Any, known: Sequence[Any]) -> None:
     averages = optimizer._model_variables_moving_average
     for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
         if id(variable) not in ids and average is not None:
-            average.assign(ops.convert_to_numpy(variable))
+            average.assign(as_numpy(variable))
 
 
 def _exclude_factors(optimizer: Any, known: Sequence[Any]) -> None:

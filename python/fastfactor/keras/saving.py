@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from ..files.layout import Layout
 from ..files.store import open_store
 from ..files.writer import Writer
 from ..methods.factors import Factors
 from ..training import CompressedMatrix, State
-from .compressed_weight import CompressedWeight
+from .compressed_weight import CompressedWeight, as_numpy
 from .kinds import candidates, holder, turn, weights_of
 
 NUMBER = r"_\d+(?=/|$)"  # at the end of a part of a path
@@ -35,7 +34,7 @@ def save_model(
             writer.add(weight.matrix.name, weight.trained_factors(), shape=weight.layout)
         for variable in model.weights:
             if id(variable) not in own:
-                writer.add(variable.path, np.asarray(ops.convert_to_numpy(variable)))
+                writer.add(variable.path, as_numpy(variable))
 
 
 def load_compressed(
@@ -48,8 +47,7 @@ def load_compressed(
     model : Model
         A fresh model of the same layers, built and not yet compiled. It is changed in place.
     path : path
-        From :meth:`Compression.to_store`; its names are the paths of variables. Where they are
-        others, the numbers that Keras puts behind its own names are left out of account.
+        From :meth:`Compression.to_store`; its names are the paths of variables.
     max_dense_nbytes : int, optional
         As for :func:`fastfactor.store.open_store`.
 
@@ -67,6 +65,30 @@ def load_compressed(
         If the file is damaged.
     OSError
         If it cannot be read.
+
+    Notes
+    -----
+    Keras numbers models and layers that get no name, in the order in which a process makes them.
+    Where the file has other paths than the model, paths that are equal but for such numbers are
+    matched in the order of the numbers. All of the file is read.
+
+    Examples
+    --------
+    >>> import keras, numpy as np, tempfile
+    >>> from fastfactor.keras import apply_compression, load_compressed
+    >>> from fastfactor.methods import LowRank
+    >>> def new_model():
+    ...     return keras.Sequential(
+    ...         [keras.Input((8,)), keras.layers.Dense(6, name="only")], name="net"
+    ...     )
+    >>> model, x = new_model(), np.ones((1, 8))
+    >>> compression = apply_compression(model, LowRank(rank=2))
+    >>> changed = compression.step()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     compression.to_store(folder + "/small.safetensors")
+    ...     loaded = load_compressed(new_model(), folder + "/small.safetensors")
+    >>> bool(keras.ops.all(keras.ops.isclose(loaded(x), model(x))))
+    True
     """
     with open_store(path, max_dense_nbytes=max_dense_nbytes) as store:
         found = {name: store[name] for name in store}

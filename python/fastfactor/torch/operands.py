@@ -51,6 +51,12 @@ class Operands:
         found: torch.Tensor = ops.rows(ids, [*tensors.values(), self._fixed], self._description)
         return found
 
+    @property
+    def keeps_rebuilt(self) -> bool:
+        """Whether a rebuilt W is kept from call to call, as gradients are wanted or not now."""
+        is_small = self._n_weights <= KEPT_WEIGHTS
+        return is_small and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
     def kept(
         self, tensors: Mapping[str, torch.Tensor], rebuild: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
@@ -59,8 +65,7 @@ class Operands:
         Only without gradients and on a CPU. Rebuilding W for every image takes up to half of a
         small convolution's time.
         """
-        is_small = self._n_weights <= KEPT_WEIGHTS
-        if not is_small or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self.keeps_rebuilt:
             return rebuild()
         is_on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
         if not is_on_cpu or torch.is_autocast_enabled("cpu"):  # which may narrow W

@@ -1,8 +1,9 @@
 """Recurrent layers and cells whose weights are compressed.
 
 In training, for wide batches and for packed sequences the weights are rebuilt from their factors
-once in a call, and PyTorch's own loop over the steps runs. Otherwise nothing is rebuilt: all inputs
-are multiplied by the factors at once, and the hidden state in each step.
+once in a call, and PyTorch's own loop over the steps runs; so it does with small weights that stay
+rebuilt from call to call. Otherwise nothing is rebuilt: all inputs are multiplied by the factors at
+once, and the hidden state in each step.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class _CompressedRecurrent(CompressedLayer, nn.RNNBase):
 
     def _rebuilds(self, input: Any) -> bool:
         if self.training or isinstance(input, PackedSequence) or input.device.type != "cpu":
+            return True
+        if all(shared.keeps_rebuilt for shared in self.compressed.values()):
             return True
         return bool(input.dim() == 3 and input.shape[0 if self.batch_first else 1] >= WIDE_BATCH)
 

@@ -65,6 +65,12 @@ class SharedWeight:
         layer, name = self.uses[0]
         return layer.factors_of(name)
 
+    @property
+    def keeps_rebuilt(self) -> bool:
+        """Whether W, rebuilt for a layer that does not train, is kept from call to call."""
+        operands = self._operands
+        return operands is not None and operands.keeps_rebuilt
+
     def advance(self, step: int) -> Change:
         """Go on to a training step; give the layers their factors, or take the weight from them."""
         change = self.matrix.advance(step, self._read, self._mean)

@@ -25,7 +25,8 @@ def test_keras(backend, file, tmp_path):
     done = run_python(
         "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))",
         "-q",
-        "-n0",
+        "-n2",
+        "--dist=load",
         "-p",
         "no:cacheprovider",
         str(cases),

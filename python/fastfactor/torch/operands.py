@@ -13,6 +13,9 @@ from .cpu_products import FAST, numbers_of
 from .description import describe
 
 KEPT_WEIGHTS = 1 << 20  # of a rebuilt W that is kept: 4 MB in float32
+# Up to here a plain product takes less time than what is around a kernel: 1 MB in float32.
+SMALL_WEIGHTS = 1 << 18
+FEW_NUMBERS = 1 << 12  # that are trained, which are compared in each call
 
 
 class Operands:
@@ -28,6 +31,7 @@ class Operands:
     def __init__(self, factors: Factors, names: tuple[str, ...]) -> None:
         self._has_kernels = factors.kind in FAST
         self._n_weights = factors.shape[0] * factors.shape[1]
+        self._n_trained = sum(array.size for n, array in factors.tensors().items() if n in names)
         self._kept: tuple[list[bytes], torch.Tensor] | None = None
         self._description, self._fixed = describe(factors, names)
 
@@ -56,6 +60,12 @@ class Operands:
         """Whether a rebuilt W is kept from call to call, as gradients are wanted or not now."""
         is_small = self._n_weights <= KEPT_WEIGHTS
         return is_small and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+    @property
+    def is_small(self) -> bool:
+        """Whether products take the rebuilt W that is kept, in the place of a kernel."""
+        is_small = self._n_weights <= SMALL_WEIGHTS and self._n_trained <= FEW_NUMBERS
+        return is_small and self.keeps_rebuilt
 
     def kept(
         self, tensors: Mapping[str, torch.Tensor], rebuild: Callable[[], torch.Tensor]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from .._arrays import Array, as_array
 from ..adapters import TorchNamespace
@@ -208,6 +209,8 @@ class SharedWeight:
         """
         operands = self._operands
         if operands is not None and not trains and operands.serve(x):
+            if operands.is_small:
+                return functional.linear(x, self.dense(tensors, trains=False).flatten(1))
             return operands.linear(tensors, x)
         forward = self._forward if self._is_traceable else _uncompiled(self._forward)
         return forward(tensors, x)
@@ -226,9 +229,9 @@ class SharedWeight:
         """Return W by the factors, in the weight's shape."""
         like = next(iter(tensors.values()))
         if isinstance(self.matrix.factors, Factors):
-            ids = torch.arange(self.shape[0], device=like.device)
 
             def rebuild() -> torch.Tensor:
+                ids = torch.arange(self.shape[0], device=like.device)
                 return self.rows(tensors, ids, trains=trains).reshape(self.shape)
 
             if self._operands is None or trains:

@@ -183,6 +183,21 @@ def test_a_training_that_was_interrupted_goes_on(stop, tmp_path):
     second.finalize()
 
 
+def test_early_stopping_restores_weights_of_the_last_stage():
+    model, compression = prepared("adam")
+    losses = fitted(
+        model,
+        compression,
+        keras.callbacks.EarlyStopping(
+            "loss", mode="max", patience=9, restore_best_weights=True, start_from_epoch=1
+        ),
+        epochs=4,
+    )["loss"]
+    compression.finalize()
+    assert losses[3] < losses[2] < losses[1]
+    assert losses[2] < model.evaluate(X, Y, verbose=0) < losses[1]
+
+
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX has no loops with gradients of variables")
 def test_a_loop_of_your_own_names_its_optimizer():
     model, optimizer = net(), keras.optimizers.Adam(0.01)

@@ -11,7 +11,7 @@ from .._checks import shown
 from ..errors import CorruptDataError
 from ..files.layout import Layout
 from ..training import CompressedMatrix, State
-from .compressed_weight import STATE, CompressedWeight, decoded, encoded
+from .compressed_weight import STATE, CompressedWeight, decoded, encoded, saved_array
 
 CONFIG = "compressed"  # the entry of a layer's configuration
 
@@ -52,6 +52,12 @@ class CompressedLayer(keras.layers.Layer):
         """Return whether a weight is dense, blended or gone."""
         compressed = self.compressed.get(attribute)
         return State.DENSE if compressed is None else compressed.state
+
+    def enable_lora(self, *arguments: Any, **keywords: Any) -> None:
+        """Refuse: products with factors would pass by what LoRA adds to a kernel."""
+        raise ValueError(
+            f"layer {self.name!r} must have a plain kernel for LoRA, got a compressed one"
+        )
 
     # --- saving
 
@@ -99,10 +105,14 @@ class CompressedLayer(keras.layers.Layer):
                 f"the stages of layer {self.name} must be of its weights "
                 f"{', '.join(self.compressed)}, got {shown(states)}"
             )
+        others = {
+            name: saved_array(store, name, variable.shape)
+            for name, variable in self._other_variables().items()
+        }
         for attribute, weight in self.compressed.items():
             weight.load(store, states[attribute])
         for name, variable in self._other_variables().items():
-            variable.assign(store[name])
+            variable.assign(others[name])
 
     def _other_variables(self) -> dict[str, Any]:
         """Return the variables that are not compressed, under the names that they are saved by."""

@@ -107,6 +107,8 @@ class CompressedWeight:
     def drop_dense(self) -> None:
         """Take the dense weight from the layer."""
         self.layer._untrack_variable(self.dense)
+        if hasattr(self.layer, "_delete_tracking"):  # TensorFlow's own list of what a layer holds
+            self.layer._delete_tracking(self.attribute)
         self.layer.__dict__[self.attribute] = None
 
     def forget(self) -> None:
@@ -200,6 +202,8 @@ class CompressedWeight:
                 str(name): tuple(int(size) for size in shape)
                 for name, shape in structure["shapes"].items()
             }
+            if any("/" in name or min(shape, default=0) < 0 for name, shape in shapes.items()):
+                raise ValueError(structure)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptDataError(
                 f"the configuration of a compressed weight must have stage and shapes, got "
@@ -238,11 +242,28 @@ class CompressedWeight:
                 f"factors of {self.matrix.name} must be of a matrix of shape {self.layout.matrix}, "
                 f"got {factors.shape}"
             )
+        try:
+            numbers, dense = self._saved_numbers(store)
+        except CorruptDataError:
+            self.matrix.load_state_dict(before)
+            raise
         self.fit_layer()
         for name, variable in self.variables.items():
-            variable.assign(np.asarray(store[f"{self.name}.{name}"]))
+            variable.assign(numbers[name])
         if self.dense is not None:
-            self.dense.assign(np.asarray(store[self.name]))
+            self.dense.assign(dense)
+
+    def _saved_numbers(self, store: Any) -> tuple[dict[str, Array], Array | None]:
+        """Return the numbers of the factors and the dense weight that the present stage has."""
+        factors, dense = self.matrix.factors, None
+        tensors = {} if factors is None else factors.tensors()
+        numbers = {
+            name: saved_array(store, f"{self.name}.{name}", tensors[name].shape)
+            for name in self.matrix.trainable
+        }
+        if self.state is not State.FACTORS:
+            dense = saved_array(store, self.name, self.layout.shape)
+        return numbers, dense
 
     def fit_layer(self) -> None:
         """Give the layer the variables of the present stage, if it has others."""
@@ -290,6 +311,15 @@ def as_numpy(variable: Any) -> Array:
     if hasattr(value, "detach"):  # PyTorch's, which NumPy reads with a warning
         return as_array(value.detach().cpu(), variable.path)
     return np.asarray(ops.convert_to_numpy(value))
+
+
+def saved_array(store: Any, name: str, shape: tuple[int, ...]) -> Array:
+    """Return an array that was saved; refuse one that is not there or has another shape."""
+    found = np.asarray(store[name]) if name in set(store.keys()) else None
+    if found is None or found.shape != tuple(shape):
+        got = "none" if found is None else str(found.shape)
+        raise CorruptDataError(f"array {name!r} must be saved with shape {tuple(shape)}, got {got}")
+    return found
 
 
 def encoded(states: Mapping[str, Any]) -> Array:

@@ -18,7 +18,7 @@ from ..training.matrix import AlphaByStep
 from ..training.report import LayerReport
 from ..training.selection import choose
 from .compressed_weight import CompressedWeight, as_numpy
-from .kinds import candidates, holder, turn, weights_of
+from .kinds import candidates, compressed_weights, holder, turn, weights_of
 from .optimizers import refit
 from .saving import save_model
 
@@ -210,9 +210,9 @@ class Compression:
         Raises
         ------
         ValueError
-            If a weight is not yet dropped; the message has its path and its α.
+            If a compressed weight is not yet dropped; the message has its path and its α.
         """
-        for weight in self._weights:
+        for weight in compressed_weights(self.model):
             if weight.state is not State.FACTORS:
                 raise ValueError(
                     f"the dense weight {weight.matrix.name!r} must be dropped before, got one with "
@@ -235,7 +235,7 @@ class Compression:
         OSError
             If the file cannot be written.
         """
-        save_model(self.finalize(), self._weights, path)
+        save_model(self.finalize(), path)
 
 
 def _turned(

@@ -12,6 +12,7 @@ from ..training.selection import Candidate
 from . import layers as own
 from . import recurrent
 from .compressed_layer import CompressedLayer
+from .compressed_weight import CompressedWeight
 
 CLASSES: dict[type, Any] = {
     keras.layers.Dense: own.Dense,
@@ -82,6 +83,16 @@ def all_layers(model: Any) -> list[Any]:
     found = list(model._flatten_layers(include_self=False))
     cells = {id(layer.cell) for layer in found if isinstance(layer, keras.layers.RNN)}
     return [layer for layer in found if id(layer) not in cells]
+
+
+def compressed_weights(model: Any) -> list[CompressedWeight]:
+    """Return the compressed weights of all layers of a model."""
+    return [
+        weight
+        for layer in all_layers(model)
+        if is_known(layer)
+        for weight in getattr(holder(layer), "compressed", {}).values()
+    ]
 
 
 def path_of(layer: Any, attribute: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,14 @@ from ..files.writer import Writer
 from ..methods.factors import Factors
 from ..training import CompressedMatrix, State
 from .compressed_weight import CompressedWeight, as_numpy
-from .kinds import candidates, holder, turn, weights_of
+from .kinds import candidates, compressed_weights, holder, turn, weights_of
 
 NUMBER = r"_\d+(?=/|$)"  # at the end of a part of a path
 
 
-def save_model(
-    model: Any, weights: Sequence[CompressedWeight], path: str | os.PathLike[str]
-) -> None:
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Write a finished model."""
+    weights = compressed_weights(model)
     own = {
         id(variable)
         for weight in weights

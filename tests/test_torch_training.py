@@ -239,6 +239,22 @@ def test_a_finished_model_goes_to_a_file_and_back(tmp_path, method):
     torch.testing.assert_close(loaded(batch(0)), plain(batch(0)), rtol=1e-3, atol=1e-3)
 
 
+def test_a_file_has_what_other_calls_have_compressed(tmp_path):
+    model = net().eval()
+    first = apply_compression(model, Codebook(n_bits=3), SCHEDULE, targets="first")
+    second = apply_compression(model, LowRank(rank=4), targets="second")
+    second.step()
+    for step, alpha in ((0, "1"), (5, "0.5")):  # dense, and in the middle of its blend
+        first.step(step)
+        with pytest.raises(ValueError, match=f"'first.weight' must be dropped .* α = {alpha};"):
+            second.to_store(tmp_path / "small.safetensors")
+        assert not list(tmp_path.iterdir())
+    first.step(7)
+    second.to_store(tmp_path / "small.safetensors")
+    loaded = load_compressed(net(), tmp_path / "small.safetensors").eval()
+    torch.testing.assert_close(loaded(batch(0)), model(batch(0)), rtol=1e-5, atol=1e-5)
+
+
 def test_a_file_from_compress_file_is_loaded(tmp_path):
     model = net().eval()
     torch.save(model.state_dict(), tmp_path / "model.pt")

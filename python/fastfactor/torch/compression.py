@@ -17,6 +17,7 @@ from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
 from ..training.matrix import AlphaByStep
 from ..training.report import LayerReport
 from ..training.selection import choose
+from .compressed_layer import CompressedLayer
 from .kinds import candidates, make_compressed
 from .optimizers import add_beside, remove
 from .report import report_of, scalars_of
@@ -284,10 +285,12 @@ class Compression:
         Raises
         ------
         ValueError
-            If a weight is not yet dropped; the message has its name and its α.
+            If a weight is not yet dropped, which may be one of another call of
+            `apply_compression`; the message has its name and its α.
         """
-        for shared in self._weights:
-            if shared.matrix.state is not State.FACTORS:
+        layers = [part for part in self.model.modules() if isinstance(part, CompressedLayer)]
+        for shared in (each for layer in layers for each in layer.compressed.values()):
+            if shared.state is not State.FACTORS:
                 raise ValueError(
                     f"the dense weight {shared.matrix.name!r} must be dropped before, got one with "
                     f"α = {shared.matrix.alpha:.4g}; go on with step(), or begin and end sooner"

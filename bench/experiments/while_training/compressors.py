@@ -17,7 +17,7 @@ from fastfactor.methods import (
     PruneCodebook,
     Simhash,
 )
-from fastfactor.training import Compressor
+from fastfactor.training import Compressor, GradualPrune, SparsityRamp
 
 # Atoms and columns of a block: what has the least error depends on the matrix and on the size.
 DICTIONARIES = ((128, 16), (64, 32), (16, 48))
@@ -50,9 +50,28 @@ def vectors(ratio: float) -> Codebook:
     return Codebook(ratio=ratio, vector_dim=2 if ratio < 10 else 4)
 
 
+@dataclass(frozen=True)
+class Gradual:
+    """Pruning step by step, to the share of zeros that a size allows."""
+
+    ratio: float
+    score: str
+
+    def at_size(self, W: np.ndarray, begin: int, end: int) -> GradualPrune:
+        """Return how a matrix is pruned between two steps, at some thirty of them.
+
+        Gradients are seen for a fifth of the time before the first.
+        """
+        begin += (end - begin) // 5
+        matrix = W.reshape(len(W), -1)
+        kept = np.count_nonzero(Prune(ratio=self.ratio).compress(matrix).to_dense())
+        ramp = SparsityRamp(1 - kept / W.size, begin, end, frequency=max((end - begin) // 30, 1))
+        return GradualPrune(ramp, score=self.score)
+
+
 # A number that stands for many weights gets the sum of their gradients: a tenth of the learning
 # rate of the weights. Chosen beforehand, not by results.
-METHODS: dict[str, tuple[Callable[[float], Compressor], float]] = {
+METHODS: dict[str, tuple[Callable[[float], Compressor | Gradual], float]] = {
     "low rank": (lambda ratio: LowRank(ratio=ratio), 1),
     "dictionary": (BestDictionary, 1),
     "k-means": (lambda ratio: Codebook(ratio=ratio), 0.1),
@@ -63,4 +82,6 @@ METHODS: dict[str, tuple[Callable[[float], Compressor], float]] = {
     "entropy coded": (lambda ratio: EntropyCoded(ratio=ratio), 0.1),
     "k-means of vectors": (vectors, 0.1),
     "deep compression": (lambda ratio: DeepCompression(ratio=ratio), 0.1),
+    "gradual pruning": (lambda ratio: Gradual(ratio, "magnitude"), 1),
+    "gradual pruning by gradients": (lambda ratio: Gradual(ratio, "second_order"), 1),
 }

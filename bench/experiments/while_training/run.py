@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from machine import describe  # noqa: E402
 
 RESULTS = ROOT / "bench/results/while_training.json"
 RATIOS = (15.2, 7.6, 30.4)  # with some room, so that codes of whole bits fit into 16, 8 and 32
-EVERY_SIZE = ("during", "late", "after")  # when models of all sizes are compressed
+EVERY_SIZE = ("late", "after", "during")  # when models of all sizes are compressed
 SEEDS = (0, 1, 2)
 TASKS = ("cifar10", "language")
 METHODS = (
@@ -43,7 +43,9 @@ METHODS = (
     "k-means of vectors",
     "deep compression",
 )
-COMPARED = ("low rank", "dictionary", "k-means", "pruning")  # during training and after, all seeds
+GRADUAL = ("gradual pruning", "gradual pruning by gradients")
+COMPARED = ("low rank", "dictionary", "k-means")  # during training and after, all seeds
+TIMES = ("during", "after, further", "after a third", "late", "after four fifths")
 SECONDS_A_STEP = {"cifar10": 0.09, "language": 0.06}  # estimated, on one thread
 OTHER_SECONDS = 15  # start, factoring, files, test
 
@@ -70,43 +72,34 @@ def all_runs() -> list[Run]:
 
 
 def in_rounds() -> Iterator[Run]:
-    for task in TASKS:
-        yield Run(task, 0)
+    for seed in SEEDS:
+        for task in TASKS:
+            yield Run(task, seed)
+            for method in COMPARED:
+                for when in TIMES:
+                    yield Run(task, seed, method, RATIOS[0], when)
+        if seed == 0:
+            yield from sizes(RATIOS[:1], ("late", "after"))
     for ratio in RATIOS:
-        for method in METHODS:
-            for task in TASKS:
-                for variant in ("during", "after") if ratio == RATIOS[0] else EVERY_SIZE:
-                    yield Run(task, 0, method, ratio, variant)
-        if ratio == RATIOS[0]:
-            yield from compared(0, COMPARED[:3])
-            for method in METHODS:
-                for task in TASKS:
-                    yield Run(task, 0, method, ratio, "late")
-    for methods in (COMPARED[:3], COMPARED):
-        for seed in SEEDS:
-            yield from compared(seed, methods)
+        yield from sizes([ratio], EVERY_SIZE[:2])
+    yield from sizes(RATIOS, EVERY_SIZE[2:])
     for task in TASKS:
         yield Run(task, 0, "low rank", RATIOS[0], "from the start")
-    for seed in SEEDS[1:]:
-        for ratio in RATIOS:
-            for method in METHODS:
-                for task in TASKS:
-                    for variant in EVERY_SIZE:
-                        yield Run(task, seed, method, ratio, variant)
 
 
-def compared(seed: int, methods: tuple[str, ...]) -> Iterator[Run]:
-    """When to compress: all variants of some methods at one size."""
-    for task in TASKS:
-        yield Run(task, seed)
-        for method in methods:
-            for variant in ("during", "after", "at once", "after, further"):
-                yield Run(task, seed, method, RATIOS[0], variant)
+def sizes(ratios: Iterable[float], times: tuple[str, ...]) -> Iterator[Run]:
+    """All methods, at some sizes and times; what is pruned step by step is so before the end."""
+    for ratio in ratios:
+        for method in (*METHODS, *GRADUAL):
+            for task in TASKS:
+                for when in times:
+                    if not (method in GRADUAL and when == "after"):
+                        yield Run(task, 0, method, ratio, when)
 
 
 def estimate(run: Run) -> float:
     """Seconds that a run should take."""
-    shares = {None: 1, "from the start": 1, "late": 0.2, "after": 0}
+    shares = {None: 1, "from the start": 1, "late": 0.2, "after four fifths": 0.2, "after": 0}
     n_steps = {"cifar10": 1404, "language": 1500}[run.task]
     share = shares.get(run.variant, 2 / 3)
     return round(share * n_steps * SECONDS_A_STEP[run.task] + OTHER_SECONDS)

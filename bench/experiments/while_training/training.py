@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from compressors import Gradual
 from fastfactor.torch import Compression, apply_compression
 from fastfactor.training import Compressor, Schedule
 from torch import nn
@@ -50,17 +51,24 @@ class Training:
         self.seconds = 0.0
 
     def run(
-        self, steps: range, *, first_rate: int | None = None, after: Callable[[int], object] = int
+        self,
+        steps: range,
+        *,
+        first_rate: int | None = None,
+        n_rates: int | None = None,
+        after: Callable[[int], object] = int,
     ) -> None:
         """Train; ``after`` is called with the number of each step when it is done.
 
         ``first_rate`` is the step whose learning rate the first of the steps has, its own if None.
+        ``n_rates`` is over how many steps the learning rate falls to 0, all if None.
         """
         began = time.perf_counter()
+        n_rates = n_rates or self.task.n_steps
         for step in steps:
             at = step if first_rate is None else first_rate + step - steps.start
             for group in self.optimizer.param_groups:
-                group["lr"] = group["share"] * self.task.learning_rate * rate(at, self.task.n_steps)
+                group["lr"] = group["share"] * self.task.learning_rate * rate(at, n_rates)
             loss, self.carry = self.task.loss(self.model, step, self.carry)
             self.optimizer.zero_grad()
             loss.backward()
@@ -102,13 +110,15 @@ class Variant:
     ``begin`` is the share of the steps after which weights are factored, ``end`` the one after
     which they are gone; they are equal where nothing is blended. ``further`` is for how many steps
     the factors are trained, as a share of all, and ``first_rate`` the share at which the learning
-    rate then is.
+    rate then is. ``dense`` is the share of the steps over which the learning rate of the dense
+    phase falls to 0, where that ends before all steps.
     """
 
     begin: float
     end: float
     further: float
     first_rate: float
+    dense: float = 1.0
 
     def schedule(self, n_steps: int) -> Schedule | None:
         if self.begin == self.end:
@@ -122,29 +132,36 @@ VARIANTS = {
     "late": Variant(0.8, 0.9, 0.2, 0.8),
     "after": Variant(1, 1, 0, 1),
     "after, further": Variant(1, 1, 2 / 3, 1 / 3),
+    # As many steps in all as "during" and "late", but the dense phase is a whole training.
+    "after a third": Variant(1 / 3, 1 / 3, 2 / 3, 1 / 3, dense=1 / 3),
+    "after four fifths": Variant(0.8, 0.8, 0.2, 0.8, dense=0.8),
     "from the start": Variant(1 / 3, 1 / 2, 2 / 3, 1 / 3),
 }
 
 
-def train_dense(task: Task, folder: Path, share: float = 1) -> Training:
-    """Train without compression for a share of the steps, from the last checkpoint that is kept."""
+def train_dense(task: Task, folder: Path, share: float = 1, rates: float = 1) -> Training:
+    """Train without compression for a share of the steps, from the last checkpoint that is kept.
+
+    The learning rate falls to 0 over the share ``rates`` of the steps.
+    """
     training, done = Training(task), 0
-    for stage in sorted({each.begin for each in VARIANTS.values()}):
-        path = folder / f"{task.name}-{task.seed}-{stage:.2f}.pt"
+    for stage in sorted({each.begin for each in VARIANTS.values() if each.dense == rates}):
+        kind = "" if rates == 1 else f"-alone{rates:.2f}"
+        path = folder / f"{task.name}-{task.seed}-{stage:.2f}{kind}.pt"
         last = round(stage * task.n_steps)
         if stage > share:
             break
         if path.exists():
             training.load(path)
         else:
-            training.run(range(done, last))
+            training.run(range(done, last), n_rates=round(rates * task.n_steps))
             training.save(path)
         done = last
     return training
 
 
 def train_compressed(
-    task: Task, method: Compressor, share: float, when: str, folder: Path
+    task: Task, method: Compressor | Gradual, share: float, when: str, folder: Path
 ) -> tuple[Training, Compression, float]:
     """Return the training, its compression, and how long the factoring took.
 
@@ -152,10 +169,20 @@ def train_compressed(
     """
     variant, n = VARIANTS[when], task.n_steps
     first = round(variant.begin * n)
-    training = train_dense(task, folder, 0 if when == "from the start" else variant.begin)
+    alone = 0 if when == "from the start" else variant.begin
+    training = train_dense(task, folder, alone, variant.dense)
     training.seconds = 0.0
     schedule = variant.schedule(n)
-    compression = apply_compression(training.model, dict.fromkeys(task.targets, method), schedule)
+    if isinstance(method, Gradual):
+        weights = {name: training.model.get_submodule(name).weight for name in task.targets}
+        compressors = {
+            name: method.at_size(weight.detach().numpy(), first, round(variant.end * n))
+            for name, weight in weights.items()
+        }
+        compression = apply_compression(training.model, compressors)
+    else:
+        compressors = dict.fromkeys(task.targets, method)
+        compression = apply_compression(training.model, compressors, schedule)
     compression.track(training.optimizer)
     factoring = 0.0
 
@@ -164,6 +191,8 @@ def train_compressed(
         began = time.perf_counter()
         if compression.step(step).factored:
             factoring = time.perf_counter() - began
+            if share == 1:
+                return
             give_own_rate(training.optimizer, factors_of(compression), share)
 
     if when == "from the start":

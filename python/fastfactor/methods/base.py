@@ -154,6 +154,21 @@ class Method(ABC):
             return settings._finite(problem)
         return settings._solved(problem)
 
+    def for_tensor(self, shape: tuple[int, ...]) -> Self:
+        """Return these settings, with what they need to know of a tensor's shape.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the tensor whose matrix will be compressed.
+
+        Returns
+        -------
+        Method
+            These settings themselves, unless they are for convolutions.
+        """
+        return self
+
     def _seeded(self) -> Method:
         """Return these settings with a seed drawn now, so that all steps of a search share it."""
         if not hasattr(self, "random_state"):

@@ -18,8 +18,12 @@ from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
 
 def recipe_name(class_name: str) -> str:
-    """Return the name of a class of settings in recipes: ``LowRank`` is ``low_rank``."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+    """Return the name of a class of settings in recipes.
+
+    ``LowRank`` is ``low_rank`` and ``ConvSVD`` is ``conv_svd``.
+    """
+    words = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+    return re.sub(words, "_", class_name).lower()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,12 @@ from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
 from ..files.layout import Layout
+from ..methods.convolution.base import ConvMethod
 from ..methods.factors import Factors
 from ..methods.narrow import check_kept
 from ..methods.search import Size
 from .compare import difference
-from .layouts import AUTO, Layouts
+from .layouts import AUTO, Layouts, convolution_layout, kernel_shape
 from .quantized import quantized_layers
 from .report import TensorRow
 from .rules import KEEP, Recipe, Rule
@@ -213,11 +214,18 @@ class Job:
         wanted = self.recipe.rule_of(name)
         layout = None
         if len(stored.shape) > 1:
-            may_group = self.weights.metric_name(name) != "input_covariance"
+            of_convolution = wanted is not None and isinstance(wanted.compressor, ConvMethod)
+            may_group = self.weights.metric_name(name) != "input_covariance" and not of_convolution
             layout = layouts.find(name, wanted.layout if wanted else AUTO, may_group=may_group)
         rule, reason = self.recipe.decide(
             name, layout.matrix if layout else stored.shape, is_float=stored.is_float, codes=codes
         )
+        if not reason and layout is not None and isinstance(rule.compressor, ConvMethod):
+            layout = convolution_layout(layout)
+            if layout is None:
+                reason = "not a convolution over two axes"
+            else:
+                rule = replace(rule, compressor=rule.compressor.for_tensor(kernel_shape(layout)))
         dtype = stored.dtype
         if rule.dtype is not None:
             dtype = dtype_of(CODES[rule.dtype])

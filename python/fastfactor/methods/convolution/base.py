@@ -31,6 +31,21 @@ class ConvMethod(Method):
         one. Each group has factors of its own.
     ratio, max_error : float, optional
         As in :class:`Method`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastfactor.methods import ConvMethod, ConvSVD
+    >>> settings = ConvSVD(ranks=(2, 3), kernel_size=(3, 3))
+    >>> isinstance(settings, ConvMethod)
+    True
+    >>> settings.compress(np.ones((8, 36), np.float32)).weight_shape
+    (8, 4, 3, 3)
     """
 
     metrics: ClassVar[frozenset[type]] = frozenset({Frobenius, Diagonal, Covariance})

@@ -112,7 +112,7 @@ class ConvFactors(Factors):
         chain, dtype = self._wide_chain, _checks.result_dtype(x, *self._trained().values())
         sides = (_pair(stride, "stride", 1), _pair(padding, "padding", 0))
         placed = placements(chain, *sides, _pair(dilation, "dilation", 1))
-        images = x.reshape(-1, *x.shape[-3:]).astype(dtype, copy=False)
+        images = (x if x.ndim == 4 else x[None]).astype(dtype, copy=False)
         result = convolved(chain, images, placed)
         return into(out, result.reshape(*x.shape[:-3], *result.shape[1:]))
 

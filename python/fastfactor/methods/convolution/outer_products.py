@@ -9,7 +9,7 @@ import numpy as np
 from ..._checks import Array
 from .tucker import leading
 
-COARSE_SWEEPS, FINE_SWEEPS = 200, 40
+COARSE_SWEEPS, FINE_SWEEPS = 200, 120
 FIRST_STEPS = 12  # of the power iteration for one outer product
 LEAST_GAIN = 1e-5  # relative to the error
 DAMPING = 1e-12  # relative to the mean of a Gram matrix's diagonal

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from fastfactor import compress_file, decompress_file, store
 from fastfactor.methods import ConvCP, ConvMonochromatic, ConvSVD
 from safetensors.numpy import load_file, save_file
 
-RULES = (
-    ({"method": "conv_svd", "ranks": [6, 9]}, ConvSVD(ranks=(6, 9))),
-    ({"method": "conv_cp", "rank": 12}, ConvCP(rank=12)),
-    ({"method": "conv_monochromatic", "n_colors": 4}, ConvMonochromatic(n_colors=4)),
-)
+SVD = ({"method": "conv_svd", "ranks": [6, 9]}, ConvSVD(ranks=(6, 9)))
+CP = ({"method": "conv_cp", "rank": 12}, ConvCP(rank=12))
+COLORS = ({"method": "conv_monochromatic", "n_colors": 4}, ConvMonochromatic(n_colors=4))
+ONE_CHANNEL = ({"method": "conv_svd", "ranks": [1, 3]}, ConvSVD(ranks=(1, 3)))
 
 
 def compressed(tmp_path, tensors, rule, **more):
@@ -27,9 +28,13 @@ def weight(rng):
     return (W + 0.3 * rng.standard_normal(W.shape)).astype(np.float32).reshape(32, 16, 5, 5)
 
 
-@pytest.mark.parametrize(("rule", "method"), RULES, ids=lambda each: getattr(each, "parameter", ""))
-@pytest.mark.parametrize("kind", ["torch", "keras", "depthwise"])
-def test_kernels_are_seen_as_filters_of_channels(rng, tmp_path, rule, method, kind):
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [*itertools.product(["torch", "keras"], [SVD, CP, COLORS]), ("depthwise", ONE_CHANNEL)],
+    ids=lambda value: value if isinstance(value, str) else value[0]["method"],
+)
+def test_kernels_are_seen_as_filters_of_channels(rng, tmp_path, kind, case):
+    rule, method = case
     W = weight(rng)
     if kind == "depthwise":
         W = np.ascontiguousarray(W[:, :1])
@@ -38,9 +43,6 @@ def test_kernels_are_seen_as_filters_of_channels(rng, tmp_path, rule, method, ki
         "keras": ("conv/kernel", (2, 3, 1, 0)),
         "depthwise": ("conv/depthwise_kernel", (2, 3, 0, 1)),
     }[kind]
-    if kind == "depthwise" and method.parameter != "n_colors":
-        method = ConvSVD(ranks=(1, 3))
-        rule = {"method": "conv_svd", "ranks": [1, 3]}
     kernel = np.ascontiguousarray(W.transpose(axes))
     rows, path = compressed(tmp_path, {name: kernel}, rule)
     expected = method.compress(W)

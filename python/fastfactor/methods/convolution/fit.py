@@ -14,8 +14,8 @@ from ..least_squares import solve_least_squares
 from ..search import Problem
 from .contraction import Named, contract
 
-SWEEPS = 8
-STEPS = 4  # of conjugate gradients, for each tensor in a sweep
+SWEEPS = 16
+STEPS = 6  # of conjugate gradients, for each tensor in a sweep
 LEAST_GAIN = 1e-3  # the relative gain in error that justifies another sweep
 RIDGE = 1e-3  # relative to the mean; with it, what no input reaches still has a weight
 Spec = Mapping[str, str]  # the axes of each tensor, by its name

@@ -278,20 +278,25 @@ class Job:
 
     def _measured(self, row: TensorRow, W: Array, value: Value, start: float | None) -> TensorRow:
         """Return a row with the size and error of what is stored, and the time since `start`."""
-        error, metric = None, None
+        error = plain = metric = None
         if isinstance(value, Factors):
             layout = self.plan[row.name].layout
             assert layout is not None
             weights = self.weights.arguments(row.name, layout)
             error = value.error(layout.to_matrix(W), **weights, n_threads=self.n_threads)
             metric = used_metric(weights)
+            plain = error
+            if weights:
+                plain = value.error(layout.to_matrix(W), n_threads=self.n_threads)
         elif value.dtype != W.dtype:
-            error, metric = difference(W, value).relative_error, PLAIN
+            error = plain = difference(W, value).relative_error
+            metric = PLAIN
         return row.changed(
             bytes_after=value.nbytes,
             at_most=False,
             relative_error=error,
             metric=metric,
+            plain_error=plain,
             seconds=None if start is None else time.perf_counter() - start,
         )
 

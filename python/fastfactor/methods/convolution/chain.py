@@ -31,6 +31,24 @@ class Convolve(ArrayRecord):
     groups: int = 1
 
 
+class Link(NamedTuple):
+    """A convolution of a chain whose weight is a tensor of factors.
+
+    Attributes
+    ----------
+    tensor : str
+        The name of the tensor.
+    shape : (int, int, int, int)
+        The shape of the weight, into which the tensor is reshaped.
+    groups : int
+        As for `Convolve`.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    groups: int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Reorder(ArrayRecord):
     """Channels in another order.

@@ -21,15 +21,18 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ..training.report import LayerReport
+from .chains import ChannelOrder, to_convolutions
 from .compression import Compression, apply_compression
 from .saving import load_compressed
 from .statistics import Statistics, collect_statistics
 
 __all__ = [
+    "ChannelOrder",
     "Compression",
     "LayerReport",
     "Statistics",
     "apply_compression",
     "collect_statistics",
     "load_compressed",
+    "to_convolutions",
 ]

@@ -133,8 +133,8 @@ class ConvFactors(Factors):
         if x.shape[-3] != n_channels:
             raise ValueError(f"x must have {n_channels} channels, got shape {x.shape}")
         chain, dtype = self._wide_chain, _checks.result_dtype(x, *self._trained().values())
-        sides = (_pair(stride, "stride", 1), _pair(padding, "padding", 0))
-        placed = placements(chain, *sides, _pair(dilation, "dilation", 1))
+        sides = (pair_of(stride, "stride", 1), pair_of(padding, "padding", 0))
+        placed = placements(chain, *sides, pair_of(dilation, "dilation", 1))
         images = (x if x.ndim == 4 else x[None]).astype(dtype, copy=False)
         result = convolved(chain, images, placed)
         return into(out, result.reshape(*x.shape[:-3], *result.shape[1:]))
@@ -167,9 +167,9 @@ class ConvFactors(Factors):
             For numbers out of range, and for an image smaller than the kernel.
         """
         chain = self.chain()
-        sides = (_pair(stride, "stride", 1), _pair(padding, "padding", 0))
-        placed = placements(chain, *sides, _pair(dilation, "dilation", 1))
-        return multiply_adds(chain, _pair(size, "size", 1), placed)
+        sides = (pair_of(stride, "stride", 1), pair_of(padding, "padding", 0))
+        placed = placements(chain, *sides, pair_of(dilation, "dilation", 1))
+        return multiply_adds(chain, pair_of(size, "size", 1), placed)
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
@@ -217,7 +217,7 @@ class ConvFactors(Factors):
         return self._chain(NUMPY, wide)
 
 
-def _pair(value: Any, name: str, least: int) -> Pair:
+def pair_of(value: Any, name: str, least: int) -> Pair:
     """Return an integer twice, or two integers."""
     values = value if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2:

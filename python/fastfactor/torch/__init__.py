@@ -24,7 +24,7 @@ from ..training.report import LayerReport
 from .chains import ChannelOrder, to_convolutions
 from .compression import Compression, apply_compression
 from .saving import load_compressed
-from .statistics import Statistics, collect_statistics
+from .statistics import Statistics, collect_statistics, wrong_class_losses
 
 __all__ = [
     "ChannelOrder",
@@ -35,4 +35,5 @@ __all__ = [
     "collect_statistics",
     "load_compressed",
     "to_convolutions",
+    "wrong_class_losses",
 ]

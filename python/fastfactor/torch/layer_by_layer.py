@@ -48,8 +48,10 @@ def layer_by_layer(
     model : Module
         It is changed in place. Layers follow one another as the model registers them, which should
         be their order in the forward pass.
-    compressor, targets, ignore
+    compressor : Compressor, or mapping of patterns to Compressors
         As for `apply_compression`. Each weight is factored as it is when its turn comes.
+    targets, ignore : pattern or patterns, optional
+        As for `apply_compression`.
 
     Yields
     ------

@@ -64,6 +64,11 @@ def layer_by_layer(
     TypeError, ValueError
         As for `apply_compression`, before the first layer.
 
+    Notes
+    -----
+    To tune all layers at once while they are blended with their factors, use `apply_compression`
+    with a schedule.
+
     Examples
     --------
     >>> import torch

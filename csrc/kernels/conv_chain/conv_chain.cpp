@@ -4,6 +4,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "core/rows.hpp"
+#include "kernels/conv_chain/depthwise.hpp"
 #include "kernels/conv_chain/layout.hpp"
 #include "kernels/conv_chain/tile.hpp"
 
@@ -13,22 +15,22 @@ namespace {
 using namespace conv;
 
 // What a worker's planes may take of the L2 cache, beside the weights.
-constexpr index kScratchFloats = index(512) << 8;
-// A call is cut into at least so many blocks, if it has so many rows.
-constexpr index kLeastBlocks = 12;
+constexpr index kScratchFloats = index(1024) << 8;
 
 // The planes that a stage reads, and those of the stage after it.
 struct StagePlan {
   Layout in;
   index in_pitch;
-  std::vector<std::int32_t> offsets;
-  Spots spots;  // of stages before the last with a window, which fill whole planes
+  std::vector<std::int32_t> offsets, panel_offsets;
+  DepthwisePlan depthwise;  // instead of offsets
+  Spots spots;              // of stages before the last with a window, which fill whole planes
 };
 
 struct Scratch {
   std::vector<Buffer<float>> planes;  // what stage s reads
-  Buffer<float> row;
-  Spots spots;
+  Buffer<float> panel;
+  // Positions of the last stage with a window, of those after it, and of the last one of these.
+  Spots window_spots, inner_spots, last_spots;
 };
 
 Buffer<float> zeros(index size) {
@@ -69,10 +71,8 @@ class Product {
         chain_(chain),
         rows_(axis(0, steps)),
         columns_(axis(1, steps)),
-        blocks_(rows_, columns_, 1, 1),
+        blocks_(choose_blocks()),
         out_(out) {
-    blocks_ = choose_blocks();
-    shared_ = blocks_.n_columns == 1 ? shared_zeros(columns_) : 0;
     plan();
     if (bias) spread(bias);
   }
@@ -96,71 +96,130 @@ class Product {
 
   int n_stages() const { return int(chain_.stages.size()); }
 
-  index plane_size(const Blocks& b) const {
-    return rows_.phases * rows_.elements(b.rows) * columns_.phases * columns_.elements(b.columns);
+  Layout first_layout(const Blocks& blocks) const {
+    return {
+        columns_.phases, rows_.phases, rows_.elements(blocks.rows),
+        columns_.elements(blocks.columns) - (blocks.n_columns == 1 ? shared_zeros(columns_) : 0)};
   }
 
-  index scratch_floats(const Blocks& b) const {
+  index scratch_floats(const Blocks& blocks) const {
     index planes = chain_.in_channels, compact = 0;
     for (int s = 0; s < n_stages() - 1; ++s)
       (s < chain_.pivot ? planes : compact) += chain_.stages[s].planes;
-    return planes * plane_size(b) + compact * b.rows * b.columns;
+    return planes * first_layout(blocks).size() + compact * blocks.rows * blocks.columns;
   }
 
-  // Whole rows, and as many as fit; if only a few fit, parts of rows.
+  // Whole rows if a few of them fit, and else parts of rows.
   Blocks choose_blocks() const {
     constexpr index kFewRows = 4, kFewColumns = 64;
-    const index enough = std::max<index>(rows_.out * x_.shape[0] / kLeastBlocks, 1);
     for (index n = 1;; ++n) {
-      index most = std::min(enough, rows_.out);
-      Blocks blocks(rows_, columns_, most, n);
-      while (most > 1 && scratch_floats(blocks) > kScratchFloats)
-        blocks = Blocks(rows_, columns_, --most, n);
-      if (most >= std::min(kFewRows, enough) || blocks.columns <= kFewColumns) return blocks;
+      const index columns = ceil_div(columns_.out, n);
+      const Blocks few(rows_, columns_, std::min(kFewRows, rows_.out), columns);
+      if (scratch_floats(few) <= kScratchFloats || columns <= kFewColumns)
+        return choose_rows(columns);
     }
   }
 
+  // The number of rows at which a call costs least, of those that fit.
+  Blocks choose_rows(index columns) const {
+    constexpr index kMostRows = 64;
+    Blocks best(rows_, columns_, 1, columns);
+    double least = cost(best);
+    for (index rows = 2; rows <= std::min(rows_.out, kMostRows); ++rows) {
+      const Blocks blocks(rows_, columns_, rows, columns);
+      if (scratch_floats(blocks) > kScratchFloats) break;
+      const double own = cost(blocks);
+      if (own < least) least = own, best = blocks;
+    }
+    return best;
+  }
+
+  // What a call costs on one, two and four threads together, in multiply-adds of vectors. Lanes
+  // without a result count, and so do threads that wait for the last block.
+  double cost(const Blocks& blocks) const {
+    const index n = blocks.count() * x_.shape[0], partial = blocks.n_columns * x_.shape[0];
+    const double whole = block_cost(blocks, blocks.rows);
+    const double last = block_cost(blocks, rows_.out - (blocks.n_rows - 1) * blocks.rows);
+    double sum = double(n - partial) * whole + double(partial) * last;
+    for (const index threads : {2, 4}) sum += double(round_up(n, threads)) * whole;
+    return sum;
+  }
+
+  double block_cost(const Blocks& blocks, index rows) const {
+    // To load a vector or to store a result takes as long as these multiply-adds.
+    constexpr double kLoad = 4, kStore = 3;
+    const Layout layout = first_layout(blocks);
+    const index plane = vectors(layout.size());
+    const index windows = std::min(rows * vectors(blocks.columns),
+                                   vectors((rows - 1) * layout.columns + blocks.columns));
+    double sum = double(plane) * kLoad * double(chain_.in_channels);
+    for (int s = 0; s < n_stages(); ++s) {
+      const PackedConv& stage = chain_.stages[s];
+      const index at = s < chain_.pivot    ? plane
+                       : s == chain_.pivot ? windows
+                                           : vectors(rows * blocks.columns);
+      sum += double(at) *
+             (double(stage.weights.size()) + kStore * double(stage.blocks.size()) * kBlockFilters);
+    }
+    return sum;
+  }
+
+  static index vectors(index positions) { return ceil_div(positions, kLanes<float>); }
+
   void plan() {
-    Layout layout{columns_.phases, rows_.phases, rows_.elements(blocks_.rows),
-                  columns_.elements(blocks_.columns) - shared_};
+    Layout layout = first_layout(blocks_);
     plans_.resize(n_stages());
     for (int s = 0; s < n_stages(); ++s) {
       StagePlan& plan = plans_[s];
       plan.in = layout;
-      // A vector may begin at the last position; zeros that rows share follow the last row.
-      plan.in_pitch = plane_pitch(layout.size() + shared_ + 2 * kLanes<float>);
+      // A vector may begin at the last position; zeros that rows share follow the last row, no more
+      // of them than there are in a window.
+      plan.in_pitch = plane_pitch(layout.size() + columns_.span + 2 * kLanes<float>);
       if (chain_.owner[0] == s) layout.row_phases = 1, layout.rows = blocks_.rows;
       if (chain_.owner[1] == s) layout.column_phases = 1;
       if (s == chain_.pivot) layout = {1, 1, blocks_.rows, blocks_.columns};
-      find_offsets(s);
+      if (chain_.stages[s].depthwise) find_window(plan, chain_.stages[s]);
+      else find_offsets(plan, chain_.stages[s]);
       if (s < chain_.pivot) fill_planes(plan, layout);
     }
   }
 
-  // Where the terms of a sum lie, from the position of the output on.
-  void find_offsets(int s) {
-    StagePlan& plan = plans_[s];
-    const PackedConv& stage = chain_.stages[s];
-    std::vector<index> window;
-    for (index i = 0; i < stage.kernel[0]; ++i)
-      for (index j = 0; j < stage.kernel[1]; ++j) {
-        const index y = i * dilation(rows_, stage.kernel[0]);
-        const index x = j * dilation(columns_, stage.kernel[1]);
-        window.push_back(x % columns_.phases * plan.in.column_phase() +
-                         y % rows_.phases * plan.in.row_phase() +
-                         y / rows_.phases * plan.in.columns + x / columns_.phases);
-      }
-    if (plan.in_pitch > std::numeric_limits<std::int32_t>::max() / index(stage.source.size()))
-      throw std::invalid_argument(
-          "dilation must be smaller: a window with its channels takes more "
-          "than 8 GB");
-    for (const std::int32_t source : stage.source)
-      for (const index at : window)
-        plan.offsets.push_back(std::int32_t(source * plan.in_pitch + at));
+  // Where element i of a window along rows, or columns, lies.
+  index row_offset(const Layout& layout, index i) const {
+    const index y = i * rows_.dilation;
+    return y % rows_.phases * layout.row_phase() + y / rows_.phases * layout.columns;
   }
 
-  static index dilation(const Axis& axis, index kernel) {
-    return kernel > 1 ? axis.span / (kernel - 1) : 0;
+  index column_offset(const Layout& layout, index j) const {
+    const index x = j * columns_.dilation;
+    return x % columns_.phases * layout.column_phase() + x / columns_.phases;
+  }
+
+  // Where the terms of a sum lie, from the position of the output on.
+  void find_offsets(StagePlan& plan, const PackedConv& stage) const {
+    if (plan.in_pitch > std::numeric_limits<std::int32_t>::max() / index(stage.source.size()))
+      throw std::invalid_argument(
+          "dilation must be smaller: the channels under a window take more "
+          "than 8 GB");
+    for (const std::int32_t source : stage.source)
+      for (index i = 0; i < stage.kernel[0]; ++i)
+        for (index j = 0; j < stage.kernel[1]; ++j)
+          plan.offsets.push_back(std::int32_t(source * plan.in_pitch + row_offset(plan.in, i) +
+                                              column_offset(plan.in, j)));
+    if (stage.taps() == 1)
+      for (index k = 0; k < stage.depth(); ++k)
+        plan.panel_offsets.push_back(std::int32_t(k * kPanelWidth));
+  }
+
+  void find_window(StagePlan& plan, const PackedConv& stage) const {
+    DepthwisePlan& window = plan.depthwise;
+    window.in_columns = plan.in.columns;
+    const auto [height, width] = stage.kernel;
+    const index apart = rows_.dilation == 1 ? rows_.phases : height;
+    for (index i = 0; i < std::min(apart, height); ++i)
+      window.rows.push_back(
+          {row_offset(plan.in, i), i * width, apart * width, ceil_div(height - i, apart)});
+    for (index j = 0; j < width; ++j) window.columns.push_back(column_offset(plan.in, j));
   }
 
   // Positions of a stage that writes planes of this layout.
@@ -187,36 +246,47 @@ class Product {
       const index planes = s == 0 ? chain_.in_channels : chain_.stages[s - 1].planes;
       scratch.planes.push_back(zeros(planes * plans_[s].in_pitch));
     }
-    scratch.row = Buffer<float>(x_.shape[3]);
+    std::size_t depth = 0;
+    for (const StagePlan& plan : plans_) depth = std::max(depth, plan.panel_offsets.size());
+    scratch.panel = Buffer<float>(index(depth) * kPanelWidth);
   }
 
   void run_block(index image, index row_block, index column_block, Scratch& scratch) {
-    const index first_row = rows_.out * row_block / blocks_.n_rows;
-    const index first_column = columns_.out * column_block / blocks_.n_columns;
-    const index rows = rows_.out * (row_block + 1) / blocks_.n_rows - first_row;
-    const index columns = columns_.out * (column_block + 1) / blocks_.n_columns - first_column;
+    const index first_row = row_block * blocks_.rows, first_column = column_block * blocks_.columns;
+    const index rows = std::min(blocks_.rows, rows_.out - first_row);
+    const index columns = std::min(blocks_.columns, columns_.out - first_column);
     const int last = n_stages() - 1, pivot = chain_.pivot;
     float* out = out_ + image * chain_.out_channels * rows_.out * columns_.out +
                  first_row * columns_.out + first_column;
 
     load(image, first_row, first_column, scratch);
     for (int s = 0; s < pivot - 1; ++s) run_stage(s, 0, n_blocks(s), plans_[s].spots, scratch, out);
-    scratch.spots.clear();
-    add_rows(scratch.spots, rows, columns, plans_[pivot].in.columns,
+    scratch.window_spots.clear();
+    add_rows(scratch.window_spots, rows, columns, plans_[pivot].in.columns,
              pivot == last ? columns_.out : columns);
-    for (const ChainPart& part : chain_.parts) {
-      if (pivot > 0)
-        run_stage(pivot - 1, part.front_first, part.front_last, plans_[pivot - 1].spots, scratch,
-                  out);
-      run_stage(pivot, part.first, part.last, scratch.spots, scratch, out);
+    scratch.inner_spots.clear();
+    add_rows(scratch.inner_spots, 1, rows * columns, 0, 0);
+    scratch.last_spots.clear();
+    if (columns == columns_.out) add_rows(scratch.last_spots, 1, rows * columns, 0, 0);
+    else add_rows(scratch.last_spots, rows, columns, columns, columns_.out);
+    const auto spots_of = [&](int s) -> const Spots& {
+      return s == last ? scratch.last_spots : scratch.inner_spots;
+    };
+    for (const ChainSection& section : chain_.sections) {
+      for (index i = section.first_part; i < section.last_part; ++i)
+        run_part(chain_.parts[i], rows, columns, scratch, out);
+      if (pivot < last)
+        run_stage(pivot + 1, section.first, section.last, spots_of(pivot + 1), scratch, out);
     }
-    for (int s = pivot + 1; s <= last; ++s) {
-      scratch.spots.clear();
-      if (s == last && columns < columns_.out)
-        add_rows(scratch.spots, rows, columns, columns, columns_.out);
-      else add_rows(scratch.spots, 1, rows * columns, 0, 0);
-      run_stage(s, 0, n_blocks(s), scratch.spots, scratch, out);
-    }
+    for (int s = pivot + 2; s <= last; ++s) run_stage(s, 0, n_blocks(s), spots_of(s), scratch, out);
+  }
+
+  void run_part(const ChainPart& part, index rows, index columns, Scratch& scratch, float* out) {
+    const int s = chain_.pivot;
+    if (s > 0)
+      run_stage(s - 1, part.front_first, part.front_last, plans_[s - 1].spots, scratch, out);
+    if (chain_.stages[s].depthwise) run_windows(part, rows, columns, scratch, out);
+    else run_stage(s, part.first, part.last, scratch.window_spots, scratch, out);
   }
 
   index n_blocks(int s) const { return index(chain_.stages[s].blocks.size()); }
@@ -227,11 +297,30 @@ class Product {
     const BlockRun run{scratch.planes[s].data(),
                        plans_[s].offsets.data(),
                        stage.depth(),
+                       plans_[s].panel_offsets.empty() ? nullptr : scratch.panel.data(),
+                       plans_[s].panel_offsets.data(),
                        stage.weights.data(),
                        ends && !bias_.empty() ? bias_.data() : nullptr,
                        ends ? out : scratch.planes[s + 1].data(),
                        ends ? rows_.out * columns_.out : plans_[s + 1].in_pitch};
     run_blocks(run, stage.blocks, first, last, spots);
+  }
+
+  // The last stage with a window, where that is over one channel for each filter.
+  void run_windows(const ChainPart& part, index rows, index columns, Scratch& scratch, float* out) {
+    const int s = chain_.pivot;
+    const PackedConv& stage = chain_.stages[s];
+    const bool ends = s == n_stages() - 1;
+    float* to = ends ? out : scratch.planes[s + 1].data();
+    for (index b = part.first; b < part.last; ++b) {
+      const FilterBlock& block = stage.blocks[b];
+      run_depthwise(
+          plans_[s].depthwise, stage.weights.data() + block.weights,
+          ends && !bias_.empty() ? bias_[b * kMostFilters] : 0,
+          scratch.planes[s].data() + stage.source[block.group] * plans_[s].in_pitch,
+          to + block.slots[0] * (ends ? rows_.out * columns_.out : plans_[s + 1].in_pitch), rows,
+          columns, ends ? columns_.out : columns);
+    }
   }
 
   // Fills the planes that the first stage reads.
@@ -244,23 +333,22 @@ class Product {
         columns_.element(first_column, columns_.phases - 1, layout.columns - 1) + 1, first,
         x_.shape[3]);
     for (index c = 0; c < chain_.in_channels; ++c) {
-      MatrixView channel{
+      const MatrixView channel{
           x_.data + image * x_.strides[0] + c * x_.strides[1] + first * x_.strides[3],
           x_.dtype,
           x_.shape[2],
           last - first,
           x_.strides[2],
           x_.strides[3]};
+      Rows<float> rows(channel);
       float* plane = scratch.planes[0].data() + c * plan.in_pitch;
       for (index phase = 0; phase < layout.row_phases; ++phase)
         for (index q = 0; q < layout.rows; ++q) {
-          const index row = rows_.element(first_row, phase, q);
+          const index y = rows_.element(first_row, phase, q);
+          const float* row = y >= 0 && y < x_.shape[2] && last > first ? rows[y] : nullptr;
           float* to = plane + phase * layout.row_phase() + q * layout.columns;
-          const bool exists = row >= 0 && row < x_.shape[2] && last > first;
-          if (exists) load_row(channel, row, scratch.row.data());
           for (index p = 0; p < layout.column_phases; ++p)
-            split_row(exists ? scratch.row.data() : nullptr, first, last, first_column, p,
-                      to + p * layout.column_phase());
+            split_row(row, first, last, first_column, p, to + p * layout.column_phase());
         }
     }
   }
@@ -283,16 +371,17 @@ class Product {
     const float* from = row + columns_.element(first_column, phase, begin) - first;
     if (columns_.stride == 1) {
       std::memcpy(to + begin, from, std::size_t(end - begin) * sizeof(float));
+    } else if (columns_.stride == 2) {  // which compilers turn into vectors
+      for (index q = 0; q < end - begin; ++q) to[begin + q] = from[q * 2];
     } else {
-      for (index q = begin; q < end; ++q) to[q] = from[(q - begin) * columns_.stride];
+      for (index q = 0; q < end - begin; ++q) to[begin + q] = from[q * columns_.stride];
     }
   }
 
   const ImagesView& x_;
   const ConvChain& chain_;
   const Axis rows_, columns_;
-  Blocks blocks_;
-  index shared_ = 0;
+  const Blocks blocks_;
   float* out_;
   std::vector<StagePlan> plans_;
   std::vector<float> bias_;

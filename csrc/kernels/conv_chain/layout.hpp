@@ -15,16 +15,17 @@ namespace ff::conv {
 
 struct Axis {
   index size, out;  // elements of the image, and of the result
-  index stride, padding;
+  index stride, padding, dilation;
   index phases, span;  // span: from the window's first element to its last
 
-  Axis(index n, index kernel, index step, index pad, index dilation)
+  Axis(index n, index kernel, index step, index pad, index apart)
       : size(n),
-        out(conv_outputs(n, kernel, step, pad, dilation)),
+        out(conv_outputs(n, kernel, step, pad, apart)),
         stride(step),
         padding(pad),
+        dilation(apart),
         phases(kernel > 1 ? step : 1),
-        span(dilation * (kernel - 1)) {}
+        span(apart * (kernel - 1)) {}
 
   // Elements of a phase for n outputs.
   index elements(index n) const { return n + span / stride; }
@@ -57,15 +58,15 @@ inline index shared_zeros(const Axis& columns) {
   return n;
 }
 
-// Blocks of an image: n_rows × n_columns of them, of at most `rows` × `columns` outputs.
+// How the result of an image is cut: blocks of `rows` × `columns`, the last ones smaller.
 struct Blocks {
-  index n_rows, n_columns, rows, columns;
+  index rows, columns, n_rows, n_columns;
 
-  Blocks(const Axis& row, const Axis& column, index most_rows, index n)
-      : n_rows(ceil_div(row.out, most_rows)),
-        n_columns(n),
-        rows(ceil_div(row.out, n_rows)),
-        columns(ceil_div(column.out, n)) {}
+  Blocks(const Axis& row, const Axis& column, index height, index width)
+      : rows(height),
+        columns(width),
+        n_rows(ceil_div(row.out, height)),
+        n_columns(ceil_div(column.out, width)) {}
 
   index count() const { return n_rows * n_columns; }
 };

@@ -57,24 +57,35 @@ struct Spots {
   }
 };
 
+// So many blocks of filters make up for a copy of the terms that they share.
+inline constexpr index kLeastBlocksToPack = 4;
+
 // What the blocks of a stage share during a call.
 struct BlockRun {
   const float* in;
   const std::int32_t* offsets;  // (groups, depth): where the terms of a group's sums lie
   index depth;
+  float* panel;                       // scratch for the terms of a tile, or null
+  const std::int32_t* panel_offsets;  // (depth)
   const float* weights;
   const float* bias;  // kMostFilters a block, or null
   float* out;
   index out_pitch;  // from plane to plane
 };
 
+// Where the terms of a tile's sums lie: term k of vector v at from[v] + offsets[k].
+struct Terms {
+  const float* from[kTileVectors];
+  const std::int32_t* offsets;
+};
+
 template <int R, int V>
-void run_tile(const BlockRun& run, const FilterBlock& block, index number, const Spots& spots,
-              index first) {
+void run_tile(const BlockRun& run, const FilterBlock& block, index number, const Terms& terms,
+              const Spots& spots, index first) {
   const float* from[V];
-  for (int v = 0; v < V; ++v) from[v] = run.in + spots.in[first + v];
+  for (int v = 0; v < V; ++v) from[v] = terms.from[v];
   const float* weights = run.weights + block.weights;
-  const std::int32_t* offset = run.offsets + block.group * run.depth;
+  const std::int32_t* offset = terms.offsets;
   Vec acc[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -91,21 +102,50 @@ void run_tile(const BlockRun& run, const FilterBlock& block, index number, const
     }
     weights += R;
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    if (r == block.count) break;
-    float* plane = run.out + block.slots[r] * run.out_pitch;
-    for (int v = 0; v < V; ++v) spots.store(first + v, acc[r][v], plane);
+  bool whole = true;
+  index to[V];
+  for (int v = 0; v < V; ++v) {
+    to[v] = spots.whole[first + v];
+    whole &= to[v] >= 0;
   }
+  if (whole) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      if (r < block.count)
+        for (int v = 0; v < V; ++v)
+          simd::store(run.out + block.slots[r] * run.out_pitch + to[v], acc[r][v]);
+    return;
+  }
+  // A copy, for which an index may vary: the sums themselves stay in registers.
+  Vec sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sums[r][v] = acc[r][v];
+  for (int v = 0; v < V; ++v)
+    for (int r = 0; r < block.count; ++r)
+      spots.store(first + v, sums[r][v], run.out + block.slots[r] * run.out_pitch);
 }
 
 template <int V>
-void run_width(const BlockRun& run, const FilterBlock& block, index number, const Spots& spots,
-               index first) {
-  if (block.width == 1) return run_tile<1, V>(run, block, number, spots, first);
-  if (block.width == 2) return run_tile<2, V>(run, block, number, spots, first);
-  if (block.width == 4) return run_tile<4, V>(run, block, number, spots, first);
-  if constexpr (kBlockFilters == 8) run_tile<8, V>(run, block, number, spots, first);
+void run_width(const BlockRun& run, const FilterBlock& block, index number, const Terms& terms,
+               const Spots& spots, index first) {
+  if (block.width == 1) return run_tile<1, V>(run, block, number, terms, spots, first);
+  if (block.width == 2) return run_tile<2, V>(run, block, number, terms, spots, first);
+  if (block.width == 4) return run_tile<4, V>(run, block, number, terms, spots, first);
+  if constexpr (kBlockFilters == 8) run_tile<8, V>(run, block, number, terms, spots, first);
+}
+
+inline constexpr index kPanelWidth = kTileVectors * kLanes<float>;
+
+// Copies the terms of a tile side by side.
+inline Terms pack(const BlockRun& run, const Terms& terms, int vectors) {
+  for (index k = 0; k < run.depth; ++k)
+    for (int v = 0; v < vectors; ++v)
+      simd::store(run.panel + k * kPanelWidth + v * kLanes<float>,
+                  simd::load(terms.from[v] + terms.offsets[k]));
+  Terms packed{{}, run.panel_offsets};
+  for (int v = 0; v < vectors; ++v) packed.from[v] = run.panel + v * kLanes<float>;
+  return packed;
 }
 
 // Runs blocks [first, last) over all positions. The positions of a tile stay in the L1 cache while
@@ -115,11 +155,14 @@ inline void run_blocks(const BlockRun& run, const std::vector<FilterBlock>& bloc
   for (index end = first; first < last; first = end) {
     while (end < last && blocks[end].group == blocks[first].group) ++end;
     for (index p = 0; p < spots.size(); p += kTileVectors) {
-      const index left = spots.size() - p;
+      const int vectors = int(std::min<index>(kTileVectors, spots.size() - p));
+      Terms terms{{}, run.offsets + blocks[first].group * run.depth};
+      for (int v = 0; v < vectors; ++v) terms.from[v] = run.in + spots.in[p + v];
+      if (run.panel && end - first >= kLeastBlocksToPack) terms = pack(run, terms, vectors);
       for (index b = first; b < end; ++b) {
-        if (left >= 3) run_width<3>(run, blocks[b], b, spots, p);
-        else if (left == 2) run_width<2>(run, blocks[b], b, spots, p);
-        else run_width<1>(run, blocks[b], b, spots, p);
+        if (vectors == 3) run_width<3>(run, blocks[b], b, terms, spots, p);
+        else if (vectors == 2) run_width<2>(run, blocks[b], b, terms, spots, p);
+        else run_width<1>(run, blocks[b], b, terms, spots, p);
       }
     }
   }

@@ -16,7 +16,8 @@ namespace ff::conv {
 struct Axis {
   index size, out;  // elements of the image, and of the result
   index stride, padding, dilation;
-  index phases, span;  // span: from the window's first element to its last
+  index span;    // from the window's first element to its last
+  index phases;  // that windows read
 
   Axis(index n, index kernel, index step, index pad, index apart)
       : size(n),
@@ -24,8 +25,8 @@ struct Axis {
         stride(step),
         padding(pad),
         dilation(apart),
-        phases(kernel > 1 ? step : 1),
-        span(apart * (kernel - 1)) {}
+        span(apart * (kernel - 1)),
+        phases(std::min(step, span + 1)) {}
 
   // Elements of a phase for n outputs.
   index elements(index n) const { return n + span / stride; }

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -48,6 +49,31 @@ struct Spots {
     in.push_back(from);
     whole.push_back(all ? segments[first].to : -1);
     first_segment.push_back(end);
+  }
+
+  // Appends rows [0, rows) × columns [0, columns) of planes with this pitch of rows; results have
+  // `out_pitch`. Vectors go from row to row where that takes fewer of them; else each row begins
+  // one.
+  void add(index rows, index columns, index pitch, index out_pitch) {
+    constexpr index kWidth = kLanes<float>;
+    const index end = (rows - 1) * pitch + columns;
+    if (rows * ceil_div(columns, kWidth) <= ceil_div(end, kWidth)) {
+      for (index y = 0; y < rows; ++y)
+        for (index x = 0; x < columns; x += kWidth) {
+          segments.push_back({0, int(std::min(kWidth, columns - x)), y * out_pitch + x});
+          finish(y * pitch + x);
+        }
+      return;
+    }
+    for (index p = 0; p < end; p += kWidth) {
+      for (index lane = 0; lane < kWidth && p + lane < end;) {
+        const index y = (p + lane) / pitch, x = (p + lane) % pitch;
+        const index count = std::min(kWidth - lane, columns - x);
+        if (count > 0) segments.push_back({int(lane), int(count), y * out_pitch + x});
+        lane += std::min(kWidth - lane, pitch - x);
+      }
+      if (index(segments.size()) > first_segment.back()) finish(p);
+    }
   }
 
   void store(index i, Vec v, float* plane) const {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _checks
-from .._arrays import as_array
 from .._checks import Array
 from .._core import kernels
 from .._records import short_repr
@@ -183,8 +183,8 @@ def conv_chain(
     >>> mix, window = np.ones((2, 3, 1, 1), np.float32), np.ones((4, 1, 5, 5), np.float32)
     >>> chain = ConvChain([(None, mix, 1), (None, window, 2)])
     >>> conv_chain(np.ones((1, 3, 6, 6), np.float32), chain, padding=2, stride=3)[0, 0]
-    array([[27., 36.],
-           [36., 48.]], dtype=float32)
+    array([[27., 45.],
+           [45., 75.]], dtype=float32)
     """
     if not isinstance(chain, ConvChain):
         raise TypeError(f"chain must be a ConvChain, got {type(chain).__name__}")
@@ -205,7 +205,8 @@ def conv_chain(
     if min(sizes) < 1:
         raise ValueError(
             f"x must be at least as large as the window of {chain.kernel} at dilation "
-            f"{steps['dilation']}, less twice the padding of {steps['padding']}, got shape {x.shape}"
+            f"{steps['dilation']} less twice the padding of {steps['padding']}, "
+            f"got shape {x.shape}"
         )
     result = output(out, (len(x), chain.filters, *sizes), np.dtype(np.float32), {"x": x})
     kernels.conv_chain(
@@ -244,7 +245,7 @@ def _order(order: Any, n: int, name: str) -> Array | None:
     array = _checks.integers(order, name)
     if array.shape != (n,) or not np.array_equal(np.sort(array), np.arange(n)):
         raise ValueError(
-            f"{name} must be a permutation of the {n} channels, got {_checks.shown(as_array(order, name))}"
+            f"{name} must be a permutation of the {n} channels, got {_checks.shown(order)}"
         )
     array = np.array(array, np.int32)
     array.setflags(write=False)
@@ -260,7 +261,7 @@ def _channels(stage: ConvStage) -> int:
 
 
 def _check_fit(stages: tuple[ConvStage, ...]) -> None:
-    for i, (before, stage) in enumerate(zip(stages, stages[1:], strict=False), 1):
+    for i, (before, stage) in enumerate(pairwise(stages), 1):
         if _channels(stage) != len(before.weight):
             raise ValueError(
                 f"stages[{i}] must take the {len(before.weight)} channels of the stage before it, "

@@ -309,6 +309,8 @@ def test_refuses_chains(stages, order, error, message):
         ({"padding": -1}, ValueError, "padding must be in"),
         ({"padding": (0, -1)}, ValueError, r"padding\[1\] must be in"),
         ({"dilation": 9}, ValueError, "at least as large as the window"),
+        ({"dilation": 2**20, "padding": 2**20}, ValueError, "dilation must be smaller"),
+        ({"dilation": 2**20 + 1}, ValueError, r"dilation must be in \[1, 1048576\]"),
         ({"bias": np.ones(3, np.float32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
         ({"bias": np.ones((4, 1), np.float32)}, ValueError, "bias must have 1 dimensions"),
         ({"out": np.ones((1, 4, 6, 6))}, TypeError, "out must have dtype float32"),

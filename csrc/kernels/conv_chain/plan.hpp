@@ -30,6 +30,10 @@ class Planner {
       StagePlan plan;
       plan.in = layout;
       plan.in_pitch = plane_pitch(layout.size() + columns_.span + 2 * kLanes<float>);
+      const index channels = index(chain_.stages[s].source.size());
+      if (plan.in_pitch > std::numeric_limits<std::int32_t>::max() / channels)
+        throw std::invalid_argument(
+            "dilation must be smaller: the channels under a window take more than 8 GB");
       if (chain_.owner[0] == s) layout.row_phases = 1, layout.rows = blocks.rows;
       if (chain_.owner[1] == s) layout.column_phases = 1;
       if (s == chain_.pivot) layout = {1, 1, blocks.rows, blocks.columns};
@@ -55,9 +59,6 @@ class Planner {
 
   // Offsets from the position of the output on.
   void find_offsets(StagePlan& plan, const PackedConv& stage) const {
-    if (plan.in_pitch > std::numeric_limits<std::int32_t>::max() / index(stage.source.size()))
-      throw std::invalid_argument(
-          "dilation must be smaller: the channels under a window take more than 8 GB");
     for (const std::int32_t source : stage.source)
       for (index i = 0; i < stage.kernel[0]; ++i)
         for (index j = 0; j < stage.kernel[1]; ++j)

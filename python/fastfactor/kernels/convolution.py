@@ -16,7 +16,7 @@ from .._records import short_repr
 from ._output import output
 from .runtime import thread_count
 
-MOST = 2**31 - 1  # of a stride, padding or dilation
+MOST = 2**20  # of a stride, padding or dilation: sizes of planes are then within 64 bits
 
 
 class ConvStage(NamedTuple):

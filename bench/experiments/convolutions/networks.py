@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class Large(nn.Module):
         super().__init__()
         sizes = (3, 64, 128, 256)
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 5, padding=2, bias=False) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Conv2d(a, b, 5, padding=2, bias=False) for a, b in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in sizes[1:])
         self.fc = nn.Linear(sizes[-1], 10)

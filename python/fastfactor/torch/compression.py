@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..methods.convolution.base import ConvMethod
 from ..methods.factors import matrix_shape
 from ..training import Change, CompressedMatrix, Compressor
 from ..training.matrix import AlphaByStep
@@ -55,7 +57,8 @@ def apply_compression(
         their ramp.
     targets : pattern or patterns, optional
         Names of layers or weights to compress. Default: linear layers, embeddings and bags of
-        them, convolutions, recurrent layers and cells, and the projections of attention. A
+        them, convolutions, recurrent layers and cells, and the projections of attention; for a
+        method for convolutions (``ConvSVD`` and others) those over one axis or two. A
         parameter of another module is compressed if a pattern, here or in ``compressor``, matches
         its name and not its module's.
     ignore : pattern or patterns, optional
@@ -77,7 +80,8 @@ def apply_compression(
     -----
     Layers with the same weight (tied ones) share its factors. Nothing changes before the first step
     at which the schedule begins, but the classes of the layers. W is rebuilt from factors only in
-    convolutions, but for low rank, and in recurrent layers in training or with batches of 16 and
+    convolutions, but for low rank and the methods for convolutions, which run as chains of smaller
+    ones, and in recurrent layers in training or with batches of 16 and
     more, once in each call, and for parameters of other modules, in each access. Pass the whole
     model if it has a ``TransformerEncoder``, which must know of its compressed parts. The gradient
     of a codebook's value is the sum over all weights that have it, so that codebooks want smaller
@@ -103,6 +107,7 @@ def apply_compression(
     ['0.weight_B', '0.weight_C', '0.bias', '1.weight', '1.bias']
     """
     chosen = choose(candidates(model), compressor, targets, ignore)
+    chosen = {name: _for_layer(model, name, own) for name, own in chosen.items()}
     weights = {name: _parameter(model, name) for name in chosen}
     names: dict[int, list[str]] = {}
     for name, weight in weights.items():
@@ -268,6 +273,25 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     parameter = model.get_submodule(layer)._parameters[own]
     assert parameter is not None
     return parameter
+
+
+def _for_layer(model: nn.Module, name: str, compressor: Compressor) -> Compressor:
+    """Return a method for convolutions with the kernel and the groups of the layer."""
+    if not isinstance(compressor, ConvMethod):
+        return compressor
+    layer, _, own = name.rpartition(".")
+    module = model.get_submodule(layer)
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    if compressor.groups not in (1, module.groups):
+        raise ValueError(
+            f"{name}: groups must be those of the layer, {module.groups}, got {compressor.groups}"
+        )
+    filters, channels, *kernel = module._parameters[own].shape
+    shape = (filters, channels, *[1] * (2 - len(kernel)), *kernel)
+    try:
+        return replace(compressor, groups=module.groups).for_tensor(shape)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_ties(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:

@@ -31,6 +31,24 @@ class Convolve(ArrayRecord):
     groups: int = 1
 
 
+class Link(NamedTuple):
+    """A convolution of a chain whose weight is a tensor of factors.
+
+    Attributes
+    ----------
+    tensor : str
+        The name of the tensor.
+    shape : (int, int, int, int)
+        The shape of the weight, into which the tensor is reshaped.
+    groups : int
+        As for `Convolve`.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    groups: int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Reorder(ArrayRecord):
     """Channels in another order.
@@ -80,15 +98,34 @@ def placements(chain: Chain, stride: Pair, padding: Pair, dilation: Pair) -> lis
         One for each `Convolve`, in their order.
     """
     kernels = [stage.weight.shape[2:] for stage in chain if isinstance(stage, Convolve)]
-    owners = [next((i for i, k in enumerate(kernels) if k[axis] > 1), 0) for axis in (0, 1)]
+    at = owners(kernels)
 
     def pair(values: Pair, otherwise: int, place: int) -> Pair:
-        own = [owner == place for owner in owners]
+        own = [owner == place for owner in at]
         return values[0] if own[0] else otherwise, values[1] if own[1] else otherwise
 
     return [
         Placement(pair(stride, 1, place), pair(padding, 0, place), pair(dilation, 1, place))
         for place in range(len(kernels))
+    ]
+
+
+def owners(kernels: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each axis which of several kernels has the layer's stride, padding and dilation.
+
+    Parameters
+    ----------
+    kernels : sequence of sequences of int
+        The lengths of each kernel along all axes.
+
+    Returns
+    -------
+    list of int
+        The number of the kernel that is longer than 1 along the axis, or 0.
+    """
+    return [
+        next((number for number, kernel in enumerate(kernels) if kernel[axis] > 1), 0)
+        for axis in range(len(kernels[0]))
     ]
 
 

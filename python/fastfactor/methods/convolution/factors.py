@@ -17,7 +17,17 @@ from ...errors import CorruptDataError
 from ..factors import Factors, check_ids, into
 from ..forward import NUMPY, ArrayNamespace, constant
 from ..narrow import narrowed
-from .chain import Chain, Convolve, convolved, multiply_adds, output_size, placements, product, rows
+from .chain import (
+    Chain,
+    Convolve,
+    Link,
+    Reorder,
+    convolved,
+    multiply_adds,
+    placements,
+    product,
+    rows,
+)
 
 Pair = tuple[int, int]
 
@@ -39,9 +49,13 @@ class ConvFactors(Factors):
 
     # --- what a subclass must define
 
+    @property
     @abstractmethod
-    def _chain(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> Chain:
-        """Return the convolutions, of trained tensors of an array library."""
+    def links(self) -> tuple[Link | Reorder, ...]:
+        """The convolutions and orders of channels, with the names of their tensors.
+
+        The same objects each time, so that a library may remember what it made of orders.
+        """
 
     @property
     @abstractmethod
@@ -60,6 +74,15 @@ class ConvFactors(Factors):
     def n_parameters(self) -> int:
         """How many numbers are stored, without those that say which channel is where."""
         return sum(tensor.size for name, tensor in self.tensors().items() if name in self.trainable)
+
+    def _chain(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> Chain:
+        """Return the convolutions, of trained tensors of an array library."""
+        return tuple(
+            Convolve(xp.reshape(tensors[link.tensor], link.shape), link.groups)
+            if isinstance(link, Link)
+            else link
+            for link in self.links
+        )
 
     def chain(self) -> Chain:
         """Return the convolutions and orders of channels that give the same as the layer.
@@ -110,8 +133,8 @@ class ConvFactors(Factors):
         if x.shape[-3] != n_channels:
             raise ValueError(f"x must have {n_channels} channels, got shape {x.shape}")
         chain, dtype = self._wide_chain, _checks.result_dtype(x, *self._trained().values())
-        sides = (_pair(stride, "stride", 1), _pair(padding, "padding", 0))
-        placed = placements(chain, *sides, _pair(dilation, "dilation", 1))
+        sides = (pair_of(stride, "stride", 1), pair_of(padding, "padding", 0))
+        placed = placements(chain, *sides, pair_of(dilation, "dilation", 1))
         images = (x if x.ndim == 4 else x[None]).astype(dtype, copy=False)
         result = convolved(chain, images, placed)
         return into(out, result.reshape(*x.shape[:-3], *result.shape[1:]))
@@ -144,9 +167,9 @@ class ConvFactors(Factors):
             For numbers out of range, and for an image smaller than the kernel.
         """
         chain = self.chain()
-        sides = (_pair(stride, "stride", 1), _pair(padding, "padding", 0))
-        placed = placements(chain, *sides, _pair(dilation, "dilation", 1))
-        return multiply_adds(chain, _pair(size, "size", 1), placed)
+        sides = (pair_of(stride, "stride", 1), pair_of(padding, "padding", 0))
+        placed = placements(chain, *sides, pair_of(dilation, "dilation", 1))
+        return multiply_adds(chain, pair_of(size, "size", 1), placed)
 
     def rows(self, ids: Any, *, n_threads: int | None = None) -> Array:
         ids = check_ids(ids, self.shape[0])
@@ -194,7 +217,7 @@ class ConvFactors(Factors):
         return self._chain(NUMPY, wide)
 
 
-def _pair(value: Any, name: str, least: int) -> Pair:
+def pair_of(value: Any, name: str, least: int) -> Pair:
     """Return an integer twice, or two integers."""
     values = value if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2:
@@ -234,6 +257,3 @@ def stored_groups(config: Mapping[str, Any], shape: tuple[int, int]) -> int:
     if type(groups) is not int or groups < 1 or shape[0] % groups or groups > max(shape[0], 1):
         raise CorruptDataError(f"'groups' must divide the {shape[0]} filters, got {groups!r}")
     return groups
-
-
-__all__ = ["Chain", "ConvFactors", "Convolve", "output_size", "stored_groups", "stored_order"]

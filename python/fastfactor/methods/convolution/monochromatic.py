@@ -13,11 +13,10 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ..factors import FLOAT_NAMES
-from ..forward import ArrayNamespace
 from ..search import Problem, Size
 from ..stored import stored_tensor
 from .base import ConvMethod, narrow_all
-from .chain import Chain, Convolve, Reorder
+from .chain import Link, Reorder
 from .clusters import assigned, equal_means, order_of
 from .factors import ConvFactors, order_dtype, stored_groups, stored_order
 from .fit import Blocks, Fit, along, refined
@@ -59,19 +58,14 @@ class ConvMonochromaticFactors(ConvFactors):
         n_colors: int = self.colors.shape[0] // self.groups
         return n_colors
 
-    def _chain(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> Chain:
+    @cached_property
+    def links(self) -> tuple[Link | Reorder, ...]:
         filters, height, width = self.windows.shape
         return (
-            Convolve(xp.reshape(tensors["colors"], (*self.colors.shape, 1, 1)), self.groups),
-            Convolve(
-                xp.reshape(tensors["windows"], (filters, 1, height, width)), self.colors.shape[0]
-            ),
-            self._reorder,
+            Link("colors", (*self.colors.shape, 1, 1), self.groups),
+            Link("windows", (filters, 1, height, width), self.colors.shape[0]),
+            Reorder(np.argsort(self.filter_order)),
         )
-
-    @cached_property
-    def _reorder(self) -> Reorder:
-        return Reorder(np.argsort(self.filter_order))
 
     @classmethod
     def from_tensors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,10 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ..factors import FLOAT_NAMES
-from ..forward import ArrayNamespace
 from ..search import Problem, Size
 from ..stored import stored_tensor
 from .base import ConvMethod, narrow_all
-from .chain import Chain, Convolve
+from .chain import Link, Reorder
 from .factors import ConvFactors, stored_groups
 from .fit import Blocks, Fit, along, refined
 
@@ -49,12 +49,12 @@ class ConvSeparableFactors(ConvFactors):
         rank: int = self.horizontal.shape[1]
         return rank
 
-    def _chain(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> Chain:
-        vertical, horizontal = tensors["vertical"], tensors["horizontal"]
+    @cached_property
+    def links(self) -> tuple[Link | Reorder, ...]:
         filters, rank, width = self.horizontal.shape
         return (
-            Convolve(xp.reshape(vertical, (*self.vertical.shape, 1)), self.groups),
-            Convolve(xp.reshape(horizontal, (filters, rank, 1, width)), self.groups),
+            Link("vertical", (*self.vertical.shape, 1), self.groups),
+            Link("horizontal", (filters, rank, 1, width), self.groups),
         )
 
     @classmethod

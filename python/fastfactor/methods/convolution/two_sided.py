@@ -12,9 +12,8 @@ import numpy as np
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ..factors import FLOAT_NAMES
-from ..forward import ArrayNamespace
 from ..stored import stored_number, stored_tensor
-from .chain import Chain, Convolve, Reorder
+from .chain import Link, Reorder
 from .factors import ConvFactors, stored_groups, stored_order
 
 
@@ -59,26 +58,22 @@ class TwoSidedFactors(ConvFactors):
         first = second if self.is_depthwise else self.core.shape[1]
         return (first, second), (g, self.core.shape[0] // (second * self.groups * g))
 
-    def _chain(self, xp: ArrayNamespace, tensors: Mapping[str, Any]) -> Chain:
+    @cached_property
+    def links(self) -> tuple[Link | Reorder, ...]:
         (_, second), (g, h) = self._ranks_and_counts()
-        groups = self.groups
-        points = xp.reshape(tensors["channels"], (*self.channels.shape, 1, 1))
-        back = xp.reshape(tensors["filters"], (*self.filters.shape, 1, 1))
-        blocks = groups * g * h
-        window_groups = blocks * second if self.is_depthwise else blocks
-        before, between, after = self._reorders
+        blocks = self.groups * g * h
+        before, between, after = self._reorders()
         return (
             *before,
-            Convolve(points, groups * g),
-            Convolve(tensors["core"], window_groups),
+            Link("channels", (*self.channels.shape, 1, 1), self.groups * g),
+            Link("core", self.core.shape, blocks * second if self.is_depthwise else blocks),
             *between,
-            Convolve(back, groups * h),
+            Link("filters", (*self.filters.shape, 1, 1), self.groups * h),
             *after,
         )
 
-    @cached_property
-    def _reorders(self) -> tuple[Chain, Chain, Chain]:
-        """The orders of channels before, within and after the convolutions, where they change."""
+    def _reorders(self) -> tuple[tuple[Reorder, ...], ...]:
+        """Return the orders before, within and after the convolutions, where they change."""
         return (), (), ()
 
     @classmethod
@@ -158,8 +153,7 @@ class Clustered(TwoSidedFactors):
     def _channel_clusters(self) -> int:
         return self.channel_clusters
 
-    @cached_property
-    def _reorders(self) -> tuple[Chain, Chain, Chain]:
+    def _reorders(self) -> tuple[tuple[Reorder, ...], ...]:
         (_, second), (g, h) = self._ranks_and_counts()
         # What comes by groups, G, H goes on by groups, H, G.
         places = np.arange(self.core.shape[0]).reshape(self.groups, g, h, second).swapaxes(1, 2)

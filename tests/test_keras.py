@@ -14,6 +14,7 @@ from processes import run_python
 BACKENDS = [name for name in ("tensorflow", "torch") if importlib.util.find_spec(name)]
 FILES = (
     "keras_cases.py",
+    "keras_convolution_cases.py",
     "keras_file_cases.py",
     "keras_gradual_cases.py",
     "keras_trainer_cases.py",

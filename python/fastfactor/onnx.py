@@ -5,7 +5,7 @@ Needs onnx: ``pip install "fastfactor[onnx]"``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 from . import _checks
 from ._checks import Array
-from .methods.convolution.chain import Convolve, Placement, Reorder, placements
+from .methods.convolution.chain import Chain, Convolve, Placement, Reorder, placements
 from .methods.convolution.factors import ConvFactors, pair_of
 
 __all__ = ["convolution_model"]
@@ -65,8 +65,9 @@ def convolution_model(
 
     Notes
     -----
-    Weights are in float32, or float64 if factors are. Operators are those of opset 17. To put the
-    graph in the place of a convolution of a larger model, see ``onnx.compose``.
+    Weights are in float32, or float64 if factors are; ONNX Runtime runs convolutions in float32
+    only, so give it factors of a float32 weight. Operators are those of opset 17. To put the graph
+    in the place of a convolution of a larger model, see ``onnx.compose``.
 
     Examples
     --------
@@ -82,31 +83,10 @@ def convolution_model(
         raise TypeError(f"factors must be those of a convolution, got {type(factors).__name__}")
     sides = pair_of(stride, "stride", 1), pair_of(padding, "padding", 0)
     chain = factors.chain()
-    placed = iter(placements(chain, *sides, pair_of(dilation, "dilation", 1)))
+    placed = placements(chain, *sides, pair_of(dilation, "dilation", 1))
     F, C, *_ = factors.weight_shape
-    biases = iter(_biases(chain, bias, F))
     dtype = _checks.result_dtype(*(factors.tensors()[each] for each in factors.trainable))
-    nodes: list[Any] = []
-    weights: list[Any] = []
-    last = "x"
-    for number, stage in enumerate(chain):
-        start, result = f"{name}.{number}", f"{name}.{number}.result"
-        if number == len(chain) - 1:
-            result = "y"
-        if isinstance(stage, Reorder):
-            given = {f"{start}.order": stage.channels}
-            node = helper.make_node("Gather", [last, *given], [result], axis=1)
-        else:
-            own = {"weight": stage.weight, "bias": next(biases)}
-            given = {f"{start}.{k}": v.astype(dtype) for k, v in own.items() if v is not None}
-            settings = _attributes(stage, next(placed))
-            node = helper.make_node("Conv", [last, *given], [result], **settings)
-        nodes.append(node)
-        weights += [
-            numpy_helper.from_array(np.ascontiguousarray(array), each)
-            for each, array in given.items()
-        ]
-        last = result
+    nodes, weights = _nodes(chain, placed, _biases(chain, bias, F), dtype, name)
     element = TensorProto.DOUBLE if dtype == np.float64 else TensorProto.FLOAT
     x, y = (
         helper.make_tensor_value_info(end, element, ["batch", channels, *sizes])
@@ -122,6 +102,40 @@ def convolution_model(
     return model
 
 
+def _nodes(
+    chain: Chain,
+    placed: Iterable[Placement],
+    biases: Iterable[Array | None],
+    dtype: type[np.floating[Any]],
+    name: str,
+) -> tuple[list[Any], list[Any]]:
+    """Return the nodes from x to y, one for each stage of a chain, and the tensors that they use.
+
+    There are a placement and a bias, or None, for each convolution.
+    """
+    own = iter(zip(placed, biases, strict=True))
+    ends = ["x", *(f"{name}.{number}.result" for number in range(len(chain) - 1)), "y"]
+    nodes: list[Any] = []
+    arrays: dict[str, Array] = {}
+    for number, stage in enumerate(chain):
+        if isinstance(stage, Reorder):
+            kind, given, settings = "Gather", {"order": stage.channels}, {"axis": 1}
+        else:
+            placement, bias = next(own)
+            kind, settings = "Conv", _attributes(stage, placement)
+            given = {"weight": stage.weight.astype(dtype)}
+            if bias is not None:
+                given["bias"] = bias.astype(dtype)
+        named = {f"{name}.{number}.{key}": array for key, array in given.items()}
+        inputs, outputs = [ends[number], *named], [ends[number + 1]]
+        nodes.append(helper.make_node(kind, inputs, outputs, **settings))
+        arrays |= named
+    tensors = [
+        numpy_helper.from_array(np.ascontiguousarray(array), key) for key, array in arrays.items()
+    ]
+    return nodes, tensors
+
+
 def _attributes(stage: Convolve, placement: Placement) -> dict[str, Any]:
     height, width = placement.padding
     return {
@@ -133,7 +147,7 @@ def _attributes(stage: Convolve, placement: Placement) -> dict[str, Any]:
     }
 
 
-def _biases(chain: tuple[Any, ...], bias: Any, n_filters: int) -> Iterator[Array | None]:
+def _biases(chain: Chain, bias: Any, n_filters: int) -> Iterator[Array | None]:
     """Iterate over the biases of a chain's convolutions: only the last may have one."""
     n = sum(isinstance(stage, Convolve) for stage in chain)
     yield from [None] * (n - 1)

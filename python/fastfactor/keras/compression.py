@@ -19,12 +19,13 @@ from ..training.model_compression import (
     change_of,
     check_fits,
     check_schedule,
+    for_convolution,
     matrix_for,
 )
 from ..training.report import LayerReport
 from ..training.selection import choose
 from .compressed_weight import CompressedWeight
-from .kinds import candidates, compressed_weights, holder, turn, weights_of
+from .kinds import candidates, compressed_weights, holder, is_convolution, turn, weights_of
 from .optimizers import refit
 from .saving import save_model
 from .variables import as_numpy
@@ -54,7 +55,8 @@ def apply_compression(
         their ramp.
     targets : pattern or patterns, optional
         Names of layers or paths of weights to compress. Default: every Dense, EinsumDense,
-        Embedding, Conv1D, Conv2D, LSTM and GRU.
+        Embedding, Conv1D, Conv2D, LSTM and GRU; for a method for convolutions every Conv1D and
+        Conv2D.
     ignore : pattern or patterns, optional
         Names of layers or paths of weights to leave as they are.
 
@@ -76,7 +78,8 @@ def apply_compression(
     A model that was loaded in the middle of its compression goes on where it was, if it is given
     the same compressor and schedule. W is rebuilt from its factors in convolutions, in each call,
     and in recurrent layers, once for all steps of a call. Kernels are matrices of (out, in), those
-    of convolutions of (out, in · window), as in PyTorch.
+    of convolutions of (out, in · window), as in PyTorch. A method for convolutions takes its kernel
+    and groups from the layer.
 
     Examples
     --------
@@ -104,6 +107,9 @@ def apply_compression(
         layer, attribute = found[name]
         _check_score(name, own)
         layout = weights_of(holder(layer))[attribute]
+        if is_convolution(layer):
+            kernel = [layout.shape[axis] for axis in layout.axes]
+            own = for_convolution(name, own, kernel, layer.groups)
         check_fits(name, layout.matrix, "float32", own)
         variable = holder(layer).__dict__[attribute]
         if variable is not None and owners.setdefault(id(variable), name) != name:

@@ -35,6 +35,11 @@ def is_known(layer: Any) -> bool:
     return type(layer) in CLASSES or type(layer) in COMPRESSED
 
 
+def is_convolution(layer: Any) -> bool:
+    """Return whether the kernel of a known layer is that of a convolution."""
+    return isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D)
+
+
 def turn(layer: Any) -> None:
     """Turn a layer into its compressed class, in place; one that is stays as it is."""
     if type(layer) in CLASSES:
@@ -73,7 +78,7 @@ def candidates(model: Any) -> Iterator[tuple[Candidate, Any, str]]:
         for attribute in weights_of(inner):
             path = path_of(inner, attribute)
             names = (layer.name, path.rpartition("/")[0])
-            yield Candidate(path, names), layer, attribute
+            yield Candidate(path, names, is_kernel=is_convolution(layer)), layer, attribute
 
 
 def all_layers(model: Any) -> list[Any]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..methods.convolution.base import ConvMethod
 from ..methods.factors import matrix_shape
 from ..training import Change, CompressedMatrix, Compressor
 from ..training.matrix import AlphaByStep
@@ -21,6 +19,7 @@ from ..training.model_compression import (
     change_of,
     check_fits,
     check_schedule,
+    for_convolution,
     matrix_for,
 )
 from ..training.report import LayerReport
@@ -277,21 +276,10 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
 
 def _for_layer(model: nn.Module, name: str, compressor: Compressor) -> Compressor:
     """Return a method for convolutions with the kernel and the groups of the layer."""
-    if not isinstance(compressor, ConvMethod):
+    module = model.get_submodule(name.rpartition(".")[0])
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
         return compressor
-    layer, _, own = name.rpartition(".")
-    module = model.get_submodule(layer)
-    assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    if compressor.groups not in (1, module.groups):
-        raise ValueError(
-            f"{name}: groups must be those of the layer, {module.groups}, got {compressor.groups}"
-        )
-    filters, channels, *kernel = module._parameters[own].shape
-    shape = (filters, channels, *[1] * (2 - len(kernel)), *kernel)
-    try:
-        return replace(compressor, groups=module.groups).for_tensor(shape)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    return for_convolution(name, compressor, _parameter(model, name).shape, module.groups)
 
 
 def _check_ties(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:

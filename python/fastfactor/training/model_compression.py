@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..methods.base import Method
+from ..methods.convolution.base import ConvMethod
 from .compressors import Compressor
 from .gradual import GradualPrune
 from .matrix import AlphaByStep, Change, CompressedMatrix
@@ -149,3 +151,34 @@ def check_fits(name: str, shape: tuple[int, int], dtype: str, compressor: Compre
             method.planned_size(shape, dtype)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+def for_convolution(
+    name: str, compressor: Compressor, shape: Sequence[int], groups: int
+) -> Compressor:
+    """Return a method for convolutions with the kernel and the groups of a layer.
+
+    Parameters
+    ----------
+    name : str
+        Of the weight, for messages.
+    compressor : Compressor
+    shape : sequence of int
+        Filters, channels of a group, and one or two axes of the kernel. A kernel of one axis is
+        seen as one of height 1.
+    groups : int
+        Those of the layer.
+    """
+    if not isinstance(compressor, ConvMethod):
+        return compressor
+    if compressor.groups not in (1, groups):
+        raise ValueError(
+            f"{name}: groups must be those of the layer, {groups}, got {compressor.groups}"
+        )
+    filters, channels, *kernel = shape
+    try:
+        return replace(compressor, groups=groups).for_tensor(
+            (filters, channels, *[1] * (2 - len(kernel)), *kernel)
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -9,7 +9,8 @@ They mark the places:
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
 (cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, speed (one
 workload a kernel and its fastest rival), quality (errors at equal bytes, of experiments) or
-quality-MATRIX, errors-by-method and errors-by-size (of size_error_curves). Numbers come from
+quality-MATRIX, errors-by-method and errors-by-size (of size_error_curves),
+and while-training-sizes, -times, -overhead and -tokens. Numbers come from
 bench/results, each workload's from the newest full run that holds it. --check writes nothing and
 fails if a file differs from what it should hold.
 """
@@ -25,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import while_training
 from cases import KERNELS, LEVELS, workloads_of
 from curves import errors_by_method, errors_by_size
 from quality import quality
@@ -43,6 +45,7 @@ PAGES = tuple(
         "docs/methods.md",
         "docs/smaller.md",
         "bench/README.md",
+        "bench/experiments/README.md",
     )
 )
 RESULTS = ROOT / "bench" / "results"
@@ -227,7 +230,14 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]]
     "targets": (KERNELS, "targets", targets),
 }
 
-CURVES = {"errors-by-method": errors_by_method, "errors-by-size": errors_by_size}
+CURVES = {
+    "errors-by-method": errors_by_method,
+    "errors-by-size": errors_by_size,
+    "while-training-sizes": while_training.qualities_by_size,
+    "while-training-times": while_training.qualities_by_time,
+    "while-training-overhead": while_training.overheads,
+    "while-training-tokens": while_training.tokens,
+}
 
 if __name__ == "__main__":
     main()

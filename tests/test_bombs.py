@@ -81,6 +81,28 @@ WITHOUT_COLUMNS = {
     ),
 }
 
+
+def two_sided(rows, columns):
+    tensors = {"core": f32(0, 1, 1, 1), "channels": f32(0, columns), "filters": f32(rows, 0)}
+    orders = {"filter_order": u8(1), "channel_order": u8(1)}
+    return tensors | orders, {"groups": 1, "channel_clusters": 1}
+
+
+# Convolutions without filters, channels or a window are refused, whatever is claimed of them.
+CONVOLUTIONS = {
+    "conv_svd": two_sided,
+    "conv_cp": two_sided,
+    "conv_bicluster_svd": two_sided,
+    "conv_bicluster_cp": two_sided,
+    "conv_separable": lambda rows, columns: (
+        {"vertical": f32(0, columns, 1), "horizontal": f32(rows, 0, 1)},
+        {"groups": 1},
+    ),
+    "conv_monochromatic": lambda rows, columns: (
+        {"colors": f32(0, columns), "windows": f32(rows, 1, 0), "filter_order": u8(1)},
+        {"groups": 1},
+    ),
+}
 NARROW, LESS_NARROW = (2**28, 2), (2**24, 2)
 
 
@@ -141,7 +163,14 @@ def without_columns(request):
 
 def test_every_kind_is_tried():
     ours = {kind for kind, each in Factors.kinds.items() if each.__module__.startswith("fastfac")}
-    assert {*WITHOUT_COLUMNS, "entropy_coded"} == ours
+    assert {*WITHOUT_COLUMNS, *CONVOLUTIONS, "entropy_coded"} == ours
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("shape", [(ROWS, 0), (0, ROWS), (ROWS, 1)])
+def test_convolutions_have_weights(kind, shape, bounded):
+    with pytest.raises(CorruptDataError, match="must fit a matrix of shape"):
+        made(kind, *CONVOLUTIONS[kind](*shape), shape)
 
 
 def test_nothing_loops_over_rows_without_columns(without_columns, bounded):

@@ -12,13 +12,19 @@ from processes import run_python
 
 # JAX is left out: it compiles every operation, so that these cases take minutes.
 BACKENDS = [name for name in ("tensorflow", "torch") if importlib.util.find_spec(name)]
+FILES = (
+    "keras_cases.py",
+    "keras_file_cases.py",
+    "keras_gradual_cases.py",
+    "keras_trainer_cases.py",
+)
 
 
 @pytest.mark.framework
 @pytest.mark.skipif(
     importlib.util.find_spec("keras") is None or not BACKENDS, reason="Keras is not installed"
 )
-@pytest.mark.parametrize("file", ["keras_cases.py", "keras_trainer_cases.py"])
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("backend", BACKENDS or ["none"])
 def test_keras(backend, file, tmp_path):
     cases = Path(__file__).with_name(file)

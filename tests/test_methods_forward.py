@@ -23,6 +23,7 @@ from strict_namespace import DEVICE, NAMES, StrictNamespace, strict_array
 
 STRICT = StrictNamespace()
 REFUSE_EMPTY = {"block_diagonal", "dictionary", "entropy_coded"}
+REFUSE_EMPTY |= {case for case in CASES if case.startswith("conv_")}
 
 
 def test_the_names_are_the_standards_and_numpys_adapter_has_all_of_them():

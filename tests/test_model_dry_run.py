@@ -26,6 +26,13 @@ EVERY_METHOD = [
     {"method": "mixed_block", "rank": 3},
     {"method": "dictionary", "n_nonzero_coefs": 2},
     {"method": "entropy_coded", "bits_per_weight": 3},
+    {"method": "conv_svd", "ranks": [5, 9]},
+    {"method": "conv_svd", "ratio": 3},
+    {"method": "conv_cp", "rank": 6},
+    {"method": "conv_separable", "rank": 6},
+    {"method": "conv_monochromatic", "n_colors": 4},
+    {"method": "conv_bicluster", "ranks": [2, 3]},
+    {"method": "conv_bicluster", "ratio": 4, "inside": "cp"},
     {"method": "keep", "dtype": "float16"},
 ]
 

@@ -51,12 +51,14 @@ def test_an_input_covariance_is_minimised_and_is_what_the_error_counts(model, tm
             assert same(opened[name].to_dense(), expected.to_dense())
             error = expected.error(W, input_covariance=of_inputs)
             assert (rows[name].relative_error, rows[name].metric) == (error, "input_covariance")
+            assert rows[name].plain_error == expected.error(W)
             assert error < Codebook(n_bits=4).compress(W).error(W, input_covariance=of_inputs)
     # What it has not is compressed as ever, and says so.
     assert rows["fc.float32"].metric == "squares"
     assert rows["bias"].metric is None
     plain = Codebook(n_bits=4).compress(tensors["fc.float32"])
     assert rows["fc.float32"].relative_error == plain.error(tensors["fc.float32"])
+    assert rows["fc.float32"].plain_error == rows["fc.float32"].relative_error
     assert report.totals()["input_covariance"].endswith("inputs.safetensors")
     lines = report.table().to_text().splitlines()
     assert any("covariance" in line for line in lines if "conv" in line)

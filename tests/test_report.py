@@ -119,13 +119,15 @@ def test_text_of_a_dry_run_says_what_is_known():
 
 def test_text_says_what_an_error_counts_where_it_is_not_plain():
     assert "metric" not in REPORT.table().to_text()
-    rows = tuple(replace(row, metric="squares") for row in ROWS[:1])
-    rows += (replace(ROWS[1], metric="input_covariance"), *ROWS[2:])
+    rows = (replace(ROWS[0], metric="squares", plain_error=ROWS[0].relative_error),)
+    rows += (replace(ROWS[1], metric="input_covariance", plain_error=0.125), *ROWS[2:])
     text = replace(REPORT, rows=rows).table().to_text()
     plain = [" ".join(line.split()) for line in text.splitlines()]
-    assert any("error metric s" in line for line in plain)
-    assert "fc.weight 8 × 4 float32 codebook n_bits=2 128 24 6.00 0.0123 squares 0.25" in plain
-    assert any("0.5 covariance" in line for line in plain)
+    assert any("error metric plain error s" in line for line in plain)
+    assert (
+        "fc.weight 8 × 4 float32 codebook n_bits=2 128 24 6.00 0.0123 squares 0.0123 0.25" in plain
+    )
+    assert any("0.5 covariance 0.125" in line for line in plain)
 
 
 def test_names_are_text_not_markup_nor_commands():

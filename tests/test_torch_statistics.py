@@ -13,7 +13,7 @@ if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed", allow_module_level=True)
 
 import torch
-from fastfactor.torch import collect_statistics
+from fastfactor.torch import collect_statistics, wrong_class_losses
 from torch import nn
 
 pytestmark = pytest.mark.framework
@@ -103,6 +103,34 @@ def test_squared_gradients_of_each_example():
     of_batches = np.stack([each[:6].mean(axis=0), each[6:].mean(axis=0)])
     np.testing.assert_allclose(found.importance["weight"], (of_batches**2).mean(axis=0), rtol=1e-5)
     assert found.n_gradients == 2
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_gradients_towards_the_most_probable_wrong_classes(n_classes):
+    """α² of Denton et al., by the definition: logit gradients softmax − onehot(l)."""
+    layer = nn.Linear(6, 5)
+    x, y = torch.randn(12, 6), torch.randint(0, 5, (12,))
+
+    def loss(model, batch):
+        return wrong_class_losses(model(batch[0]), batch[1], n_classes)
+
+    found = collect_statistics(layer, [(x[:7], y[:7]), (x[7:], y[7:])], loss)
+    expected = np.zeros((5, 6))
+    for example, label in zip(x, y, strict=True):
+        p = torch.softmax(layer(example), 0).detach().double().numpy()
+        wrong = [k for k in np.argsort(-p) if k != label][:n_classes]
+        for k in wrong:
+            d = np.outer(p - np.eye(5)[k], example.double().numpy())
+            expected += d**2 / 12
+    np.testing.assert_allclose(found.importance["weight"], expected, rtol=1e-4)
+    assert found.n_gradients == 12
+
+
+def test_wrong_classes_need_classes():
+    with pytest.raises(ValueError, match=r"n_classes must be in \[1, 2\], got 3"):
+        wrong_class_losses(torch.zeros(4, 3), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"logits must have shape \(batch, classes\)"):
+        wrong_class_losses(torch.zeros(4, 3), torch.zeros(3))
 
 
 def test_batches_of_mappings_are_cut_into_examples():
@@ -290,8 +318,8 @@ def test_what_is_refused():
     refused(ValueError, r"the lengths \[4, 3\]", [(x, x[:3])])
     refused(ValueError, r"the lengths \[\]", ["text"])
     refused(ValueError, r"the lengths \[None\]", [torch.tensor(1.0)])
-    refused(TypeError, r"one number, got \(1, 2\)", loss=lambda model, x: model(x))
-    refused(TypeError, "one number, got float", loss=lambda model, x: 1.0)
+    refused(TypeError, r"of one axis, got \(1, 2\)", loss=lambda model, x: model(x))
+    refused(TypeError, "of one number, or of one axis, got float", loss=lambda model, x: 1.0)
     refused(ValueError, "must depend on a weight", loss=lambda model, x: x.sum())
     refused(
         ValueError, "loss must be finite, got inf", loss=lambda model, x: total(model, x) * np.inf

@@ -6,6 +6,19 @@ products, row look-up, size in bytes and the stored arrays.
 
 from .base import Method
 from .codebook.method import Codebook, CodebookFactors
+from .convolution.base import ConvMethod
+from .convolution.bicluster import ConvBicluster
+from .convolution.cp import ConvCP
+from .convolution.factors import ConvFactors
+from .convolution.monochromatic import ConvMonochromatic, ConvMonochromaticFactors
+from .convolution.separable import ConvSeparable, ConvSeparableFactors
+from .convolution.svd import ConvSVD
+from .convolution.two_sided import (
+    BiclusterCPFactors,
+    BiclusterSVDFactors,
+    ConvCPFactors,
+    ConvSVDFactors,
+)
 from .deep_compression.factors import DeepCompressionFactors
 from .deep_compression.method import DeepCompression
 from .dictionary.factors import DictionaryFactors
@@ -26,12 +39,25 @@ from .structured.mixed_block import MixedBlock, MixedBlockFactors
 from .structured.simhash import Simhash, SimhashFactors
 
 __all__ = [
+    "BiclusterCPFactors",
+    "BiclusterSVDFactors",
     "BlockDiagonal",
     "BlockDiagonalFactors",
     "BlockProjection",
     "BlockProjectionFactors",
     "Codebook",
     "CodebookFactors",
+    "ConvBicluster",
+    "ConvCP",
+    "ConvCPFactors",
+    "ConvFactors",
+    "ConvMethod",
+    "ConvMonochromatic",
+    "ConvMonochromaticFactors",
+    "ConvSVD",
+    "ConvSVDFactors",
+    "ConvSeparable",
+    "ConvSeparableFactors",
     "DeepCompression",
     "DeepCompressionFactors",
     "Dictionary",

@@ -18,8 +18,12 @@ from .search import Goal, Problem, Size, bisect_levels, n_fitting
 
 
 def recipe_name(class_name: str) -> str:
-    """Return the name of a class of settings in recipes: ``LowRank`` is ``low_rank``."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+    """Return the name of a class of settings in recipes.
+
+    ``LowRank`` is ``low_rank`` and ``ConvSVD`` is ``conv_svd``.
+    """
+    words = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+    return re.sub(words, "_", class_name).lower()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,21 @@ class Method(ABC):
         if is_near_the_end(W):
             return settings._finite(problem)
         return settings._solved(problem)
+
+    def for_tensor(self, shape: tuple[int, ...]) -> Self:
+        """Return these settings, with what they need to know of a tensor's shape.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the tensor whose matrix will be compressed.
+
+        Returns
+        -------
+        Method
+            These settings themselves, unless they are for convolutions.
+        """
+        return self
 
     def _seeded(self) -> Method:
         """Return these settings with a seed drawn now, so that all steps of a search share it."""

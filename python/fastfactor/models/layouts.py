@@ -71,6 +71,28 @@ def layout_text(layout: Layout) -> str:
     return f"{text}, axes {', '.join(map(str, layout.axes))}"
 
 
+def convolution_layout(layout: Layout) -> Layout | None:
+    """Return the layout of a kernel with its inputs as channels, height, width.
+
+    None if the tensor is no kernel of four axes. Depthwise kernels have one channel.
+    """
+    shape, axes = layout.shape, layout.axes
+    if len(shape) != 4 or layout.matrix[0] not in (shape[axes[0]], shape[axes[0]] * shape[axes[1]]):
+        return None
+    n_out = 1 if layout.matrix[0] == shape[axes[0]] else 2
+    inner = axes[n_out:]
+    if inner == (0, 1, 2):  # height, width, channels
+        inner = (2, 0, 1)
+    return Layout(shape, (*axes[:n_out], *inner), layout.matrix)
+
+
+def kernel_shape(layout: Layout) -> tuple[int, ...]:
+    """Return the shape of a convolution's weight, (F, C, height, width), for such a layout."""
+    filters, columns = layout.matrix
+    height, width = (layout.shape[axis] for axis in layout.axes[2:])
+    return filters, columns // max(height * width, 1), height, width
+
+
 class Layouts:
     """The layouts of a model's tensors, as far as names, shapes and biases tell them."""
 

@@ -20,11 +20,12 @@ from ..files.checkpoint import Checkpoint, Stored
 from ..files.container import CODES, dtype_of
 from ..files.index import Entry, Value
 from ..files.layout import Layout
+from ..methods.convolution.base import ConvMethod
 from ..methods.factors import Factors
 from ..methods.narrow import check_kept
 from ..methods.search import Size
 from .compare import difference
-from .layouts import AUTO, Layouts
+from .layouts import AUTO, Layouts, convolution_layout, kernel_shape
 from .quantized import quantized_layers
 from .report import TensorRow
 from .rules import KEEP, Recipe, Rule
@@ -213,11 +214,18 @@ class Job:
         wanted = self.recipe.rule_of(name)
         layout = None
         if len(stored.shape) > 1:
-            may_group = self.weights.metric_name(name) != "input_covariance"
+            of_convolution = wanted is not None and isinstance(wanted.compressor, ConvMethod)
+            may_group = self.weights.metric_name(name) != "input_covariance" and not of_convolution
             layout = layouts.find(name, wanted.layout if wanted else AUTO, may_group=may_group)
         rule, reason = self.recipe.decide(
             name, layout.matrix if layout else stored.shape, is_float=stored.is_float, codes=codes
         )
+        if not reason and layout is not None and isinstance(rule.compressor, ConvMethod):
+            layout = convolution_layout(layout)
+            if layout is None:
+                reason = "not a convolution over two axes"
+            else:
+                rule = replace(rule, compressor=rule.compressor.for_tensor(kernel_shape(layout)))
         dtype = stored.dtype
         if rule.dtype is not None:
             dtype = dtype_of(CODES[rule.dtype])
@@ -270,20 +278,25 @@ class Job:
 
     def _measured(self, row: TensorRow, W: Array, value: Value, start: float | None) -> TensorRow:
         """Return a row with the size and error of what is stored, and the time since `start`."""
-        error, metric = None, None
+        error = plain = metric = None
         if isinstance(value, Factors):
             layout = self.plan[row.name].layout
             assert layout is not None
             weights = self.weights.arguments(row.name, layout)
             error = value.error(layout.to_matrix(W), **weights, n_threads=self.n_threads)
             metric = used_metric(weights)
+            plain = error
+            if weights:
+                plain = value.error(layout.to_matrix(W), n_threads=self.n_threads)
         elif value.dtype != W.dtype:
-            error, metric = difference(W, value).relative_error, PLAIN
+            error = plain = difference(W, value).relative_error
+            metric = PLAIN
         return row.changed(
             bytes_after=value.nbytes,
             at_most=False,
             relative_error=error,
             metric=metric,
+            plain_error=plain,
             seconds=None if start is None else time.perf_counter() - start,
         )
 

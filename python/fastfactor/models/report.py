@@ -49,6 +49,8 @@ class TensorRow:
         Whether ``bytes_after`` is only an upper bound, in a dry run.
     layout : Layout or None
         How it was seen as a matrix; None if it was not compressed.
+    plain_error : float or None
+        ‖W − Ŵ‖² / ‖W‖² by the sum of squares, whatever the metric; None if it was not compressed.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TensorRow:
     metric: str | None = None
     at_most: bool = False
     layout: Layout | None = None
+    plain_error: float | None = None
 
     def changed(self, **values: Any) -> TensorRow:
         """Return the row with other values of some attributes."""
@@ -95,6 +98,7 @@ class TensorRow:
             "bits_per_weight": self.bits_per_weight,
             "relative_error": self.relative_error,
             "metric": self.metric,
+            "plain_error": self.plain_error,
             "seconds": self.seconds,
         }
 
@@ -283,15 +287,17 @@ class Report:
             "bits": "bits",
             "relative_error": "error",
             "under": "metric",
+            "plain_error": "plain error",
             "seconds": "s",
         }
         if self.dry_run:
-            del columns["relative_error"], columns["seconds"]
+            del columns["relative_error"], columns["plain_error"], columns["seconds"]
         layouts = [row.layout for row in self.rows if row.layout]
         if all(layout.is_usual and len(layout.shape) == 2 for layout in layouts):
             del columns["seen_as"]
         if {row.metric for row in self.rows} <= {None, "squares"}:
             del columns["under"]
+            columns.pop("plain_error", None)
         title = f"{self.source} → {self.target}"
         unfolded = ("after", "bits", "under")
         return Table(

@@ -101,7 +101,7 @@ class Weights:
                 if what == "importance":
                     found[what] = layout.to_matrix(array.reshape(layout.shape))
                 else:
-                    found[what] = array.reshape(len(array), -1)
+                    found[what] = _in_order(array.reshape(len(array), -1), layout)
         return found
 
     def _check_one(self, what: str, name: str, layout: Layout) -> None:
@@ -122,6 +122,21 @@ class Weights:
             raise TypeError(
                 f"tensor {name!r}: {what} must have a floating-point dtype, got {stored.dtype}"
             )
+
+
+def _in_order(covariance: Array, layout: Layout) -> Array:
+    """Return a covariance of a tensor's axes of inputs in their order in the matrix."""
+    n_out, rows = 0, 1
+    while rows < layout.matrix[0]:
+        rows *= layout.shape[layout.axes[n_out]]
+        n_out += 1
+    inner = layout.axes[n_out:]
+    if rows != layout.matrix[0] or list(inner) == sorted(inner):
+        return covariance
+    sides = [layout.shape[axis] for axis in sorted(inner)]
+    order = np.arange(len(covariance)).reshape(sides)
+    order = order.transpose([sorted(inner).index(axis) for axis in inner]).reshape(-1)
+    return covariance[np.ix_(order, order)]
 
 
 def used_metric(weights: Mapping[str, Array]) -> str:

@@ -21,15 +21,26 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ..training.report import LayerReport
+from .chains import ChannelOrder, to_convolutions
 from .compression import Compression, apply_compression
-from .saving import load_compressed
-from .statistics import Statistics, collect_statistics
+from .layer_by_layer import LayerStage, layer_by_layer
+from .saving import insert_factors, load_compressed
+from .search import SearchResult, search_convolutions
+from .statistics import Statistics, collect_statistics, wrong_class_losses
 
 __all__ = [
+    "ChannelOrder",
     "Compression",
     "LayerReport",
+    "LayerStage",
+    "SearchResult",
     "Statistics",
     "apply_compression",
     "collect_statistics",
+    "insert_factors",
+    "layer_by_layer",
     "load_compressed",
+    "search_convolutions",
+    "to_convolutions",
+    "wrong_class_losses",
 ]

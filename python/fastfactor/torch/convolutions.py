@@ -2,68 +2,53 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from ..methods.low_rank import LowRankFactors
 from ..training import State
+from .chains import Chain, chain_of, padded, run
 from .compressed_layer import CompressedLayer
 
 
 class _CompressedConv(CompressedLayer):
     """A convolution that blends its weight with factors, or has factors alone.
 
-    Low rank runs as two convolutions: C with a filter for each of its rows, then B at single
-    points. Other kinds rebuild W in each call, which is small beside the inputs.
+    Factors of convolutions run as chains of smaller ones, and so does low rank where that takes
+    fewer operations. Other kinds rebuild W in each call, which is small beside the inputs.
     """
 
-    one_by_one: ClassVar[str]  # the function for the second convolution
+    _chain: Chain = ()  # as which the factors run; empty where W is to be rebuilt
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         stage = self.stage_of("weight")
-        if stage is State.DENSE or not self._is_cheaper_in_two():
+        if stage is State.DENSE or not self._chain:
             return self._conv_forward(input, self.full("weight"), self.bias)
-        y = self._in_two(input)
+        x, padding = padded(self, input)
+        y = run(self._chain, x, self.factors_of("weight"), self.stride, padding, self.dilation)
         if stage is State.BLENDED:
             alpha = self.alpha_of("weight")
             y = alpha * self._conv_forward(input, self.dense("weight"), None) + (1 - alpha) * y
         return y if self.bias is None else y + self.bias.reshape(-1, *[1] * len(self.kernel_size))
 
-    def _is_cheaper_in_two(self) -> bool:
-        shared = self.compressed["weight"]
-        if not isinstance(shared.matrix.factors, LowRankFactors):
-            return False
-        rows, columns = shared.matrix.factors.shape
-        rank = shared.matrix.factors.B.shape[1]
-        return 0 < rank * (self.groups * columns + rows) < rows * columns
+    def register_factors(self, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().register_factors(name, parameters)
+        shared = self.compressed[name]
+        self._chain = chain_of(shared.matrix.factors, shared.shape, self.groups)
 
-    def _in_two(self, input: torch.Tensor) -> torch.Tensor:
-        factors = self.factors_of("weight")
-        B, C = factors["B"], factors["C"]
-        filters = C.reshape(C.shape[0], -1, *self.kernel_size).repeat(
-            self.groups, 1, *[1] * len(self.kernel_size)
-        )
-        inner = self._conv_forward(input, filters, None)
-        points = B.reshape(*B.shape, *[1] * len(self.kernel_size))
-        return getattr(functional, self.one_by_one)(inner, points, groups=self.groups)
+    def forget_factors(self, name: str) -> None:
+        super().forget_factors(name)
+        self._chain = ()
 
 
 class CompressedConv1d(_CompressedConv, nn.Conv1d):
     """A convolution over one axis."""
 
-    one_by_one = "conv1d"
-
 
 class CompressedConv2d(_CompressedConv, nn.Conv2d):
     """A convolution over two axes."""
 
-    one_by_one = "conv2d"
-
 
 class CompressedConv3d(_CompressedConv, nn.Conv3d):
     """A convolution over three axes."""
-
-    one_by_one = "conv3d"

@@ -65,7 +65,12 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
             is_part = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
             layers = (name, attention) if is_part else (name,)
             for own in weights_of(module):
-                yield Candidate(f"{prefix}{own}", layers, refusal=refusal(module, own))
+                yield Candidate(
+                    f"{prefix}{own}",
+                    layers,
+                    refusal=refusal(module, own),
+                    is_kernel=isinstance(module, nn.Conv1d | nn.Conv2d),
+                )
 
 
 def _of_other(name: str, prefix: str, module: nn.Module) -> Iterator[Candidate]:

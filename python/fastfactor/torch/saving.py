@@ -13,7 +13,7 @@ from .._arrays import as_array
 from ..files.layout import Layout
 from ..files.store import open_store
 from ..files.writer import Writer
-from ..methods.factors import Factors
+from ..methods.factors import Factors, matrix_shape
 from ..training import CompressedMatrix
 from .compressed_layer import CompressedLayer
 from .kinds import make_compressed, refusal
@@ -111,14 +111,86 @@ def load_compressed(
             )
     factors = {n: value for n, value in found.items() if isinstance(value, Factors)}
     plain = {n: from_numpy(value) for n, value in found.items() if not isinstance(value, Factors)}
+    _insert(model, factors, same)
+    with torch.no_grad():
+        own = model.state_dict()
+        for name, tensor in plain.items():
+            own[name].copy_(tensor)
+    return model
+
+
+def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> nn.Module:
+    """Put factors in the place of a model's weights, as the layers of a finished model hold them.
+
+    Parameters
+    ----------
+    model : Module
+        It is changed in place.
+    factors : mapping of str to Factors
+        By the names of weights in the model's `state_dict`: each of a matrix of the weight's first
+        axis by all others.
+
+    Returns
+    -------
+    Module
+        The model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other values, shapes that are not those of the weights, and weights of layers of
+        another kind than `apply_compression` takes, or that are parameters under another name too.
+        The model is unchanged then.
+
+    Notes
+    -----
+    For factors that were found with weights of errors, or by search. Factors become parameters on
+    the device of the weight that they replace, in its dtype, and can be trained.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastfactor.methods import LowRank
+    >>> from fastfactor.torch import insert_factors
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    >>> factors = LowRank(rank=4).compress(model[0].weight.detach().numpy())
+    >>> [name for name, _ in insert_factors(model, {"0.weight": factors}).named_parameters()]
+    ['0.weight_B', '0.weight_C', '0.bias']
+    """
+    for name, value in factors.items():
+        if not isinstance(value, Factors):
+            raise TypeError(f"factors of {name!r} must be Factors, got {type(value).__name__}")
+        weight = _weight(model, name)
+        shape = matrix_shape(tuple(weight.shape))
+        if value.shape != shape:
+            raise ValueError(
+                f"factors of {name!r} must be of a matrix of shape {shape}, got {value.shape}"
+            )
+        others = [
+            other
+            for other, p in model.named_parameters(remove_duplicate=False)
+            if p is weight and other != name
+        ]
+        if others:
+            raise ValueError(
+                f"{name!r} must not be a parameter under another name, got {others[0]!r}"
+            )
+    _insert(model, factors, {})
+    return model
+
+
+def _insert(
+    model: nn.Module, factors: Mapping[str, Factors], same: Mapping[str, str | None]
+) -> None:
+    """Give layers factors in place of weights; ``same`` says which weights are tied."""
     weights = {name: _weight(model, name) for name in factors}
     shared: dict[str, SharedWeight] = {}
     for name in factors:
-        of = same[name] or name
+        of = same.get(name) or name
         if of not in shared:
             matrix = CompressedMatrix.finished(factors[of], name=of)
             shared[of] = SharedWeight(matrix, weights[name])
-    make_compressed(model, {name: shared[same[name] or name] for name in factors})
+    make_compressed(model, {name: shared[same.get(name) or name] for name in factors})
     for each in shared.values():
         if not each.uses:  # of a layer with two names, for which the file has two weights
             continue
@@ -127,11 +199,6 @@ def load_compressed(
         each.add_factors(like=like)
         each.drop_weight()
         each.set_alpha()
-    with torch.no_grad():
-        own = model.state_dict()
-        for name, tensor in plain.items():
-            own[name].copy_(tensor)
-    return model
 
 
 def _check_names(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -151,7 +218,10 @@ def _some(names: list[str]) -> str:
 def _weight(model: nn.Module, name: str) -> nn.Parameter:
     """Return the parameter of this name; refuse one that cannot be compressed."""
     layer, _, own = name.rpartition(".")
-    module = model.get_submodule(layer)
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError as error:
+        raise ValueError(f"names must be those of the model's weights, got {name!r}") from error
     why = refusal(module, own)
     if why:
         raise TypeError(f"the layer of {name!r} {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,16 +37,26 @@ class SquaredGradients:
     def add(self, model: nn.Module, batch: Any, forward: AbstractContextManager[None]) -> None:
         """Add the squared gradient of the loss of a batch; ``forward`` is around its computation.
 
-        Gradients that the weights hold stay as they are.
+        Of several losses the squares are added up. Gradients that the weights hold stay as they
+        are.
         """
         with torch.enable_grad(), _without_cudnn(model):
             with forward:
                 value = self._loss(model, batch)
             _check_loss(value)
-            # Layers that were not called, such as experts, have no gradient.
-            gradients = torch.autograd.grad(
-                value.reshape(()), list(self._weights.values()), allow_unused=True
-            )
+            losses = value.reshape(-1).unbind()
+            for number, each in enumerate(losses):
+                # Layers that were not called, such as experts, have no gradient.
+                gradients = torch.autograd.grad(
+                    each,
+                    list(self._weights.values()),
+                    allow_unused=True,
+                    retain_graph=number < len(losses) - 1,
+                )
+                self._add_squares(gradients)
+        self.n += 1
+
+    def _add_squares(self, gradients: Iterable[torch.Tensor | None]) -> None:
         for names, gradient in zip(self._weights, gradients, strict=True):
             if gradient is None:
                 continue
@@ -55,7 +65,6 @@ class SquaredGradients:
                 self._sums[names] += squares
             else:
                 self._sums[names] = squares
-        self.n += 1
 
     def means(self) -> dict[tuple[str, ...], Array]:
         """Return the means by the names of weights; zeros where there never was a gradient.
@@ -83,10 +92,12 @@ def _without_cudnn(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _check_loss(value: Any) -> None:
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
-        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise TypeError(f"loss must return a tensor of one number, got {got}")
+    is_tensor = isinstance(value, torch.Tensor)
+    if not is_tensor or value.numel() == 0 or (value.ndim > 1 and value.numel() > 1):
+        got = tuple(value.shape) if is_tensor else type(value).__name__
+        raise TypeError(f"loss must return a tensor of one number, or of one axis, got {got}")
     if not value.requires_grad:
         raise ValueError("loss must depend on a weight that is looked at, got one without gradient")
-    if not math.isfinite(value.item()):
-        raise ValueError(f"loss must be finite, got {value.item()}")
+    for each in value.reshape(-1).tolist():
+        if not math.isfinite(each):
+            raise ValueError(f"loss must be finite, got {each}")

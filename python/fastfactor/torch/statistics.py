@@ -117,8 +117,9 @@ def collect_statistics(
         Each is read once. Without a loss a batch is what the model is called with: a tensor, a
         tuple or list of all arguments, or a mapping of arguments by name.
     loss : callable, optional
-        ``loss(model, batch)`` calls the model and returns its loss, one number. Without it there
-        are no squared gradients.
+        ``loss(model, batch)`` calls the model and returns its loss, one number; or several numbers
+        along one axis, the squares of whose gradients are added up. Without it there are no squared
+        gradients. See `wrong_class_losses` for classifiers.
     targets, ignore : pattern or patterns, optional
         Names of weights or of their layers to look at, and to leave out. Default: all parameters
         of floats with two axes or more.
@@ -137,7 +138,7 @@ def collect_statistics(
     Raises
     ------
     TypeError, ValueError
-        For batches that cannot be cut into examples, a loss that is not one finite number or does
+        For batches that cannot be cut into examples, a loss that is not finite numbers or does
         not depend on a weight, inputs that are not finite, and if there is no batch or no weight.
 
     Warns
@@ -206,6 +207,62 @@ def collect_statistics(
         n_inputs=_by_name(inputs.counts()),
         n_gradients=0 if gradients is None else gradients.n,
     )
+
+
+def wrong_class_losses(
+    logits: torch.Tensor, labels: torch.Tensor, n_classes: int = 3
+) -> torch.Tensor:
+    """Return a classifier's losses towards its most probable wrong classes.
+
+    As the loss of `collect_statistics` they give the importances of Denton, Zaremba, Bruna, LeCun
+    and Fergus, 2014: the sum of d² over the gradients d towards each of these classes.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (batch, classes)
+        The model's outputs.
+    labels : int Tensor of shape (batch,)
+        The right classes.
+    n_classes : int
+        How many wrong classes, at least 1; the paper takes 3.
+
+    Returns
+    -------
+    Tensor of shape (n_classes,)
+        The cross entropy with the most probable wrong class, with the next one, and so on, each
+        summed over the batch. Its gradient by the logits is softmax − 1 for that class, and
+        softmax for the others.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other shapes, and unless there are more classes than n_classes.
+
+    Notes
+    -----
+    Each of these losses takes a backward pass, so that statistics of h classes take h of them for
+    each example.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastfactor.torch import collect_statistics, wrong_class_losses
+    >>> model, batch = torch.nn.Linear(8, 5), (torch.randn(20, 8), torch.randint(0, 5, (20,)))
+    >>> def loss(model, batch):
+    ...     return wrong_class_losses(model(batch[0]), batch[1])
+    >>> collect_statistics(model, [batch], loss).importance["weight"].shape
+    (5, 8)
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            "logits must have shape (batch, classes) and labels (batch,), "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    _checks.integer(n_classes, "n_classes", 1, logits.shape[1] - 1)
+    logs = torch.log_softmax(logits, dim=1)
+    right = torch.zeros_like(logs, dtype=torch.bool).scatter_(1, labels.long()[:, None], True)
+    wrong = logs.detach().masked_fill(right, -torch.inf).topk(n_classes, dim=1).indices
+    return -logs.gather(1, wrong).sum(dim=0)
 
 
 def _weights(

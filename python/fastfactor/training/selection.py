@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from ..methods.convolution.base import ConvMethod
 from .compressors import Compressor, check_compressor
 
 
@@ -26,6 +27,8 @@ class Candidate:
         Why it cannot be compressed; "" if it can.
     by_default : bool
         Whether it is chosen where no ``targets`` are given.
+    is_kernel : bool
+        Whether it is the kernel of a convolution, which the methods for convolutions can compress.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Candidate:
     owner: str | None = None
     refusal: str = ""
     by_default: bool = True
+    is_kernel: bool = False
 
     def is_meant_by(self, pattern: str) -> bool:
         """Return whether a pattern stands for this weight."""
@@ -81,7 +85,8 @@ def choose(
     ------
     TypeError
         For what is no pattern or no compressor, and for a weight that cannot be compressed and that
-        is chosen by default or by its full name. Other patterns pass over such weights.
+        is chosen by default or by its full name. Other patterns pass over such weights. Methods for
+        convolutions pass over all else unless it is chosen by its full name.
     ValueError
         For a pattern that stands for no weight, and if no weight is chosen.
     """
@@ -103,13 +108,17 @@ def choose(
         by_default = wanted is None and candidate.by_default
         if not by_default and not any(map(candidate.is_meant_by, deciding)):
             continue
-        if not candidate.refusal:
+        refusal = candidate.refusal
+        if isinstance(fitting[-1], ConvMethod) and not candidate.is_kernel:
+            if by_default:  # such a method means the convolutions of a model
+                continue
+            name = type(fitting[-1]).__name__
+            refusal = f"must be a convolution over one axis or two for {name}"
+        if not refusal:
             chosen[candidate.name] = fitting[-1]
         elif by_default or any(map(candidate.is_named_by, (*rules, *deciding))):
             layer = next(filter(None, (*candidate.layers, candidate.name)))
-            raise TypeError(
-                f"layer {layer!r} {candidate.refusal}; leave it out by ignore=[{layer!r}]"
-            )
+            raise TypeError(f"layer {layer!r} {refusal}; leave it out by ignore=[{layer!r}]")
     if not chosen:
         raise ValueError("at least one layer must be compressed, got none")
     return chosen

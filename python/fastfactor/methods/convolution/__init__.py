@@ -1,0 +1,1 @@
+"""Methods for convolutions, whose factors run as chains of smaller convolutions."""

@@ -226,7 +226,16 @@ def test_nan_reaches_only_the_windows_that_hold_it(rng, name):
 
 def test_an_empty_batch_gives_an_empty_result(rng):
     chain = ConvChain(chain_of(rng, "svd"))
-    assert conv_chain(np.ones((0, 12, 9, 9), np.float32), chain).shape == (0, 22, 5, 5)
+    result = conv_chain(np.ones((0, 12, 9, 9), np.float32), chain)
+    assert (result.shape, result.dtype) == ((0, 22, 5, 5), np.float32)
+
+
+def test_results_are_ordinary_arrays(rng):
+    result = conv_chain(np.ones((1, 12, 9, 9), np.float32), ConvChain(chain_of(rng, "svd")))
+    assert type(result) is np.ndarray
+    assert result.flags.c_contiguous
+    assert result.flags.writeable
+    assert result.ctypes.data % 64 == 0
 
 
 def test_writes_nothing_beside_out(rng):

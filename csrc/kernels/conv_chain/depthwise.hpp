@@ -25,14 +25,15 @@ struct WindowRows {
 
 // Columns of a window that begin in the same vector of a plane's row.
 struct WindowColumns {
-  index from;                       // the offset of that vector
-  std::vector<int> lanes, weights;  // for each column its first lane there, and its number
+  index from;       // the offset of that vector
+  int first, last;  // of the columns, in the order of DepthwisePlan
 };
 
 struct DepthwisePlan {
   std::vector<WindowRows> rows;
   std::vector<WindowColumns> columns;
-  index in_columns;  // from row to row of a plane
+  std::vector<int> lanes, weights;  // for each column its first lane, and its number in the window
+  index in_columns;                 // from row to row of a plane
 };
 
 // Where a tile lies, and how much of it there is.
@@ -77,14 +78,15 @@ inline void add_input_row(const DepthwisePlan& plan, const float* in, const floa
                           index step, Vec (&acc)[kTileRows][V]) {
   for (const WindowColumns& columns : plan.columns) {
     const RowVectors<V> row(in + columns.from);
-    const int n = int(columns.lanes.size());
-    for (int j = 0; j < n; ++j) {
+    for (int j = columns.first; j < columns.last; ++j) {
+      const int lane = plan.lanes[j];
+      const float* w = weights + plan.weights[j];
       Vec x[V];
-      for (int v = 0; v < V; ++v) x[v] = row.from_lane(v, columns.lanes[j]);
+      for (int v = 0; v < V; ++v) x[v] = row.from_lane(v, lane);
 #pragma GCC unroll 4
       for (int y = Low; y <= High; ++y) {
-        const Vec w = simd::splat(weights[columns.weights[j] - y * step]);
-        for (int v = 0; v < V; ++v) acc[y][v] = simd::mul_add(w, x[v], acc[y][v]);
+        const Vec wy = simd::splat(w[-y * step]);
+        for (int v = 0; v < V; ++v) acc[y][v] = simd::mul_add(wy, x[v], acc[y][v]);
       }
     }
   }

@@ -77,14 +77,18 @@ class Planner {
     for (index i = 0; i < std::min(apart, height); ++i)
       window.rows.push_back(
           {row_offset(plan.in, i), i * width, apart * width, ceil_div(height - i, apart)});
-    for (int j = 0; j < int(width); ++j) {
-      const index at = column_offset(plan.in, j);
-      const int lane = int(at % kLanes<float>);
-      const auto same = [&](const WindowColumns& columns) { return columns.from == at - lane; };
-      auto found = std::find_if(window.columns.begin(), window.columns.end(), same);
-      if (found == window.columns.end()) found = window.columns.insert(found, {at - lane, {}, {}});
-      found->lanes.push_back(lane);
-      found->weights.push_back(j);
+    const auto vector_of = [&](int j) {
+      return column_offset(plan.in, j) / kLanes<float> * kLanes<float>;
+    };
+    for (int j = 0; j < int(width); ++j) window.weights.push_back(j);
+    std::stable_sort(window.weights.begin(), window.weights.end(),
+                     [&](int a, int b) { return vector_of(a) < vector_of(b); });
+    for (int i = 0; i < int(width); ++i) {
+      const int j = window.weights[i];
+      window.lanes.push_back(int(column_offset(plan.in, j) - vector_of(j)));
+      if (i == 0 || window.columns.back().from != vector_of(j))
+        window.columns.push_back({vector_of(j), i, i});
+      window.columns.back().last = i + 1;
     }
   }
 

@@ -28,9 +28,9 @@ def conv_chain(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     bias: npt.NDArray[np.float32] | None,
-    out: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32] | None,
     n_threads: int,
-) -> None: ...
+) -> npt.NDArray[np.float32]: ...
 def kmeans(
     x: _Array,
     n_clusters: int,

@@ -208,16 +208,16 @@ def conv_chain(
             f"{steps['dilation']} less twice the padding of {steps['padding']}, "
             f"got shape {x.shape}"
         )
-    result = output(out, (len(x), chain.filters, *sizes), np.dtype(np.float32), {"x": x})
-    kernels.conv_chain(
+    if out is not None:
+        output(out, (len(x), chain.filters, *sizes), np.dtype(np.float32), {"x": x})
+    return kernels.conv_chain(
         x,
         chain._execution,
         **steps,
         bias=_bias(bias, chain.filters),
-        out=result,
+        out=out,
         n_threads=thread_count(n_threads),
     )
-    return result
 
 
 def _stage(stage: Any, name: str) -> ConvStage:

@@ -23,6 +23,7 @@ KERNELS = (
     "spmm",
     "codebook",
     "sparse_codebook",
+    "convolution",
     "coding",
     "trellis",
     "select",

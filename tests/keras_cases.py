@@ -16,7 +16,7 @@ from fastfactor.errors import CorruptDataError
 from fastfactor.keras import CompressionCallback, apply_compression, load_compressed
 from fastfactor.keras.layers import EinsumPlan, of_einsum
 from fastfactor.methods import Codebook, Dictionary, LowRank, Prune
-from fastfactor.training import GradualPrune, Schedule, SparsityRamp
+from fastfactor.training import Schedule
 from keras import layers
 
 # Of Keras, when its variables on PyTorch become NumPy arrays.
@@ -508,11 +508,6 @@ def changed(saved, field, value):
             {"compressor": Prune(nm_sparsity=(2, 5))},
             ValueError,
             "table/embeddings: .* multiple of 5",
-        ),
-        (
-            {"compressor": GradualPrune(SparsityRamp(0.5, 0, 3))},
-            TypeError,
-            "must not be a GradualPrune, which needs gradients",
         ),
         ({"schedule": 3}, TypeError, "schedule must have begin and alpha"),
     ],

@@ -20,7 +20,12 @@ from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NEED_TORCH = [ROOT / "docs/operator.md", ROOT / "examples/compress_while_training.py"]
+NEED_TORCH = [
+    ROOT / "docs/operator.md",
+    ROOT / "docs/convolutions.md",
+    ROOT / "examples/compress_while_training.py",
+    ROOT / "examples/factor_convolutions.py",
+]
 NEED_KERAS = [ROOT / "docs/keras.md"]  # which keras_cases.py runs
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 REFERENCE = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.rst"))
@@ -55,10 +60,10 @@ def test_examples_print_what_they_say(page, model_folder, monkeypatch, capsys):
 
 @pytest.mark.framework
 @pytest.mark.parametrize("page", [p for p in PAGES if p in NEED_TORCH], ids=name_of)
-def test_examples_with_pytorch_print_what_they_say(page, tmp_path, monkeypatch, capsys):
-    if not importlib.util.find_spec("torch"):
-        pytest.skip("torch is not installed")
-    monkeypatch.chdir(tmp_path)
+def test_examples_with_pytorch_print_what_they_say(page, model_folder, capsys):
+    for needed in ("torch", "onnx") if page.stem == "convolutions" else ("torch",):
+        if not importlib.util.find_spec(needed):
+            pytest.skip(f"{needed} is not installed")
     pages.run(pages.blocks_of(page), capsys)
 
 

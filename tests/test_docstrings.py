@@ -27,7 +27,7 @@ NOT_CHECKED = {
 
 
 # Rooms that need a framework of the same name, and can be imported where that is installed.
-WITH_FRAMEWORK = ("torch", "keras")
+WITH_FRAMEWORK = ("torch", "keras", "onnx")
 FRAMEWORKS = [name for name in WITH_FRAMEWORK if importlib.util.find_spec(name)]
 os.environ.setdefault("KERAS_BACKEND", "torch")  # the one that the other room needs
 

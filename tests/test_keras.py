@@ -18,7 +18,9 @@ BACKENDS = [name for name in ("tensorflow", "torch") if importlib.util.find_spec
 @pytest.mark.skipif(
     importlib.util.find_spec("keras") is None or not BACKENDS, reason="Keras is not installed"
 )
-@pytest.mark.parametrize("file", ["keras_cases.py", "keras_trainer_cases.py"])
+@pytest.mark.parametrize(
+    "file", ["keras_cases.py", "keras_gradual_cases.py", "keras_trainer_cases.py"]
+)
 @pytest.mark.parametrize("backend", BACKENDS or ["none"])
 def test_keras(backend, file, tmp_path):
     cases = Path(__file__).with_name(file)

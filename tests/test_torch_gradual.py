@@ -485,13 +485,13 @@ def test_what_is_refused():
     model = nn.Linear(8, 8)
     compression = apply_compression(model, GradualPrune(RAMP, score="taylor"))
     before = model.weight.detach().clone()
-    compression.step(1)
+    compression.step(RAMP.begin)  # when nothing is pruned yet
     with pytest.raises(ValueError, match="weight: a gradient must come before the first choice"):
-        compression.step(2)
+        compression.step(RAMP.begin + RAMP.frequency)
     with pytest.raises(ValueError, match="must be dropped before, got one with"):
         compression.finalize()
     assert torch.equal(model.weight, before)
-    assert compression.state()["weight"] == {"stage": "dense", "alpha": 1.0, "last_step": 1}
+    assert compression.state()["weight"] == {"stage": "masked", "alpha": 1.0, "last_step": 2}
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,11 @@ def cases():
         ),
         "lstm, packed": (nn.LSTM(8, 12, 2), (packed,)),
         "lstm, wide batch": (nn.LSTM(8, 12), (torch.randn(2, 16, 8),)),
+        "lstm, one step": (nn.LSTM(8, 12, 2, bidirectional=True), (x[:1],)),
+        "lstm, projected, two steps": (nn.LSTM(8, 12, proj_size=4, batch_first=True), (x[:, :2],)),
+        "gru, one step": (nn.GRU(8, 12), (x[:1], h[:1])),
+        "rnn, two steps": (nn.RNN(8, 12, nonlinearity="relu", bias=False), (x[:2],)),
+        "rnn, one step": (nn.RNN(8, 12), (x[0],)),
         "gru": (nn.GRU(8, 12, 2), (x, h)),
         "gru, both ways, one input": (
             nn.GRU(8, 12, bidirectional=True, batch_first=True),

@@ -14,6 +14,7 @@ import processes
 import product_cases
 import pytest
 from fastfactor.errors import CorruptDataError
+from fastfactor.kernels import codebooks
 from fastfactor.methods import Codebook, Dictionary, EntropyCoded, Prune, PruneCodebook, Simhash
 from product_cases import CASES, FEW, MANY, SHAPE
 
@@ -23,7 +24,7 @@ if importlib.util.find_spec("torch") is None:
 import torch
 from fastfactor.adapters import TorchNamespace
 from fastfactor.torch import apply_compression, cpu_products, operands, ops
-from fastfactor.torch.cpu_products import FAST
+from fastfactor.torch.cpu_products import FAST, Prepared
 from fastfactor.torch.description import describe
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -268,10 +269,16 @@ def test_pytorchs_number_of_threads_is_used_and_changes_no_bits(factors, monkeyp
     if factors.kind in FAST:
         assert torch.equal(weight.linear(x), one[0])
         assert torch.equal(weight.rows(IDS), one[1])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 0)
     if factors.kind == "codebook":
-        with pytest.raises(ValueError, match="n_threads"):
-            weight.rows(IDS)
+        kernel, given = codebooks.kernels.codebook_rows, []
+
+        def recorded(*arguments, n_threads, **others):
+            given.append(n_threads)
+            return kernel(*arguments, n_threads=n_threads, **others)
+
+        monkeypatch.setattr(codebooks.kernels, "codebook_rows", recorded)
+        weight.rows(IDS)
+        assert given == [3]
 
 
 def test_several_threads_may_call_at_once(factors):
@@ -452,11 +459,30 @@ def test_kernels_run_in_eval_mode_on_a_cpu_and_nowhere_else(monkeypatch):
     assert len(calls) == 1
 
 
+def test_operators_are_called_where_something_looks_on(monkeypatch):
+    """Elsewhere layers without gradients call kernels past PyTorch's dispatcher."""
+    monkeypatch.setattr(operands, "SMALL_WEIGHTS", 0)
+    calls = []
+    counted = ops.linear
+    monkeypatch.setattr(ops, "linear", lambda *given: calls.append(1) or counted(*given))
+    layer, x = model_of(Codebook(n_bits=3)).eval()[1], torch.randn(5, 2, 32)
+    with torch.no_grad():
+        y = layer(x)
+        assert not calls
+        torch.testing.assert_close(torch.vmap(layer)(x), y, rtol=0, atol=0)
+        with FlopCounterMode(display=False):
+            torch.testing.assert_close(layer(x), y, rtol=0, atol=0)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            layer(x)
+    assert len(calls) == 3
+    assert "fastfactor::linear" in {event.name for event in seen.events()}
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_rebuilt_weight_is_kept_until_numbers_change(change, monkeypatch):
     calls = []
-    counted = ops.rows
-    monkeypatch.setattr(ops, "rows", lambda *given: calls.append(1) or counted(*given))
+    counted = Prepared.rows
+    monkeypatch.setattr(Prepared, "rows", lambda *given: calls.append(1) or counted(*given))
     layer, x = nn.Conv2d(8, 24, 2), torch.randn(2, 8, 5, 6)
     apply_compression(layer, Prune(sparsity=0.5)).step()
     layer.eval()

@@ -84,6 +84,19 @@ def test_masks_keep_the_best_by_the_published_scores(W, rng, score, scope):
             assert np.array_equal(prune.mask(W, 0.75, tiny), expected)
 
 
+@pytest.mark.parametrize("score", SCORES[1:])
+@pytest.mark.parametrize("settings", [{}, {"nm_sparsity": (1, 4)}, {"block_shape": (2, 3)}])
+def test_a_mask_that_keeps_all_needs_no_gradient(W, rng, score, settings):
+    matrix = CompressedMatrix(GradualPrune(RAMP, score=score, **settings))
+    assert matrix.advance(RAMP.begin, lambda: W).mask_changed
+    assert matrix.mask.shape == W.shape
+    assert matrix.mask.all()
+    with pytest.raises(ValueError, match="a gradient must come before the first choice"):
+        matrix.advance(5, lambda: W)
+    matrix.advance(5, lambda: W, lambda: np.abs(rng.standard_normal(W.shape)))
+    assert 0 < matrix.sparsity < 0.75
+
+
 @pytest.mark.parametrize("pool", ["square", "max", "mean"])
 @pytest.mark.parametrize("score", SCORES)
 def test_blocks_are_ranked_by_their_pooled_scores(W, rng, score, pool):
@@ -345,7 +358,7 @@ def test_what_is_refused(W):
         (W * np.nan, W, "head: W must be finite"),
     ):
         with pytest.raises(ValueError, match=text):
-            matrix.advance(3, lambda weights=weights: weights, lambda mean=mean: mean)
+            matrix.advance(5, lambda weights=weights: weights, lambda mean=mean: mean)
     assert repr(matrix) == before
     assert matrix.sparsity == 0.0
 

@@ -6,6 +6,7 @@ namespace ff::bindings {
 void bind_balance(py::module_& m);
 void bind_bits(py::module_& m);
 void bind_codebook(py::module_& m);
+void bind_conv_chain(py::module_& m);
 void bind_kmeans(py::module_& m);
 void bind_kmeans1d(py::module_& m);
 void bind_csr(py::module_& m);
@@ -54,6 +55,7 @@ void bind_all(py::module_& m, const char* level) {
   bind_balance(m);
   bind_bits(m);
   bind_codebook(m);
+  bind_conv_chain(m);
   bind_kmeans(m);
   bind_kmeans1d(m);
   bind_csr(m);

@@ -370,4 +370,20 @@ inline int compress(std::int64_t* p, Vec<std::int64_t> v, unsigned bits) {
   return __builtin_popcount(bits);
 }
 
+// Writes lanes [first, first + count) of v to p, p + 1, … and nothing else; count is at least 1.
+inline void store_lanes(float* p, Vec<float> v, int first, int count) {
+#if defined(__AVX512F__)
+  const auto mask = __mmask16(((1u << count) - 1) << first);
+  _mm512_mask_storeu_ps(p - first, mask, (__m512)v);
+#elif defined(__AVX2__)
+  const Vec<std::int32_t> lane = iota<std::int32_t>() - first;
+  const auto mask = (lane >= 0) & (lane < count);
+  _mm256_maskstore_ps(p - first, (__m256i)mask, (__m256)v);
+#else
+  float lanes[kLanes<float>];
+  store(lanes, v);
+  std::memcpy(p, lanes + first, std::size_t(count) * sizeof(float));
+#endif
+}
+
 }  // namespace ff::simd

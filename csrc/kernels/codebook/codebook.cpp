@@ -38,10 +38,7 @@ void multiply_one(const PackedView& packed, const CodebookView& codebook, const 
   PerWorker<CodeRow> code_rows(n_threads);
   parallel_ranges(ceil_div(rows, task_rows), n_threads, stop, [&](index task, int worker) {
     CodeRow& row = code_rows.of(worker, [&] { return CodeRow(packed, codebook); });
-    for (index r = task * task_rows; r < std::min(rows, (task + 1) * task_rows); ++r) {
-      row.go_to(r);
-      out[r] = lookup.dot(row, x);
-    }
+    lookup.dot(row, task * task_rows, std::min(rows, (task + 1) * task_rows), x, out);
   });
 }
 
@@ -70,8 +67,7 @@ Inputs arrange(const MatrixView& x, const Lookup& lookup, index tile, int n_thre
 
 void CodebookView::load(index book, index row, index group, float* out) const {
   const index size = dtype == DType::f32 ? 4 : 2;
-  const index at = (book * rows + (rows > 1 ? row : 0)) * groups + group;
-  const MatrixView view{data + at * table_size() * size, dtype, 1, table_size(), 0, size};
+  const MatrixView view{data + place(book, row, group) * size, dtype, 1, table_size(), 0, size};
   load_row(view, 0, out);
 }
 

@@ -24,6 +24,16 @@ struct CodebookView {
   index group_size = 1;  // columns; a multiple of dim
 
   index table_size() const { return entries * dim; }
+  // Returns whether the tables can be read as floats where they are.
+  bool is_float() const {
+    return dtype == DType::f32 && reinterpret_cast<std::uintptr_t>(data) % alignof(float) == 0;
+  }
+  index place(index book, index row, index group) const {
+    return ((book * rows + (rows > 1 ? row : 0)) * groups + group) * table_size();
+  }
+  const float* stored(index book, index row, index group) const {
+    return reinterpret_cast<const float*>(data) + place(book, row, group);
+  }
   void load(index book, index row, index group, float* out) const;
 };
 

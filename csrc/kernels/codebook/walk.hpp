@@ -25,6 +25,7 @@ class CodeRow {
   CodeRow(const PackedView& packed, const CodebookView& codebook)
       : packed_(packed),
         codebook_(codebook),
+        reads_stored_(codebook.is_float() && codebook.table_size() >= kWholeTable),
         codes_(kColumnBlock),
         table_(std::max<index>(codebook.table_size(), kLongestTable)) {
     std::fill_n(table_.data(), table_.size(), 0.0f);
@@ -41,6 +42,7 @@ class CodeRow {
   index columns() const { return packed_.shape.cols * codebook_.dim; }
 
   const float* table(index book, index group) {
+    if (reads_stored_) return codebook_.stored(book, row_, group);
     if (book != loaded_book_ || group != loaded_group_) {
       codebook_.load(book, row_, group, table_.data());
       loaded_book_ = book, loaded_group_ = group;
@@ -63,9 +65,11 @@ class CodeRow {
 
  private:
   static constexpr index kLongestTable = 256;  // entries that a look-up may load, used or not
+  static constexpr index kWholeTable = 16;  // of tables that long, none loads more than there are
 
   const PackedView& packed_;
   const CodebookView& codebook_;
+  const bool reads_stored_;
   Buffer<std::uint8_t> codes_;
   Buffer<float> table_;
   index row_ = 0, loaded_book_ = -1, loaded_group_ = -1;
@@ -75,6 +79,16 @@ class CodeRow {
 // calls in it: one input with 4096 × 4096 codes of 4 bits then took 1.26 ms on one thread, instead
 // of 0.54.
 #define FASTFACTOR_INLINE __attribute__((always_inline))
+
+// Returns one of the codes that look-up Table reads.
+template <class Table>
+[[gnu::always_inline]] inline int code_at(const std::uint8_t* codes, index at, int n_bits) {
+  if (!Table::kPacked) return codes[at];
+  const int shift = int(at * n_bits % 8), mask = (1 << n_bits) - 1;
+  const std::uint8_t* byte = codes + at * n_bits / 8;
+  const int bits = shift + n_bits > 8 ? byte[0] | byte[1] << 8 : byte[0];
+  return bits >> shift & mask;
+}
 
 // Walks the scalar codes of one codebook with look-up Table. Calls vector(position, v, values) for
 // vector v of the block at `position` of the columns [first, last), and scalar(position, value) for
@@ -100,14 +114,7 @@ template <class Table, class Vector, class Scalar>
     }
     for (; c < end; ++c) {
       const index at = c - first;
-      if (Table::kPacked) {
-        const int shift = int(at * n_bits % 8), mask = (1 << n_bits) - 1;
-        const std::uint8_t* byte = codes + at * n_bits / 8;
-        const int bits = shift + n_bits > 8 ? byte[0] | byte[1] << 8 : byte[0];
-        scalar(at, values[bits >> shift & mask]);
-      } else {
-        scalar(at, values[codes[at]]);
-      }
+      scalar(at, values[code_at<Table>(codes, at, n_bits)]);
     }
   }
 }
@@ -116,18 +123,46 @@ template <class Table, class Vector, class Scalar>
 struct Lookup {
   index block;  // columns are permuted only within a block
   index (*column)(index position);
-  float (*dot)(CodeRow&, const float* x);  // x in the order of column()
+  // Writes the products of x, in the order of column(), with the rows [first, last).
+  void (*dot)(CodeRow&, index first, index last, const float* x, float* out);
   void (*decode)(CodeRow&, index first, index last, float* out);
 };
 
+// Columns whose products are added in four sums of vectors, which have at most 64 terms per lane.
 template <class Table>
-float dot_scalars(CodeRow& row, const float* x) {
+inline constexpr index kSumBlock = Table::kPacked ? 256 * tables::kLanes : kColumnBlock;
+
+// Returns the product of a row of at most kSumBlock columns that have one table. Around the few
+// look-ups of such a row, the loops of dot_long() took as long as the look-ups.
+template <class Table>
+[[gnu::always_inline]] inline float dot_short(const Table& table, CodeRow& row, const float* x) {
   using tables::Floats;
-  // A partial sum has at most 64 terms per lane; 4 of these, and then 16 such blocks, are added in
-  // float and the rest in double. That makes at most 90 roundings, which stay below 1e-5 of the sum
-  // of magnitudes for a row of any length.
-  constexpr index kBlock = Table::kPacked ? 256 * tables::kLanes : kColumnBlock;
-  constexpr index kSpan = 16 * kBlock;
+  const int n_bits = row.packed().shape.n_bits;
+  const index columns = row.columns(), whole = columns - columns % Table::kBlock;
+  const std::uint8_t* codes = Table::kPacked ? row.bits(0, 0) : row.codes(0, 0, columns);
+  Floats part[4] = {};
+  for (index c = 0; c < whole; c += Table::kBlock)
+    table.block(
+        codes + (Table::kPacked ? c / 8 * n_bits : c), [&](int v, Floats values) FASTFACTOR_INLINE {
+          part[v % 4] = simd::mul_add(values, simd::load(x + c + v * tables::kLanes), part[v % 4]);
+        });
+  float rest = 0;
+  if (whole < columns) {
+    const float* values = row.table(0, 0);
+    for (index c = whole; c < columns; ++c)
+      rest = simd::mul_add(values[code_at<Table>(codes, c, n_bits)], x[c], rest);
+  }
+  const Floats sum = (part[0] + part[1]) + (part[2] + part[3]);
+  return float(0.0 + double(rest) + double(simd::reduce_add<float>(sum)));
+}
+
+template <class Table>
+float dot_long(CodeRow& row, const float* x) {
+  using tables::Floats;
+  // 4 sums of vectors, and then 16 blocks of columns, are added in float and the rest in double.
+  // That makes at most 90 roundings, which stay below 1e-5 of the sum of magnitudes for a row of
+  // any length.
+  constexpr index kBlock = kSumBlock<Table>, kSpan = 16 * kBlock;
   double total = 0;
   const index columns = row.columns();
   for (index begin = 0; begin < columns; begin += kSpan) {
@@ -150,6 +185,22 @@ float dot_scalars(CodeRow& row, const float* x) {
     total += double(simd::reduce_add<float>(sum));
   }
   return float(total);
+}
+
+template <class Table>
+void dot_scalars(CodeRow& row, index first, index last, const float* x, float* out) {
+  const bool is_short = row.codebook().groups == 1 && row.columns() <= kSumBlock<Table>;
+  if (is_short && row.codebook().rows == 1) {
+    const Table table(row.table(0, 0));
+    for (index r = first; r < last; ++r) row.go_to(r), out[r] = dot_short(table, row, x);
+  } else if (is_short) {
+    for (index r = first; r < last; ++r) {
+      row.go_to(r);
+      out[r] = dot_short(Table(row.table(0, 0)), row, x);
+    }
+  } else {
+    for (index r = first; r < last; ++r) row.go_to(r), out[r] = dot_long<Table>(row, x);
+  }
 }
 
 template <class Table>

@@ -17,6 +17,20 @@ def balanced_assign(
 ) -> tuple[_Labels, float, npt.NDArray[np.float64], float]: ...
 def build_info() -> dict[str, str]: ...
 def default_threads() -> int: ...
+def conv_prepare(
+    stages: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], int]],
+    order: npt.NDArray[np.int32],
+) -> tuple[object, int]: ...
+def conv_chain(
+    x: _Array,
+    chain: object,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: npt.NDArray[np.float32] | None,
+    out: npt.NDArray[np.float32],
+    n_threads: int,
+) -> None: ...
 def kmeans(
     x: _Array,
     n_clusters: int,

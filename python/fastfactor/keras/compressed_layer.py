@@ -11,7 +11,9 @@ from .._checks import shown
 from ..errors import CorruptDataError
 from ..files.layout import Layout
 from ..training import CompressedMatrix, State
-from .compressed_weight import STATE, CompressedWeight, decoded, encoded, saved_array
+from ..training.compressors import NotKnown
+from .compressed_weight import STATE, CompressedWeight, decoded, encoded
+from .variables import saved_array
 
 CONFIG = "compressed"  # the entry of a layer's configuration
 
@@ -49,9 +51,10 @@ class CompressedLayer(keras.layers.Layer):
         return self.__dict__[attribute] if compressed is None else compressed.full()
 
     def stage_of(self, attribute: str) -> State:
-        """Return whether a weight is dense, blended or gone."""
+        """Return whether a weight is dense, blended or gone; masked ones have zeros themselves."""
         compressed = self.compressed.get(attribute)
-        return State.DENSE if compressed is None else compressed.state
+        is_masked = compressed is not None and compressed.state is State.MASKED
+        return State.DENSE if compressed is None or is_masked else compressed.state
 
     def enable_lora(self, *arguments: Any, **keywords: Any) -> None:
         """Refuse: products with factors would pass by what LoRA adds to a kernel."""
@@ -166,13 +169,3 @@ def take_structures(layer: Any, structures: Any) -> None:
         layer.compressed[attribute] = weight
         weight.take_structure(structure)
         matrix.state = State(structure["stage"])
-
-
-class NotKnown:
-    """The compressor of a loaded layer, which its file does not say."""
-
-    def compress(self, W: Any, /) -> Any:
-        raise ValueError(
-            "a model that was saved before it was compressed must be given to apply_compression "
-            "again, got none of its settings"
-        )

@@ -17,6 +17,8 @@ from ..errors import CorruptDataError
 from ..files.layout import Layout
 from ..methods.factors import FLOAT_NAMES, Factors
 from ..training import Change, CompressedMatrix, State
+from .gradual_mask import GradualMask, saved_pruned
+from .variables import as_numpy, saved_array
 
 STATE = "fastfactor"  # the entry of a layer's saved numbers that holds the stages
 MOST_STATE_BYTES = 1 << 24
@@ -56,6 +58,7 @@ class CompressedWeight:
         self.alpha: Any = None
         self.on_load: Callable[[], None] | None = None
         self.rebuilt: Any = None  # the weight, while a recurrent layer goes through its steps
+        self.mask = GradualMask()
         self.xp = KerasNamespace()
 
     @property
@@ -65,17 +68,19 @@ class CompressedWeight:
 
     @property
     def state(self) -> State:
-        """Whether the weight is dense, blended or gone."""
+        """Whether the weight is dense, masked, blended or gone."""
         return self.matrix.state
 
     def advance(self, step: int) -> Change:
         """Go on to a training step; give the layer its factors, or take the weight from it."""
         change = self.matrix.advance(step, self._read)
+        if self.state is State.MASKED:
+            self.mask.follow(self.dense, self._kept(), chosen=change.mask_changed)
         if change.factored:
             self.add_factors()
         if change.finished:
             self.drop_dense()
-        if change:
+        if change and self.alpha is not None:
             self.alpha.assign(self.matrix.alpha)
         return change
 
@@ -105,7 +110,8 @@ class CompressedWeight:
             tracker.lock()
 
     def drop_dense(self) -> None:
-        """Take the dense weight from the layer."""
+        """Take the dense weight from the layer, and what stands beside it."""
+        self.mask.forget()
         self.layer._untrack_variable(self.dense)
         if hasattr(self.layer, "_delete_tracking"):  # TensorFlow's own list of what a layer holds
             self.layer._delete_tracking(self.attribute)
@@ -118,7 +124,11 @@ class CompressedWeight:
         self.variables, self.alpha = {}, None
 
     def _read(self) -> Array:
-        return self.layout.to_matrix(as_array(as_numpy(self.dense), self.matrix.name))
+        return self.layout.to_matrix(as_array(self.mask.full(self.dense), self.matrix.name))
+
+    def _kept(self) -> Array | None:
+        """Return the mask in the weight's shape."""
+        return None if self.matrix.mask is None else self.layout.to_tensor(self.matrix.mask)
 
     # --- products
 
@@ -143,7 +153,7 @@ class CompressedWeight:
         """Return the weight as it is now, rebuilt from its factors."""
         if self.rebuilt is not None:
             return self.rebuilt
-        if self.state is State.DENSE:
+        if self.state in (State.DENSE, State.MASKED):
             return self.dense
         shape = [self.layout.shape[axis] for axis in self.layout.axes]
         by_factors = ops.transpose(
@@ -209,7 +219,7 @@ class CompressedWeight:
                 f"the configuration of a compressed weight must have stage and shapes, got "
                 f"{shown(structure)}"
             ) from error
-        if stage is not State.DENSE:
+        if stage in (State.BLENDED, State.FACTORS):
             self._add({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
         if stage is State.FACTORS:
             self.drop_dense()
@@ -221,6 +231,9 @@ class CompressedWeight:
         for name, variable in self.variables.items():
             store[f"{self.name}.{name}"] = as_numpy(variable)
         state = self.matrix.state_dict()
+        if "mask" in state:
+            store[f"{self.name}.mask"] = state["mask"].pop("bits")
+            self.mask.save(store, self.name)
         if state["factors"] is not None:
             tensors = state["factors"]["tensors"]
             for name in [name for name in tensors if name not in self.variables]:
@@ -235,23 +248,31 @@ class CompressedWeight:
         saved = _with_arrays(store, state, self.name)
         before = self.matrix.state_dict()
         self.matrix.load_state_dict(saved)
-        factors = self.matrix.factors
-        if isinstance(factors, Factors) and factors.shape != self.layout.matrix:
-            self.matrix.load_state_dict(before)
-            raise CorruptDataError(
-                f"factors of {self.matrix.name} must be of a matrix of shape {self.layout.matrix}, "
-                f"got {factors.shape}"
-            )
         try:
+            self._check_shape()
             numbers, dense = self._saved_numbers(store)
+            kept = self._kept()
+            pruned = None if kept is None else saved_pruned(store, self.name, kept)
         except CorruptDataError:
             self.matrix.load_state_dict(before)
             raise
         self.fit_layer()
+        if kept is not None and pruned is not None:
+            self.mask.restore(pruned, kept)
         for name, variable in self.variables.items():
             variable.assign(numbers[name])
         if self.dense is not None:
             self.dense.assign(dense)
+
+    def _check_shape(self) -> None:
+        """Refuse factors and masks of another shape, which were read from a file."""
+        shape, factors, mask = self.layout.matrix, self.matrix.factors, self.matrix.mask
+        for what, found in (("factors", factors), ("mask", mask)):
+            if isinstance(found, Factors | np.ndarray) and found.shape != shape:
+                raise CorruptDataError(
+                    f"{what} of {self.matrix.name} must be of a matrix of shape {shape}, "
+                    f"got {found.shape}"
+                )
 
     def _saved_numbers(self, store: Any) -> tuple[dict[str, Array], Array | None]:
         """Return the numbers of the factors and the dense weight that the present stage has."""
@@ -268,6 +289,7 @@ class CompressedWeight:
     def fit_layer(self) -> None:
         """Give the layer the variables of the present stage, if it has others."""
         before = self._held()
+        self.mask.forget()
         factors = self.matrix.factors
         tensors = {} if factors is None else factors.tensors()
         wanted = {name: tuple(tensors[name].shape) for name in self.matrix.trainable}
@@ -305,23 +327,6 @@ class CompressedWeight:
             tracker.lock()
 
 
-def as_numpy(variable: Any) -> Array:
-    """Return the numbers of a variable."""
-    value = variable.value
-    if hasattr(value, "detach"):  # PyTorch's, which NumPy reads with a warning
-        return as_array(value.detach().cpu(), variable.path)
-    return np.asarray(ops.convert_to_numpy(value))
-
-
-def saved_array(store: Any, name: str, shape: tuple[int, ...]) -> Array:
-    """Return an array that was saved; refuse one that is not there or has another shape."""
-    found = np.asarray(store[name]) if name in set(store.keys()) else None
-    if found is None or found.shape != tuple(shape):
-        got = "none" if found is None else str(found.shape)
-        raise CorruptDataError(f"array {name!r} must be saved with shape {tuple(shape)}, got {got}")
-    return found
-
-
 def encoded(states: Mapping[str, Any]) -> Array:
     """Return saved states as an array of bytes."""
     return np.frombuffer(json.dumps(states).encode(), np.uint8)
@@ -345,6 +350,9 @@ def decoded(saved: Any) -> dict[str, Any]:
 
 def _with_arrays(store: Any, state: Any, name: str) -> Any:
     """Return a saved state with the arrays in place of their dtypes."""
+    if isinstance(state, dict) and isinstance(state.get("mask"), dict):
+        bits = np.asarray(store[f"{name}.mask"]) if f"{name}.mask" in set(store.keys()) else None
+        state = {**state, "mask": {**state["mask"], "bits": bits}}
     factors = state.get("factors") if isinstance(state, dict) else None
     if not isinstance(factors, dict) or not isinstance(factors.get("tensors"), dict):
         return state

@@ -11,16 +11,23 @@ import keras
 import numpy as np
 
 from ..files.layout import Layout
-from ..methods.base import Method
 from ..methods.factors import Factors
-from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
+from ..training import Change, CompressedMatrix, Compressor, GradualPrune
 from ..training.matrix import AlphaByStep
+from ..training.model_compression import (
+    ModelCompression,
+    change_of,
+    check_fits,
+    check_schedule,
+    matrix_for,
+)
 from ..training.report import LayerReport
 from ..training.selection import choose
-from .compressed_weight import CompressedWeight, as_numpy
+from .compressed_weight import CompressedWeight
 from .kinds import candidates, compressed_weights, holder, turn, weights_of
 from .optimizers import refit
 from .saving import save_model
+from .variables import as_numpy
 
 
 def apply_compression(
@@ -42,7 +49,9 @@ def apply_compression(
         ``*``, ``?`` and ``[abc]`` and match whole names of layers or paths of weights, such as
         ``dense_1`` and ``lstm/*/recurrent_kernel``; the last that matches decides.
     schedule : Schedule, optional
-        Default: all is factored at the first step, and the dense weights dropped at once.
+        Default: all is factored at the first step, and the dense weights dropped at once. It does
+        not count for weights that a :class:`fastfactor.training.GradualPrune` prunes, which go by
+        their ramp.
     targets : pattern or patterns, optional
         Names of layers or paths of weights to compress. Default: every Dense, EinsumDense,
         Embedding, Conv1D, Conv2D, LSTM and GRU.
@@ -59,8 +68,8 @@ def apply_compression(
     TypeError, ValueError
         For a layer that cannot be compressed, by its name (patterns with ``*`` pass over such
         layers); for a pattern that matches none; for two weights of one path or one weight of two
-        layers; for a :class:`fastfactor.training.GradualPrune`, which needs gradients that Keras
-        does not show. The model is unchanged then.
+        layers; for a score of :class:`fastfactor.training.GradualPrune` other than
+        ``"magnitude"``, because Keras does not show gradients. The model is unchanged then.
 
     Notes
     -----
@@ -88,22 +97,22 @@ def apply_compression(
     if len(found) < len(every):
         raise ValueError("weights must have different paths, got two layers of one name")
     chosen = choose(every, compressor, targets, ignore)
+    check_schedule(schedule, chosen.values())
     prepared = []
     owners: dict[int, str] = {}
     for name, own in chosen.items():
         layer, attribute = found[name]
-        if isinstance(own, GradualPrune):
-            raise TypeError(f"{name}: compressor must not be a GradualPrune, which needs gradients")
+        _check_score(name, own)
         layout = weights_of(holder(layer))[attribute]
-        _check_fits(name, layout.matrix, own)
+        check_fits(name, layout.matrix, "float32", own)
         variable = holder(layer).__dict__[attribute]
         if variable is not None and owners.setdefault(id(variable), name) != name:
             raise ValueError(f"{name!r} and {owners[id(variable)]!r} must be two weights, got one")
-        prepared.append((layer, attribute, layout, CompressedMatrix(own, schedule, name=name)))
+        prepared.append((layer, attribute, layout, matrix_for(own, schedule, name)))
     return Compression(model, [_turned(*each) for each in prepared])
 
 
-class Compression:
+class Compression(ModelCompression):
     """The compression of a Keras model, made by `apply_compression`.
 
     Attributes
@@ -114,16 +123,10 @@ class Compression:
     """
 
     def __init__(self, model: Any, weights: list[CompressedWeight]) -> None:
-        self.model = model
-        self.names = tuple(weight.matrix.name for weight in weights)
+        super().__init__(model, (weight.matrix.name for weight in weights))
         self._weights = weights
         for weight in weights:
             weight.on_load = self._fit_loaded
-
-    @property
-    def last_step(self) -> int:
-        """The last step; -1 before the first."""
-        return max(weight.matrix.last_step for weight in self._weights)
 
     def step(self, step: int | None = None, *, optimizer: Any = None) -> Change:
         """Go on to the next training step, after the optimizer has made its own.
@@ -158,12 +161,7 @@ class Compression:
             step = self.last_step + 1
         if any(weight.matrix.changes_at(step) for weight in self._weights):
             _read_state_back(self.model)
-        changes = [weight.advance(step) for weight in self._weights]
-        change = Change(
-            factored=any(each.factored for each in changes),
-            alpha_changed=any(each.alpha_changed for each in changes),
-            finished=any(each.finished for each in changes),
-        )
+        change = change_of([weight.advance(step) for weight in self._weights])
         if change.factored or change.finished:
             _fit_model(self.model, optimizer)
         return change
@@ -171,71 +169,18 @@ class Compression:
     def _fit_loaded(self) -> None:
         _fit_model(self.model)
 
-    def state(self) -> dict[str, dict[str, Any]]:
-        """Return how far the compression is.
-
-        Returns
-        -------
-        dict of dict
-            The stage, α and last step of each weight, by its path.
-        """
-        return {
-            weight.matrix.name: {
-                "stage": weight.state.value,
-                "alpha": weight.matrix.alpha,
-                "last_step": weight.matrix.last_step,
-            }
-            for weight in self._weights
-        }
-
     def report(self) -> list[LayerReport]:
-        """Return what became of each weight.
-
-        Returns
-        -------
-        list of LayerReport
-            Bytes, error and α.
-        """
         _read_state_back(self.model)
         return [_report(weight) for weight in self._weights]
 
-    def finalize(self) -> Any:
-        """Return the model whose layers hold factors only.
+    def _save(self, path: str | os.PathLike[str]) -> None:
+        save_model(self.model, path)
 
-        Returns
-        -------
-        Model
-            The model itself.
+    def _matrices(self) -> list[CompressedMatrix]:
+        return [weight.matrix for weight in self._weights]
 
-        Raises
-        ------
-        ValueError
-            If a compressed weight is not yet dropped; the message has its path and its α.
-        """
-        for weight in compressed_weights(self.model):
-            if weight.state is not State.FACTORS:
-                raise ValueError(
-                    f"the dense weight {weight.matrix.name!r} must be dropped before, got one with "
-                    f"α = {weight.matrix.alpha:.4g}; go on training, or begin and end sooner"
-                )
-        return self.model
-
-    def to_store(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a compressed file: factors, and all other variables as they are.
-
-        Parameters
-        ----------
-        path : path
-            As for :func:`fastfactor.store.save`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a weight is not yet dropped, and for factors that cannot be stored.
-        OSError
-            If the file cannot be written.
-        """
-        save_model(self.finalize(), path)
+    def _all_matrices(self) -> list[CompressedMatrix]:
+        return [weight.matrix for weight in compressed_weights(self.model)]
 
 
 def _turned(
@@ -253,13 +198,13 @@ def _turned(
     return known
 
 
-def _check_fits(name: str, shape: tuple[int, int], compressor: Compressor) -> None:
-    """Refuse, before any work, a weight whose shape its method refuses."""
-    if isinstance(compressor, Method):
-        try:
-            compressor.planned_size(shape, "float32")
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+def _check_score(name: str, compressor: Compressor) -> None:
+    """Refuse, before any work, scores by gradients."""
+    if isinstance(compressor, GradualPrune) and compressor.first_gradient is not None:
+        raise ValueError(
+            f"{name}: score must be 'magnitude' in Keras, whose trainers do not show gradients, "
+            f"got {compressor.score!r}, which fastfactor.torch has"
+        )
 
 
 def _read_state_back(model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .compressed_weight import as_numpy
+from .variables import as_numpy
 
 
 def refit(optimizer: Any, variables: Sequence[Any]) -> None:

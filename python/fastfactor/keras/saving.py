@@ -14,8 +14,9 @@ from ..files.store import open_store
 from ..files.writer import Writer
 from ..methods.factors import Factors
 from ..training import CompressedMatrix, State
-from .compressed_weight import CompressedWeight, as_numpy
+from .compressed_weight import CompressedWeight
 from .kinds import candidates, compressed_weights, holder, turn, weights_of
+from .variables import as_numpy
 
 NUMBER = r"_\d+(?=/|$)"  # at the end of a part of a path
 

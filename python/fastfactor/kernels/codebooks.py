@@ -201,17 +201,58 @@ def codebook_rows(
         flat = _checks.as_int64(ids, "ids", packed.shape[0], IndexError).reshape(-1)
     if ids is None and prod(shape) == 0:
         return np.empty(shape, np.float32)  # whatever the number of rows
-    rows = kernels.codebook_rows(
+    rows = _look_up(packed, table, group_size, flat, thread_count(n_threads))
+    return rows.reshape(shape)
+
+
+def codebook_look_up(
+    packed: PackedCodes, codebook: Any, *, group_size: int | None = None
+) -> Callable[[Array, int], Array]:
+    """Return `codebook_rows` for one matrix, whose codes and codebook are checked now.
+
+    Parameters
+    ----------
+    packed : PackedCodes
+        As in :func:`codebook_rows`.
+    codebook : array
+        As in :func:`codebook_rows`. In C order, it is read in each call where it is.
+    group_size : int, optional
+        As in :func:`codebook_rows`.
+
+    Returns
+    -------
+    callable
+        Takes ids, an int64 array of any shape, and a number of threads, which it does not check. It
+        refuses ids outside [0, out_features) by an IndexError.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or shape.
+    """
+    packed, table, group_size = _codebook(packed, codebook, group_size)
+
+    def look_up(ids: Array, n_threads: int) -> Array:
+        rows = _look_up(packed, table, group_size, ids, n_threads)
+        return rows.reshape(*ids.shape, packed.shape[1])
+
+    return look_up
+
+
+def _look_up(
+    packed: PackedCodes, table: Array, group_size: int, ids: Array | None, n_threads: int
+) -> Array:
+    """Return rows as (n, in_features)."""
+    return kernels.codebook_rows(
         packed.data,
         packed.n_bits,
         rows=packed.shape[0],
         cols=packed.shape[1] // packed.vector_dim,
         codebook=table,
         group_size=group_size,
-        ids=flat,
-        n_threads=thread_count(n_threads),
+        ids=ids,
+        n_threads=n_threads,
     )
-    return rows.reshape(shape)
 
 
 def _codebook(packed: Any, codebook: Any, group_size: int | None) -> tuple[PackedCodes, Array, int]:

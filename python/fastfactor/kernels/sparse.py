@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -352,6 +353,40 @@ def spmm(A: Any, B: Any, *, out: Any = None, n_threads: int | None = None) -> Ar
         n_threads=thread_count(n_threads),
     )
     return result
+
+
+def spmm_product(A: CSR) -> Callable[[Array, int], Array]:
+    """Return a function that computes ``x @ A.T`` for one matrix in float32.
+
+    Parameters
+    ----------
+    A : CSR
+        Its values are read in each call where they are.
+
+    Returns
+    -------
+    callable
+        Takes x, a float32 array of shape (batch, k), and a number of threads. It does not check
+        them, which takes a third of the time of a small product by :func:`spmm`.
+    """
+    rows, columns = A.shape
+
+    def product(x: Array, n_threads: int) -> Array:
+        result = np.empty((len(x), rows), np.float32)
+        kernels.spmm(
+            A.data,
+            A.indices,
+            A.indptr,
+            rows=rows,
+            cols=columns,
+            dense=x.T,
+            out=result.T,
+            trusted=True,
+            n_threads=n_threads,
+        )
+        return result
+
+    return product
 
 
 def _counting_sort(keys: Array, n_keys: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -331,6 +332,30 @@ def sparse_codebook_matmul(
         n_threads=thread_count(n_threads),
     )
     return result
+
+
+def sparse_codebook_product(sparse_codes: SparseCodes) -> Callable[[Array, int], Array]:
+    """Return `sparse_codebook_matmul` for one matrix.
+
+    Parameters
+    ----------
+    sparse_codes : SparseCodes
+        As in :func:`sparse_codebook_matmul`.
+
+    Returns
+    -------
+    callable
+        Takes x, a float array of shape (batch, in_features), and a number of threads. It does not
+        check them.
+    """
+    layout, table = sparse_codes._execution
+
+    def product(x: Array, n_threads: int) -> Array:
+        result = np.empty((len(x), sparse_codes.shape[0]), np.float32)
+        kernels.sparse_codebook_matmul(x, layout, table, out=result, n_threads=n_threads)
+        return result
+
+    return product
 
 
 def _check_codebook(codebook: Any) -> Array:

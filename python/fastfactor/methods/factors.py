@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
@@ -123,6 +123,18 @@ class Factors(ArrayRecord, ABC):
         """
 
     # --- what every subclass inherits
+
+    def _prepared_linear(self) -> Callable[[Array, int], Array]:
+        """Return `_linear` for many calls: of x in float32, and a number of threads.
+
+        A subclass overrides it to prepare what does not depend on x. Numbers of its trained tensors
+        may change between calls if products read them where they are.
+        """
+        return self._linear
+
+    def _prepared_rows(self) -> Callable[[Array, int], Array]:
+        """Return `rows` for many calls: of ids in int64, and a number of threads."""
+        return lambda ids, n_threads: self.rows(ids, n_threads=n_threads)
 
     def forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
         """Return ``W[ids]``, computed by an array library so that it can find gradients.

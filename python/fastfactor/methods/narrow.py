@@ -23,6 +23,8 @@ SPACINGS = {
 
 def narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
     """Return an array in a narrower dtype; values beyond its range become ± its largest value."""
+    if array.dtype == dtype:
+        return array
     with np.errstate(over="ignore"):
         result = array.astype(dtype, copy=False)
     if dtype.itemsize < array.itemsize and not np.isfinite(result).all():

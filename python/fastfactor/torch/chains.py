@@ -180,7 +180,9 @@ def to_convolutions(
         Of a method for convolutions.
     bias : array or Tensor of shape (F,), optional
         Of the layer that they replace.
-    stride, padding, dilation, padding_mode
+    stride, padding, dilation : int or (int, int)
+        As of :class:`torch.nn.Conv2d`; padding may be "same" or "valid".
+    padding_mode : str
         As of :class:`torch.nn.Conv2d`.
 
     Returns

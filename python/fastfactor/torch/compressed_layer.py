@@ -64,7 +64,11 @@ class CompressedLayer(nn.Module):
 
     def factors_of(self, name: str) -> dict[str, nn.Parameter]:
         """Return the parameters of a weight's factors, by the names of their tensors."""
-        return {each: getattr(self, f"{name}_{each}") for each in self.compressed[name].names}
+        own = self._parameters
+        found: dict[str, nn.Parameter] = {
+            each: own[f"{name}_{each}"] for each in self.compressed[name].names
+        }
+        return found
 
     def parameters_of(self, name: str) -> Iterator[nn.Parameter]:
         """Iterate over a weight, while there is one, and its factors."""

@@ -12,11 +12,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..methods.base import Method
 from ..methods.convolution.base import ConvMethod
 from ..methods.factors import matrix_shape
-from ..training import Change, CompressedMatrix, Compressor, GradualPrune, State
+from ..training import Change, CompressedMatrix, Compressor
 from ..training.matrix import AlphaByStep
+from ..training.model_compression import (
+    ModelCompression,
+    change_of,
+    check_fits,
+    check_schedule,
+    matrix_for,
+)
 from ..training.report import LayerReport
 from ..training.selection import choose
 from .compressed_layer import CompressedLayer
@@ -106,7 +112,8 @@ def apply_compression(
     names: dict[int, list[str]] = {}
     for name, weight in weights.items():
         names.setdefault(id(weight), []).append(name)
-        _check_fits(name, weight, chosen[name])
+        dtype = str(weight.dtype).removeprefix("torch.")
+        check_fits(name, matrix_shape(tuple(weight.shape)), dtype, chosen[name])
     for first, *others in names.values():
         for other in others:
             if chosen[other] != chosen[first]:
@@ -115,20 +122,16 @@ def apply_compression(
                     f"got {chosen[first]!r} and {chosen[other]!r}"
                 )
     _check_ties(model, weights)
-    if schedule is not None and all(isinstance(own, GradualPrune) for own in chosen.values()):
-        raise ValueError(
-            "schedule must be None where all weights are pruned by a ramp, got "
-            f"{type(schedule).__name__}"
-        )
+    check_schedule(schedule, chosen.values())
     shared = {
-        number: SharedWeight(_matrix(chosen[first], schedule, first), weights[first])
+        number: SharedWeight(matrix_for(chosen[first], schedule, first), weights[first])
         for number, (first, *_) in names.items()
     }
     make_compressed(model, {name: shared[id(weight)] for name, weight in weights.items()})
     return Compression(model, {each: names[number] for number, each in shared.items()})
 
 
-class Compression:
+class Compression(ModelCompression):
     """The compression of a model, made by `apply_compression`.
 
     Attributes
@@ -139,8 +142,7 @@ class Compression:
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[SharedWeight, list[str]]) -> None:
-        self.model = model
-        self.names = tuple(name for names in weights.values() for name in names)
+        super().__init__(model, (name for names in weights.values() for name in names))
         self._weights = dict(weights)
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._dropped: list[tuple[weakref.ref[nn.Parameter], SharedWeight]] = []
@@ -211,7 +213,7 @@ class Compression:
             the message has the name of the weight.
         """
         if step is None:
-            step = 1 + max((shared.matrix.last_step for shared in self._weights), default=-1)
+            step = self.last_step + 1
         changes = []
         for shared in self._weights:
             weight = shared.weight
@@ -222,38 +224,9 @@ class Compression:
             if change.finished and weight is not None:
                 remove(self._optimizers, weight)
                 self._dropped.append((weakref.ref(weight), shared))
-        return Change(
-            factored=any(change.factored for change in changes),
-            alpha_changed=any(change.alpha_changed for change in changes),
-            finished=any(change.finished for change in changes),
-            mask_changed=any(change.mask_changed for change in changes),
-        )
-
-    def state(self) -> dict[str, dict[str, Any]]:
-        """Return how far the compression is.
-
-        Returns
-        -------
-        dict of dict
-            The stage, α and last step of each weight, by name.
-        """
-        return {
-            shared.matrix.name: {
-                "stage": shared.matrix.state.value,
-                "alpha": shared.matrix.alpha,
-                "last_step": shared.matrix.last_step,
-            }
-            for shared in self._weights
-        }
+        return change_of(changes)
 
     def report(self) -> list[LayerReport]:
-        """Return what became of each weight.
-
-        Returns
-        -------
-        list of LayerReport
-            Bytes, error, α and sparsity.
-        """
         return [report_of(shared, names) for shared, names in self._weights.items()]
 
     def scalars(self) -> dict[str, float]:
@@ -280,51 +253,19 @@ class Compression:
         }
 
     def finalize(self) -> nn.Module:
-        """Return the model whose layers hold factors only.
-
-        Returns
-        -------
-        Module
-            The model itself. Nothing in it refers to this object.
-
-        Raises
-        ------
-        ValueError
-            If a weight is not yet dropped, which may be one of another call of
-            `apply_compression`; the message has its name and its α.
-        """
-        layers = [part for part in self.model.modules() if isinstance(part, CompressedLayer)]
-        for shared in (each for layer in layers for each in layer.compressed.values()):
-            if shared.state is not State.FACTORS:
-                raise ValueError(
-                    f"the dense weight {shared.matrix.name!r} must be dropped before, got one with "
-                    f"α = {shared.matrix.alpha:.4g}; go on with step(), or begin and end sooner"
-                )
+        model: nn.Module = super().finalize()
         self._stop_looking()
-        return self.model
+        return model
 
-    def to_store(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to a compressed file: factors, and all other tensors as they are.
-
-        Parameters
-        ----------
-        path : path
-            As for :func:`fastfactor.store.save`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a weight is not yet dropped, and for factors that cannot be stored.
-        OSError
-            If the file cannot be written.
-        """
-        self.finalize()
+    def _save(self, path: str | os.PathLike[str]) -> None:
         save_model(self.model, path)
 
+    def _matrices(self) -> list[CompressedMatrix]:
+        return [shared.matrix for shared in self._weights]
 
-def _matrix(compressor: Compressor, schedule: AlphaByStep | None, name: str) -> CompressedMatrix:
-    by_ramp = isinstance(compressor, GradualPrune)
-    return CompressedMatrix(compressor, None if by_ramp else schedule, name=name)
+    def _all_matrices(self) -> list[CompressedMatrix]:
+        layers = [part for part in self.model.modules() if isinstance(part, CompressedLayer)]
+        return [shared.matrix for layer in layers for shared in layer.compressed.values()]
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:
@@ -349,18 +290,6 @@ def _for_layer(model: nn.Module, name: str, compressor: Compressor) -> Compresso
     shape = (filters, channels, *[1] * (2 - len(kernel)), *kernel)
     try:
         return replace(compressor, groups=module.groups).for_tensor(shape)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _check_fits(name: str, weight: nn.Parameter, compressor: Compressor) -> None:
-    """Refuse, before any work, a weight whose shape its method refuses."""
-    compressor = compressor.method if isinstance(compressor, GradualPrune) else compressor
-    if not isinstance(compressor, Method):
-        return
-    dtype = str(weight.dtype).removeprefix("torch.")
-    try:
-        compressor.planned_size(matrix_shape(tuple(weight.shape)), dtype)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

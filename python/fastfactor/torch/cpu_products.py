@@ -2,17 +2,15 @@
 
 What was unpacked of a weight's codes is kept as long as the tensor with their bytes lives. Trained
 numbers are never kept: kernels read them where they are, or a copy that is compared in each call.
-So a change is noticed however it was made, by an optimizer, by `load_state_dict` or through
-``.data``, which PyTorch does not count among a tensor's versions.
 """
 
 from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +20,13 @@ from .. import _checks
 from .._arrays import Array
 from ..adapters import TorchNamespace
 from ..errors import CorruptDataError
-from ..kernels.codebooks import codebook_product
 from ..methods.codebook.method import CodebookFactors
 from ..methods.dictionary.factors import DictionaryFactors
 from ..methods.factors import Factors
 from ..methods.pruning.prune import PruneFactors
 from ..methods.pruning.shared_weights import SharedWeightsFactors
 from .description import NEED_NO_NUMBERS, Description, fixed_arrays, read_description
+from .trained_numbers import TrainedNumbers
 
 XP = TorchNamespace()
 
@@ -55,23 +53,22 @@ class _ByKernels(NamedTuple):
     Attributes
     ----------
     factors : Factors or None
-        None if kernels refuse the numbers. Views of the trained tensors hold their memory, so that
-        no other tensor can have the same place.
+        None if kernels refuse the numbers.
     product : callable
         Takes inputs (batch, in_features) and a number of threads, returns ``x @ W.T``.
+    look_up : callable
+        Takes ids in int64, in any shape, and a number of threads, returns ``W[ids]``.
     rebuilds_from : int
         The smallest batch for which rebuilding W takes less time than the kernel.
-    places : list
-        Where and how the tensors lie in memory.
-    copies : list of bytes or None
-        The numbers; None if products read them where they are.
+    made_of : TrainedNumbers
+        The tensors.
     """
 
     factors: Factors | None
     product: Callable[[Array, int], Array]
+    look_up: Callable[[Array, int], Array]
     rebuilds_from: int
-    places: list[Any]
-    copies: list[bytes] | None
+    made_of: TrainedNumbers
 
 
 class Prepared:
@@ -89,11 +86,38 @@ class Prepared:
         self.told = read_description(description)
         self._fixed = fixed_arrays(self.told, fixed)
         self._factors: Factors | None = None
-        self._by_kernels = _ByKernels(None, _no_product, 0, [], None)
+        self._by_kernels: _ByKernels | None = None
 
     def is_for(self, tensors: Sequence[torch.Tensor], description: str) -> bool:
         """Return whether an operator that is given these arguments means this weight."""
         return self.description == description and len(tensors) == len(self.told.trained) + 1
+
+    def linear(self, x: torch.Tensor, trained: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return ``x @ W.T``, for x of shape (..., in)."""
+        check_linear(x, trained, self.told)
+        factors, product, _, rebuilds_from, _ = self.for_kernels(trained)
+        if factors is None or x.numel() == 0 or 0 in self.told.shape:
+            return _linear_by_torch(x, trained, self)
+        plain = x.detach() if x.requires_grad else x
+        inputs = plain.numpy() if x.dtype is torch.float32 else plain.float().numpy()
+        batch = inputs if inputs.ndim == 2 else inputs.reshape(-1, inputs.shape[-1])
+        n_threads = torch.get_num_threads()
+        if len(batch) < rebuilds_from:
+            y = np.ascontiguousarray(product(batch, n_threads))
+        else:
+            W = torch.from_numpy(factors.rows(np.arange(factors.shape[0]), n_threads=n_threads))
+            y = functional.linear(torch.from_numpy(batch), W).numpy()
+        result = torch.from_numpy(y if inputs.ndim == 2 else y.reshape(*inputs.shape[:-1], -1))
+        return result if x.dtype is torch.float32 else result.to(x.dtype)
+
+    def rows(self, ids: torch.Tensor, trained: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the rows of W with these ids, of shape ids.shape + (in,)."""
+        factors, _, look_up, _, _ = self.for_kernels(trained)
+        if factors is None or _is_slow_look_up(factors, ids.numel()):
+            return _rows_by_torch(ids, trained, self)
+        wanted = ids if ids.dtype is torch.int64 else ids.long()
+        found = torch.from_numpy(look_up(wanted.numpy(), torch.get_num_threads()))
+        return found if trained[0].dtype is torch.float32 else found.to(trained[0].dtype)
 
     def factors(self, trained: Sequence[torch.Tensor]) -> Factors:
         """Return factors whose `forward` takes the trained tensors beside."""
@@ -108,31 +132,32 @@ class Prepared:
 
     def for_kernels(self, trained: Sequence[torch.Tensor]) -> _ByKernels:
         """Return factors with the trained numbers as they are now."""
-        known, places = self._by_kernels, _places(trained)
-        if known.places != places or (known.copies and known.copies != numbers_of(trained)):
-            # In one assignment, for other threads.
-            self._by_kernels = known = self._read(trained, places)
+        known = self._by_kernels
+        if known is None or not known.made_of.are_those_of(trained):
+            self._by_kernels = known = self._read(trained)  # at once, for other threads
         return known
 
-    def _read(self, trained: Sequence[torch.Tensor], places: list[Any]) -> _ByKernels:
-        if self.told.kind not in FAST or any(t.dtype == torch.float64 for t in trained):
-            return _ByKernels(None, _no_product, 0, places, None)
+    def _read(self, trained: Sequence[torch.Tensor]) -> _ByKernels:
+        is_fast = self.told.kind in FAST and all(t.dtype != torch.float64 for t in trained)
         is_read_in_place = self.told.kind in READ_IN_PLACE and all(
             t.dtype == torch.float32 and t.is_contiguous() for t in trained
         )
-        copies = None if is_read_in_place else numbers_of(trained)
+        made_of = TrainedNumbers(trained, copied=is_fast and not is_read_in_place)
+        refused = _ByKernels(None, _no_product, _no_product, 0, made_of)
+        if not is_fast:
+            return refused
         arrays = {
             name: tensor.detach().float().contiguous().numpy()
             for name, tensor in zip(self.told.trained, trained, strict=True)
         }
-        refused = _ByKernels(None, _no_product, 0, places, copies)
         if self._misses_a_zero(arrays):
             return refused
         try:
             factors = self._made(arrays)
         except CorruptDataError:  # a table with numbers that are not finite
             return refused
-        return _ByKernels(factors, _product_of(factors), _rebuilds_from(factors), places, copies)
+        product, look_up = factors._prepared_linear(), factors._prepared_rows()
+        return _ByKernels(factors, product, look_up, _rebuilds_from(factors), made_of)
 
     def _misses_a_zero(self, arrays: Mapping[str, Array]) -> bool:
         """Return whether a zero of a table was trained, which dropped weights may have too."""
@@ -183,39 +208,14 @@ def prepared(tensors: Sequence[torch.Tensor], description: str) -> Prepared:
     return made
 
 
-def numbers_of(tensors: Iterable[torch.Tensor]) -> list[bytes]:
-    """Return copies of tensors' numbers, to be compared with later ones."""
-    plain = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors)
-    return [tensor.detach().numpy().tobytes() for tensor in plain]
-
-
 def linear(x: torch.Tensor, tensors: list[torch.Tensor], description: str) -> torch.Tensor:
     """Return ``x @ W.T``, for x of shape (..., in)."""
-    held, trained = prepared(tensors, description), tensors[:-1]
-    check_linear(x, trained, held.told)
-    factors, product, rebuilds_from, *_ = held.for_kernels(trained)
-    if factors is None or x.numel() == 0 or 0 in held.told.shape:
-        return _linear_by_torch(x, trained, held)
-    inputs = x.detach().numpy() if x.dtype is torch.float32 else x.detach().float().numpy()
-    batch = inputs if inputs.ndim == 2 else inputs.reshape(-1, inputs.shape[-1])
-    n_threads = torch.get_num_threads()
-    if len(batch) < rebuilds_from:
-        y = np.ascontiguousarray(product(batch, n_threads))
-    else:
-        W = torch.from_numpy(factors.rows(np.arange(factors.shape[0]), n_threads=n_threads))
-        y = functional.linear(torch.from_numpy(batch), W).numpy()
-    result = torch.from_numpy(y if inputs.ndim == 2 else y.reshape(*inputs.shape[:-1], -1))
-    return result if x.dtype is torch.float32 else result.to(x.dtype)
+    return prepared(tensors, description).linear(x, tensors[:-1])
 
 
 def rows(ids: torch.Tensor, tensors: list[torch.Tensor], description: str) -> torch.Tensor:
     """Return the rows of W with these ids, of shape ids.shape + (in,)."""
-    held, trained = prepared(tensors, description), tensors[:-1]
-    factors = held.for_kernels(trained).factors
-    if factors is None or _is_slow_look_up(factors, ids.numel()):
-        return _rows_by_torch(ids, trained, held)
-    found = torch.from_numpy(factors.rows(ids.numpy(), n_threads=torch.get_num_threads()))
-    return found if trained[0].dtype is torch.float32 else found.to(trained[0].dtype)
+    return prepared(tensors, description).rows(ids, tensors[:-1])
 
 
 def _linear_by_torch(
@@ -286,13 +286,6 @@ def _check_ids(ids: torch.Tensor, n: int) -> None:
         raise IndexError(f"ids must be in [0, {n}), got {int(outside[0])}")
 
 
-def _product_of(factors: Factors) -> Callable[[Array, int], Array]:
-    if isinstance(factors, CodebookFactors):
-        size = factors.group_size or None
-        return codebook_product(factors.packed, factors.codebook, group_size=size)
-    return factors._linear
-
-
 def _no_product(x: Array, n_threads: int) -> Array:
     raise RuntimeError("factors must be such that kernels can multiply by them, got others")
 
@@ -317,10 +310,6 @@ def _is_slow_look_up(factors: Factors, n_rows: int) -> bool:
     if not isinstance(factors, DictionaryFactors):
         return False
     return factors.dictionary.shape[1] < SHORT_BLOCK and FEW_ROWS < n_rows < factors.shape[0]
-
-
-def _places(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
 
 
 @contextmanager

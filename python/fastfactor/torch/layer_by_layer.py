@@ -48,8 +48,10 @@ def layer_by_layer(
     model : Module
         It is changed in place. Layers follow one another as the model registers them, which should
         be their order in the forward pass.
-    compressor, targets, ignore
+    compressor : Compressor, or mapping of patterns to Compressors
         As for `apply_compression`. Each weight is factored as it is when its turn comes.
+    targets, ignore : pattern or patterns, optional
+        As for `apply_compression`.
 
     Yields
     ------
@@ -61,6 +63,11 @@ def layer_by_layer(
     ------
     TypeError, ValueError
         As for `apply_compression`, before the first layer.
+
+    Notes
+    -----
+    To tune all layers at once while they are blended with their factors, use `apply_compression`
+    with a schedule.
 
     Examples
     --------

@@ -16,8 +16,8 @@ class CompressedLinear(CompressedLayer, nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.stage_of("weight") is State.DENSE:
             return functional.linear(input, self.full("weight"), self.bias)
-        y = self.product("weight", input)
-        return y if self.bias is None else y + self.bias
+        y, bias = self.product("weight", input), self.bias
+        return y if bias is None else y + bias
 
 
 class CompressedEmbedding(CompressedLayer, nn.Embedding):

@@ -65,7 +65,13 @@ class SearchResult:
     rows: tuple[SearchRow, ...]
 
     def to_text(self) -> str:
-        """Return a table of the chosen candidates, and what the whole network gains."""
+        """Return a table of the chosen candidates, and what the whole network gains.
+
+        Returns
+        -------
+        str
+            A line for each, and one for the network.
+        """
         lines = [f"{'weight':24} {'times faster':>12} {'smaller':>8} {'quality':>9}  method"]
         for row in self.rows:
             if row.chosen:

@@ -210,9 +210,10 @@ class SharedWeight:
         operands = self._operands
         if operands is not None and not trains and operands.serve(x):
             if operands.is_small:
-                return functional.linear(x, self.dense(tensors, trains=False).flatten(1))
+                W = self.dense(tensors, trains=False)
+                return functional.linear(x, W if W.dim() == 2 else W.flatten(1))
             return operands.linear(tensors, x)
-        forward = self._forward if self._is_traceable else _uncompiled(self._forward)
+        forward = _uncompiled(self._forward) if self._hides_from_programs else self._forward
         return forward(tensors, x)
 
     def rows(
@@ -222,7 +223,7 @@ class SharedWeight:
         operands = self._operands
         if operands is not None and not trains and operands.serve(ids):
             return operands.rows(tensors, ids)
-        rows = self._rows if self._is_traceable else _uncompiled(self._rows)
+        rows = _uncompiled(self._rows) if self._hides_from_programs else self._rows
         return rows(tensors, ids)
 
     def dense(self, tensors: Mapping[str, torch.Tensor], *, trains: bool = True) -> torch.Tensor:
@@ -241,9 +242,12 @@ class SharedWeight:
         return self.product(tensors, eye).T.reshape(self.shape)
 
     @property
-    def _is_traceable(self) -> bool:
-        """Whether compiled programs can look into the product: it makes nothing of codes."""
-        return self._n_fixed == 0
+    def _hides_from_programs(self) -> bool:
+        """Whether a program that is being compiled is to call the product as it is.
+
+        It cannot look into what the product makes of codes.
+        """
+        return self._n_fixed > 0 and torch.compiler.is_compiling()
 
     def _forward(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         assert self.matrix.factors is not None

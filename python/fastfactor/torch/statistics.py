@@ -238,6 +238,11 @@ def wrong_class_losses(
     TypeError, ValueError
         For other shapes, and unless there are more classes than n_classes.
 
+    Notes
+    -----
+    Each of these losses takes a backward pass, so that statistics of h classes take h of them for
+    each example.
+
     Examples
     --------
     >>> import torch

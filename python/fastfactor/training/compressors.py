@@ -78,6 +78,16 @@ class OwnFactors(Protocol):
         """
 
 
+class NotKnown:
+    """The compressor of a matrix that was loaded with its layer, whose file does not say it."""
+
+    def compress(self, W: Array, /) -> Any:
+        raise ValueError(
+            "a model that was saved before it was compressed must be given to apply_compression "
+            "again, got none of its settings"
+        )
+
+
 def compress(compressor: Compressor, W: Any) -> Factors | OwnFactors:
     """Factor a matrix by a compressor, and check what it returns.
 

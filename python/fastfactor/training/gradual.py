@@ -190,7 +190,8 @@ class GradualPrune:
         sparsity : float
             The share of weights to prune, in [0, 1].
         mean : array of W's shape or None
-            The running mean of what `measure` returned; None if the score needs none.
+            The running mean of what `measure` returned; None if the score needs none, or if all
+            weights are kept.
 
         Returns
         -------
@@ -203,7 +204,8 @@ class GradualPrune:
             For numbers that are not finite, a mean of another shape or none where the score needs
             one, and columns that m does not divide.
         """
-        scores = self._scores(_checks.float_array(W, "W", ndim=(2,)), mean)
+        W = _checks.float_array(W, "W", ndim=(2,))
+        scores = np.zeros(W.shape) if sparsity == 0 else self._scores(W, mean)
         if self.nm_sparsity is not None:
             n, m = self.nm_sparsity
             return nm_sparsity_mask(scores, max(n, round((1 - sparsity) * m)), m)

@@ -13,7 +13,14 @@ from ..errors import CorruptDataError
 from ..methods.factors import Factors, check_matrix
 from ..methods.pruning.kept_places import KeptPlaces
 from ..methods.pruning.prune import PruneFactors
-from .compressors import Compressor, OwnFactors, check_compressor, compress, trainable_tensors
+from .compressors import (
+    Compressor,
+    NotKnown,
+    OwnFactors,
+    check_compressor,
+    compress,
+    trainable_tensors,
+)
 from .gradual import GradualPrune
 from .saved_state import Saved, State, read_state, saved_state
 
@@ -314,7 +321,8 @@ class CompressedMatrix:
         """
         saved = read_state(state)
         is_gradual = isinstance(self.compressor, GradualPrune)
-        if saved.state is (State.BLENDED if is_gradual else State.MASKED):
+        is_other = saved.state is (State.BLENDED if is_gradual else State.MASKED)
+        if is_other and not isinstance(self.compressor, NotKnown):
             raise CorruptDataError(
                 f"state of {self.name} must be one of its compressor, "
                 f"{type(self.compressor).__name__}, got a matrix that is {saved.state.value}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -14,7 +14,13 @@ from ... import _checks
 from ..._arrays import as_array
 from ..._checks import Array
 from ...errors import CorruptDataError
-from ...kernels.codebooks import MAX_CODE_BITS, codebook_matmul, codebook_rows
+from ...kernels.codebooks import (
+    MAX_CODE_BITS,
+    codebook_look_up,
+    codebook_matmul,
+    codebook_product,
+    codebook_rows,
+)
 from ...kernels.packing import MAX_CODEBOOKS, PackedCodes, packed_nbytes
 from ...metrics import Covariance, Diagonal, Frobenius
 from ..base import Method
@@ -70,6 +76,15 @@ class CodebookFactors(Factors):
             last = min(first + ROWS_AT_ONCE, self.shape[0])
             result[:, first:last] = x @ self._rows(np.arange(first, last), n_threads).T
         return result
+
+    def _prepared_linear(self) -> Callable[[Array, int], Array]:
+        size = self.group_size or None
+        return codebook_product(self.packed, self.codebook, group_size=size)
+
+    def _prepared_rows(self) -> Callable[[Array, int], Array]:
+        size = self.group_size or None
+        found = codebook_look_up(self.packed, self.codebook, group_size=size)
+        return lambda ids, n_threads: narrowed(found(ids, n_threads), self.dtype)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         # Products of x with the tables, to be looked up instead of W, would cost less than W only

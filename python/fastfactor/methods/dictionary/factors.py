@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from ... import _checks
 from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.packing import bits_for, packed_nbytes, unpack_bits
-from ...kernels.sparse import CSR, spmm
+from ...kernels.sparse import CSR, spmm, spmm_product
 from ..factors import FLOAT_NAMES, Config, Factors, Tensors, check_ids
 from ..forward import (
     ArrayNamespace,
@@ -94,6 +94,19 @@ class DictionaryFactors(Factors):
             found = found.reshape(len(part), -1)
             result[first : first + len(part)] = spmm(self._by_row, found.T, n_threads=n_threads).T
         return result
+
+    def _prepared_linear(self) -> Callable[[Array, int], Array]:
+        if len(self.values) == 0:
+            return self._linear
+        atoms, product = self._wide.T, spmm_product(self._by_row)
+
+        def multiply(x: Array, n_threads: int) -> Array:
+            if len(x) > BATCH_AT_ONCE:
+                return self._linear(x, n_threads)
+            found = x.reshape(-1, self._block_size) @ atoms
+            return product(found.reshape(len(x), -1), n_threads)
+
+        return multiply
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         if len(self.values) == 0:  # then there may be any number of rows

@@ -100,7 +100,11 @@ class EntropyCodedFactors(Factors):
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        return xp.matmul(x, transpose(xp, constant(xp, self._unscaled, x))) * tensors["step"]
+        scaled = self.shape[1] < self.shape[0]  # the smaller of x and the result
+        y = xp.matmul(
+            x * tensors["step"] if scaled else x, transpose(xp, constant(xp, self._unscaled, x))
+        )
+        return y if scaled else y * tensors["step"]
 
     def _forward_rows(self, xp: ArrayNamespace, tensors: Mapping[str, Any], ids: Any) -> Any:
         step = tensors["step"]

@@ -168,10 +168,12 @@ def kept_rows(
     """
     flat = ids.reshape(-1)
     begins = flat * shape[1]
-    first = np.searchsorted(places, begins)
-    counts = np.searchsorted(places, begins + shape[1]) - first
+    first = places.searchsorted(begins)
+    counts = places.searchsorted(begins + shape[1]) - first
     found = np.zeros(flat.size * shape[1], dtype)
-    if flat.size and (np.diff(flat) == 1).all():  # as for all of W: a third of the time
+    if flat.size == 1 or (
+        flat.size and (np.diff(flat) == 1).all()
+    ):  # as for all of W: a third of the time
         taken: Any = slice(first[0], first[-1] + counts[-1])
         to = places[taken] - begins[0] if begins[0] else places[taken]
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from ...kernels.selection import (
     nm_sparsity_mask,
     prune_mask,
 )
-from ...kernels.sparse import CSR, spmm
+from ...kernels.sparse import CSR, spmm, spmm_product
 from ...metrics import Diagonal, Frobenius, exponent_of
 from ..base import Method
 from ..factors import Config, Factors, Tensors, check_ids
@@ -78,6 +78,9 @@ class PruneFactors(Factors):
 
     def _linear(self, x: Array, n_threads: int | None) -> Array:
         return spmm(self._matrix, x.T, n_threads=n_threads).T
+
+    def _prepared_linear(self) -> Callable[[Array, int], Array]:
+        return spmm_product(self._matrix)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         return self._numbers.product(xp, tensors["values"], x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._checks import Array
 from ...kernels.sparse import CSR, spmm
-from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul
+from ...kernels.sparse_codes import SparseCodes, sparse_codebook_matmul, sparse_codebook_product
 from ..factors import Factors, check_ids
 from ..forward import ArrayNamespace
 from .kept_places import kept_rows
@@ -52,6 +52,9 @@ class SharedWeightsFactors(Factors):
         if x.dtype == np.float64:  # the product by codes is computed in float32
             return spmm(self._matrix, x.T, n_threads=n_threads).T
         return sparse_codebook_matmul(x, self.sparse_codes, n_threads=n_threads)
+
+    def _prepared_linear(self) -> Callable[[Array, int], Array]:
+        return sparse_codebook_product(self.sparse_codes)
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
         return self._numbers.product(xp, xp.reshape(tensors["codebook"], (-1,)), x)

@@ -207,6 +207,36 @@ def test_what_a_search_refuses():
     refused(TypeError, "targets must be patterns", targets=[3])
 
 
+def test_a_figure_shows_each_candidate_and_rings_the_chosen(tmp_path):
+    pytest.importorskip("matplotlib")
+    from fastfactor.figures import save_search_figure
+    from fastfactor.figures.search import search_figure
+
+    model, x = network(), torch.randn(1, 3, 16, 16)
+    given = {"goal": "bytes", "candidates": CANDIDATES, "ignore": "0"}
+    found = search_convolutions(model, x, Quality(model, x), 0.3, **given)
+    for over, before, after in (
+        ("bytes", "bytes_dense", "bytes_factors"),
+        ("seconds", "seconds_dense", "seconds_factors"),
+    ):
+        panels = search_figure(found, over).axes
+        assert [axes.get_title() for axes in panels] == ["2.weight", "3.weight"]
+        for axes, name in zip(panels, ("2.weight", "3.weight"), strict=True):
+            rows = [row for row in found.rows if row.name == name]
+            points, rings = (each.get_offsets() for each in axes.collections)
+            expected = [(getattr(r, before) / getattr(r, after), r.quality) for r in rows]
+            np.testing.assert_allclose(points, expected)
+            ringed = [point for point, r in zip(expected, rows, strict=True) if r.chosen]
+            np.testing.assert_allclose(rings, np.reshape(ringed, (-1, 2)))
+    save_search_figure(found, tmp_path / "search.png")
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="over must be one of 'seconds', 'bytes', got 'size'"):
+        save_search_figure(found, tmp_path / "search.png", over="size")
+    none = search_convolutions(model, x, Quality(model, x), 0.3, candidates={})
+    with pytest.raises(ValueError, match="a candidate must have gained something"):
+        save_search_figure(none, tmp_path / "search.png")
+
+
 # --- factors in place of weights
 
 

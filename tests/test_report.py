@@ -330,7 +330,7 @@ def test_a_cut_that_settings_do_not_fit_has_no_curve_of_theirs(tmp_path, rng, mo
 
 
 def test_without_matplotlib_the_command_is_named(monkeypatch):
-    from fastfactor.figures.draw import require_matplotlib
+    from fastfactor.figures import require_matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'fastfactor\[figures\]'"):

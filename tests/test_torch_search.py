@@ -20,8 +20,8 @@ from fastfactor.torch import (
     insert_factors,
     layer_by_layer,
     measuring,
-    search,
     search_convolutions,
+    search_measurements,
 )
 from torch import nn
 
@@ -86,7 +86,9 @@ def test_what_is_chosen_together_loses_no_more_than_allowed():
 
 @pytest.mark.parametrize(("seconds", "is_tried"), [(0.98, False), (0.5, True)])
 def test_a_candidate_must_be_faster_to_be_tried(monkeypatch, seconds, is_tried):
-    monkeypatch.setattr(search, "seconds_of", lambda functions, n_rounds: [1.0, seconds])
+    monkeypatch.setattr(
+        search_measurements, "seconds_of", lambda functions, n_rounds: [1.0, seconds]
+    )
     model, x = network(), torch.randn(1, 3, 16, 16)
     quality = Quality(model, x)
     candidates = {"2.weight": [ConvSVD(ranks=(16, 24)), ConvBicluster(n_clusters=(3, 5), ratio=2)]}
@@ -133,6 +135,11 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path):
     assert {row.name for row in fresh.rows if row.chosen} == found.compressors.keys()
     again = json.loads((tmp_path / "search.json").read_text())
     assert kept.items() <= again.items()
+    # A third search measures nothing but the time of the whole network.
+    third = search_convolutions(model, x, Stopped(model, x), 0.1, **given)
+    assert third.rows == found.rows
+    assert (third.quality, third.compressors) == (found.quality, found.compressors)
+    assert json.loads((tmp_path / "search.json").read_text()) == again
 
 
 def test_measurements_of_others_and_damaged_ones_are_refused(tmp_path):
@@ -140,8 +147,15 @@ def test_measurements_of_others_and_damaged_ones_are_refused(tmp_path):
     given = {"goal": "bytes", "candidates": CANDIDATES[:1], "folder": tmp_path}
     search_convolutions(model, x, Quality(model, x), 0.1, **given)
     other = network()
-    with pytest.raises(ValueError, match="must hold the measurements of this model and example"):
+    with pytest.raises(ValueError, match="must hold the measurements of this model, example, goal"):
         search_convolutions(other, x, Quality(other, x), 0.1, **given)
+    statistics = collect_statistics(model, [x])
+    for change in (
+        {"statistics": statistics},
+        {"goal": "seconds"},
+    ):
+        with pytest.raises(ValueError, match="must hold the measurements of this model, example"):
+            search_convolutions(model, x, Quality(model, x), 0.1, **{**given, **change})
     for text in ("[1, 2]", "{", '{"a": 3}'):
         (tmp_path / "search.json").write_text(text)
         with pytest.raises(ValueError, match=r"search.json must hold the measurements"):
@@ -160,6 +174,11 @@ def test_statistics_weigh_the_errors():
     ]
     plain, weighed = ([row.quality for row in found.rows] for found in results)
     assert sum(weighed) > sum(plain)
+    others = collect_statistics(
+        nn.Sequential(nn.Identity(), nn.Identity(), nn.Conv2d(3, 4, 3)), [x]
+    )
+    with pytest.raises(ValueError, match="input_covariance must have shape"):
+        search_convolutions(model, x, Quality(model, x), 9.0, statistics=others, **given)
 
 
 def test_first_layers_are_offered_colors_and_others_clusters():
@@ -186,6 +205,36 @@ def test_what_a_search_refuses():
     refused(TypeError, "candidates must be methods for convolutions", candidates=[LowRank(rank=1)])
     refused(ValueError, "at least one convolution must be looked at", ignore="*")
     refused(TypeError, "targets must be patterns", targets=[3])
+
+
+def test_a_figure_shows_each_candidate_and_rings_the_chosen(tmp_path):
+    pytest.importorskip("matplotlib")
+    from fastfactor.figures import save_search_figure
+    from fastfactor.figures.search import search_figure
+
+    model, x = network(), torch.randn(1, 3, 16, 16)
+    given = {"goal": "bytes", "candidates": CANDIDATES, "ignore": "0"}
+    found = search_convolutions(model, x, Quality(model, x), 0.3, **given)
+    for over, before, after in (
+        ("bytes", "bytes_dense", "bytes_factors"),
+        ("seconds", "seconds_dense", "seconds_factors"),
+    ):
+        panels = search_figure(found, over).axes
+        assert [axes.get_title() for axes in panels] == ["2.weight", "3.weight"]
+        for axes, name in zip(panels, ("2.weight", "3.weight"), strict=True):
+            rows = [row for row in found.rows if row.name == name]
+            points, rings = (each.get_offsets() for each in axes.collections)
+            expected = [(getattr(r, before) / getattr(r, after), r.quality) for r in rows]
+            np.testing.assert_allclose(points, expected)
+            ringed = [point for point, r in zip(expected, rows, strict=True) if r.chosen]
+            np.testing.assert_allclose(rings, np.reshape(ringed, (-1, 2)))
+    save_search_figure(found, tmp_path / "search.png")
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="over must be one of 'seconds', 'bytes', got 'size'"):
+        save_search_figure(found, tmp_path / "search.png", over="size")
+    none = search_convolutions(model, x, Quality(model, x), 0.3, candidates={})
+    with pytest.raises(ValueError, match="a candidate must have gained something"):
+        save_search_figure(none, tmp_path / "search.png")
 
 
 # --- factors in place of weights

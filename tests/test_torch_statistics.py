@@ -126,6 +126,21 @@ def test_gradients_towards_the_most_probable_wrong_classes(n_classes):
     assert found.n_gradients == 12
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 2.0])
+def test_damped_importances_have_a_share_of_their_mean_more(share):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    batch = torch.randn(6, 4), torch.randn(6, 3)
+    found = collect_statistics(model, [batch], squared_error)
+    damped = found.damped(share)
+    for name, importance in found.importance.items():
+        expected = importance + share * importance.mean()
+        np.testing.assert_array_equal(damped.importance[name], expected)
+    assert damped.input_covariance is found.input_covariance
+    assert (damped.n_inputs, damped.n_gradients) == (found.n_inputs, 6)
+    with pytest.raises(ValueError, match="share must be"):
+        found.damped(-1.0)
+
+
 def test_wrong_classes_need_classes():
     with pytest.raises(ValueError, match=r"n_classes must be in \[1, 2\], got 3"):
         wrong_class_losses(torch.zeros(4, 3), torch.zeros(4))
@@ -289,16 +304,28 @@ def test_weights_are_chosen_by_name():
     assert list(found.input_covariance) == ["1.weight"]
 
 
-def test_wide_and_grouped_layers_are_left_out_by_name():
-    model = nn.Sequential(
-        nn.Conv1d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(20, 5), nn.Linear(5, 2)
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_covariance_of_groups_is_the_mean_of_theirs(kind, groups):
+    layer = kind(4, 8, 3, stride=2, padding=1, groups=groups)
+    x = torch.randn(5, 4, *[7] * (layer.weight.ndim - 2)) * torch.arange(1.0, 5).reshape(
+        -1, *[1] * (layer.weight.ndim - 2)
     )
+    found = collect_statistics(layer, [x])
+    plain = kind(4 // groups, 1, 3, stride=2, padding=1)
+    alone = [collect_statistics(plain, [part]) for part in x.split(4 // groups, dim=1)]
+    expected = np.mean([each.input_covariance["weight"] for each in alone], axis=0)
+    np.testing.assert_allclose(found.input_covariance["weight"], expected, rtol=1e-12)
+    assert found.n_inputs == {"weight": sum(each.n_inputs["weight"] for each in alone)}
+
+
+def test_wide_layers_are_left_out_by_name():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 5), nn.Linear(5, 2))
     with pytest.warns(UserWarning, match="no input covariance") as said:
-        found = collect_statistics(model, [torch.randn(2, 4, 7)], max_columns=19)
-    assert list(found.input_covariance) == ["3.weight"]
-    assert sorted(str(each.message) for each in said) == [
-        "'0.weight' gets no input covariance: its 2 groups of channels have inputs of their own",
-        "'2.weight' gets no input covariance: its inputs have 20 columns, more than max_columns=19",
+        found = collect_statistics(model, [torch.randn(2, 4, 5)], max_columns=19)
+    assert list(found.input_covariance) == ["2.weight"]
+    assert [str(each.message) for each in said] == [
+        "'1.weight' gets no input covariance: its inputs have 20 columns, more than max_columns=19",
     ]
     assert all(each.filename == __file__ for each in said)
 

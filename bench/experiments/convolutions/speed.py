@@ -1,11 +1,14 @@
 """Whole networks made faster: a search, training on, and measured seconds before and after.
 
-    python bench/experiments/convolutions/speed.py CIFAR10 WORK
+    python bench/experiments/convolutions/speed.py CIFAR10 WORK [NETWORK...]
 
-As metrics.py. For each network the search gets three allowed losses of accuracy on some validation
-images; what it finds is trained on for an epoch, all layers at once, and then tested. Seconds are
-of the whole network in eval mode on two threads, dense and factored in turns, one image and 16 at a
-time. Writes bench/results/convolutions_speed.json and a picture, convolutions_speed.svg.
+As metrics.py. For each network the search gets several allowed losses of accuracy on some
+validation images; what it finds is trained on for an epoch, all layers at once, and then tested.
+Errors of factors count as sums of squares: training corrects more than a metric would. Seconds are
+of the whole network in eval mode, dense and factored in turns, one image and 16 at a time, with one
+thread and two. Both networks run with channels before places in memory and after them, and the
+faster of the two counts. A run that was stopped goes on. Writes
+bench/results/convolutions_speed.json.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastfactor.methods import ConvBicluster, ConvCP, ConvMonochromatic, ConvSeparable, ConvSVD
 from fastfactor.torch import search_convolutions
 from fastfactor.torch.measuring import seconds_of
-from metrics import collected, write
-from networks import NETWORKS, Images, trained
+from metrics import write
+from networks import CROP, NETWORKS, Images, trained
 from torch import nn
 from torch.nn import functional
 
@@ -31,58 +35,80 @@ sys.path.insert(0, str(ROOT / "bench"))
 from machine import describe  # noqa: E402
 
 RESULTS = ROOT / "bench/results/convolutions_speed.json"
-LOSSES = (0.02, 0.05, 0.1)
+LOSSES = {"large": (0.02, 0.1, 0.3), "resnet20": (0.01, 0.03, 0.1)}
+RATIOS = {"large": (3, 4, 6, 8), "resnet20": (1.5, 2, 3, 4)}
 N_VALIDATION, N_ROUNDS = 1000, 15
 LEARNING_RATE, N_EPOCHS = 1e-3, 1
+FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def main() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     data, work = Path(sys.argv[1]), Path(sys.argv[2])
     images = Images(data, work)
-    kept = work / "speed.json"
-    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
-    for name in NETWORKS:
+    for name in sys.argv[3:] or NETWORKS:
         model = trained(name, data, work, images)
-        statistics = collected(model, images)["covariance"]
-        dense = images.quality(model, "test")
-        for max_loss in LOSSES:
-            if (name, max_loss) in {(row["network"], row["max_loss"]) for row in rows}:
-                continue
-            found = search_convolutions(
-                model,
-                torch.randn(16, 3, 32, 32),
-                lambda other: images.quality(other, "validation", N_VALIDATION),
-                max_loss,
-                statistics=statistics,
-                folder=work / f"search-{name}",
-                progress=lambda line: print(line, flush=True),
-            )
-            print(found.to_text(), flush=True)
-            began = time.perf_counter()
-            tuned = trained_on(copy.deepcopy(found.model), images)
-            rows.append(
-                {
-                    "network": name,
-                    "max_loss": max_loss,
-                    "compressors": {n: f"{each!r}" for n, each in found.compressors.items()},
-                    "accuracy_dense": dense,
-                    "accuracy_before": images.quality(found.model, "test"),
-                    "accuracy": images.quality(tuned, "test"),
-                    "seconds_of_training": round(time.perf_counter() - began),
-                    "bytes_dense": sum(p.nbytes for p in model.parameters()),
-                    "bytes": sum(p.nbytes for p in tuned.parameters()),
-                    "seconds": timed(model, tuned),
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
-            write(kept, json.dumps(rows))
+        for max_loss in LOSSES[name]:
+            kept = work / f"speed-{name}-{max_loss}.json"
+            if not kept.exists():
+                write(kept, json.dumps(row_of(name, model, max_loss, images, work)))
+            print(kept.read_text(), flush=True)
+    lines = ",\n".join(kept.read_text() for kept in sorted(work.glob("speed-*.json")))
     head = json.dumps(describe(), indent=1).removesuffix("\n}")
-    lines = ",\n".join(map(json.dumps, rows))
-    write(RESULTS, f'{head},\n "threads": 2,\n "rows": [\n{lines}\n]}}\n')
+    write(RESULTS, f'{head},\n "rows": [\n{lines}\n]}}\n')
 
 
-def trained_on(model: nn.Module, images: Images) -> nn.Module:
+def row_of(
+    name: str, model: nn.Module, max_loss: float, images: Images, work: Path
+) -> dict[str, Any]:
+    """What a search finds for an allowed loss, trained on and measured."""
+    found = search_convolutions(
+        model.to(memory_format=torch.contiguous_format),
+        torch.randn(16, 3, 32, 32),
+        lambda other: images.quality(other, "validation", N_VALIDATION),
+        max_loss,
+        candidates=candidates(name, model),
+        folder=work / f"search-{name}",
+        progress=lambda line: print(line, flush=True),
+    )
+    print(found.to_text(), flush=True)
+    began = time.perf_counter()
+    tuned = trained_on(copy.deepcopy(found.model), images, CROP if name == "large" else 32)
+    took = time.perf_counter() - began
+    return {
+        "network": name,
+        "max_loss": max_loss,
+        "chosen": {row.name: row.method for row in found.rows if row.chosen},
+        "accuracy_dense": images.quality(model, "test"),
+        "accuracy_before": images.quality(found.model, "test"),
+        "accuracy": images.quality(tuned, "test"),
+        "seconds_of_training": round(took),
+        "bytes_dense": sum(p.nbytes for p in model.parameters()),
+        "bytes": sum(p.nbytes for p in tuned.parameters()),
+        "milliseconds": [
+            {"threads": threads, "images": batch} | timed(model, tuned, threads, batch)
+            for threads in (1, 2)
+            for batch in (1, 16)
+        ],
+    }
+
+
+def candidates(name: str, model: nn.Module) -> dict[str, list[Any]]:
+    """Methods at several ratios for each convolution, by the name of its weight."""
+    found, ratios = {}, RATIOS[name]
+    for layer, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if module.in_channels == 3:
+            found[f"{layer}.weight"] = [ConvMonochromatic(n_colors=n) for n in (4, 8, 16)]
+            continue
+        fast = [kind(ratio=r) for kind in (ConvSVD, ConvSeparable, ConvBicluster) for r in ratios]
+        # Ranks of hundreds take a minute each.
+        found[f"{layer}.weight"] = fast + [ConvCP(ratio=ratio) for ratio in ratios[1::2]]
+    return found
+
+
+def trained_on(model: nn.Module, images: Images, crop: int) -> nn.Module:
     """Train all of a network for some steps, whose size falls to 0."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -90,7 +116,7 @@ def trained_on(model: nn.Module, images: Images) -> nn.Module:
     for step in range(n_steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - step / n_steps)
-        x, y = images.batch(type(model), step, seed=1)
+        x, y = images.batch(type(model), step, seed=1, crop=crop)
         loss = functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -98,15 +124,21 @@ def trained_on(model: nn.Module, images: Images) -> nn.Module:
     return model.eval()
 
 
-def timed(dense: nn.Module, factored: nn.Module) -> dict[str, list[float]]:
-    """Milliseconds of the dense network and of the factored one, by images at a time."""
-    found = {}
-    for batch in (1, 16):
-        x = torch.randn(batch, 3, 32, 32)
-        with torch.inference_mode():
-            both = seconds_of([lambda x=x: dense(x), lambda x=x: factored(x)], N_ROUNDS)
-        found[str(batch)] = [round(1e3 * each, 3) for each in both]
-    return found
+def timed(dense: nn.Module, factored: nn.Module, threads: int, batch: int) -> dict[str, float]:
+    """Milliseconds of both networks, each in the format in which it is faster."""
+    x = torch.randn(batch, 3, 32, 32)
+    runs = [
+        (copy.deepcopy(model).to(memory_format=form), x.contiguous(memory_format=form))
+        for model in (dense, factored)
+        for form in FORMATS
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        seconds = seconds_of([lambda run=run: run[0](run[1]) for run in runs], N_ROUNDS)
+    torch.set_num_threads(before)
+    best = [1e3 * min(seconds[:2]), 1e3 * min(seconds[2:])]
+    return {"dense": round(best[0], 3), "factored": round(best[1], 3)}
 
 
 if __name__ == "__main__":

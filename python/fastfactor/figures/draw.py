@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files.disk import atomic_write
-from ..models.report import Report, TensorRow, printable
+from ..models.report import Report, TensorRow
 from .data import Curve, Matrix, curve_of, matrix_of
+from .panels import COLORS, GREY, MARKERS, panels_of, require_matplotlib, save, short
 
 MAX_BARS = 60
 MAX_MATRICES = 12
@@ -21,11 +20,6 @@ N_BINS = 200
 UNITS = ((10**9, "GB (10⁹ bytes)"), (10**6, "MB (10⁶ bytes)"), (10**3, "kB (10³ bytes)"))
 ERROR = "error ‖W − Ŵ‖² / ‖W‖²"
 BITS = "bits per weight, including tables and indices"
-# Colors that color-blind people can tell apart: M. Okabe and K. Ito, Color Universal Design, 2008.
-# Where there are more methods than colors, markers tell them apart.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-GREY = "#8a939c"
 
 
 def save_figures(
@@ -93,40 +87,21 @@ def save_figures(
     paths = []
     for name, figure in drawings.items():
         paths.append(place / f"{name}.png")
-        with warnings.catch_warnings():
-            # A name in a script that no installed font has is drawn as boxes.
-            warnings.filterwarnings("ignore", "Glyph .* missing")
-            with atomic_write(paths[-1]) as file:
-                figure.savefig(file, dpi=120, format="png")
+        save(figure, paths[-1])
     return paths
-
-
-def require_matplotlib() -> None:
-    """Check that matplotlib is installed.
-
-    Raises
-    ------
-    ImportError
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "figures need matplotlib, which is not installed: pip install 'fastfactor[figures]'"
-        ) from error
 
 
 def _sizes(report: Report) -> Any:
     rows = sorted(report.rows, key=lambda row: -row.bytes_before)[:MAX_BARS]
     rows = [row for row in report.rows if row in rows]  # in the model's order
-    figure, (axes,) = _figure(1, height=1.6 + 0.22 * len(rows))
+    figure, (axes,) = panels_of(1, height=1.6 + 0.22 * len(rows))
     at = np.arange(len(rows))
     most = max((row.bytes_before for row in rows), default=0)
     unit, name = next(((u, n) for u, n in UNITS if most >= u), UNITS[-1])
     before, after = ([(n or 0) / unit for n in sizes] for sizes in _both_sizes(rows))
     axes.barh(at, before, 0.8, color="#d4d8de", label="before")
     axes.barh(at, after, 0.45, color=COLORS[0], label="after")
-    axes.set_yticks(at, [_short(row.name) for row in rows], fontsize=7)
+    axes.set_yticks(at, [short(row.name) for row in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(name)
     some = f"the {len(rows)} largest of " if len(rows) < len(report.rows) else ""
@@ -144,7 +119,7 @@ def _both_sizes(rows: Sequence[TensorRow]) -> tuple[list[int], list[int | None]]
 
 
 def _errors(report: Report) -> Any:
-    figure, (axes,) = _figure(1, height=5.2)
+    figure, (axes,) = panels_of(1, height=5.2)
     rows = [row for row in report.compressed if row.relative_error]
     for method, color, marker in _styles(report):
         points = [(r.bits_per_weight, r.relative_error) for r in rows if r.method == method]
@@ -170,7 +145,7 @@ def _errors(report: Report) -> Any:
 
 
 def _curves(report: Report, curves: Sequence[Curve]) -> Any:
-    figure, panels = _figure(len(curves), most=3, margin=0.55)
+    figure, panels = panels_of(len(curves), most=3, margin=0.55)
     styles = {method: (color, marker) for method, color, marker in _styles(report)}
     for axes, curve in zip(panels, curves, strict=True):
         color, marker = styles[curve.row.method]
@@ -181,7 +156,7 @@ def _curves(report: Report, curves: Sequence[Curve]) -> Any:
             axes.plot(*curve.chosen, "o", ms=10, mfc="none", mec="black", label="as chosen")
         _bits_and_errors(axes)
         under = "" if curve.row.metric in (None, "squares") else f", under {curve.row.metric}"
-        text = f"{_short(curve.row.name)}: {curve.row.method}\n{curve.cut}{under}"
+        text = f"{short(curve.row.name)}: {curve.row.method}\n{curve.cut}{under}"
         axes.set_title(text, fontsize=7)
         axes.set_xlabel(BITS, fontsize=7)
         axes.tick_params(labelsize=7, which="both")
@@ -218,12 +193,12 @@ def _styles(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _singular_values(report: Report, matrices: Sequence[Matrix]) -> Any:
-    figure, panels = _figure(len(matrices))
+    figure, panels = panels_of(len(matrices))
     for axes, matrix in zip(panels, matrices, strict=True):
         values = matrix.spectrum / max(float(matrix.spectrum.max()), 1e-300)
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-8), color=COLORS[0])
         axes.set_yscale("log")
-        axes.set_title(f"{_short(matrix.row.name)}\n{matrix.spectrum_of}", fontsize=7)
+        axes.set_title(f"{short(matrix.row.name)}\n{matrix.spectrum_of}", fontsize=7)
         axes.tick_params(labelsize=7, which="both")
     figure.supxlabel("index", fontsize=8)
     _heading(figure, report, len(matrices), "Singular values divided by the largest")
@@ -231,14 +206,14 @@ def _singular_values(report: Report, matrices: Sequence[Matrix]) -> Any:
 
 
 def _values(report: Report, matrices: Sequence[Matrix]) -> Any:
-    figure, panels = _figure(len(matrices))
+    figure, panels = panels_of(len(matrices))
     for axes, matrix in zip(panels, matrices, strict=True):
         low, high = np.quantile(matrix.before, [0.0005, 0.9995])
         edges = np.linspace(low, high if high > low else low + 1, N_BINS + 1)
         axes.hist(matrix.after, edges, color=COLORS[1], label="after")
         axes.hist(matrix.before, edges, histtype="step", color="#303030", lw=0.7, label="before")
         axes.set_yscale("log")
-        title = f"{_short(matrix.row.name)}: {matrix.row.method}\n{matrix.values_of}"
+        title = f"{short(matrix.row.name)}: {matrix.row.method}\n{matrix.values_of}"
         axes.set_title(title, fontsize=7)
         axes.tick_params(labelsize=7, which="both")
     panels[0].legend(loc="upper right", frameon=False, fontsize=7)
@@ -256,28 +231,5 @@ def _heading(figure: Any, report: Report, shown: int, text: str) -> None:
     figure.suptitle(f"{text}; {some}", fontsize=9)
 
 
-def _figure(
-    n_panels: int, *, height: float | None = None, most: int = 4, margin: float = 0.0
-) -> tuple[Any, list[Any]]:
-    """Return a figure and its ``n_panels`` panels, at most ``most`` of them in a row."""
-    from matplotlib.figure import Figure
-
-    columns = min(n_panels, most)
-    rows = -(-n_panels // columns)
-    width = 8.0 if height is not None else max(11.2 / most * columns, 5.6)
-    figure = Figure(figsize=(width, height or 1.0 + margin + 2.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[n_panels:]:
-        axes.set_axis_off()
-    for axes in panels[:n_panels]:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(panels[:n_panels])
-
-
 def _count(n: int, one: str, more: str = "") -> str:
     return f"1 {one}" if n == 1 else f"{n} {more or one + 's'}"
-
-
-def _short(name: str) -> str:
-    name = printable(name if len(name) <= 36 else f"…{name[-35:]}")
-    return name.replace("$", r"\$")  # matplotlib reads text between two $ as mathematics

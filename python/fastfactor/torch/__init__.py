@@ -25,7 +25,8 @@ from .chains import ChannelOrder, to_convolutions
 from .compression import Compression, apply_compression
 from .layer_by_layer import LayerStage, layer_by_layer
 from .saving import insert_factors, load_compressed
-from .search import SearchResult, search_convolutions
+from .search import search_convolutions
+from .search_report import SearchResult
 from .statistics import Statistics, collect_statistics, wrong_class_losses
 
 __all__ = [

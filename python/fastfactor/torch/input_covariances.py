@@ -40,9 +40,12 @@ class InputCovariances:
             if not isinstance(module, KINDS) or weight is None or weight not in names:
                 continue
             group, columns = names[weight], weight[0].numel()
-            why = _why_not(module, columns, max_columns)
-            if why:
-                warnings.warn(f"{group[0]!r} gets no input covariance: {why}", stacklevel=3)
+            if columns > max_columns:
+                warnings.warn(
+                    f"{group[0]!r} gets no input covariance: its inputs have {columns} columns, "
+                    f"more than max_columns={max_columns}",
+                    stacklevel=3,
+                )
                 continue
             moment = self._moments.setdefault(group, _SecondMoment(columns))
             self._layers.append((module, moment))
@@ -129,15 +132,6 @@ class _SecondMoment:
             self._sum.addmm_(rows.T, rows)
 
 
-def _why_not(module: nn.Module, columns: int, max_columns: int) -> str:
-    """Return why a layer's covariance is not collected; "" if it is."""
-    if getattr(module, "groups", 1) != 1:
-        return f"its {module.groups} groups of channels have inputs of their own"
-    if columns > max_columns:
-        return f"its inputs have {columns} columns, more than max_columns={max_columns}"
-    return ""
-
-
 def _rows(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
     """Iterate over a layer's inputs as rows that its weight is multiplied by, some at a time."""
     if isinstance(module, nn.Linear):
@@ -152,7 +146,10 @@ def _rows(module: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _patches(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return the patches of images as rows, in the order of the columns of the weight."""
+    """Return the patches of images as rows, in the order of the columns of the weight.
+
+    Those of all groups of channels, one after the other.
+    """
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
     sizes = {name: getattr(module, name) for name in ("kernel_size", "dilation", "stride")}
@@ -160,4 +157,5 @@ def _patches(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         x = x.unsqueeze(-2)
         sizes = {name: (1, *size) for name, size in sizes.items()}
     patches = functional.unfold(x, **sizes)
+    patches = patches.reshape(len(x) * module.groups, -1, patches.shape[2])
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])

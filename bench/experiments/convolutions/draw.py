@@ -34,8 +34,11 @@ def main() -> None:
     # The same picture from the same figures, in a file that says nothing of when it was drawn.
     matplotlib.rcParams.update({"svg.hashsalt": "fastfactor", "font.size": 11})
     for name, draw in (("metrics", draw_metrics), ("speed", draw_speed)):
-        rows = json.loads((RESULTS / f"convolutions_{name}.json").read_text())["rows"]
-        save(draw(rows), RESULTS / f"convolutions_{name}.svg")
+        source = RESULTS / f"convolutions_{name}.json"
+        if source.exists():
+            save(draw(json.loads(source.read_text())["rows"]), source.with_suffix(".svg"))
+        else:
+            print(f"skipped: there is no {source}")
 
 
 def draw_metrics(rows: Rows) -> Figure:

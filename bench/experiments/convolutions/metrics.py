@@ -68,7 +68,9 @@ def main() -> None:
     for network in sys.argv[3:] or NETWORKS:
         model = trained(network, data, work, images)
         statistics = collected(model, images)
-        dense = row_of(rows, {"network": network, "method": None, "n_images": N_TEST})
+        epochs = NETWORKS[network].n_epochs
+        what = {"network": network, "method": None, "n_images": N_TEST, "epochs": epochs}
+        dense = row_of(rows, what)
         if "dense" not in dense["accuracy"]:
             dense["accuracy"]["dense"] = images.quality(model, "test", N_TEST)
         for name, make in METHODS.items():

@@ -223,11 +223,12 @@ def cell(row: Row | None) -> str:
     return f"{time} {times}"
 
 
+LISTED = tuple(k for k in KERNELS if k != "convolution")  # of which there is no full run yet
 TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]] = {
-    **{kernel: ((kernel,), "rows", contestants_by_workload("cold")) for kernel in KERNELS},
+    **{kernel: ((kernel,), "rows", contestants_by_workload("cold")) for kernel in LISTED},
     "spmm-hot": (("spmm",), "rows", contestants_by_workload("hot")),
-    "levels": (KERNELS, "rows", levels),
-    "targets": (KERNELS, "targets", targets),
+    "levels": (LISTED, "rows", levels),
+    "targets": (LISTED, "targets", targets),
 }
 
 CURVES = {

@@ -22,7 +22,13 @@ if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed", allow_module_level=True)
 
 import torch
-from fastfactor.torch import ChannelOrder, apply_compression, load_compressed, to_convolutions
+from fastfactor.torch import (
+    ChannelOrder,
+    apply_compression,
+    load_compressed,
+    native_chains,
+    to_convolutions,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -98,6 +104,44 @@ def test_each_stage_is_the_convolution_with_its_weight(method, form):
     assert compression.report()[0].stage.value == "factors"
     conv.eval()
     torch.testing.assert_close(conv(x), conv.train()(x), rtol=0, atol=1e-9)
+
+
+@methods
+@forms
+def test_finished_layers_run_the_kernel_where_nothing_looks_on(method, form, monkeypatch):
+    conv = convolution(form, torch.float32)
+    x = images(conv)
+    apply_compression(conv, method).step()
+    calls = []
+    kernel = native_chains.conv_chain
+
+    def counted(*arguments, **options):
+        calls.append(options["n_threads"])
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(native_chains, "conv_chain", counted)
+    y = conv(x)
+    conv.eval()
+    conv(x)  # with gradients
+    assert calls == []
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), y, rtol=0, atol=2e-5 * float(y.abs().max()))
+        assert calls == [torch.get_num_threads()]
+        for parameter in conv.parameters():
+            parameter.data.mul_(1.5)  # which no version of a tensor tells
+        again = conv(x)
+        conv.train()
+        torch.testing.assert_close(again, conv(x), rtol=0, atol=2e-5 * float(again.abs().max()))
+        assert len(calls) == 2
+        conv.eval()
+        for other in (x[0], x.double().float().to(memory_format=torch.channels_last), x[:0]):
+            conv(other)
+        with torch.autocast("cpu", torch.bfloat16):
+            conv(x)
+        copy.deepcopy(conv).double()(x.double())
+        assert len(calls) == 2
+        torch.testing.assert_close(copy.deepcopy(conv)(x), again)
+        assert len(calls) == 3
 
 
 @methods

@@ -145,7 +145,7 @@ def compress(
         raise typer.BadParameter("--figures must be given without --dry-run, got both")
     check_reports(reports, source, *filter(None, (recipe, importance, input_covariance)))
     if figures is not None:
-        from ..figures.draw import require_matplotlib, save_figures
+        from ..figures import require_matplotlib, save_figures
 
         require_matplotlib()
         figures.mkdir(parents=True, exist_ok=True)

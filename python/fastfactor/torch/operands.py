@@ -49,7 +49,7 @@ class Operands:
 
     def linear(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Return ``x @ W.T``, for x of shape (..., in)."""
-        if _is_plain(x):
+        if is_plain(x):
             trained = list(tensors.values())
             return self._by_kernels(trained).linear(x, trained)
         y: torch.Tensor = ops.linear(x, [*tensors.values(), self._fixed], self._description)
@@ -57,7 +57,7 @@ class Operands:
 
     def rows(self, tensors: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of W with these ids, of shape ids.shape + (in,)."""
-        if _is_plain(ids):
+        if is_plain(ids):
             trained = list(tensors.values())
             return self._by_kernels(trained).rows(ids, trained)
         found: torch.Tensor = ops.rows(ids, [*tensors.values(), self._fixed], self._description)
@@ -104,7 +104,7 @@ class Operands:
         return {**self.__dict__, "_kept": None, "_prepared": None}
 
 
-def _is_plain(x: torch.Tensor) -> bool:
+def is_plain(x: torch.Tensor) -> bool:
     """Return whether a product needs nothing of PyTorch's dispatcher.
 
     It records no gradient, and no program, counter, profiler or vmap looks on. The dispatcher takes

@@ -75,8 +75,8 @@ class Statistics:
         To each importance a share of the mean importance of its weight is added. Squared gradients
         of some examples say little of the weights that they leave alone, and nothing of what errors
         of several weights do together: methods that find factors of a whole matrix put much error
-        where an importance is near 0. In bench/experiments/convolutions networks lost much less with
-        the mean added than without.
+        where an importance is near 0. The networks in bench/experiments/convolutions lost much less
+        with the mean added than without.
 
         Parameters
         ----------

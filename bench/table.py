@@ -9,10 +9,10 @@ They mark the places:
 Names: omp, hashed_omp, kmeans, kmeans1d, spmm, codebook, sparse_codebook, coding, trellis, select
 (cold medians of every contestant), spmm-hot, levels (of instruction sets), targets, speed (one
 workload a kernel and its fastest rival), quality (errors at equal bytes, of experiments) or
-quality-MATRIX, errors-by-method and errors-by-size (of size_error_curves),
-and while-training-sizes, -times, -overhead and -tokens. Numbers come from
-bench/results, each workload's from the newest full run that holds it. --check writes nothing and
-fails if a file differs from what it should hold.
+quality-MATRIX, errors-by-method and errors-by-size (of size_error_curves), convolutions-metrics and
+-speed, and while-training-sizes, -times, -overhead and -tokens. Numbers come from bench/results,
+each workload's from the newest full run that holds it. --check writes nothing and fails if a file
+differs from what it should hold.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import factored_networks
 import while_training
 from cases import KERNELS, LEVELS, workloads_of
 from curves import errors_by_method, errors_by_size
@@ -234,6 +235,8 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[list[Row]], list[str]]]]
 CURVES = {
     "errors-by-method": errors_by_method,
     "errors-by-size": errors_by_size,
+    "convolutions-metrics": factored_networks.accuracies_by_metric,
+    "convolutions-speed": factored_networks.speeds,
     "while-training-sizes": while_training.qualities_by_size,
     "while-training-times": while_training.qualities_by_time,
     "while-training-overhead": while_training.overheads,

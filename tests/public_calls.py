@@ -15,6 +15,7 @@ from fastfactor.metrics import Covariance, Diagonal
 RNG = np.random.default_rng(7)
 W = RNG.standard_normal((8, 16)).astype(np.float32)
 X = RNG.standard_normal((5, 16)).astype(np.float32)
+IMAGES = RNG.standard_normal((2, 4, 5, 6)).astype(np.float32)
 SQUARE = np.eye(16, dtype=np.float32)
 COVARIANCE = W.T @ W / len(W)
 POSITIVE = RNG.random(W.shape).astype(np.float32)
@@ -158,6 +159,12 @@ SETTINGS = (
     methods.BlockProjection(reduction=2, block_in=8, block_out=8, learned=True),
     methods.Codebook(n_bits=2),
     methods.Codebook(n_bits=2, vector_dim=2, n_codebooks=2),
+    methods.ConvBicluster(ranks=(1, 2), kernel_size=(2, 2)),
+    methods.ConvBicluster(ranks=2, inside="cp", kernel_size=(2, 2)),
+    methods.ConvCP(rank=2, kernel_size=(2, 2)),
+    methods.ConvMonochromatic(n_colors=2, kernel_size=(2, 2)),
+    methods.ConvSVD(ranks=(2, 3), kernel_size=(2, 2)),
+    methods.ConvSeparable(rank=2, kernel_size=(2, 2)),
     methods.DeepCompression(sparsity=0.5, n_bits=2),
     methods.Dictionary(n_nonzero_coefs=2, n_atoms=8, max_iter=2),
     methods.EntropyCoded(bits_per_weight=3),
@@ -203,7 +210,11 @@ def of_factors(factors):
         tensors = {name: arrays[f"tensor {name!r}"] for name in factors.tensors()}
         return type(factors).from_tensors(tensors, factors.config(), factors.shape, factors.dtype)
 
+    of_images = []
+    if isinstance(factors, methods.ConvFactors):
+        of_images.append(call(factors.conv, x=IMAGES))
     return [
+        *of_images,
         call(factors.linear, x=X),
         call(factors.matmul, x=X.T),
         Call(lambda a: factors.__rmatmul__(a["x"]), {"x": W.T}),

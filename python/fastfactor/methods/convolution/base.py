@@ -91,11 +91,10 @@ class ConvMethod(Method):
         TypeError, ValueError
             As for :meth:`Method.compress`, and for a weight that does not have this kernel.
         """
-        settings = self
-        if np.ndim(W) == 4:
-            W = _checks.float_array(W, "W")
+        settings, W = self, _checks.float_array(W, "W")
+        if W.ndim == 4:
             settings = self.for_tensor(W.shape)
-            if importance is not None and np.ndim(importance) == 4:
+            if importance is not None:
                 importance = _matrix(importance, "importance", W.shape)
             W = W.reshape(len(W), -1) if W.size else W.reshape(len(W), int(np.prod(W.shape[1:])))
         return super(ConvMethod, settings).compress(
@@ -178,7 +177,10 @@ def _shares(exponent: int, n: int) -> list[int]:
 
 
 def _matrix(importance: Any, name: str, shape: tuple[int, ...]) -> Array:
+    """Return weights of the entries of a weight (F, C, X, Y) as a matrix, which they may be."""
     array = _checks.float_array(importance, name)
+    if array.ndim == 2:
+        return array
     if array.shape != shape:
         raise ValueError(f"{name} must have the shape of W, {shape}, got {array.shape}")
     return array.reshape(len(array), -1)

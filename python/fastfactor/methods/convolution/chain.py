@@ -186,8 +186,8 @@ def product(
     It is the chain's result for an image as large as the kernel, which each group of input
     channels sees.
     """
-    batch = length(x.shape[0])
-    x = xp.reshape(x, (batch, in_channels // groups, *kernel_size))
+    batch = x.shape[0]  # None where it is not known yet
+    x = xp.reshape(x, (length(batch), in_channels // groups, *kernel_size))
     if groups > 1:
         x = xp.concat([x] * groups, axis=1)
     for stage in chain:
@@ -195,21 +195,21 @@ def product(
             x = xp.take(x, constant(xp, stage.channels, x), axis=1)
         else:
             x = _on_one_window(xp, stage, x, batch)
-    return xp.reshape(x, (batch, x.shape[1]))
+    return xp.reshape(x, (length(batch), x.shape[1]))
 
 
-def _on_one_window(xp: ArrayNamespace, stage: Convolve, x: Any, batch: int) -> Any:
+def _on_one_window(xp: ArrayNamespace, stage: Convolve, x: Any, batch: Any) -> Any:
     """Return a convolution whose kernel is 1 or as long as x along both of its last axes."""
     out, inner, *kernel = stage.weight.shape
     rest = [n // k for n, k in zip(x.shape[2:], kernel, strict=True)]
-    x = xp.reshape(x, (batch, stage.groups, inner, rest[0], kernel[0], rest[1], kernel[1]))
+    x = xp.reshape(x, (length(batch), stage.groups, inner, rest[0], kernel[0], rest[1], kernel[1]))
     x = xp.permute_dims(x, (1, 0, 3, 5, 2, 4, 6))
     terms = inner * kernel[0] * kernel[1]
-    x = xp.reshape(x, (stage.groups, length(None if batch < 0 else batch, *rest), terms))
+    x = xp.reshape(x, (stage.groups, length(batch, *rest), terms))
     weight = xp.reshape(stage.weight, (stage.groups, out // stage.groups, terms))
     y = xp.matmul(x, xp.permute_dims(weight, (0, 2, 1)))
-    y = xp.reshape(y, (stage.groups, batch, rest[0], rest[1], out // stage.groups))
-    return xp.reshape(xp.permute_dims(y, (1, 0, 4, 2, 3)), (batch, out, rest[0], rest[1]))
+    y = xp.reshape(y, (stage.groups, length(batch), rest[0], rest[1], out // stage.groups))
+    return xp.reshape(xp.permute_dims(y, (1, 0, 4, 2, 3)), (length(batch), out, rest[0], rest[1]))
 
 
 def rows(xp: ArrayNamespace, chain: Chain, chosen: Any, groups: int) -> Any:
@@ -218,8 +218,8 @@ def rows(xp: ArrayNamespace, chain: Chain, chosen: Any, groups: int) -> Any:
     W's rows are the gradients of outputs by an input as large as the kernel: the chain is followed
     from its end.
     """
-    n = length(chosen.shape[0])
-    x = xp.reshape(chosen, (n, chosen.shape[1], 1, 1))
+    n = chosen.shape[0]
+    x = xp.reshape(chosen, (length(n), chosen.shape[1], 1, 1))
     for stage in reversed(chain):
         if isinstance(stage, Reorder):
             x = xp.take(x, constant(xp, stage.inverse, x), axis=1)
@@ -232,20 +232,20 @@ def rows(xp: ArrayNamespace, chain: Chain, chosen: Any, groups: int) -> Any:
             (x[:, g * per_group : (g + 1) * per_group, :, :] for g in range(1, groups)),
             x[:, :per_group, :, :],
         ),
-        (n, per_group * x.shape[2] * x.shape[3]),
+        (length(n), per_group * x.shape[2] * x.shape[3]),
     )
 
 
-def _back(xp: ArrayNamespace, stage: Convolve, x: Any, n: int) -> Any:
+def _back(xp: ArrayNamespace, stage: Convolve, x: Any, n: Any) -> Any:
     """Return the gradient of a convolution's inputs, which are as large as its kernel."""
     out, inner, *kernel = stage.weight.shape
     rest = list(x.shape[2:])
-    x = xp.reshape(x, (n, stage.groups, out // stage.groups, rest[0], rest[1]))
+    x = xp.reshape(x, (length(n), stage.groups, out // stage.groups, rest[0], rest[1]))
     x = xp.permute_dims(x, (1, 0, 3, 4, 2))
-    x = xp.reshape(x, (stage.groups, length(None if n < 0 else n, *rest), out // stage.groups))
+    x = xp.reshape(x, (stage.groups, length(n, *rest), out // stage.groups))
     terms = inner * kernel[0] * kernel[1]
     y = xp.matmul(x, xp.reshape(stage.weight, (stage.groups, out // stage.groups, terms)))
-    y = xp.reshape(y, (stage.groups, n, rest[0], rest[1], inner, kernel[0], kernel[1]))
+    y = xp.reshape(y, (stage.groups, length(n), rest[0], rest[1], inner, kernel[0], kernel[1]))
     y = xp.permute_dims(y, (1, 0, 4, 2, 5, 3, 6))
     channels = stage.groups * inner
-    return xp.reshape(y, (n, channels, rest[0] * kernel[0], rest[1] * kernel[1]))
+    return xp.reshape(y, (length(n), channels, rest[0] * kernel[0], rest[1] * kernel[1]))

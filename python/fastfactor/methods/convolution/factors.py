@@ -16,7 +16,7 @@ from ..._checks import Array
 from ...errors import CorruptDataError
 from ...kernels.convolution import ConvChain, conv_chain
 from ..factors import Factors, check_ids, into
-from ..forward import NUMPY, ArrayNamespace, constant
+from ..forward import NUMPY, ArrayNamespace, as_batch, constant, with_lead
 from ..narrow import narrowed
 from .chain import (
     Chain,
@@ -205,10 +205,8 @@ class ConvFactors(Factors):
         return result
 
     def forward(self, xp: ArrayNamespace, tensors: Mapping[str, Any], x: Any) -> Any:
-        lead = x.shape[:-1]
-        batch = xp.reshape(x, (-1 if None in lead else int(np.prod(lead)), x.shape[-1]))
-        y = self._product(xp, self._chain(xp, tensors), batch)
-        return xp.reshape(y, (*(-1 if n is None else n for n in lead), self.shape[0]))
+        y = self._product(xp, self._chain(xp, tensors), as_batch(xp, x))
+        return with_lead(xp, y, x.shape[:-1])
 
     def _product(self, xp: ArrayNamespace, chain: Chain, x: Any) -> Any:
         in_channels = self.weight_shape[1] * self.groups

@@ -127,13 +127,18 @@ def test_inputs_of_convolutions_are_checked(rng, method):
         factors.conv(x[0, 0])
     with pytest.raises(ValueError, match="x must be at least as large as the"):
         factors.conv(x[:, :, :2])
-    with pytest.raises(ValueError, match="stride must be at least 1"):
+    with pytest.raises(ValueError, match=r"stride must be in \[1, "):
         factors.conv(x, stride=0)
+    for wide in (x, x.astype(np.float64)):  # nothing is allocated for it
+        with pytest.raises(
+            ValueError, match=r"padding must be in \[0, 1048576\], got 1099511627776"
+        ):
+            factors.conv(wide, padding=2**40)
     with pytest.raises(ValueError, match="padding must be an integer or two"):
         factors.conv(x, padding=(1, 2, 3))
     with pytest.raises(ValueError, match="out must have shape"):
         factors.conv(x, out=np.zeros((1, 12, 6, 3), np.float32))
-    with pytest.raises(ValueError, match="size must be at least 1"):
+    with pytest.raises(ValueError, match=r"size must be in \[1, "):
         factors.multiply_adds(0)
 
 

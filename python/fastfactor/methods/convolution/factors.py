@@ -14,7 +14,7 @@ from ... import _checks
 from ..._arrays import as_array
 from ..._checks import Array
 from ...errors import CorruptDataError
-from ...kernels.convolution import ConvChain, conv_chain
+from ...kernels.convolution import MOST, ConvChain, conv_chain
 from ..factors import Factors, check_ids, into
 from ..forward import NUMPY, ArrayNamespace, as_batch, constant, with_lead
 from ..narrow import narrowed
@@ -254,7 +254,7 @@ def pair_of(value: Any, name: str, least: int) -> Pair:
     values = value if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2:
         raise ValueError(f"{name} must be an integer or two, got {_checks.shown(value)}")
-    first, second = (_checks.integer(each, name, least) for each in values)
+    first, second = (_checks.integer(each, name, least, MOST) for each in values)
     return first, second
 
 
